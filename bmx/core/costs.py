@@ -1,0 +1,47 @@
+"""Costs counted from the program itself: the contractions of a jaxpr, loops multiplied out."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def flops(fn: Callable[..., Any], *args: Any) -> int:
+  """FLOPs of the matrix products and convolutions in `fn(*args)`; args may be abstract.
+
+  One multiply-add is two FLOPs. A scan counts times its length, a `cond` as its dearest branch, a
+  `while` body once. Element-wise work is not counted, as is the custom (PaLM, appendix B).
+
+  >>> import jax.numpy as jnp
+  >>> flops(jnp.dot, jnp.ones((4, 8)), jnp.ones((8, 3)))
+  192
+  """
+  return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+  return sum(_equation(e) for e in jaxpr.eqns)
+
+
+def _equation(e: Any) -> int:
+  name = e.primitive.name
+  if name == 'dot_general':
+    (contract, _), _ = e.params['dimension_numbers']
+    depth = math.prod(e.invars[0].aval.shape[i] for i in contract)
+    return 2 * depth * math.prod(e.outvars[0].aval.shape)
+  if name == 'conv_general_dilated':
+    kernel = e.invars[1].aval.shape
+    outputs = kernel[e.params['dimension_numbers'].rhs_spec[0]]
+    return 2 * math.prod(e.outvars[0].aval.shape) * math.prod(kernel) // outputs
+  if name == 'cond':
+    return max(_count(b.jaxpr) for b in e.params['branches'])
+  times = e.params['length'] if name == 'scan' else 1
+  return times * sum(_count(j) for j in _inner(e.params))
+
+
+def _inner(params: dict[str, Any]) -> list[Any]:
+  """The jaxprs an equation runs; a custom derivative's rules are functions, not jaxprs."""
+  values = [v for k, v in params.items() if k != 'cond_jaxpr']
+  jaxprs = [v for v in values if hasattr(v, 'eqns')]
+  return jaxprs + [v.jaxpr for v in values if hasattr(v, 'jaxpr') and not hasattr(v, 'eqns')]

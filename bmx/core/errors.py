@@ -1,0 +1,44 @@
+"""What can go wrong, and the exit code that says so."""
+
+import difflib
+from collections.abc import Iterable
+
+DONE, FAILURE, BAD_INPUT = 0, 1, 2
+RUN_AGAIN, GUARD, WATCHDOG, PROCESS_MISSING = 75, 76, 77, 78
+
+
+class Stop(Exception):
+  """An end of the run that `main` turns into one message and an exit code, without a traceback."""
+
+  code = FAILURE
+
+
+class InputError(Stop, ValueError):
+  """The user gave something that cannot work: says what was given, what was expected, what to do."""
+
+  code = BAD_INPUT
+
+
+class Preempted(Stop):
+  """The run was asked to stop, has saved, and continues when started again."""
+
+  code = RUN_AGAIN
+
+
+class GuardStop(Stop):
+  """Too many non-finite steps in a row."""
+
+  code = GUARD
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+  """-> `; did you mean 'width'?`, or the known words where none is near.
+
+  >>> did_you_mean('widht', ['depth', 'width'])
+  "; did you mean 'width'?"
+  """
+  known = sorted(known)
+  near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+  if near:
+    return f'; did you mean {near[0]!r}?'
+  return f'; known: {", ".join(known)}' if known else ''

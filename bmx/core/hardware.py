@@ -1,0 +1,36 @@
+"""Chips as data: vendors' peaks, dense, without sparsity. Sources: the vendors' data sheets."""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """flops: bfloat16 FLOP/s; memory: bytes; bandwidth: bytes/s of that memory. Per jax device."""
+
+  flops: float
+  memory: float
+  bandwidth: float
+
+
+# Keyed by what `jax.Device.device_kind` says, in lower case; the first key it contains wins.
+CHIPS = {
+  'tpu v5 lite': Chip(197e12, 16e9, 819e9),
+  'tpu v5e': Chip(197e12, 16e9, 819e9),
+  'tpu v5p': Chip(459e12, 95e9, 2765e9),
+  'tpu v5': Chip(459e12, 95e9, 2765e9),
+  'tpu v6': Chip(918e12, 32e9, 1640e9),
+  'tpu7x': Chip(1153.5e12, 96e9, 3690e9),
+  'tpu v4': Chip(275e12, 32e9, 1228e9),
+  'h200': Chip(989e12, 141e9, 4800e9),
+  'h100': Chip(989e12, 80e9, 3350e9),
+  'a100': Chip(312e12, 80e9, 2039e9),
+  'l4': Chip(121e12, 24e9, 300e9),
+}
+
+
+def chip(device: jax.Device) -> Chip | None:
+  """The chip behind a device, None where its peak is not known (a CPU)."""
+  kind = device.device_kind.lower()
+  return next((c for name, c in CHIPS.items() if name in kind), None)

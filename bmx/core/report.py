@@ -1,0 +1,130 @@
+"""report.html: the curves of a run on one page that needs no network and no server."""
+
+import html
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from bmx.core.writer import TIMES, brief, read_metrics
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 240, 62, 28, 12
+COLOURS = ('#2563eb', '#ea580c', '#16a34a', '#9333ea', '#db2777', '#0891b2')
+Series = dict[str, list[tuple[float, float]]]
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #888; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1rem; margin: 0 0 .3rem; }
+.soft { color: var(--soft); } .grid { display: flex; flex-wrap: wrap; gap: 1.2rem; margin: 1.5rem 0; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; flex: 1 1 500px; }
+table { border-collapse: collapse; } td { padding: .1rem 1rem .1rem 0; vertical-align: top; }
+td:last-child { font-variant-numeric: tabular-nums; } svg { width: 100%; height: auto; display: block; }
+svg text { fill: currentColor; font-size: 11px; } pre { overflow: auto; max-height: 30rem; }
+.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .35em 0 0; }
+.legend span.item { margin-right: 1.1em; white-space: nowrap; }
+"""
+
+
+def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
+  """The report of a run directory, from its metrics.jsonl and config.json."""
+  lines = read_metrics(workdir / 'metrics.jsonl')
+  config = json.loads((workdir / 'config.json').read_text())
+  facts = {k: v for k, v in summary.items() if k != 'metrics' and v is not None}
+  page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{html.escape(name)}</title>
+<style>{STYLE}</style></head><body>
+<h1>{html.escape(name)}</h1>
+<p class="soft">{html.escape(config['config'].get('about', ''))}</p>
+<div class="grid">{''.join(_card(t, s) for t, s in charts(lines).items())}</div>
+<div class="grid"><div class="card"><h2>Final metrics</h2>{_table(summary['metrics'])}</div>
+<div class="card"><h2>Run</h2>{_table(facts)}</div></div>
+<details><summary>Config, versions, data</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre>
+</details></body></html>
+"""
+  (workdir / 'report.html').write_text(page)
+
+
+def charts(lines: list[dict[str, Any]]) -> dict[str, Series]:
+  """One chart a metric; training and every evaluation of it are its series."""
+  result: dict[str, Series] = {}
+  for line in lines:
+    for key, value in line.items():
+      if key in ('step', *TIMES) or not isinstance(value, int | float) or not math.isfinite(value):
+        continue
+      parts = key.split('/')
+      series = parts[1] if parts[0] == 'eval' else 'train'
+      result.setdefault(parts[-1], {}).setdefault(series, []).append((line['step'], value))
+  for key in ('tokens_per_second', 'examples_per_second'):
+    points = [(line['step'], line[key]) for line in lines if key in line]
+    if points:
+      result[key.replace('_', ' ')] = {'train': points}
+  order = {'loss': 0, 'accuracy': 1}
+  flat = {k: v for k, v in result.items() if k != 'skipped' or any(y for p in v.values() for _, y in p)}
+  return dict(sorted(flat.items(), key=lambda item: order.get(item[0], 2)))
+
+
+def _card(title: str, series: Series) -> str:
+  colours = dict(zip(series, COLOURS * (1 + len(series) // len(COLOURS)), strict=False))
+  legend = ''.join(
+    f'<span class="item"><span class="key" style="background:{colours[k]}"></span>'
+    f'{html.escape(k)} <b>{brief(v[-1][1])}</b></span>'
+    for k, v in series.items()
+  )
+  name = html.escape(title.replace('_', ' '))
+  return f'<div class="card"><h2>{name}</h2>{_svg(series, colours)}<div class="legend">{legend}</div></div>'
+
+
+def _svg(series: Series, colours: Mapping[str, str]) -> str:
+  points = [p for s in series.values() for p in s]
+  x0, x1 = _span([x for x, _ in points])
+  y0, y1 = _span([y for _, y in points])
+  sx = lambda x: LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 12)
+  sy = lambda y: HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP)
+  parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+  for y in ticks(y0, y1):
+    parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{sy(y):.1f}" y2="{sy(y):.1f}" '
+                 f'stroke="#8883"/><text x="{LEFT - 6}" y="{sy(y) + 4:.1f}" text-anchor="end">'
+                 f'{brief(y)}</text>')  # fmt: skip
+  for x in ticks(x0, x1):
+    anchor = 'end' if sx(x) > WIDTH - 40 else 'middle'
+    parts.append(f'<text x="{sx(x):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{brief(x)}</text>')
+  for name, values in series.items():
+    path = ' '.join(f'{sx(x):.1f},{sy(y):.1f}' for x, y in values)
+    parts.append(
+      f'<polyline fill="none" stroke="{colours[name]}" stroke-width="1.8" points="{path}"/>'
+    )
+    if len(values) < 40:
+      parts += [
+        f'<circle cx="{sx(x):.1f}" cy="{sy(y):.1f}" r="2.6" fill="{colours[name]}">'
+        f'<title>{html.escape(name)}, step {x:,.0f}: {brief(y)}</title></circle>'
+        for x, y in values
+      ]
+  return ''.join(parts) + '</svg>'
+
+
+def _span(values: list[float]) -> tuple[float, float]:
+  low, high = min(values), max(values)
+  return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def ticks(low: float, high: float, n: int = 5) -> list[float]:
+  """Round numbers in [low, high].
+
+  >>> ticks(0, 10)
+  [0, 2, 4, 6, 8, 10]
+  """
+  raw = (high - low) / n
+  unit = 10.0 ** math.floor(math.log10(raw))
+  step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw)
+  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+  values = [round(i * step, 12) for i in range(first, last + 1)]
+  return [int(v) if v == int(v) else v for v in values]
+
+
+def _table(values: Mapping[str, Any]) -> str:
+  show = lambda v: brief(v) if isinstance(v, int | float) and not isinstance(v, bool) else str(v)
+  rows = ''.join(f'<tr><td>{html.escape(str(k))}</td><td>{html.escape(show(v))}</td></tr>'
+                 for k, v in values.items())  # fmt: skip
+  return f'<table>{rows}</table>'

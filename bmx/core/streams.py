@@ -1,0 +1,42 @@
+"""Which random stream feeds what: the one table.
+
+Device randomness is `jax.random` (threefry): the run's key folded with a stream, then with what the
+use varies over. Host randomness is Philox, keyed by `(seed, stream)` and *counted* by what the use
+varies over, so the draw for position p needs no draw before it.
+
+| stream       | feeds                                        | varies over       |
+|--------------|----------------------------------------------|-------------------|
+| INIT         | parameter initialisation                     | parameter path    |
+| STEP         | dropout and every other noise of a step      | step, then module |
+| EVAL         | noise of an evaluation, where a task has any | nothing           |
+| PERMUTATION  | order of examples                            | epoch             |
+| SHIFT        | where the windows of a text begin            | epoch             |
+| AUGMENTATION | crops and flips                              | position          |
+| SPLIT        | which examples a random split holds          | nothing           |
+"""
+
+import numpy as np
+
+INIT, STEP, EVAL = 0, 1, 2
+PERMUTATION, SHIFT, AUGMENTATION, SPLIT = 16, 17, 18, 19
+
+
+def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
+  """A host generator for item `index` (epoch, say) of a stream."""
+  return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, index))))
+
+
+def draws(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
+  """Four uniform numbers per position. positions int64 [n] -> float64 [n, 4] in [0, 1).
+
+  Row i depends on `(seed, stream, positions[i])` alone: Philox is a counter-based generator (Salmon
+  et al. 2011), and one count gives four 64-bit words.
+  """
+  words = np.empty((len(positions), 4), np.uint64)
+  key = np.array([seed, stream], np.uint64)
+  breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+  for run in np.split(np.arange(len(positions)), breaks):
+    if len(run):
+      bits = np.random.Philox(key=key, counter=int(positions[run[0]]))
+      words[run] = bits.random_raw(4 * len(run)).reshape(-1, 4)
+  return (words >> np.uint64(11)) * 2.0**-53

@@ -1,0 +1,93 @@
+"""Trees of arrays as people read them: names, masks, sizes, differences, digests."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bmx.core.errors import InputError
+
+Tree = Any
+
+
+def named(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+  """Leaves by name, in tree order.
+
+  >>> named({'dense': {'bias': 1, 'kernel': 2}})
+  {'dense/bias': 1, 'dense/kernel': 2}
+  """
+  leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf=None) -> Tree:
+  """`jax.tree.map` with the leaf's name as first argument."""
+
+  def call(path, *leaves):
+    return fn(jax.tree_util.keystr(path, simple=True, separator='/'), *leaves)
+
+  return jax.tree_util.tree_map_with_path(call, tree, *rest, is_leaf=is_leaf)
+
+
+def mask(tree: Tree, pattern: str) -> Tree:
+  """True at leaves whose name matches the regex anywhere. Raises InputError where none does."""
+  try:
+    regex = re.compile(pattern)
+  except re.error as error:
+    raise InputError(f'{pattern!r} is not a regular expression: {error}') from None
+  result = map_named(lambda name, _: bool(regex.search(name)), tree)
+  if not any(jax.tree.leaves(result)):
+    names = '\n  '.join(list(named(tree))[:40])
+    raise InputError(f'the regex {pattern!r} matches no parameter; parameters are:\n  {names}')
+  return result
+
+
+def count(tree: Tree) -> int:
+  """Number of elements."""
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+  """Bytes of all elements, of arrays or of their abstract shapes."""
+  return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def signature(tree: Tree) -> dict[str, list]:
+  """name -> [shape, dtype], as JSON holds it."""
+  return {k: [list(x.shape), np.dtype(x.dtype).name] for k, x in named(tree).items()}
+
+
+def difference(given: Mapping[str, list], expected: Mapping[str, list]) -> list[str]:
+  """Lines that say how two signatures differ: missing, extra, differently shaped or typed leaves."""
+  lines = [f'missing  {k} {v}' for k, v in expected.items() if k not in given]
+  lines += [f'extra    {k} {v}' for k, v in given.items() if k not in expected]
+  lines += [
+    f'differs  {k}: has {given[k]}, expected {v}'
+    for k, v in expected.items()
+    if k in given and given[k] != v
+  ]
+  return lines
+
+
+def digest(tree: Tree) -> str:
+  """SHA-256 over name, shape, dtype and bytes of every leaf, one leaf on the host at a time."""
+  total = hashlib.sha256()
+  for name, leaf in named(tree).items():
+    array = np.asarray(fetch(leaf))
+    total.update(f'{name} {array.shape} {array.dtype.name}\n'.encode())
+    total.update(np.ascontiguousarray(array).tobytes())
+  return total.hexdigest()
+
+
+def fetch(leaf: jax.Array) -> np.ndarray:
+  """The whole array on this host, also where its shards lie on several."""
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    if leaf.is_fully_replicated:
+      return np.asarray(leaf.addressable_data(0))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+  return np.asarray(leaf)

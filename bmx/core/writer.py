@@ -1,0 +1,167 @@
+"""Where what a run says goes: the terminal, metrics.jsonl, TensorBoard."""
+
+import json
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger('bmx')
+
+# Keys of metrics.jsonl that tell time, and so differ between two equal runs.
+TIMES = (
+  'time',
+  'steps_per_second',
+  'step_seconds',
+  'data_wait_fraction',
+  'examples_per_second',
+  'tokens_per_second',
+  'mfu',
+)
+
+
+def start_logging(workdir: pathlib.Path, process: int = 0) -> None:
+  """Process 0 speaks on the terminal, the others in WORKDIR/logs/PROCESS.log."""
+  if process:
+    (workdir / 'logs').mkdir(parents=True, exist_ok=True)
+    handler: logging.Handler = logging.FileHandler(workdir / 'logs' / f'{process}.log')
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
+  else:
+    handler = _Terminal()
+  for old in list(log.handlers):
+    log.removeHandler(old)
+  log.addHandler(handler)
+  log.setLevel(logging.INFO)
+  log.propagate = False
+
+
+class _Terminal(logging.Handler):
+  """Plain lines on stderr, through the live bar while there is one."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    text = self.format(record)
+    if Bar.live is not None:
+      Bar.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+      sys.stderr.write(text + '\n')
+
+
+class Bar:
+  """A live bar with loss, rate and time left on a terminal; nothing anywhere else."""
+
+  live: Any = None
+
+  def __init__(self, steps: int):
+    self.progress = None
+    if sys.stderr.isatty():
+      from rich import console, progress
+
+      self.progress = progress.Progress(
+        progress.TextColumn('{task.completed}/{task.total}'),
+        progress.BarColumn(bar_width=None),
+        progress.TextColumn('{task.fields[text]}'),
+        console=console.Console(stderr=True),
+        transient=True,
+      )
+      self.row = self.progress.add_task('', total=steps, text='compiling')
+
+  def __enter__(self) -> 'Bar':
+    if self.progress:
+      self.progress.start()
+      Bar.live = self.progress
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self.progress:
+      Bar.live = None
+      self.progress.stop()
+
+  def update(self, step: int, text: str) -> None:
+    if self.progress:
+      self.progress.update(self.row, completed=step, text=text)
+
+
+class JsonLines:
+  """metrics.jsonl: one object a line, on disk before the call returns.
+
+  Args:
+    length: bytes that a resumed run may keep; what was written after its checkpoint is cut.
+  """
+
+  def __init__(self, path: pathlib.Path, length: int = 0):
+    self.path = path
+    self.file = open(path, 'ab')  # noqa: SIM115  closed in close()
+    self.file.truncate(length)
+    self.length = length
+
+  def write(self, line: Mapping[str, Any]) -> None:
+    data = (json.dumps(dict(line)) + '\n').encode()
+    self.file.write(data)
+    self.file.flush()
+    os.fsync(self.file.fileno())
+    self.length += len(data)
+
+  def close(self) -> None:
+    self.file.close()
+
+
+class Writer:
+  """Scalars of a step, to metrics.jsonl, TensorBoard and the terminal; `None` workdir is silent."""
+
+  def __init__(self, workdir: pathlib.Path, step: int, length: int):
+    from tensorboardX import SummaryWriter
+
+    self.lines = JsonLines(workdir / 'metrics.jsonl', length)
+    self.events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
+
+  @property
+  def length(self) -> int:
+    return self.lines.length
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    self.lines.write({'step': step, 'time': round(time.time(), 3)} | dict(values))
+    for name, value in values.items():
+      self.events.add_scalar(name, value, step)
+    log.info('step %-7d %s', step, '  '.join(f'{k} {brief(v)}' for k, v in values.items()))
+
+  def close(self) -> None:
+    self.lines.close()
+    self.events.close()
+
+
+class Silent:
+  """The writer of every process but the first."""
+
+  length = 0
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    log.info('step %d %s', step, dict(values))
+
+  def close(self) -> None:
+    pass
+
+
+def brief(value: float) -> str:
+  """
+  >>> brief(0.00012345), brief(12345.678), brief(0.98765), brief(3)
+  ('0.0001234', '12,346', '0.9877', '3')
+  """
+  if isinstance(value, int) or (abs(value) >= 1000 and value == value):
+    return f'{value:,.0f}'
+  return f'{value:.4g}'
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a metrics.jsonl."""
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+  """Rows as aligned columns; columns of numbers stand right."""
+  widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+  number = [all(r[i][:1].isdigit() or not r[i] for r in rows[1:]) for i in range(len(widths))]
+  cells = lambda r: [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(r, widths, number, strict=True)]
+  return '\n'.join('  '.join(cells(r)).rstrip() for r in rows)

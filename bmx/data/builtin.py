@@ -1,0 +1,79 @@
+"""Real data that needs no network and no account."""
+
+from typing import Any
+
+import numpy as np
+
+from bmx.core.errors import InputError, did_you_mean
+from bmx.data.image import Normalise, augment
+from bmx.data.loader import ArrayData, split_indices
+
+TABLES = ('iris', 'wine', 'breast_cancer', 'diabetes')
+
+
+def digits(
+  batch_size: int,
+  split: str = 'train',
+  holdout: float = 0.0,
+  crop: int = 0,
+  seed: int = 0,
+  train: bool = True,
+) -> ArrayData:
+  """1,797 handwritten digits of 8×8 pixels (scikit-learn; Alpaydin & Kaynak 1998) -> `image`, `label`.
+
+  'test' is the 360 examples of `train_test_split(test_size=0.2, random_state=0)`; 'train' the other
+  1,437, of which a share `holdout` is 'valid'.
+  """
+  from sklearn import datasets
+
+  images, labels = datasets.load_digits(return_X_y=True)
+  image = np.asarray(images, np.float32).reshape(-1, 8, 8, 1)
+  chosen = _split(len(labels), split, holdout)
+  arrays = {'image': image[chosen], 'label': labels[chosen].astype(np.int32)}
+  info = {'classes': 10, 'shape': (8, 8, 1), 'source': f'scikit-learn digits, {split}'}
+  return ArrayData(arrays, info, batch_size, seed, train, augment(crop, False), Normalise(16.0))
+
+
+def table(
+  name: str,
+  batch_size: int,
+  split: str = 'train',
+  holdout: float = 0.0,
+  seed: int = 0,
+  train: bool = True,
+) -> ArrayData:
+  """scikit-learn's iris, wine, breast_cancer (-> `x`, `label`) or diabetes (-> `x`, `y`).
+
+  Splits as in `digits`. Columns are standardised by the training examples, and so is diabetes' target.
+  """
+  from sklearn import datasets
+
+  if name not in TABLES:
+    raise InputError(f'unknown data set {name!r}{did_you_mean(name, TABLES)}')
+  x, target = getattr(datasets, f'load_{name}')(return_X_y=True)
+  fit = _split(len(x), 'train', holdout)
+  chosen = _split(len(x), split, holdout)
+  arrays: dict[str, Any] = {'x': _standard(x, fit)[chosen]}
+  info: dict[str, Any] = {'columns': x.shape[1], 'source': f'scikit-learn {name}, {split}'}
+  if name == 'diabetes':
+    arrays['y'] = _standard(target[:, None], fit)[chosen]
+    info['targets'] = 1
+  else:
+    arrays['label'] = target[chosen].astype(np.int32)
+    info['classes'] = int(target.max()) + 1
+  return ArrayData(arrays, info, batch_size, seed, train)
+
+
+def _standard(x: np.ndarray, fit: np.ndarray) -> np.ndarray:
+  return ((x - x[fit].mean(0)) / x[fit].std(0)).astype(np.float32)
+
+
+def _split(size: int, split: str, holdout: float) -> np.ndarray:
+  from sklearn.model_selection import train_test_split
+
+  train, test = train_test_split(np.arange(size), test_size=0.2, random_state=0)
+  if split == 'test':
+    return test
+  if split not in ('train', 'valid'):
+    raise InputError(f'unknown split {split!r}; known: train, valid, test')
+  return train[split_indices(len(train), split, holdout, ('train', 'valid'))]

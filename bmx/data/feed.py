@@ -1,0 +1,119 @@
+"""From data to the device: groups of steps, made ahead of time, placed where the layout says."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bmx.core.types import Batch, Data, Rows
+from bmx.parallel import Layout
+
+Group = tuple[int, int]  # (first step, number of steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+  """What a dispatch of up to `depth` steps reads.
+
+  Data that is held on the device gets its arrays once (`constants`) and then only the order of
+  examples; other data gets its rows. `take` is the device's side: the batch of step i of a group.
+  """
+
+  data: Data
+  layout: Layout
+  depth: int
+
+  def constants(self) -> Rows:
+    """The resident arrays, on every device; {} where there are none."""
+    arrays = self.data.resident() or {}
+    everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
+    return {
+      k: jax.make_array_from_callback(v.shape, everywhere, lambda i, v=v: v[i])
+      for k, v in arrays.items()
+    }
+
+  def take(self, constants: Any, group: Batch, i: Any) -> Batch:
+    """The batch of step i, as the layout wants it; inside the jitted dispatch."""
+    item = {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in group.items()}
+    batch = self.data.gather(constants, item['order']) if constants else item
+    if self.layout.devices == 1:
+      return batch
+    return jax.lax.with_sharding_constraint(batch, self.layout.batch(self.data.spec))
+
+  def groups(self, groups: Sequence[Group]) -> Iterator[tuple[Batch, float]]:
+    """Placed groups in order, each with the seconds that the caller waited for it.
+
+    Rows are made by threads ahead of the loop, and stacked to `depth` whatever their number, so that
+    one program serves every group.
+    """
+    if self.data.resident() is not None:
+      for start, n in groups:
+        began = time.perf_counter()
+        yield self._order(start, n), time.perf_counter() - began
+      return
+    stream = iter(
+      grain.MapDataset.source(_Groups(self, groups)).to_iter_dataset(
+        grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+      )
+    )
+    for _ in groups:
+      began = time.perf_counter()
+      rows = next(stream)
+      yield self._place(rows), time.perf_counter() - began
+
+  def _order(self, start: int, n: int) -> Batch:
+    order = np.zeros((self.depth, self.data.batch_size), np.int32)
+    order[:n] = [self.data.order(start + i) for i in range(n)]
+    at = NamedSharding(self.layout.mesh, PartitionSpec(None, *self.layout.pspec(['batch'])))
+    return {'order': jax.make_array_from_callback(order.shape, at, lambda i: order[i])}
+
+  def shardings(self) -> dict[str, NamedSharding]:
+    """Of host-fed groups: the batch's, behind the dimension of steps."""
+    batch = self.layout.batch(self.data.spec)
+    return {k: NamedSharding(s.mesh, PartitionSpec(None, *s.spec)) for k, s in batch.items()}
+
+  def local_rows(self) -> slice:
+    """The rows of the global batch that this process holds."""
+    at = NamedSharding(self.layout.mesh, self.layout.pspec(['batch']))
+    shape = (self.data.batch_size,)
+    spans = [i[0].indices(shape[0])[:2] for i in at.addressable_devices_indices_map(shape).values()]
+    return slice(min(s[0] for s in spans), max(s[1] for s in spans))
+
+  def _place(self, rows: Rows) -> Batch:
+    first = self.local_rows().start
+
+    def at(name, index):
+      step, row, *rest = index
+      a, b, _ = row.indices(self.data.batch_size)
+      return rows[name][(step, slice(a - first, b - first), *rest)]
+
+    return {
+      k: jax.make_array_from_callback(
+        (self.depth, *self.data.spec[k].shape), s, lambda index, k=k: at(k, index)
+      )
+      for k, s in self.shardings().items()
+    }
+
+
+class _Groups(grain.sources.RandomAccessDataSource if hasattr(grain, 'sources') else object):
+  """Group number -> stacked host rows [depth, b, ...] of this process."""
+
+  def __init__(self, feed: Feed, groups: Sequence[Group]):
+    self.feed, self.list, self.local = feed, list(groups), feed.local_rows()
+
+  def __len__(self) -> int:
+    return len(self.list)
+
+  def __getitem__(self, number: Any) -> Rows:
+    start, n = self.list[int(number)]
+    data, steps = self.feed.data, []
+    rows = np.arange(data.batch_size)[self.local]
+    for step in range(start, start + n):
+      steps.append(data.rows(data.order(step)[self.local], step * data.batch_size + rows))
+    steps += [steps[-1]] * (self.feed.depth - n)
+    return {k: np.stack([s[k] for s in steps]) for k in steps[0]}

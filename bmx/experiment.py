@@ -1,0 +1,126 @@
+"""The room where parts meet: config -> Experiment. It assembles and decides nothing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from bmx import config as recipes
+from bmx.core.errors import InputError, did_you_mean
+from bmx.core.types import Data, Eval, Every, Experiment, Selection
+from bmx.parallel import Layout, make_mesh
+from bmx.train.state import plan_state
+from bmx.train.step import Gradient
+
+
+def build(
+  config: ConfigDict, name: str = 'run', devices: Sequence[jax.Device] | None = None
+) -> Experiment:
+  """Everything a run needs; every mistake in the config is an InputError here, before compilation."""
+  c = recipes.plain(config)
+  layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
+  data = _data(c, c['data'], 'data', layout, train=True)
+  evals = {key: _eval(c, key, entry, layout) for key, entry in c['eval'].items()}
+  steps = _steps(c, data)
+  task = recipes.build(c['task'], 'task')
+  for facts in (data.info, *(e.data.info for e in evals.values())):
+    task.check(facts)
+  schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
+  tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule)
+  grad_fn = _grad(c, Gradient(task))
+  plan = plan_state(task, tx, data.spec, layout, seed=c['seed'], ema=c['ema'])
+
+  def rebuild(overrides: Mapping[str, Any]) -> Experiment:
+    copy = ConfigDict(config.copy_and_resolve_references())
+    recipes.apply(copy, [f'{k}={v}' for k, v in overrides.items()])
+    return build(copy, name, devices)
+
+  return Experiment(
+    name=name,
+    config=c,
+    seed=c['seed'],
+    steps=steps,
+    task=task,
+    tx=tx,
+    schedule=schedule,
+    grad_fn=grad_fn,
+    data=data,
+    evals=evals,
+    layout=layout,
+    every=Every(**c['every']),
+    stop=_selection(c, 'stop', evals),
+    keep=_selection(c, 'keep', evals),
+    ema=c['ema'],
+    guard=c['guard'],
+    dispatch=c['dispatch'],
+    init=plan.create,
+    rebuild=rebuild,
+  )
+
+
+def input_data(experiment: Experiment, path: str) -> Data:
+  """The data to predict: a file of the kind the recipe trains on, or a numpy archive (.npz)."""
+  c = experiment.config
+  part = dict(c['data'])
+  known = recipes.parameters(recipes.resolve(part['call']), part['call'])
+  if path.endswith('.npz') or 'path' not in known:
+    part = {'call': 'bmx.data.source:arrays', 'path': path}
+  else:
+    if 'fit' in known:
+      part['fit'] = part.get('fit') or part['path']
+    part |= {'path': path, 'split': 'all'}
+  return _data(c, part, '--input', experiment.layout, train=False)
+
+
+def _data(c: Mapping[str, Any], part: Mapping[str, Any], where: str, layout: Layout, train: bool) -> Data:
+  size = part.get('batch_size', c['batch_size'])
+  data = recipes.build(part, where, batch_size=size, seed=c['seed'], train=train)
+  shards = math.prod(layout.mesh.shape[a] for a in layout.rules['batch'])
+  if size < 1 or size % shards:
+    raise InputError(
+      f'{where}: batch_size={size} is not divisible by the {shards} parts that the mesh cuts a batch '
+      f'into ({", ".join(layout.rules["batch"])}); change --config.batch_size or --config.mesh'
+    )
+  layout.batch(data.spec)
+  return data
+
+
+def _eval(c: Mapping[str, Any], name: str, entry: Mapping[str, Any], layout: Layout) -> Eval:
+  where = f'eval.{name}'
+  entry = dict(entry)
+  functions = {p.partition(':')[2]: recipes.resolve(p) for p in entry.pop('metrics', ())}
+  part = entry if 'call' in entry else {**c['data'], **entry}
+  return Eval(_data(c, part, where, layout, train=False), functions)
+
+
+def _steps(c: Mapping[str, Any], data: Data) -> int:
+  if bool(c['steps']) == bool(c['epochs']):
+    raise InputError(f'set one of steps ({c["steps"]}) and epochs ({c["epochs"]})')
+  steps = c['steps'] or math.ceil(c['epochs'] * data.size / data.batch_size)
+  if steps < 1:
+    raise InputError(f'steps={c["steps"]}, epochs={c["epochs"]}: nothing to train')
+  return steps
+
+
+def _grad(c: Mapping[str, Any], gradient: Gradient) -> Any:
+  if not c['grad']:
+    return gradient
+  return recipes.build(c['grad'], 'grad', inner=gradient, batch_size=c['batch_size'])
+
+
+def _selection(c: Mapping[str, Any], word: str, evals: Mapping[str, Eval]) -> Selection:
+  """Early stopping and the best checkpoint follow a metric of an evaluation that is not a test."""
+  chosen = Selection(**c[word])
+  if chosen.mode not in ('min', 'max'):
+    raise InputError(f"{word}.mode={chosen.mode!r} is not 'min' or 'max'")
+  if not chosen.metric:
+    return chosen
+  parts = chosen.metric.split('/')
+  if len(parts) != 3 or parts[0] != 'eval' or parts[1] not in evals:
+    known = [f'eval/{name}/loss' for name in evals]
+    raise InputError(f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(chosen.metric, known)}')
+  if parts[1] == 'test':
+    raise InputError(f'{word}.metric={chosen.metric!r}: nothing may be chosen by the test set')
+  return chosen

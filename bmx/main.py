@@ -1,0 +1,93 @@
+"""Train, evaluate and use a model: python -m bmx.main --config=configs/NAME.py[:VARIANT]
+
+Any leaf of the config can be set: --config.optimizer.weight_decay=0.1
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+from typing import Any
+
+from bmx.core import errors
+
+MODES = ('train', 'eval', 'predict')
+
+
+def main(argv: list[str] | None = None) -> int:
+  """-> the exit code: 0 done, 2 bad input, others in bmx.core.errors."""
+  args, overrides = _parse(sys.argv[1:] if argv is None else argv)
+  try:
+    return _run(args, overrides)
+  except errors.Stop as stop:
+    sys.stderr.write(f'{"error: " if stop.code == errors.BAD_INPUT else ""}{stop}\n')
+    return stop.code
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  parser = argparse.ArgumentParser(
+    'python -m bmx.main', description=__doc__, allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  parser.add_argument('--config', default='', help='recipe, FILE.py or FILE.py:VARIANT; without it, '
+                      'the config of --workdir')  # fmt: skip
+  parser.add_argument('--workdir', default='', help='where the run lives; the same one resumes '
+                      '(default: runs/NAME/TIMESTAMP)')  # fmt: skip
+  parser.add_argument('--mode', default='train', choices=MODES)
+  parser.add_argument('--step', default='latest', help='checkpoint that eval and predict read: '
+                      'latest, best or a step')  # fmt: skip
+  parser.add_argument('--input', default='', help='file to predict (default: the recipe\'s test set)')
+  args, rest = parser.parse_known_args(argv)
+  overrides, rest = _overrides(rest)
+  if rest:
+    parser.error(f'unknown argument {rest[0]!r}; config leaves are set by --config.NAME=VALUE')
+  if not args.config and not args.workdir:
+    parser.error('give --config=configs/NAME.py, or --workdir=DIR of a run')
+  return args, overrides
+
+
+def _overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+  """'--config.a=1' and '--config.a', '1' -> 'a=1'; and what is left."""
+  found, rest = [], []
+  for argument in arguments:
+    if argument.startswith('--config.'):
+      found.append(argument.removeprefix('--config.'))
+    elif found and '=' not in found[-1] and not rest and not argument.startswith('--'):
+      found[-1] += f'={argument}'
+    else:
+      rest.append(argument)
+  return found, rest
+
+
+def _run(args: argparse.Namespace, overrides: list[str]) -> int:
+  from bmx import config as recipes
+
+  if args.config:
+    config, name = recipes.load(args.config, overrides)
+  else:
+    config, name = _stored(pathlib.Path(args.workdir), overrides)
+  if args.mode != 'train' and not args.workdir:
+    raise errors.InputError(f'--mode={args.mode} needs --workdir=DIR of a run that has trained')
+  workdir = pathlib.Path(args.workdir or f'runs/{name}/{time.strftime("%Y%m%d-%H%M%S")}')
+
+  from bmx import experiment, modes
+  from bmx.core import cache, writer
+
+  writer.start_logging(workdir)
+  cache.enable(config.cache)
+  built = experiment.build(config, name)
+  return getattr(modes, args.mode)(built, workdir, args)
+
+
+def _stored(workdir: pathlib.Path, overrides: list[str]) -> tuple[Any, str]:
+  from bmx import config as recipes
+  from bmx.train.rundir import read_config
+
+  stored = read_config(workdir)
+  config = recipes.from_plain(stored['config'])
+  recipes.apply(config, overrides)
+  return config, stored.get('name', 'run')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,57 @@
+"""Convolutional network for small images."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bmx.core.errors import InputError
+from bmx.models.layers import BatchNorm, Conv, Dtype, activation
+from bmx.models.mlp import MLP
+from bmx.parallel import constrain
+
+
+class CNN(nn.Module):
+  """For each of `features`: convolution, optional batch norm, activation, 2×2 max pool; then an MLP.
+
+  Attributes:
+    outputs: classes, or 1 for a binary task.
+    features: channels of each convolution.
+    window: side of the square kernels, in pixels.
+    widths: hidden layers of the MLP on the flattened last map.
+    norm: '' or 'batch'.
+    dropout: in the MLP.
+  """
+
+  outputs: int
+  features: tuple[int, ...] = (32,)
+  window: int = 5
+  widths: tuple[int, ...] = (128,)
+  activation: str = 'relu'
+  norm: str = ''
+  dropout: float = 0.0
+  dtype: Dtype = jnp.float32
+
+  @property
+  def batch_dependent(self) -> bool:
+    return self.norm == 'batch'
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
+    """inputs [B, I, J, C] -> [B, outputs]."""
+    if inputs.ndim != 4:
+      raise InputError(f'CNN reads images [B, I, J, C], not an array of shape {inputs.shape}')
+    if self.norm not in ('', 'batch'):
+      raise InputError(f"norm {self.norm!r} is not '' or 'batch'")
+    x = inputs.astype(self.dtype)
+    for i, features in enumerate(self.features):
+      window = (self.window, self.window)
+      # Batch norm subtracts the mean, and a bias with it.
+      x = Conv(features, window, bias=not self.norm, dtype=self.dtype, name=f'conv_{i}')(x)
+      if self.norm:
+        x = BatchNorm(dtype=self.dtype, name=f'norm_{i}')(x, train=train)
+      x = activation(self.activation)(x)
+      x = constrain(nn.max_pool(x, (2, 2), (2, 2)), 'batch', None, None, 'mlp')
+    # The flattened map is wide and its channels may be sharded: 'act_embed' gathers them first.
+    x = constrain(x.reshape(x.shape[0], -1), 'batch', 'act_embed')
+    head = MLP(self.outputs, self.widths, (self.activation,), self.dropout, dtype=self.dtype)
+    return head(x, train=train)

@@ -1,0 +1,129 @@
+"""Decoder-only language models: GPT-2 and the Llama family, by their arguments."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bmx.core.errors import InputError
+from bmx.models.layers import Dtype, Embed, Norm
+from bmx.models.transformer import Stack
+from bmx.ops.attention import NEVER
+from bmx.ops.positions import sinusoidal
+from bmx.parallel import constrain, gather, named
+
+
+class GPT(nn.Module):
+  """tokens -> logits of the next token.
+
+  Attributes:
+    vocab: tokens the model knows. `vocab_pad` more rows are stored, so that axes divide; they get no
+      probability and count as no parameters.
+    length: the longest sequence; positions from there on are an error.
+    hidden: width of the feed-forward layers; 0 is 4 × width.
+    kv_heads: key/value heads; 0 is one for each query head.
+    positions: 'learned', 'sinusoidal' or 'rotary' (with base `theta`).
+    norm: 'layer' or 'rms'. gated: SiLU- or GELU-gated feed-forward.
+    tied: the output head is the token table.
+    scan, remat: see `Stack`.
+  """
+
+  vocab: int
+  length: int
+  width: int = 128
+  depth: int = 4
+  heads: int = 4
+  kv_heads: int = 0
+  hidden: int = 0
+  positions: str = 'learned'
+  theta: float = 10_000.0
+  norm: str = 'layer'
+  epsilon: float = 1e-5
+  activation: str = 'gelu'
+  gated: bool = False
+  bias: bool = True
+  tied: bool = True
+  dropout: float = 0.0
+  vocab_pad: int = 0
+  attention: str = 'xla'
+  scan: bool = False
+  remat: bool = False
+  dtype: Dtype = jnp.float32
+
+  @property
+  def padded_parameters(self) -> int:
+    """Stored numbers that belong to no token."""
+    return self.vocab_pad * self.width * (1 if self.tied else 2)
+
+  def setup(self):
+    if self.positions not in ('learned', 'sinusoidal', 'rotary'):
+      raise InputError(f"positions {self.positions!r} is not 'learned', 'sinusoidal' or 'rotary'")
+    pad, dtype = self.vocab_pad, self.dtype
+    self.embed = Embed(self.vocab, self.width, pad=pad, dtype=dtype)
+    if not self.tied:
+      self.head = Embed(self.vocab, self.width, pad=pad, dtype=dtype)
+    if self.positions == 'learned':
+      table = named(nn.initializers.normal(0.02), ('position', 'embed'))
+      self.position = self.param('position', table, (self.length, self.width), jnp.float32)
+    self.drop = nn.Dropout(self.dropout)
+    block = {
+      'heads': self.heads,
+      'kv_heads': self.kv_heads or self.heads,
+      'hidden': self.hidden or 4 * self.width,
+      'theta': self.theta if self.positions == 'rotary' else 0.0,
+      'norm': self.norm,
+      'epsilon': self.epsilon,
+      'activation': self.activation,
+      'gated': self.gated,
+      'bias': self.bias,
+      'dropout': self.dropout,
+      'impl': self.attention,
+      # Each block adds twice to the residual stream (Radford et al. 2019, section 2.3).
+      'out_stddev': 0.02 / (2 * self.depth) ** 0.5,
+      'dtype': dtype,
+    }
+    self.stack = Stack(self.depth, block, self.scan, self.remat)
+    self.norm_out = Norm(self.norm, self.epsilon, self.bias, dtype)
+
+  def hidden_states(
+    self,
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """What the head reads. tokens, positions, segment_ids int [B, T] -> [B, T, D]."""
+    if tokens.shape[1] > self.length:
+      raise InputError(
+        f'a sequence of {tokens.shape[1]} tokens is longer than the model\'s {self.length} positions'
+      )
+    if positions is None:
+      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+    x = self.embed(tokens)
+    if self.positions == 'learned':
+      table = gather(self.position.astype(x.dtype), ('position', 'embed'))
+      x += jnp.take(table, positions, axis=0)
+    if self.positions == 'sinusoidal':
+      x += sinusoidal(positions, self.width).astype(x.dtype)
+    x = constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
+    return self.norm_out(self.stack(x, positions, segment_ids, train=train))
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """hidden [B, T, D] -> [B, T, V + pad], with no probability on the padding."""
+    y = (self.embed if self.tied else self.head).attend(hidden)
+    y = constrain(y, 'batch', 'length', 'vocab')
+    if not self.vocab_pad:
+      return y
+    real = jnp.arange(y.shape[-1]) < self.vocab
+    return jnp.where(real[None, None], y, NEVER)
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """tokens int [B, T] -> logits [B, T, V + pad]."""
+    return self.logits(self.hidden_states(tokens, positions, segment_ids, train=train))

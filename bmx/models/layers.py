@@ -1,0 +1,198 @@
+"""The layers every model is made of. Each parameter's dimensions are named where it is created."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bmx.core.errors import InputError
+from bmx.parallel import gather, named, one_device
+
+Dtype = Any
+Init = Callable[..., jax.Array]
+Names = tuple[str | None, ...]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'relu': jax.nn.relu,
+  'gelu': lambda x: jax.nn.gelu(x, approximate=True),
+  'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),
+  'silu': jax.nn.silu,
+  'sigmoid': jax.nn.sigmoid,
+  'tanh': jnp.tanh,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+  """A function by name. Raises InputError for an unknown one."""
+  if name not in ACTIVATIONS:
+    raise InputError(f'activation {name!r} is not one of {", ".join(sorted(ACTIVATIONS))}')
+  return ACTIVATIONS[name]
+
+
+class Einsum(nn.Module):
+  """The one contraction: `einsum(equation, x, kernel) + bias`.
+
+  Attributes:
+    equation: 'btd,dnh->btnh': x's leading labels, then the contracted ones, which lead the kernel.
+    shape: of the kernel.
+    axes: a name for each dimension of the kernel.
+    bias: over the output dimensions that come from the kernel; zero unless `bias_init` is given.
+    kernel_init: default normal with variance 1 / fan in (LeCun).
+  """
+
+  equation: str
+  shape: tuple[int, ...]
+  axes: Names
+  bias: bool = True
+  kernel_init: Init | None = None
+  bias_init: Init = nn.initializers.zeros_init()
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    inputs, weights = self.equation.split('->')[0].split(',')
+    lead = [c for c in inputs if c not in weights]
+    contracted = len(inputs) - len(lead)
+    fan_in = math.prod(self.shape[:contracted])
+    init = self.kernel_init or nn.initializers.normal(fan_in**-0.5)
+    kernel = self.param('kernel', named(init, self.axes), self.shape, jnp.float32)
+    y = contract(self.equation, x.astype(self.dtype), gather(kernel.astype(self.dtype), self.axes))
+    if self.bias:
+      axes = tuple('norm' if a == 'embed' else a for a in self.axes[contracted:])
+      bias = self.param('bias', named(self.bias_init, axes), self.shape[contracted:], jnp.float32)
+      y += gather(bias.astype(self.dtype), axes).reshape((1,) * len(lead) + bias.shape)
+    return y
+
+
+def contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+  """einsum; where no multi-device mesh is in context, over operands with one leading dimension.
+
+  There XLA:CPU computes the backward pass twice as fast; elsewhere merging a sharded B with a sharded
+  T would gather the whole sequence.
+  """
+  left, out = equation.split('->')
+  inputs, weights = left.split(',')
+  lead = len([c for c in inputs if c not in weights])
+  if lead < 2 or not one_device():
+    return jnp.einsum(equation, x, w)
+  flat = f'{inputs[0]}{inputs[lead:]},{weights}->{inputs[0]}{out[lead:]}'
+  y = jnp.einsum(flat, x.reshape(-1, *x.shape[lead:]), w)
+  return y.reshape(*x.shape[:lead], *y.shape[1:])
+
+
+class Embed(nn.Module):
+  """A table of `size` rows; `pad` more rows are stored (so that axes divide) and never used."""
+
+  size: int
+  width: int
+  axes: Names = ('vocab', 'embed')
+  pad: int = 0
+  table_init: Init | None = None
+  dtype: Dtype = jnp.float32
+
+  def setup(self):
+    init = self.table_init or nn.initializers.normal(0.02)
+    rows = self.size + self.pad
+
+    def padded(key, shape, dtype):
+      table = init(key, (self.size, self.width), dtype)  # the same values whatever the padding
+      return jnp.pad(table, ((0, rows - self.size), (0, 0)))
+
+    self.table = self.param('table', named(padded, self.axes), (rows, self.width), jnp.float32)
+
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    """ids int [...] -> [..., D]."""
+    return jnp.take(gather(self.table.astype(self.dtype), self.axes), ids, axis=0)
+
+  def attend(self, x: jax.Array) -> jax.Array:
+    """Scores of every row: x [B, T, D] -> [B, T, V]."""
+    table = gather(self.table.astype(self.dtype), self.axes)
+    return contract('btd,dv->btv', x.astype(self.dtype), table.T)
+
+
+class Norm(nn.Module):
+  """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019) over the last dimension."""
+
+  kind: str = 'layer'
+  epsilon: float = 1e-5
+  bias: bool = True
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    if self.kind not in ('layer', 'rms'):
+      raise InputError(f"norm {self.kind!r} is not 'layer' or 'rms'")
+    width, ones, zeros = x.shape[-1:], nn.initializers.ones_init(), nn.initializers.zeros_init()
+    y = x.astype(jnp.float32)
+    if self.kind == 'layer':
+      y -= y.mean(-1, keepdims=True)
+    y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+    row = (1,) * (x.ndim - 1) + width
+    y *= self.param('scale', named(ones, ('norm',)), width, jnp.float32).reshape(row)
+    if self.kind == 'layer' and self.bias:
+      y += self.param('bias', named(zeros, ('norm',)), width, jnp.float32).reshape(row)
+    return y.astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+  """Batch norm (Ioffe & Szegedy 2015) over all but the last dimension, over the *global* batch.
+
+  The running mean and variance live in the collection 'batch_stats'.
+  """
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    width = x.shape[-1]
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, (width,), jnp.float32)
+    var = self.variable('batch_stats', 'var', jnp.ones, (width,), jnp.float32)
+    scale = self.param('scale', named(nn.initializers.ones_init(), ('norm',)), (width,), jnp.float32)
+    bias = self.param('bias', named(nn.initializers.zeros_init(), ('norm',)), (width,), jnp.float32)
+    m, v = mean.value, var.value
+    x = x.astype(jnp.float32)
+    if train:
+      m = x.mean(range(x.ndim - 1))
+      row = (1,) * (x.ndim - 1) + (width,)
+      v = jnp.square(x - m.reshape(row)).mean(range(x.ndim - 1))
+      if not self.is_initializing():
+        mean.value = self.momentum * mean.value + (1 - self.momentum) * m
+        var.value = self.momentum * var.value + (1 - self.momentum) * v
+    factor = scale * jax.lax.rsqrt(v + self.epsilon)
+    row = (1,) * (x.ndim - 1) + (width,)
+    return (x * factor.reshape(row) + (bias - m * factor).reshape(row)).astype(self.dtype)
+
+
+class Conv(nn.Module):
+  """Two-dimensional convolution, [B, I, J, C] -> [B, I', J', features]."""
+
+  features: int
+  window: tuple[int, int] = (3, 3)
+  strides: tuple[int, int] = (1, 1)
+  padding: str = 'SAME'
+  bias: bool = True
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (*self.window, x.shape[-1], self.features)
+    axes = (None, None, None, 'mlp')
+    init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+    kernel = self.param('kernel', named(init, axes), shape, jnp.float32)
+    y = jax.lax.conv_general_dilated(
+      x.astype(self.dtype),
+      gather(kernel.astype(self.dtype), axes),
+      self.strides,
+      self.padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    if self.bias:
+      zeros = named(nn.initializers.zeros_init(), ('mlp',))
+      bias = self.param('bias', zeros, (self.features,), jnp.float32)
+      y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
+    return y

@@ -1,0 +1,28 @@
+"""Positions as functions of arrays."""
+
+import jax
+import jax.numpy as jnp
+
+
+def rotary(x: jax.Array, positions: jax.Array, theta: float = 10_000.0) -> jax.Array:
+  """Rotates pairs (i, i + H/2) of each head by an angle that grows with the position.
+
+  x [B, T, N, H], positions int [B, T] -> [B, T, N, H], in x's dtype; angles are float32.
+  Source: Su et al. 2021, eq. 34, in the half-split layout of Llama's published weights.
+  """
+  half = x.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
+  """positions int [B, T] -> float32 [B, T, D]: sines in the even columns, cosines in the odd.
+
+  Source: Vaswani et al. 2017, section 3.5.
+  """
+  frequency = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+  angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None, :]
+  return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions.shape, width)

@@ -1,0 +1,71 @@
+"""Learning-rate schedules: functions of the step (0 for the first update).
+
+Every one starts with `warmup` steps on a line that ends at its peak: step s has (s + 1) / warmup of it,
+so the first update is already a small one and not none.
+"""
+
+import jax.numpy as jnp
+
+from bmx.core.errors import InputError
+from bmx.core.types import Schedule
+
+
+def _warm(schedule: Schedule, warmup: int) -> Schedule:
+  if not warmup:
+    return schedule
+  return lambda step: jnp.minimum((step + 1) / warmup, 1.0) * schedule(jnp.maximum(step - warmup, 0))
+
+
+def constant(peak: float, warmup: int = 0) -> Schedule:
+  """`peak`, always.
+
+  >>> [float(constant(2.0, warmup=4)(s)) for s in range(6)]
+  [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+  """
+  return _warm(lambda step: jnp.asarray(peak, jnp.float32), warmup)
+
+
+def step_decay(peak: float, every: int, factor: float = 0.1, warmup: int = 0) -> Schedule:
+  """Times `factor` after every `every` steps."""
+  return _warm(lambda step: peak * jnp.asarray(factor, jnp.float32) ** (step // every), warmup)
+
+
+def exponential(peak: float, every: int, factor: float = 0.5, warmup: int = 0) -> Schedule:
+  """Times `factor` over every `every` steps, smoothly."""
+  return _warm(lambda step: peak * jnp.asarray(factor, jnp.float32) ** (step / every), warmup)
+
+
+def cosine(peak: float, steps: int, warmup: int = 0, floor: float = 0.0) -> Schedule:
+  """Half a cosine from `peak`, which would reach `floor` after the last of `steps` (Loshchilov & Hutter 2017, eq. 5)."""
+  _fits(steps, warmup)
+
+  def schedule(step):
+    share = jnp.minimum(step / (steps - warmup), 1.0)
+    return floor + (peak - floor) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+
+  return _warm(schedule, warmup)
+
+
+def warmup_stable_decay(
+  peak: float, steps: int, warmup: int = 0, decay: float = 0.2, floor: float = 0.0
+) -> Schedule:
+  """`peak` until the last `decay` share of the steps, then a line to `floor` (Hu et al. 2024)."""
+  _fits(steps, warmup)
+  length = max(round(steps * decay), 1)
+
+  def schedule(step):
+    share = jnp.clip((step - (steps - warmup - length - 1)) / length, 0.0, 1.0)
+    return peak + (floor - peak) * share
+
+  return _warm(schedule, warmup)
+
+
+def inverse_sqrt(peak: float, warmup: int = 1) -> Schedule:
+  """Warm-up, then peak·√(warmup / step) (Vaswani et al. 2017, section 5.3)."""
+  warmup = max(warmup, 1)
+  return _warm(lambda step: peak * (warmup / (step + warmup)) ** 0.5, warmup)
+
+
+def _fits(steps: int, warmup: int) -> None:
+  if warmup >= steps:
+    raise InputError(f'schedule: warmup={warmup} leaves nothing of steps={steps}')

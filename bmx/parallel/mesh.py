@@ -1,0 +1,53 @@
+"""The mesh: six named axes over the devices."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from bmx.core.errors import InputError, did_you_mean
+from bmx.core.layout import AXES
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh with all six axes over `devices` (all of them by default).
+
+  Args:
+    shape: axis -> size; -1 (one at most) takes the devices that are left, a missing axis is 1.
+
+  Raises:
+    InputError: an unknown axis, or sizes whose product is not the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  for axis in shape:
+    if axis not in AXES:
+      raise InputError(f'unknown mesh axis {axis!r}{did_you_mean(axis, AXES)}')
+  sizes = {axis: int(shape.get(axis, 1)) for axis in AXES}
+  text = ', '.join(f'{a}={n}' for a, n in sizes.items() if n != 1) or 'all axes 1'
+  free = [a for a, n in sizes.items() if n == -1]
+  fixed = math.prod(n for n in sizes.values() if n != -1)
+  if len(free) > 1 or fixed < 1:
+    raise InputError(f'mesh {text}: sizes are at least 1, and one axis at most may be -1')
+  if free and len(devices) % fixed == 0:
+    sizes[free[0]] = len(devices) // fixed
+  if math.prod(sizes.values()) != len(devices):
+    raise InputError(
+      f'mesh {text} needs {"a multiple of " if free else ""}{fixed} devices, but there are '
+      f'{len(devices)} ({devices[0].device_kind}); change --config.mesh.AXIS=N'
+    )
+  grid = mesh_utils.create_device_mesh(
+    tuple(sizes.values()), devices, allow_split_physical_axes=devices[0].platform == 'tpu'
+  )
+  # Explicit axes, jax's default, refuse what linen does inside its modules.
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def describe(mesh: Mesh) -> str:
+  """
+  >>> describe(make_mesh({}, jax.devices()[:1]))
+  '1 device'
+  """
+  sizes = [f'{a}={n}' for a, n in mesh.shape.items() if n > 1]
+  return ' × '.join(sizes) if sizes else '1 device'

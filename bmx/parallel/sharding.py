@@ -1,0 +1,283 @@
+"""Where arrays live: names of dimensions, one table of rules, and what follows from the two.
+
+A parameter's dimensions are named once, where it is created. `Layout.rules` says on which mesh axes
+a named dimension is *stored*, `Layout.compute` where it is while it is *used* (by default the same,
+without `fsdp` on parameters). Nothing is silent: an unknown name, two dimensions on one axis and an
+indivisible dimension are errors that name the array.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bmx.core import tree
+from bmx.core.errors import InputError, did_you_mean
+from bmx.core.layout import RULES
+
+Names = Sequence[str | None]
+ACTIVATIONS = ('batch', 'length', 'norm_length', 'act_embed')
+ACCIDENT = 0.02  # share of parameter bytes that may be replicated because nothing divides them
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A mesh and two tables: where named dimensions are stored, and where they are computed with."""
+
+  mesh: Mesh
+  rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: dict(RULES))
+  compute: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    default = {
+      name: axes if name in ACTIVATIONS else tuple(a for a in axes if a != 'fsdp')
+      for name, axes in self.rules.items()
+    }
+    object.__setattr__(self, 'compute', default | dict(self.compute))
+    for name, axes in [*self.rules.items(), *self.compute.items()]:
+      for axis in axes:
+        if axis not in self.mesh.shape:
+          raise InputError(f'rules.{name}={axes}: no mesh axis {axis!r}'
+                           f'{did_you_mean(axis, self.mesh.shape)}')  # fmt: skip
+
+  @property
+  def devices(self) -> int:
+    return self.mesh.size
+
+  def pspec(
+    self, names: Names, shape: Sequence[int] | None = None, what: str = 'an array', compute=False
+  ) -> PartitionSpec:
+    """The PartitionSpec of an array whose dimensions have these names (None replicates).
+
+    Raises:
+      InputError: unknown name; two dimensions on one mesh axis; a dimension its axes do not divide.
+    """
+    rules, used, parts = (self.compute if compute else self.rules), {}, []
+    for i, name in enumerate(names):
+      if name is not None and name not in rules:
+        raise InputError(
+          f'{what}: unknown dimension name {name!r} in {tuple(names)}{did_you_mean(name, rules)}'
+        )
+      axes = tuple(a for a in rules[name] if self.mesh.shape[a] > 1) if name else ()
+      for axis in axes:
+        if axis in used:
+          raise InputError(
+            f'{what}: dimensions {used[axis]!r} and {name!r} of {tuple(names)} both lie on mesh '
+            f'axis {axis!r}; set --config.rules.{name}="()" or another axis'
+          )
+        used[axis] = name
+      n = math.prod(self.mesh.shape[a] for a in axes)
+      if shape is not None and shape[i] % n:
+        raise InputError(
+          f'{what}: dimension {i} ({name!r}) of shape {tuple(shape)} is not divisible by '
+          f'{" × ".join(f"{a}={self.mesh.shape[a]}" for a in axes)}; change the size, the mesh, or '
+          f'--config.rules.{name}'
+        )
+      parts.append(axes if len(axes) > 1 else axes[0] if axes else None)
+    while parts and parts[-1] is None:
+      parts.pop()  # one spelling a placement: P('data', None) and P('data') are different keys
+    return PartitionSpec(*parts)
+
+  def sharding(self, *names: str | None) -> NamedSharding:
+    return NamedSharding(self.mesh, self.pspec(names))
+
+  def batch(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
+    """Shardings of a batch: dimension 0 is 'batch', dimension 1 of token arrays is 'length'."""
+    return {k: NamedSharding(self.mesh, self._batch_leaf(k, v)) for k, v in spec.items()}
+
+  def _batch_leaf(self, key: str, spec: jax.ShapeDtypeStruct) -> PartitionSpec:
+    text = ('tokens', 'targets', 'weights', 'segment_ids', 'positions')
+    names = ('batch', 'length')[: len(spec.shape)] if key in text else ('batch',)
+    return self.pspec(names, spec.shape, f'batch[{key!r}]')
+
+
+_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar('layout', default=None)
+
+
+def current() -> Layout | None:
+  return _layout.get()
+
+
+@contextlib.contextmanager
+def use(layout: Layout | None) -> Iterator[None]:
+  """The layout that `constrain` and `gather` obey inside."""
+  token = _layout.set(layout)
+  try:
+    yield
+  finally:
+    _layout.reset(token)
+
+
+class jit:
+  """The only jit in bmx: one program for one layout.
+
+  jax's trace cache does not see our rules, so every call makes a new `jax.jit`, and the rules are
+  entered inside the traced function.
+  """
+
+  def __init__(self, fn: Callable[..., Any], layout: Layout, **options: Any):
+    def traced(*args):
+      with use(layout):
+        return fn(*args)
+
+    self.layout = layout
+    self.jitted = jax.jit(traced, **options)
+
+  def __call__(self, *args: Any) -> Any:
+    with jax.set_mesh(self.layout.mesh):
+      return self.jitted(*args)
+
+  def lower(self, *args: Any) -> Any:
+    with jax.set_mesh(self.layout.mesh):
+      return self.jitted.lower(*args)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Says where an activation is; nothing without a layout, or on one device."""
+  layout = current()
+  if layout is None or layout.devices == 1:
+    return x
+  if len(names) != x.ndim:
+    raise InputError(f'constrain: {len(names)} names {names} for an array of shape {x.shape}')
+  spec = layout.pspec(names, x.shape, 'an activation', compute=True)
+  return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
+
+
+def gather(w: jax.Array, names: Names) -> jax.Array:
+  """A stored weight as the computation wants it; its gradient goes back the way it is stored.
+
+  This is the whole of FSDP: all-gather forward, reduce-scatter backward. A plain constraint would be
+  its own transpose, and all-reduce whole gradients.
+  """
+  layout = current()
+  if layout is None or layout.devices == 1:
+    return w
+  stored, used = layout.pspec(names, w.shape), layout.pspec(names, w.shape, compute=True)
+  if stored == used:
+    return w
+  at = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
+
+  @jax.custom_vjp
+  def move(w):
+    return at(w, used)
+
+  move.defvjp(lambda w: (at(at(w, stored), used), None), lambda _, g: (at(g, stored),))
+  return move(w)
+
+
+def one_device() -> bool:
+  """True where no mesh of more than one device is in context, so any reshape is free."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
+
+
+class Named(struct.PyTreeNode, meta.AxisMetadata[Any]):
+  """A parameter with the names of its dimensions, between `Task.init` and the abstract state.
+
+  Linen's own box constrains the value where it is unboxed, by rules of its own; this one only names.
+  """
+
+  value: Any
+  names: tuple[str | None, ...] = struct.field(pytree_node=False)
+
+  def unbox(self) -> Any:
+    return self.value
+
+  def replace_boxed(self, val: Any) -> 'Named':
+    return self.replace(value=val)
+
+  def add_axis(self, index: int, params: dict[Any, Any]) -> 'Named':
+    names = list(self.names)
+    names.insert(index, params[meta.PARTITION_NAME])
+    return self.replace(names=tuple(names))
+
+  def remove_axis(self, index: int, params: dict[Any, Any]) -> 'Named':
+    return self.replace(names=self.names[:index] + self.names[index + 1 :])
+
+
+def named(init: Callable[..., jax.Array], names: Names) -> Callable[..., Named]:
+  """An initializer whose result carries the names of its dimensions."""
+  return lambda *args: Named(init(*args), tuple(names))
+
+
+def is_named(x: Any) -> bool:
+  return isinstance(x, Named)
+
+
+def unbox(variables: Any) -> Any:
+  return jax.tree.map(lambda x: x.value if is_named(x) else x, variables, is_leaf=is_named)
+
+
+def param_pspecs(params: Any, layout: Layout) -> Any:
+  """PartitionSpecs of abstract, boxed parameters.
+
+  Leaves of stock linen modules carry no names: they get FSDP on their largest divisible dimension.
+
+  Raises:
+    InputError: see `Layout.pspec`; and where more than 2 % of the parameters' bytes would be
+      replicated only because no dimension divides.
+  """
+  accidents: dict[str, int] = {}
+
+  def place(name, leaf):
+    if is_named(leaf):
+      return layout.pspec(leaf.names, leaf.value.shape, name)
+    n = layout.mesh.shape['fsdp']
+    fitting = [(size, -i) for i, size in enumerate(leaf.shape) if n > 1 and size % n == 0]
+    if not fitting:
+      accidents[name] = tree.nbytes(leaf) if n > 1 else 0
+      return PartitionSpec()
+    return PartitionSpec(*[None] * -max(fitting)[1], 'fsdp')
+
+  specs = tree.map_named(place, params, is_leaf=is_named)
+  total = tree.nbytes(unbox(params))
+  if sum(accidents.values()) > ACCIDENT * total:
+    worst = sorted(accidents, key=lambda k: -accidents[k])[:5]
+    raise InputError(
+      f'{sum(accidents.values()) / total:.1%} of the parameters\' bytes have no dimension that '
+      f'fsdp={layout.mesh.shape["fsdp"]} divides and would be replicated: {", ".join(worst)}; '
+      'name their dimensions, change their sizes, or lower --config.mesh.fsdp'
+    )
+  return specs
+
+
+def like_params(leaves: Any, params: Any, specs: Any) -> Any:
+  """PartitionSpecs of optimizer state: a leaf whose path ends as a parameter's does, and has its
+  shape, lies where the parameter lies; every other is replicated."""
+  shapes = {k: v.shape for k, v in tree.named(params).items()}
+  places = tree.named(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+  def place(name, leaf):
+    parts = name.split('/')
+    for i in range(len(parts)):
+      suffix = '/'.join(parts[i:])
+      if suffix in shapes and shapes[suffix] == leaf.shape:
+        return places[suffix]
+    return PartitionSpec()
+
+  return tree.map_named(place, leaves)
+
+
+def shardings(specs: Any, mesh: Mesh) -> Any:
+  return jax.tree.map(
+    lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+  )
+
+
+def place_rows(make: Callable[[int, int], np.ndarray], shape: Sequence[int], at: NamedSharding) -> jax.Array:
+  """A global array of which this process makes only the rows it holds.
+
+  Args:
+    make: (start, stop) -> rows [stop - start, ...] of the global array.
+  """
+  return jax.make_array_from_callback(
+    tuple(shape), at, lambda index: make(*index[0].indices(shape[0])[:2])[(slice(None), *index[1:])]
+  )

@@ -1,0 +1,49 @@
+"""Language modelling."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bmx.core.errors import InputError
+from bmx.core.metrics import Metrics, weighted
+from bmx.core.types import Array, Batch
+from bmx.ops.losses import cross_entropy
+from bmx.tasks.common import ModelTask, counts, find
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLM(ModelTask):
+  """Next-token cross-entropy, in nats per token.
+
+  Reads `tokens`, `targets` int [B, T] (already shifted) and `weights` [B, T]; `positions` and
+  `segment_ids` where rows are packed.
+  """
+
+  def check(self, info: Mapping[str, Any]) -> None:
+    vocab, length = getattr(self.model, 'vocab', 0), getattr(self.model, 'length', 0)
+    if 'vocab' not in info:
+      raise InputError('causal language modelling needs tokens, and the data has none')
+    if vocab and info['vocab'] > vocab:
+      raise InputError(
+        f'the data has token ids up to {info["vocab"] - 1}, the model a vocabulary of {vocab}'
+      )
+    if length and info['length'] > length:
+      raise InputError(f'rows of {info["length"]} tokens, but a model of {length} positions')
+
+  def inputs(self, batch: Batch) -> tuple[Any, ...]:
+    return find(batch, 'tokens'), batch.get('positions'), batch.get('segment_ids')
+
+  def measure(self, out: Array, batch: Batch) -> Metrics:
+    targets, weights = find(batch, 'targets'), batch['weights']
+    return {
+      'loss': weighted(cross_entropy(out, targets), weights),
+      'accuracy': counts(out.argmax(-1) == targets, weights),
+    }
+
+  def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
+    log = jax.nn.log_softmax(out.astype(jnp.float32))
+    picked = jnp.take_along_axis(log, find(batch, 'targets')[..., None], -1)[..., 0]
+    return {'prediction': out.argmax(-1), 'log_likelihood': picked}

@@ -1,0 +1,111 @@
+"""Evaluation of a whole split: sums on the device, predictions for what is not a mean."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bmx.core import streams, tree
+from bmx.core.errors import InputError
+from bmx.core.metrics import Window, add
+from bmx.core.types import Data, Eval, Rows, Task
+from bmx.data.feed import Feed
+from bmx.parallel import Layout, jit
+from bmx.train.state import TrainState, eval_params
+
+DEPTH = 16  # batches a dispatch
+
+
+@dataclasses.dataclass
+class Evaluator:
+  """One entry of `eval`: compiled at its first call, then called with one state after another."""
+
+  name: str
+  entry: Eval
+  task: Task
+  layout: Layout
+  compile_seconds: float = 0.0
+
+  def __post_init__(self):
+    data = self.entry.data
+    self.batches = -(-data.size // data.batch_size)
+    self.feed = Feed(data, self.layout, min(DEPTH, self.batches))
+    self.constants: Any = None
+    self.program: Any = None
+
+  def __call__(self, state: TrainState) -> dict[str, float]:
+    """-> {'eval/NAME/METRIC': value} over the whole split; the last batch is padded with weight 0."""
+    if self.program is None:
+      self._compile(state)
+    depth, window, late = self.feed.depth, Window(), []
+    groups = [(s, min(depth, self.batches - s)) for s in range(0, self.batches, depth)]
+    for (start, n), (group, _) in zip(groups, self.feed.groups(groups), strict=True):
+      sums = self.program(self._weights(state), self.constants, group, np.int32(start), np.int32(n))
+      late.append(sums)
+      if len(late) > 1:
+        window.add(jax.device_get(late.pop(0)))
+    window.add(jax.device_get(late.pop()))
+    result = window.close()
+    if self.entry.metrics:
+      rows = join(list(predictions(self.entry.data, self.task, self.layout, state)))
+      result |= {name: fn(rows) for name, fn in self.entry.metrics.items()}
+    return {f'eval/{self.name}/{k}': v for k, v in result.items()}
+
+  def _weights(self, state: TrainState) -> tuple[Any, Any]:
+    return eval_params(state), state.collections
+
+  def _compile(self, state: TrainState) -> None:
+    began = time.perf_counter()
+    self.constants = self.feed.constants()
+    group, _ = next(self.feed.groups([(0, 1)]))
+    program = jit(self._dispatch, self.layout)
+    zero = np.int32(0)
+    lowered = program.lower(self._weights(state), self.constants, group, zero, zero)
+    self.program = lowered.compile()
+    self.compile_seconds = time.perf_counter() - began
+
+  def _dispatch(self, weights, constants, group, start, n):
+    (params, collections), data = weights, self.entry.data
+    key = jax.random.PRNGKey(streams.EVAL)
+
+    def measure(i):
+      batch = mask_padding(data, self.feed.take(constants, group, i), start + i)
+      return self.task.loss(params, collections, batch, key, train=False)[1][0]
+
+    sums = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(measure, 0))
+    return jax.lax.fori_loop(0, n, lambda i, sums: add(sums, measure(i)), sums)
+
+
+def mask_padding(data: Data, batch: dict[str, Any], step: Any) -> dict[str, Any]:
+  """Weight 0 for the rows of a batch that lie behind the end of the split."""
+  weights = batch['weights']
+  real = step * data.batch_size + jnp.arange(data.batch_size) < data.size
+  real = real.reshape((-1,) + (1,) * (weights.ndim - 1))
+  return {**batch, 'weights': jnp.where(real, weights, 0.0)}
+
+
+def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> Iterator[Rows]:
+  """What the task predicts of every example, in file order, with the batch's own small keys."""
+  feed = Feed(data, layout, 1)
+  constants = feed.constants()
+  program = jit(
+    lambda p, c, constants, group: task.predict(p, c, feed.take(constants, group, 0)), layout
+  )
+  batches = -(-data.size // data.batch_size)
+  for step, (group, _) in enumerate(feed.groups([(s, 1) for s in range(batches)])):
+    out = program(eval_params(state), state.collections, constants, group)
+    n = min(data.batch_size, data.size - step * data.batch_size)
+    rows = {k: tree.fetch(v)[:n] for k, v in out.items()}
+    positions = step * data.batch_size + np.arange(n)
+    known = data.rows(data.order(step)[:n], positions)
+    yield rows | {k: known[k] for k in ('label', 'y', 'targets', 'weights') if k in known}
+
+
+def join(parts: list[Rows]) -> Rows:
+  if not parts:
+    raise InputError('nothing was predicted')
+  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

@@ -1,0 +1,143 @@
+"""The run directory: whose run it holds, and what is written there besides metrics and checkpoints."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from bmx.core.errors import InputError
+from bmx.core.types import Experiment
+from bmx.train.checkpoint import write_json
+
+log = logging.getLogger('bmx')
+
+# Words that a resumed run may change.
+FREE = 'steps epochs every eval stop keep mesh rules compute watchdog profile cache'.split()
+PACKAGES = ('bmx', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """
+  >>> flatten({'a': {'b': 1}, 'c': [2]})
+  {'a.b': 1, 'c': [2]}
+  """
+  result = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      result |= flatten(value, f'{prefix}{key}.')
+    else:
+      result[f'{prefix}{key}'] = value
+  return result
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+  """(leaf, old, new) where two configs differ; a leaf that one lacks is '(absent)'."""
+  a, b = flatten(old), flatten(new)
+  missing = '(absent)'
+  names = sorted({*a, *b})
+  return [(k, a.get(k, missing), b.get(k, missing)) for k in names if a.get(k, missing) != b.get(k, missing)]
+
+
+class RunDir:
+  """WORKDIR, made or taken up again.
+
+  Raises:
+    InputError: it cannot be written, or holds another config's run (the differences are listed).
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], experiment: Experiment):
+    self.path = pathlib.Path(workdir).absolute()
+    self.experiment = experiment
+    self.config = self.path / 'config.json'
+    self.resumed = self.config.exists()
+    if self.resumed:
+      self._compare()
+    elif self.path.is_dir() and any(self.path.iterdir()):
+      raise InputError(f'{self.path} is not empty and holds no run of bmx; name another --workdir')
+    try:
+      (self.path / 'checkpoints').mkdir(parents=True, exist_ok=True)
+      probe = self.path / '.probe'
+      probe.touch()
+      probe.unlink()
+    except OSError as error:
+      raise InputError(f'--workdir={self.path} cannot be written: {error}') from None
+
+  def _compare(self) -> None:
+    stored = read_config(self.path)
+    changes = differences(stored['config'], json.loads(json.dumps(self.experiment.config)))
+    lines = [f'  {name}: {old!r} there, {new!r} given' for name, old, new in changes]
+    forbidden = [line for line, change in zip(lines, changes, strict=True)
+                 if change[0].split('.')[0] not in FREE]  # fmt: skip
+    if forbidden:
+      raise InputError(
+        f'{self.path} holds the run of another config:\n' + '\n'.join(forbidden) + '\n'
+        'name another --workdir, or give the same config again'
+      )
+    if changes:
+      log.info('resuming with another\n%s', '\n'.join(lines))
+
+  def write_config(self, step: int, resolved: Mapping[str, Any]) -> None:
+    """config.json; where a resumed run changes it, the former text stays as config.STEP.json."""
+    if jax.process_index():
+      return
+    new = {
+      'config': json.loads(json.dumps(self.experiment.config)),
+      'name': self.experiment.name,
+      'resolved': dict(resolved),
+      'data': self.experiment.data.info,
+      'versions': {'python': platform.python_version()} | {p: _version(p) for p in PACKAGES},
+      'git_commit': _git_commit(),
+      'xla_flags': os.environ.get('XLA_FLAGS', ''),
+      'devices': [jax.device_count(), jax.devices()[0].device_kind],
+    }
+    if self.resumed:
+      old = read_config(self.path)
+      if json.loads(json.dumps(new, default=str)) == old:
+        return
+      write_json(self.path / f'config.{step}.json', old)
+    write_json(self.config, new)
+
+  def summary(self) -> dict[str, Any] | None:
+    """What a finished run wrote, None where there is more to do."""
+    path = self.path / 'summary.json'
+    if not path.exists():
+      return None
+    summary = json.loads(path.read_text())
+    done = summary['steps'] >= self.experiment.steps or summary.get('stopped_early')
+    return summary if done else None
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  """The stored config.json. Raises InputError where there is none or it is not one."""
+  path = workdir / 'config.json'
+  try:
+    stored = json.loads(path.read_text())
+    return stored | {'config': dict(stored['config'])}
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(f'{path} is not the config of a run: {error}') from None
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return ''
+
+
+def _git_commit() -> str:
+  """The commit of the code that runs, with '+' where files differ from it; '' outside a checkout."""
+  folder = pathlib.Path(__file__).parent
+  git = lambda *args: subprocess.run(
+    ['git', *args], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+  ).stdout.strip()
+  try:
+    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+  except (OSError, subprocess.SubprocessError):
+    return ''

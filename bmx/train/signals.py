@@ -1,0 +1,36 @@
+"""Signals that ask a run to stop: the first asks, a second interrupt insists."""
+
+import logging
+import signal
+import threading
+from typing import Any
+
+log = logging.getLogger('bmx')
+
+
+class Signals:
+  """While entered, SIGTERM and SIGINT set `asked`; a second SIGINT raises KeyboardInterrupt.
+
+  Outside the main thread, where Python has no signals, it does nothing.
+  """
+
+  def __init__(self) -> None:
+    self.asked = False
+    self.former: dict[int, Any] = {}
+
+  def __enter__(self) -> 'Signals':
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self.former[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self.former.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number: int, _: object) -> None:
+    if self.asked and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.asked = True
+    log.info('%s: saving after the steps in flight; interrupt again to stop at once',
+             signal.Signals(number).name)  # fmt: skip

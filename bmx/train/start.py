@@ -1,0 +1,100 @@
+"""What a person sees before the first step: parameters, places, costs, choices."""
+
+import math
+from typing import Any
+
+import jax
+
+from bmx.core import costs, hardware, tree
+from bmx.core.types import Experiment
+from bmx.core.writer import table
+from bmx.parallel import describe
+from bmx.train.state import Plan
+
+MAX_ROWS = 40
+GROUP_FLOPS = 5e9  # about a tenth of a second of one CPU: dispatching then costs little
+MAX_DEPTH = 50
+GROUP_BYTES = 64e6  # of host-fed rows
+
+
+def step_flops(x: Experiment, plan: Plan) -> int:
+  """FLOPs of one training step on all devices: three times the contractions of a forward pass, which
+  is exact for all layers but the first; recomputation is not counted."""
+
+  def forward(params, collections, batch, key):
+    return x.task.loss(params, collections, batch, key, train=True)[0]
+
+  a = plan.abstract
+  return 3 * costs.flops(forward, a.params, a.collections, x.data.spec, a.key)
+
+
+def units(x: Experiment) -> dict[str, int]:
+  """What a step consumes."""
+  examples = {'examples': x.data.batch_size}
+  if 'tokens' in x.data.spec:
+    return {'tokens': math.prod(x.data.spec['tokens'].shape)}
+  return examples
+
+
+def choose_dispatch(x: Experiment, flops: int) -> int:
+  """Steps per jitted call: as the config says, or (0) enough of them to hide the cost of a call."""
+  if x.dispatch:
+    return x.dispatch
+  depth = min(MAX_DEPTH, math.ceil(GROUP_FLOPS / max(flops, 1)))
+  if x.data.resident() is None:
+    rows = sum(math.prod(s.shape) * s.dtype.itemsize for s in x.data.spec.values())
+    depth = min(depth, int(GROUP_BYTES // rows))
+  return max(1, min(depth, x.every.log or depth, x.steps))
+
+
+def peak_flops(x: Experiment) -> float:
+  """FLOP/s of all devices together; 0 where the chip is not known."""
+  chip = hardware.chip(x.layout.mesh.devices.flat[0])
+  return chip.flops * x.layout.devices if chip else 0.0
+
+
+def published_parameters(x: Experiment, plan: Plan) -> int:
+  """Without the rows that pad a table."""
+  return tree.count(plan.abstract.params) - getattr(x.task, 'padded_parameters', 0)
+
+
+def describe_start(x: Experiment, plan: Plan, flops: int, depth: int) -> str:
+  """The start table."""
+  params = tree.named(plan.abstract.params)
+  rows = [('parameter', 'shape', 'sharding', 'count', 'bytes')]
+  rows += [_row(name, leaf) for name, leaf in list(params.items())[:MAX_ROWS]]
+  if len(params) > MAX_ROWS:
+    rest = list(params.values())[MAX_ROWS:]
+    count, size = f'{tree.count(rest):,}', f'{tree.nbytes(rest):,}'
+    rows.append((f'... {len(rest)} more', '', '', count, size))
+  rows.append(('all', '', '', f'{tree.count(params):,}', f'{tree.nbytes(params):,}'))
+  device = x.layout.mesh.devices.flat[0]
+  per = next(iter(units(x)))[:-1]
+  resident = x.data.resident() is not None
+  facts = [
+    f'{x.name}: {published_parameters(x, plan):,} parameters, '
+    f'{flops / next(iter(units(x).values())):.4g} training FLOPs per {per} (contractions, forward × 3)',
+    f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}',
+    f'state      {_per_device(plan.abstract):,} bytes per device with moments',
+    f'data       {x.data.size:,} examples, batch {x.data.batch_size}, '
+    f'{"held on the device" if resident else "fed from the host"}; {x.data.info.get("source", "")}',
+    f'run        {x.steps:,} steps, {depth} per dispatch, seed {x.seed}',
+  ]
+  return table(rows) + '\n' + '\n'.join(facts)
+
+
+def _row(name: str, leaf: Any) -> tuple[str, ...]:
+  shape = '×'.join(map(str, leaf.shape)) or '1'
+  place = ', '.join(_axes(a) for a in leaf.sharding.spec) or 'replicated'
+  return name, shape, place, f'{math.prod(leaf.shape):,}', f'{tree.nbytes(leaf):,}'
+
+
+def _axes(axes: Any) -> str:
+  return '·' if axes is None else axes if isinstance(axes, str) else '+'.join(axes)
+
+
+def _per_device(abstract: Any) -> int:
+  """Bytes of a state on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract)
+  )
