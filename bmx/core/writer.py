@@ -125,11 +125,21 @@ class Writer:
     self.lines.write({'step': step, 'time': round(time.time(), 3)} | dict(values))
     for name, value in values.items():
       self.events.add_scalar(name, value, step)
-    log.info('step %-7d %s', step, '  '.join(f'{k} {brief(v)}' for k, v in values.items()))
+    log.info('step %-7d %s', step, _line(values))
 
   def close(self) -> None:
     self.lines.close()
     self.events.close()
+
+
+def _line(values: Mapping[str, float]) -> str:
+  """What is worth a glance: loss first, then what is not as it nearly always is."""
+  usual = {'steps_per_second', 'step_seconds'}
+  usual |= {'skipped'} if not values.get('skipped') else set()
+  usual |= {'data_wait_fraction'} if values.get('data_wait_fraction', 0) < 0.05 else set()
+  shown = {k: v for k, v in values.items() if k not in usual}
+  order = sorted(shown, key=lambda k: k != 'loss')
+  return '  '.join(f'{k.replace("_per_second", "/s")} {brief(shown[k])}' for k in order)
 
 
 class Silent:

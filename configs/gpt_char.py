@@ -1,0 +1,56 @@
+"""A GPT over bytes, in the size that nanoGPT trains on a laptop.
+
+    python -m bmx.main --config=configs/gpt_char.py                                # Python's own source
+    python -m bmx.main --config=configs/gpt_char.py --config.data.path=input.txt   # any text file
+"""
+
+from bmx.config import base, check_variant
+
+
+def get_config(variant: str = ''):
+  c = base('byte-level GPT')
+  c.length = 64
+  c.batch_size = 12
+  c.steps = 2000
+  c.task = {
+    'call': 'bmx.tasks.language:CausalLM',
+    'model': {
+      'call': 'bmx.models.gpt:GPT',
+      'vocab': 256,
+      'length': c.get_ref('length'),
+      'width': 128,
+      'depth': 4,
+      'heads': 4,
+      'kv_heads': 0,
+      'hidden': 0,
+      'positions': 'learned',
+      'norm': 'layer',
+      'activation': 'gelu',
+      'gated': False,
+      'bias': False,
+      'tied': True,
+      'dropout': 0.0,  # nanoGPT's choice for a model this small
+      'scan': False,
+      'remat': False,
+      'attention': 'xla',
+      'dtype': c.get_ref('dtype'),
+    },
+  }
+  c.data = {
+    'call': 'bmx.data.text:text',
+    'path': '',
+    'split': 'train',
+    'length': c.get_ref('length'),
+  }
+  c.eval.valid = {'split': 'valid'}
+  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 1e-3, 'warmup': 100, 'floor': 1e-4}
+  c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'b2': 0.99, 'weight_decay': 0.1, 'clip': 1.0}
+  c.every = {'log': 100, 'eval': 500, 'save': 500}
+  if check_variant(variant, 'tiny') == 'tiny':
+    # Every layout on 8 devices divides it.
+    c.length, c.batch_size, c.steps = 32, 16, 20
+    c.task.model.update(depth=2, width=64, scan=True)
+    c.schedule.warmup = 2
+    c.every = {'log': 5, 'eval': 0, 'save': 10}
+    c.eval.valid.batch_size = 512
+  return c
