@@ -4,6 +4,8 @@ Any leaf of the config can be set: --config.optimizer.weight_decay=0.1
 """
 
 import argparse
+import importlib.util
+import os
 import pathlib
 import sys
 import time
@@ -70,6 +72,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     raise errors.InputError(f'--mode={args.mode} needs --workdir=DIR of a run that has trained')
   workdir = pathlib.Path(args.workdir or f'runs/{name}/{time.strftime("%Y%m%d-%H%M%S")}')
 
+  _choose_platform()
   from bmx import experiment, modes
   from bmx.core import cache, writer
 
@@ -77,6 +80,16 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
   cache.enable(config.cache)
   built = experiment.build(config, name)
   return getattr(modes, args.mode)(built, workdir, args)
+
+
+def _choose_platform() -> None:
+  """On a machine without accelerators, keeps jax from asking the compilers that the extra `aot`
+  installs for one: they answer with pages of errors."""
+  nodes = [*pathlib.Path('/dev').glob('nvidia*'), *pathlib.Path('/dev').glob('accel*')]
+  nodes += pathlib.Path('/dev').glob('vfio/*')
+  aot = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_cuda12_plugin'))
+  if aot and not nodes and sys.platform == 'linux':
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
 def _stored(workdir: pathlib.Path, overrides: list[str]) -> tuple[Any, str]:

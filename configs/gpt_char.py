@@ -43,14 +43,14 @@ def get_config(variant: str = ''):
     'length': c.get_ref('length'),
   }
   c.eval.valid = {'split': 'valid'}
-  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 1e-3, 'warmup': 100, 'floor': 1e-4}
+  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 4e-3, 'warmup': 100, 'floor': 1e-4}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'b2': 0.99, 'weight_decay': 0.1, 'clip': 1.0}
   c.every = {'log': 100, 'eval': 500, 'save': 500}
   if check_variant(variant, 'tiny') == 'tiny':
     # Every layout on 8 devices divides it.
     c.length, c.batch_size, c.steps = 32, 16, 20
     c.task.model.update(depth=2, width=64, scan=True)
-    c.schedule.warmup = 2
+    c.schedule.update(peak=3e-3, warmup=2)
     c.every = {'log': 5, 'eval': 0, 'save': 10}
     c.eval.valid.batch_size = 512
   return c

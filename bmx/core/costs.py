@@ -20,6 +20,16 @@ def flops(fn: Callable[..., Any], *args: Any) -> int:
   return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
+def convolves(fn: Callable[..., Any], *args: Any) -> bool:
+  """Whether `fn(*args)` contains a convolution."""
+  return _convolves(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _convolves(jaxpr: Any) -> bool:
+  here = any(e.primitive.name == 'conv_general_dilated' for e in jaxpr.eqns)
+  return here or any(_convolves(j) for e in jaxpr.eqns for j in _inner(e.params))
+
+
 def _count(jaxpr: Any) -> int:
   return sum(_equation(e) for e in jaxpr.eqns)
 
@@ -42,6 +52,7 @@ def _equation(e: Any) -> int:
 
 def _inner(params: dict[str, Any]) -> list[Any]:
   """The jaxprs an equation runs; a custom derivative's rules are functions, not jaxprs."""
-  values = [v for k, v in params.items() if k != 'cond_jaxpr']
+  values = [v for k, v in params.items() if k not in ('cond_jaxpr', 'branches')]
+  values += params.get('branches', ())
   jaxprs = [v for v in values if hasattr(v, 'eqns')]
   return jaxprs + [v.jaxpr for v in values if hasattr(v, 'jaxpr') and not hasattr(v, 'eqns')]

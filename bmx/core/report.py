@@ -17,8 +17,9 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1rem; margin: 0 0 .3rem; }
-.soft { color: var(--soft); } .grid { display: flex; flex-wrap: wrap; gap: 1.2rem; margin: 1.5rem 0; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; flex: 1 1 500px; }
+.soft { color: var(--soft); } .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr));
+  gap: 1.2rem; margin: 1.5rem 0; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
 table { border-collapse: collapse; } td { padding: .1rem 1rem .1rem 0; vertical-align: top; }
 td:last-child { font-variant-numeric: tabular-nums; } svg { width: 100%; height: auto; display: block; }
 svg text { fill: currentColor; font-size: 11px; } pre { overflow: auto; max-height: 30rem; }

@@ -48,8 +48,8 @@ class Checkpoints:
   def save(self, state: TrainState, loop: Mapping[str, Any], step: int) -> None:
     """Starts to save; returns once the arrays are copied. Waits for the save before it."""
     self.wait()
-    self._clean()
     path = self.folder / str(step)
+    self._clean(path)
     self.saver.save(path, args=ocp.args.StandardSave(nested(tree.named(state))))
     self.pending = self.pool.submit(self._finish, path, tree.signature(state), dict(loop))
 
@@ -77,13 +77,13 @@ class Checkpoints:
     self.pool.shutdown()
     self.saver.close()
 
-  def _clean(self) -> None:
-    """Removes what an interrupted save left."""
+  def _clean(self, target: pathlib.Path) -> None:
+    """Removes what an interrupted save left, and a damaged `target`."""
     if jax.process_index() or not self.folder.exists():
       return
     for path in self.folder.iterdir():
-      if path.is_dir() and not (path / MANIFEST).exists():
-        log.warning('removing the unfinished checkpoint %s', path.name)
+      if path.is_dir() and (path == target or not (path / MANIFEST).exists()):
+        log.warning('removing the unfinished or damaged checkpoint %s', path.name)
         shutil.rmtree(path)
 
   def choose(self, which: str) -> int:

@@ -28,12 +28,13 @@ class Evaluator:
   entry: Eval
   task: Task
   layout: Layout
+  looped: bool = True  # several batches a dispatch
   compile_seconds: float = 0.0
 
   def __post_init__(self):
     data = self.entry.data
     self.batches = -(-data.size // data.batch_size)
-    self.feed = Feed(data, self.layout, min(DEPTH, self.batches))
+    self.feed = Feed(data, self.layout, min(DEPTH if self.looped else 1, self.batches))
     self.constants: Any = None
     self.program: Any = None
 
@@ -76,6 +77,8 @@ class Evaluator:
       batch = mask_padding(data, self.feed.take(constants, group, i), start + i)
       return self.task.loss(params, collections, batch, key, train=False)[1][0]
 
+    if self.feed.depth == 1:
+      return measure(0)
     sums = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(measure, 0))
     return jax.lax.fori_loop(0, n, lambda i, sums: add(sums, measure(i)), sums)
 
@@ -102,7 +105,8 @@ def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> It
     rows = {k: tree.fetch(v)[:n] for k, v in out.items()}
     positions = step * data.batch_size + np.arange(n)
     known = data.rows(data.order(step)[:n], positions)
-    yield rows | {k: known[k] for k in ('label', 'y', 'targets', 'weights') if k in known}
+    told = ('targets', 'weights') if 'targets' in known else ('label', 'y')
+    yield rows | {k: known[k] for k in told if k in known}
 
 
 def join(parts: list[Rows]) -> Rows:

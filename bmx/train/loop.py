@@ -84,7 +84,7 @@ def run(experiment: Experiment, workdir: str | pathlib.Path) -> dict[str, Any]:
   rundir = RunDir(workdir, experiment)
   done = rundir.summary()
   if done:
-    log.info('this run is finished: %s', {k: done[k] for k in ('steps', 'metrics')})
+    log.info('this run is finished\n%s', closing(done, rundir.path))
     return done
   return Trainer(experiment, rundir).run()
 
@@ -98,20 +98,29 @@ class Trainer:
       experiment.task, experiment.tx, experiment.data.spec, experiment.layout,
       seed=experiment.seed, ema=experiment.ema,
     )  # fmt: skip
+    looped = start.loops(experiment, self.plan)
     self.evaluators = {
-      name: Evaluator(name, entry, experiment.task, experiment.layout)
+      name: Evaluator(name, entry, experiment.task, experiment.layout, looped)
       for name, entry in experiment.evals.items()
     }
     self.flops = start.step_flops(experiment, self.plan)
-    self.depth = start.choose_dispatch(experiment, self.flops)
+    self.depth = start.choose_dispatch(experiment, self.plan, self.flops)
     self.feed = Feed(experiment.data, experiment.layout, self.depth)
     self.checkpoints = Checkpoints(rundir.path / 'checkpoints', experiment.keep.last)
     # One thread waits for each dispatch in turn, so that its end is known though it is read late.
     self.stamps = concurrent.futures.ThreadPoolExecutor(1)
+    self.writer: Writer | Silent = Silent()
     self.late: collections.deque[tuple[Any, ...]] = collections.deque()
 
   def run(self) -> dict[str, Any]:
-    self._begin()
+    try:
+      self._begin()
+      self._train()
+      return self._finish()
+    finally:
+      self._close()
+
+  def _train(self) -> None:
     with Bar(self.x.steps) as self.bar, Signals() as signals:
       compiled = self._compile()
       self.since = time.perf_counter()
@@ -127,11 +136,10 @@ class Trainer:
           break
         if signals.asked:
           self._save()
-          self.checkpoints.close()
+          self.checkpoints.wait()
           raise Preempted(f'asked to stop: saved at step {self.step}; the same command goes on')
       self._drain()
       self._count_time()
-    return self._finish()
 
   def _begin(self) -> None:
     """The newest valid checkpoint, or a new state."""
@@ -144,8 +152,10 @@ class Trainer:
       log.info('resuming from the checkpoint of step %d', found)
       # More steps than the run that stopped: it goes on.
       self.loop.stopped = False
+    self.saved = found
     self.window = Window(self.loop.window)
     log.info('%s', start.describe_start(self.x, self.plan, self.flops, self.depth))
+    log.info('workdir    %s', self.rundir.path)
     self.rundir.write_config(self.step, {'dispatch': self.depth})
     first = jax.process_index() == 0
     path, length = self.rundir.path, self.loop.metrics_length
@@ -158,7 +168,7 @@ class Trainer:
     began = time.perf_counter()
     step = make_train_step(self.x.grad_fn, self.x.tx, ema=self.x.ema)
     patience = self.x.guard['patience']
-    dispatch = make_dispatch(step, self.feed.take, patience)
+    dispatch = make_dispatch(step, self.feed.take, patience, self.depth)
     self.constants = self.feed.constants()
     group, _ = next(self.feed.groups([(self.step, 1)]))
     at = (self.plan.shardings, None, None)
@@ -243,6 +253,9 @@ class Trainer:
 
   def _save(self) -> None:
     self._drain()
+    if self.saved == self.step:
+      return
+    self.saved = self.step
     began = time.perf_counter()
     self._count_time()
     self.loop.window = self.window.json()
@@ -280,10 +293,14 @@ class Trainer:
     minutes, seconds = divmod(int(self.clock.left(step)), 60)
     return f'{mean}  {brief(self.clock.rate)} steps/s  {minutes}:{seconds:02d} left'
 
-  def _finish(self) -> dict[str, Any]:
-    self.checkpoints.close()
-    self.writer.close()
+  def _close(self) -> None:
+    """Lets go of files and threads, whatever happened."""
     self.stamps.shutdown()
+    self.writer.close()
+    self.checkpoints.close()
+
+  def _finish(self) -> dict[str, Any]:
+    self.checkpoints.wait()
     device = self.x.layout.mesh.devices.flat[0]
     summary = {
       'metrics': self.loop.last,
@@ -300,14 +317,17 @@ class Trainer:
     if jax.process_index() == 0:
       write_json(self.rundir.path / 'summary.json', summary)
       report.write(self.rundir.path, self.x.name, summary)
-      log.info('%s\nreport   %s', _closing(summary), self.rundir.path / 'report.html')
+      log.info('%s', closing(summary, self.rundir.path))
     return summary
 
 
-def _closing(summary: Mapping[str, Any]) -> str:
+def closing(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:
   tests = {k: v for k, v in summary['metrics'].items() if k.startswith('eval/')}
   metrics = '  '.join(f'{k} {brief(v)}' for k, v in (tests or summary['metrics']).items())
-  return f'done     {summary["steps"]:,} steps in {summary["seconds"]:.1f} s: {metrics}'
+  return (
+    f'done     {summary["steps"]:,} steps in {summary["seconds"]:.1f} s: {metrics}\n'
+    f'report   {workdir / "report.html"}'
+  )
 
 
 def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple[TrainState, int]:

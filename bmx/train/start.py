@@ -20,12 +20,24 @@ GROUP_BYTES = 64e6  # of host-fed rows
 def step_flops(x: Experiment, plan: Plan) -> int:
   """FLOPs of one training step on all devices: three times the contractions of a forward pass, which
   is exact for all layers but the first; recomputation is not counted."""
+  return 3 * costs.flops(*_forward(x, plan))
+
+
+def _forward(x: Experiment, plan: Plan) -> tuple[Any, ...]:
+  """The loss as a function, and its abstract arguments."""
 
   def forward(params, collections, batch, key):
     return x.task.loss(params, collections, batch, key, train=True)[0]
 
   a = plan.abstract
-  return 3 * costs.flops(forward, a.params, a.collections, x.data.spec, a.key)
+  return forward, a.params, a.collections, x.data.spec, a.key
+
+
+def loops(x: Experiment, plan: Plan) -> bool:
+  """Whether several steps may share a program: XLA:CPU runs convolutions inside a loop on one thread
+  and without its fast kernels (5×5 kernels, 32 → 64 channels: 17 times slower)."""
+  cpu = x.layout.mesh.devices.flat[0].platform == 'cpu'
+  return not (cpu and costs.convolves(*_forward(x, plan)))
 
 
 def units(x: Experiment) -> dict[str, int]:
@@ -36,10 +48,12 @@ def units(x: Experiment) -> dict[str, int]:
   return examples
 
 
-def choose_dispatch(x: Experiment, flops: int) -> int:
+def choose_dispatch(x: Experiment, plan: Plan, flops: int) -> int:
   """Steps per jitted call: as the config says, or (0) enough of them to hide the cost of a call."""
   if x.dispatch:
     return x.dispatch
+  if not loops(x, plan):
+    return 1
   depth = min(MAX_DEPTH, math.ceil(GROUP_FLOPS / max(flops, 1)))
   if x.data.resident() is None:
     rows = sum(math.prod(s.shape) * s.dtype.itemsize for s in x.data.spec.values())

@@ -105,12 +105,19 @@ def make_train_step(grad_fn: GradFn, tx: optax.GradientTransformation, *, ema: f
   return step
 
 
-def make_dispatch(step: Step, take: Callable[[Any, Any, Any], Batch], patience: int) -> Any:
+def make_dispatch(
+  step: Step, take: Callable[[Any, Any, Any], Batch], patience: int, depth: int
+) -> Any:
   """Several steps in one program: dispatch(state, constants, group, n) -> (state, metric sums, skips).
 
-  n is traced, so that groups of every length run the same program: two programs for one step need not
-  give the same bits. The loop ends early once the guard has refused `patience` updates in a row.
+  n, at most `depth`, is traced, so that groups of every length run the same program: two programs for
+  one step need not give the same bits. The loop ends early once the guard has refused `patience` updates
+  in a row. Where `depth` is 1 there is no loop.
   """
+
+  def once(state, constants, group, n):
+    state, metrics = step(state, take(constants, group, 0))
+    return state, metrics, state.skips
 
   def dispatch(state, constants, group, n):
     batch = jax.eval_shape(take, constants, group, 0)
@@ -129,4 +136,4 @@ def make_dispatch(step: Step, take: Callable[[Any, Any, Any], Batch], patience: 
     _, state, sums = jax.lax.while_loop(more, body, (jnp.int32(0), state, sums))
     return state, sums, state.skips
 
-  return dispatch
+  return dispatch if depth > 1 else once

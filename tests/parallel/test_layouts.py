@@ -25,7 +25,7 @@ LAYOUTS = {
 }
 MODELS = {
   'mlp': ('configs/digits_mlp.py:tiny', ['data.crop=0', 'task.model.dropout=0.1']),
-  'gpt': ('configs/gpt_char.py:tiny', ['schedule.peak=0.01']),
+  'gpt': ('configs/gpt_char.py:tiny', []),
 }
 SGD = {'call': 'bmx.optim.optimizers:sgd', 'momentum': 0.9}
 TOLERANCE = {'sgd': 1e-5, 'adamw': 1e-4}  # of the whole parameter vector
@@ -34,7 +34,6 @@ TOLERANCE = {'sgd': 1e-5, 'adamw': 1e-4}  # of the whole parameter vector
 def make(model, optimizer, mesh=None):
   path, overrides = MODELS[model]
   config, _ = recipes.load(path, overrides)
-  # Equality of layouts is about arithmetic; a step that Adam's division amplifies is about rounding.
   config.schedule.peak = 0.01 if optimizer == 'sgd' else 1e-3
   if optimizer == 'sgd':
     config.optimizer = SGD
@@ -47,7 +46,7 @@ def train(x):
   plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed)
   feed = Feed(x.data, x.layout, 1)
   constants, state, losses = feed.constants(), plan.create(), []
-  dispatch = make_dispatch(make_train_step(x.grad_fn, x.tx), feed.take, 0)
+  dispatch = make_dispatch(make_train_step(x.grad_fn, x.tx), feed.take, 0, 1)
   program = jit(dispatch, x.layout, out_shardings=(plan.shardings, None, None))
   for group, _ in feed.groups([(step, 1) for step in range(STEPS)]):
     state, sums, _ = program(state, constants, group, np.int32(1))
@@ -124,7 +123,7 @@ def test_collectives_of_fsdp():
   plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
   feed = Feed(x.data, x.layout, 1)
   group, _ = next(feed.groups([(0, 1)]))
-  dispatch = make_dispatch(make_train_step(x.grad_fn, x.tx), feed.take, 0)
+  dispatch = make_dispatch(make_train_step(x.grad_fn, x.tx), feed.take, 0, 1)
   program = jit(dispatch, x.layout, out_shardings=(plan.shardings, None, None))
   text = program.lower(plan.abstract, feed.constants(), group, np.int32(1)).compile().as_text()
   assert 'all-gather' in text

@@ -1,0 +1,227 @@
+"""Data as a function of the step: its order, its rows, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bmx.core.errors import InputError
+from bmx.data import loader
+from bmx.data.image import Augment, Normalise, augment
+from bmx.data.loader import ArrayData, split_indices
+
+SIZES = {'size': st.integers(1, 30), 'batch': st.integers(1, 40), 'seed': st.integers(0, 9)}
+
+
+def numbers(size=10, batch_size=4, seed=0, train=True):
+  return ArrayData({'x': np.arange(size)[:, None]}, {}, batch_size, seed, train)
+
+
+def images(n=12, side=6, channels=2, **options):
+  image = np.random.default_rng(1).uniform(1, 2, (n, side, side, channels)).astype(np.float32)
+  return ArrayData({'image': image}, {}, 4, **options)
+
+
+def positions(data, steps):
+  return np.concatenate([data.order(s) for s in range(steps)])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(**SIZES)
+def test_each_epoch_is_a_permutation(size, batch, seed):
+  data = numbers(size, batch, seed)
+  seen = positions(data, -(-3 * size // batch))[: 3 * size].reshape(3, size)
+  assert seen.dtype == np.int64
+  np.testing.assert_array_equal(np.sort(seen, 1), np.tile(np.arange(size), (3, 1)))
+
+
+def test_epochs_and_seeds_differ():
+  size = 50
+  orders = [positions(numbers(size, 10, seed), 15).reshape(3, size) for seed in (0, 1)]
+  rows = {tuple(row) for row in np.concatenate(orders)}
+  assert len(rows) == 6
+  assert tuple(range(size)) not in rows
+
+
+def test_a_batch_crosses_the_edge_of_an_epoch():
+  data = numbers(10, 4)
+  whole = positions(data, 5)
+  crossing = data.order(2)
+  assert set(crossing[:2]) == set(range(10)) - set(whole[:8])
+  assert set(crossing[2:]) | set(whole[12:20]) == set(range(10))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(**SIZES, step=st.integers(0, 10**6))
+def test_a_later_step_can_be_asked_for_first(size, batch, seed, step):
+  fresh, used = numbers(size, batch, seed), numbers(size, batch, seed)
+  positions(used, 5)
+  used.order(step + 1)
+  np.testing.assert_array_equal(fresh.order(step), used.order(step))
+
+
+def test_evaluation_reads_in_file_order():
+  data = numbers(10, 4, seed=3, train=False)
+  np.testing.assert_array_equal(positions(data, 3)[:10], np.arange(10))
+  np.testing.assert_array_equal(data.rows(data.order(1), np.arange(4, 8))['x'][:, 0], [4, 5, 6, 7])
+
+
+def test_rows_equal_gather():
+  data = images(finish=Normalise(2.0, (0.1, 0.2), (0.3, 0.4)))
+  indices = data.order(7)
+  rows = data.rows(indices, np.arange(28, 32))
+  on_host = data.gather(data.resident(), indices)
+  on_device = jax.jit(data.gather)(jax.tree.map(jnp.asarray, data.resident()), indices)
+  assert set(rows) == set(data.spec) == {'image', 'weights'}
+  for name, spec in data.spec.items():
+    assert (rows[name].shape, rows[name].dtype) == (spec.shape, spec.dtype)
+    np.testing.assert_array_equal(rows[name], on_host[name])
+    np.testing.assert_allclose(rows[name], on_device[name], rtol=1e-6, atol=1e-6)
+  np.testing.assert_array_equal(rows['weights'], np.ones(4))
+
+
+def test_only_small_unaugmented_data_is_resident(monkeypatch):
+  assert images().resident() is not None
+  assert images(augment=augment(1, False)).resident() is None
+  assert images(augment=augment(1, False), train=False).resident() is not None
+  monkeypatch.setattr(loader, 'RESIDENT_BYTES', 100)
+  assert images().resident() is None
+
+
+def test_augmentation_is_a_function_of_seed_and_position():
+  data = images(n=40, augment=augment(2, True), seed=5)
+  indices, at = np.arange(40) % 7, np.arange(1000, 1040)
+  whole = data.rows(indices, at)['image']
+  some = np.array([3, 4, 20, 11, 39])
+  np.testing.assert_array_equal(data.rows(indices[some], at[some])['image'], whole[some])
+  again = images(n=40, augment=augment(2, True), seed=5)
+  np.testing.assert_array_equal(again.rows(indices, at)['image'], whole)
+  other = images(n=40, augment=augment(2, True), seed=6)
+  assert not np.array_equal(other.rows(indices, at)['image'], whole)
+  assert not np.array_equal(data.rows(indices, at + 40)['image'], whole)
+
+
+def test_evaluation_is_not_augmented():
+  data = images(augment=augment(2, True), train=False)
+  got = data.rows(np.arange(12), np.arange(12))['image']
+  np.testing.assert_array_equal(got, data.arrays['image'])
+
+
+def crops(image, crop):
+  """Every (offset, flip) of an image padded with zeros -> the view it gives."""
+  side = image.shape[0]
+  padded = np.zeros((side + 2 * crop, side + 2 * crop, image.shape[2]), image.dtype)
+  padded[crop : crop + side, crop : crop + side] = image
+  views = {}
+  for i in range(2 * crop + 1):
+    for j in range(2 * crop + 1):
+      view = padded[i : i + side, j : j + side]
+      views[i, j, False], views[i, j, True] = view, view[:, ::-1]
+  return views
+
+
+def test_crops_are_crops_and_all_of_them_happen():
+  data, crop = images(n=6, augment=augment(2, True)), 2
+  known = [crops(image, crop) for image in data.arrays['image']]
+  indices = np.arange(600) % 6
+  found = set()
+  for index, got in zip(indices, data.rows(indices, np.arange(600))['image'], strict=True):
+    names = [name for name, view in known[index].items() if np.array_equal(view, got)]
+    assert len(names) == 1
+    found.add(names[0])
+  assert len(found) == 50
+
+
+@pytest.mark.parametrize(('draw', 'top', 'flipped'), [(0.0, 0, True), (0.9999, 2, False)])
+def test_crop_and_flip_follow_the_draws(draw, top, flipped):
+  image = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
+  got = Augment(1, True)({'image': image, 'label': np.arange(2)}, np.full((2, 4), draw))
+  expected = [crops(x, 1)[top, top, flipped] for x in image]
+  np.testing.assert_array_equal(got['image'], expected)
+  np.testing.assert_array_equal(got['label'], [0, 1])
+  assert got['image'].dtype == np.uint8
+
+
+def test_flips_are_fair():
+  data = images(n=1, augment=augment(0, True))
+  got = data.rows(np.zeros(2000, int), np.arange(2000))['image']
+  flipped = (got == data.arrays['image'][0][:, ::-1]).all((1, 2, 3))
+  assert (flipped | (got == data.arrays['image'][0]).all((1, 2, 3))).all()
+  assert abs(flipped.sum() - 1000) < 5 * (2000 / 4) ** 0.5
+
+
+def test_no_augmentation_is_none():
+  assert augment(0, False) is None
+
+
+@pytest.mark.parametrize('library', [np, jnp])
+@pytest.mark.parametrize(
+  ('mean', 'std'), [((0.1307,), (0.3081,)), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))]
+)
+def test_normalise(library, mean, std):
+  image = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
+  got = Normalise(255.0, mean, std)({'image': library.asarray(image), 'label': 7})
+  expected = (image / 255 - np.array(mean)) / np.array(std)
+  np.testing.assert_allclose(got['image'], expected, rtol=1e-5, atol=1e-6)
+  assert got['image'].dtype == np.float32
+  assert got['label'] == 7
+
+
+def with_value(value):
+  x = np.zeros((5, 3), np.float32)
+  x[2, 1] = value
+  return x
+
+
+REFUSED = {
+  'nan': ({'x': with_value(np.nan)}, {}, 'x holds nan in example 2, column 1'),
+  'infinity': ({'x': with_value(-np.inf)}, {}, 'x holds -inf in example 2, column 1'),
+  'target': ({'y': np.array([0.0, np.nan])}, {}, 'y holds nan in example 1;'),
+  'label': ({'label': np.array([0, 3, 4])}, {'classes': 4}, 'label 4 of example 2 .* 4 classes'),
+  'negative': ({'label': np.array([0, -1])}, {'classes': 4}, 'label -1 of example 1 .* 4 classes'),
+  'no arrays': ({}, {}, 'the data set is empty'),
+  'no rows': ({'x': np.zeros((0, 3))}, {}, 'the data set is empty'),
+  'lengths': ({'x': np.zeros((4, 3)), 'y': np.zeros(5)}, {}, "lengths: .*'x': 4, 'y': 5"),
+}
+
+
+@pytest.mark.parametrize(('arrays', 'info', 'message'), REFUSED.values(), ids=REFUSED)
+def test_what_would_train_silently_wrong_is_refused(arrays, info, message):
+  with pytest.raises(InputError, match=message):
+    ArrayData(arrays, info, 2)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(size=st.integers(2, 500), share=st.floats(0.01, 0.99))
+def test_splits_are_disjoint_and_complete(size, share):
+  held = round(size * share)
+  if not held:
+    return
+  names = ('all', 'train', 'valid')
+  train, valid = (split_indices(size, split, share, names) for split in ('train', 'valid'))
+  assert len(valid) == held
+  np.testing.assert_array_equal(np.sort(np.concatenate([train, valid])), np.arange(size))
+  np.testing.assert_array_equal(split_indices(size, 'all', share, names), np.arange(size))
+  np.testing.assert_array_equal(split_indices(size, 'valid', share, names), valid)
+  assert (np.diff(valid) > 0).all()
+
+
+def test_a_split_is_spread_over_the_file():
+  valid = split_indices(10_000, 'valid', 0.2, ('train', 'valid'))
+  assert abs(valid.mean() - 5000) < 5 * 10_000 / 12**0.5 / 2000**0.5
+
+
+def test_a_split_that_cannot_be():
+  with pytest.raises(InputError, match="unknown split 'test'; known: train, valid"):
+    split_indices(10, 'test', 0.1, ('train', 'valid'))
+  with pytest.raises(InputError, match='set holdout'):
+    split_indices(10, 'valid', 0.0, ('train', 'valid'))
+  np.testing.assert_array_equal(split_indices(4, 'train', 0.0, ('train',)), np.arange(4))
+
+
+@pytest.mark.parametrize('share', [-0.5, 1.5])
+def test_a_share_that_is_none(share):
+  with pytest.raises(InputError, match='holdout'):
+    split_indices(10, 'train', share, ('train', 'valid'))

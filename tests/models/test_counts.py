@@ -1,0 +1,92 @@
+"""Parameter counts against the published ones; nothing is computed, only shapes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import bmx.config
+from bmx.core import tree
+from bmx.models.cnn import CNN
+from bmx.models.gpt import GPT
+from bmx.models.mlp import MLP
+from tests.models.weights import shapes
+
+
+def parameters(model, *inputs):
+  return tree.count(shapes(model, *inputs)['params'])
+
+
+def of_tokens(model):
+  ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+  return parameters(model, ids) - model.padded_parameters
+
+
+@pytest.mark.parametrize(('recipe', 'expected', 'padded'), [
+  ('configs/gpt2_124m.py', 124_439_808, 47 * 768),
+  ('configs/llama_1b.py', 1_235_814_400, 0),
+])  # fmt: skip
+def test_recipes(recipe, expected, padded, pytestconfig):
+  config, _ = bmx.config.load(str(pytestconfig.rootpath / recipe))
+  task = bmx.config.build(config.task, 'task')
+  assert task.padded_parameters == padded
+  assert of_tokens(task.model) == expected
+
+
+GPT2 = {'vocab': 50257, 'length': 1024}
+LLAMA = {'positions': 'rotary', 'norm': 'rms', 'gated': True, 'bias': False, 'length': 4096}
+
+# Radford et al. 2019 and the weights published with it; Touvron et al. 2023; Dubey et al. 2024;
+# Zhang et al. 2024.
+PUBLISHED = {
+  'GPT-2 medium': (354_823_168, GPT2 | {'width': 1024, 'depth': 24, 'heads': 16}),
+  'GPT-2 large': (774_030_080, GPT2 | {'width': 1280, 'depth': 36, 'heads': 20}),
+  'GPT-2 XL': (1_557_611_200, GPT2 | {'width': 1600, 'depth': 48, 'heads': 25}),
+  'Llama 2 7B': (
+    6_738_415_616,
+    LLAMA | {'vocab': 32000, 'width': 4096, 'depth': 32, 'heads': 32, 'hidden': 11008, 'tied': False},
+  ),
+  'Llama 3 8B': (
+    8_030_261_248,
+    LLAMA | {'vocab': 128_256, 'width': 4096, 'depth': 32, 'heads': 32, 'kv_heads': 8,
+             'hidden': 14336, 'tied': False},
+  ),
+  'TinyLlama 1.1B': (
+    1_100_048_384,
+    LLAMA | {'vocab': 32000, 'width': 2048, 'depth': 22, 'heads': 32, 'kv_heads': 4, 'hidden': 5632,
+             'tied': False},
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published(name):
+  expected, options = PUBLISHED[name]
+  assert of_tokens(GPT(**options, scan=True)) == expected
+
+
+@pytest.mark.parametrize('options', [
+  {}, {'tied': False}, {'vocab_pad': 15}, {'vocab_pad': 15, 'tied': False}, {'remat': True},
+])  # fmt: skip
+def test_padding_scan_and_remat_count_nothing(options):
+  base = {'vocab': 113, 'length': 32, 'width': 32, 'depth': 3}
+  plain = of_tokens(GPT(**base, tied=options.get('tied', True)))
+  assert of_tokens(GPT(**base, **options)) == plain
+  assert of_tokens(GPT(**base, **options, scan=True)) == plain
+
+
+def test_mlp():
+  """784 · 256 + 256 and 256 · 10 + 10."""
+  assert parameters(MLP(10), jnp.zeros((1, 28, 28, 1))) == 203_530
+
+
+def test_cnn():
+  """5 · 5 · 1 · 32 + 32; a 14 × 14 × 32 map to 128; 128 to 10."""
+  expected = 832 + (6272 * 128 + 128) + (128 * 10 + 10)
+  assert parameters(CNN(10), jnp.zeros((1, 28, 28, 1))) == expected
+
+
+def test_batch_norm_replaces_the_bias_of_a_convolution():
+  """Two numbers a channel instead of one."""
+  image = jnp.zeros((1, 8, 8, 3))
+  plain, normed = (CNN(10, (16, 24), 3, norm=norm) for norm in ('', 'batch'))
+  assert parameters(normed, image) - parameters(plain, image) == 16 + 24

@@ -1,0 +1,115 @@
+"""Causal language modelling against the sum written out."""
+
+import jax
+import numpy as np
+import pytest
+
+from bmx.core.errors import InputError
+from bmx.models.gpt import GPT
+from bmx.parallel.sharding import unbox
+from bmx.tasks.language import CausalLM
+from tests.models.weights import drawn
+
+B, T, V = 3, 8, 20
+KEY = jax.random.PRNGKey(0)
+
+
+def task(**options):
+  return CausalLM(GPT(vocab=V, length=T, width=16, depth=1, heads=2, **options))
+
+
+def batch():
+  random = np.random.default_rng(0)
+  ids = random.integers(0, V, (B, T + 1)).astype(np.int32)
+  weights = random.choice([0.0, 0.5, 1.0], (B, T)).astype(np.float32)
+  return {'tokens': ids[:, :-1], 'targets': ids[:, 1:], 'weights': weights}
+
+
+def start(task, rows):
+  abstract = unbox(jax.eval_shape(task.init, KEY, rows))['params']
+  return drawn(abstract)
+
+
+def evaluator(task):
+  """-> run(params, rows) -> metrics, as numpy."""
+
+  @jax.jit
+  def run(params, rows):
+    loss, (metrics, _) = task.loss(params, {}, rows, KEY, train=False)
+    return loss, metrics
+
+  def call(params, rows):
+    loss, metrics = jax.device_get(run(params, rows))
+    assert loss == metrics['loss'][0], 'what is minimised is the sum'
+    return metrics
+
+  return call
+
+
+@pytest.mark.parametrize('pad', [0, 12])
+def test_loss_is_the_weighted_sum_over_tokens(pad):
+  rows, lm = batch(), task(vocab_pad=pad)
+  params = start(lm, rows)
+  apply = jax.jit(lambda params, tokens: lm.model.apply({'params': params}, tokens))
+  logits = np.asarray(apply(params, rows['tokens']), np.float64)[..., :V]
+  at = np.arange(B)[:, None], np.arange(T)[None], rows['targets']
+  log = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[at]
+  hits = logits.argmax(-1) == rows['targets']
+  metrics, count = evaluator(lm)(params, rows), rows['weights'].sum()
+  assert metrics['loss'].tolist() == pytest.approx([-(log * rows['weights']).sum(), count], rel=1e-5)
+  assert metrics['accuracy'].tolist() == pytest.approx([(hits * rows['weights']).sum(), count])
+  told = jax.jit(lambda params, rows: lm.predict(params, {}, rows))(params, rows)
+  np.testing.assert_allclose(told['log_likelihood'], log, rtol=1e-4)
+  np.testing.assert_array_equal(told['prediction'], logits.argmax(-1))
+
+
+def test_targets_without_weight_do_not_matter():
+  rows, lm = batch(), task()
+  params, run = start(lm, rows), evaluator(lm)
+  hidden = rows['weights'] == 0
+  assert hidden.any()
+  other = rows | {'targets': np.where(hidden, (rows['targets'] + 1) % V, rows['targets'])}
+  given, expected = run(params, other), run(params, rows)
+  for name in expected:
+    np.testing.assert_array_equal(given[name], expected[name])
+
+
+def test_packed_rows_lose_what_their_documents_lose():
+  """Two documents in one row, with positions and segments, against one row each."""
+  rows, lm = batch(), task()
+  params, (a, b), run = start(lm, rows), (5, 3), evaluator(lm)
+  packed = rows | {
+    'positions': np.tile(np.concatenate([np.arange(a), np.arange(b)]), (B, 1)),
+    'segment_ids': np.tile(np.repeat([1, 2], [a, b]), (B, 1)),
+  }
+  parts = {k: v[:, :a] for k, v in rows.items()}, {k: v[:, a:] for k, v in rows.items()}
+  alone = sum(run(params, part)['loss'] for part in parts)
+  np.testing.assert_allclose(run(params, packed)['loss'], alone, rtol=1e-5)
+  assert abs(run(params, rows)['loss'][0] - alone[0]) > 1e-4
+
+
+def test_an_untrained_model_knows_nothing():
+  rows, lm = batch(), task()
+  params = jax.jit(lambda rows: unbox(lm.init(KEY, rows))['params'])(rows)
+  total, count = evaluator(lm)(params, rows)['loss']
+  assert total / count == pytest.approx(np.log(V), rel=0.05)
+
+
+@pytest.mark.parametrize(('info', 'message'), [
+  ({'classes': 3}, 'needs tokens, and the data has none'),
+  ({'vocab': V + 1, 'length': T}, f'token ids up to {V}, the model a vocabulary of {V}'),
+  ({'vocab': V, 'length': T + 1}, f'rows of {T + 1} tokens, but a model of {T} positions'),
+])  # fmt: skip
+def test_what_is_refused(info, message):
+  with pytest.raises(InputError, match=message):
+    task().check(info)
+
+
+def test_padding_of_the_vocabulary_holds_no_tokens():
+  with pytest.raises(InputError, match='vocabulary of 20'):
+    task(vocab_pad=12).check({'vocab': V + 1, 'length': T})
+
+
+def test_shorter_rows_and_smaller_vocabularies_pass():
+  task().check({'vocab': V, 'length': T})
+  task().check({'vocab': V - 5, 'length': T - 5})

@@ -1,0 +1,62 @@
+"""Regression against scikit-learn."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import mean_squared_error
+
+from bmx.core.errors import InputError
+from bmx.models.mlp import MLP
+from bmx.parallel.sharding import unbox
+from bmx.tasks.regression import Regression
+
+N = 10
+KEY = jax.random.PRNGKey(0)
+
+
+def batch(targets=2):
+  random = np.random.default_rng(0)
+  return {
+    'x': random.normal(size=(N, 5)).astype(np.float32),
+    'y': random.normal(size=(N, targets)).astype(np.float32),
+    'weights': random.choice([0.0, 0.5, 2.0], N).astype(np.float32),
+  }
+
+
+def evaluate(task, rows):
+  @jax.jit
+  def run(rows):
+    params = unbox(task.init(KEY, rows))['params']
+    loss, (metrics, _) = task.loss(params, {}, rows, KEY, train=False)
+    return loss, metrics, task.predict(params, {}, rows)
+
+  return jax.device_get(run(rows))
+
+
+@pytest.mark.parametrize('targets', [1, 2])
+def test_loss_is_the_weighted_sum_of_mean_squares(targets):
+  rows = batch(targets)
+  loss, metrics, told = evaluate(Regression(MLP(targets, (8,))), rows)
+  total = rows['weights'].sum()
+  mean = mean_squared_error(rows['y'], told['prediction'], sample_weight=rows['weights'])
+  assert told['prediction'].shape == (N, targets)
+  assert metrics['loss'].tolist() == pytest.approx([mean * total, total], rel=1e-5)
+  assert loss == metrics['loss'][0]
+
+
+def test_rows_without_weight_are_not_there():
+  rows, task = batch(), Regression(MLP(2, (8,)))
+  hidden = rows['weights'] == 0
+  assert 0 < hidden.sum() < N
+  y = np.where(hidden[:, None], np.nan, rows['y'])
+  given = evaluate(task, rows | {'y': y})[1]['loss']
+  expected = evaluate(task, {k: v[~hidden] for k, v in rows.items()})[1]['loss']
+  np.testing.assert_allclose(given, expected, rtol=1e-6)
+
+
+def test_check():
+  Regression(MLP(2)).check({'targets': 2})
+  with pytest.raises(InputError, match='regression needs targets'):
+    Regression(MLP(2)).check({'classes': 2})
+  with pytest.raises(InputError, match='the data has 3 targets, the model 2 outputs'):
+    Regression(MLP(2)).check({'targets': 3})

@@ -1,0 +1,38 @@
+"""Every recipe's `:tiny` variant trains, with falling loss, and leaves a whole run directory."""
+
+import json
+
+import pytest
+
+from bmx import config as recipes
+from bmx import experiment
+from bmx.core.writer import read_metrics
+from bmx.train import loop
+from tests.conftest import ROOT
+
+NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
+PARTS = ('config.json', 'metrics.jsonl', 'summary.json', 'report.html', 'tensorboard', 'checkpoints')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_tiny_trains(name, tmp_path):
+  config, full = recipes.load(str(ROOT / f'configs/{name}.py:tiny'), ['mesh.data=1'])
+  import jax
+
+  x = experiment.build(config, full, jax.devices()[:1])
+  summary = loop.run(x, tmp_path / 'run')
+  lines = read_metrics(tmp_path / 'run' / 'metrics.jsonl')
+  losses = [line['loss'] for line in lines if 'loss' in line]
+  assert losses[-1] < losses[0] * 0.95
+  assert any(key.startswith('eval/') for line in lines for key in line)
+  assert summary['steps'] == x.steps == lines[-1]['step']
+  assert not [p for p in PARTS if not (tmp_path / 'run' / p).exists()]
+  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert stored['resolved']['dispatch'] >= 1
+  assert list((tmp_path / 'run' / 'tensorboard').iterdir())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_recipe_has_its_command_on_top(name):
+  text = (ROOT / f'configs/{name}.py').read_text()
+  assert f'python -m bmx.main --config=configs/{name}.py' in text.split('"""')[1]

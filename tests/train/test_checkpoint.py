@@ -1,0 +1,156 @@
+"""Checkpoints that can be believed."""
+
+import json
+import pathlib
+import random
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bmx import config as recipes
+from bmx import experiment
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.train import loop
+from bmx.train.checkpoint import MANIFEST, Checkpoints
+from bmx.train.state import plan_state
+from tests.conftest import ROOT
+
+GPT = str(ROOT / 'configs/gpt_char.py:tiny')
+
+
+def build(mesh, devices, *overrides, recipe=GPT):
+  config, name = recipes.load(recipe, overrides)
+  config.mesh.update(mesh)
+  return experiment.build(config, name, jax.devices()[:devices])
+
+
+def plan(x):
+  return plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A checkpoint of 8 devices, and the values in it."""
+  folder = tmp_path_factory.mktemp('saved')
+  x = build({'data': 2, 'fsdp': 4}, 8, 'ema=0.9')
+  state = x.init()
+  checkpoints = Checkpoints(folder)
+  for step in (10, 20):
+    checkpoints.save(state, {'best_step': None}, step)
+  checkpoints.close()
+  return folder, {k: np.asarray(v) for k, v in tree.named(state).items()}
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'devices'),
+  [({'data': 1}, 1), ({'data': 4}, 4), ({'data': 1, 'fsdp': 8}, 8), ({'data': 2, 'model': 4}, 8)],
+)
+def test_any_mesh_restores_equal_values(saved, mesh, devices):
+  folder, values = saved
+  target = plan(build(mesh, devices, 'ema=0.9'))
+  state = Checkpoints(folder).restore(20, target.abstract)
+  places = tree.named(target.abstract)
+  for name, leaf in tree.named(state).items():
+    np.testing.assert_array_equal(np.asarray(leaf), values[name])
+    assert leaf.sharding.is_equivalent_to(places[name].sharding, leaf.ndim)
+
+
+def damage(path: pathlib.Path, how: str, seed: int) -> pathlib.Path:
+  """Flips one bit of, or cuts, one file of a checkpoint -> that file."""
+  draw = random.Random(seed)
+  files = sorted(p for p in path.rglob('*') if p.is_file() and p.stat().st_size)
+  file = draw.choice([f for f in files if f.name != MANIFEST])
+  data = bytearray(file.read_bytes())
+  if how == 'cut':
+    data = data[: draw.randrange(len(data))]
+  else:
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+  file.write_bytes(data)
+  return file
+
+
+@pytest.mark.parametrize('how', ['flip', 'cut'])
+def test_damage_is_found_and_the_step_before_is_used(saved, how, tmp_path, caplog):
+  for seed in range(30 if how == 'flip' else 10):
+    folder = tmp_path / str(seed)
+    shutil.copytree(saved[0], folder)
+    file = damage(folder / '20', how, seed)
+    checkpoints = Checkpoints(folder)
+    assert any(file.name in line for line in checkpoints.verify(20))
+    with caplog.at_level('WARNING', logger='bmx'):
+      assert checkpoints.newest_valid() == 10
+    assert f'{file.relative_to(folder / "20")} is damaged' in caplog.text
+
+
+def test_a_run_never_starts_afresh_by_itself(saved, tmp_path):
+  shutil.copytree(saved[0], tmp_path / 'c')
+  damage(tmp_path / 'c/20', 'flip', 1)
+  damage(tmp_path / 'c/10', 'flip', 2)
+  with pytest.raises(InputError, match='every checkpoint .* is damaged'):
+    Checkpoints(tmp_path / 'c').newest_valid()
+  assert Checkpoints(tmp_path / 'none').newest_valid() is None
+
+
+def test_a_damaged_manifest_is_found(saved, tmp_path):
+  shutil.copytree(saved[0], tmp_path / 'c')
+  (tmp_path / 'c/20' / MANIFEST).write_text('{"files": ')
+  assert Checkpoints(tmp_path / 'c').newest_valid() == 10
+
+
+def test_what_does_not_fit_is_listed(saved):
+  wider = plan(build({'data': 1}, 1, 'ema=0.9', 'task.model.width=32'))
+  with pytest.raises(InputError, match='does not fit the model') as error:
+    Checkpoints(saved[0]).restore(20, wider.abstract)
+  assert 'differs  params/embed/table: has [[256, 64]' in str(error.value)
+  plain = plan(build({'data': 1}, 1))
+  with pytest.raises(InputError, match='extra    ema/embed/table'):
+    Checkpoints(saved[0]).restore(20, plain.abstract)
+
+
+def test_dtype_mismatch_is_an_error(saved):
+  target = plan(build({'data': 1}, 1, 'ema=0.9')).abstract
+  half = target.replace(skips=jax.ShapeDtypeStruct((), np.int16, sharding=target.skips.sharding))
+  with pytest.raises(InputError, match="differs  skips: has .*'int32'.*, expected .*'int16'"):
+    Checkpoints(saved[0]).restore(20, half)
+
+
+def test_newest_and_best_are_kept(tmp_path):
+  x = build({'data': 1}, 1, recipe=str(ROOT / 'configs/digits_mlp.py:tiny'))
+  state, checkpoints = x.init(), Checkpoints(tmp_path, last=2)
+  for step in range(1, 7):
+    checkpoints.save(state, {'best_step': 2 if step > 1 else None}, step)
+  checkpoints.close()
+  assert checkpoints.steps() == [2, 5, 6]
+
+
+def test_an_unfinished_save_is_ignored_and_removed(tmp_path, caplog):
+  x = build({'data': 1}, 1, recipe=str(ROOT / 'configs/digits_mlp.py:tiny'))
+  loop.run(x, tmp_path / 'run')
+  folder = tmp_path / 'run/checkpoints'
+  (folder / '20' / MANIFEST).unlink()
+  (folder / '30.orbax-checkpoint-tmp').mkdir()
+  checkpoints = Checkpoints(folder)
+  assert checkpoints.newest_valid() == 10
+  checkpoints.save(x.init(), {'best_step': None}, 20)
+  checkpoints.close()
+  assert checkpoints.steps() == [10, 20]
+  assert not list(folder.glob('*tmp*'))
+
+
+def test_the_manifest_lists_every_leaf(saved):
+  manifest = json.loads((saved[0] / '20' / MANIFEST).read_text())
+  assert set(manifest['leaves']) == set(saved[1])
+
+
+def test_a_damaged_step_is_written_anew(tmp_path):
+  """The run walks back, repeats the steps, and ends as if nothing had happened."""
+  recipe = str(ROOT / 'configs/digits_mlp.py:tiny')
+  expected = loop.run(build({'data': 1}, 1, recipe=recipe), tmp_path / 'run')
+  damage(tmp_path / 'run/checkpoints/20', 'flip', 0)
+  (tmp_path / 'run/summary.json').unlink()
+  summary = loop.run(build({'data': 1}, 1, recipe=recipe), tmp_path / 'run')
+  assert summary['state_digest'] == expected['state_digest']
+  assert Checkpoints(tmp_path / 'run/checkpoints').verify(20) == []

@@ -1,0 +1,186 @@
+"""The step: sums divided once, accumulation, averages, the guard."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.models.gpt import GPT
+from bmx.models.mlp import MLP
+from bmx.optim.optimizers import adamw
+from bmx.optim.schedules import constant
+from bmx.parallel import Layout, jit, make_mesh
+from bmx.parallel.sharding import unbox
+from bmx.tasks.classification import Classification
+from bmx.tasks.language import CausalLM
+from bmx.train.state import plan_state
+from bmx.train.step import Accumulate, Gradient, make_train_step
+
+B, T, V = 8, 16, 32
+
+
+def tokens(seed=0):
+  """A batch whose rows count very different numbers of tokens."""
+  random = np.random.default_rng(seed)
+  ids = random.integers(0, V, (B, T + 1)).astype(np.int32)
+  weights = (np.arange(T)[None] < random.integers(1, T + 1, B)[:, None]).astype(np.float32)
+  return {'tokens': ids[:, :-1], 'targets': ids[:, 1:], 'weights': weights}
+
+
+def language_task():
+  return CausalLM(GPT(vocab=V, length=T, width=32, depth=2, heads=2))
+
+
+def images(seed=0, n=B):
+  random = np.random.default_rng(seed)
+  return {
+    'x': random.normal(size=(n, 6)).astype(np.float32),
+    'label': random.integers(0, 3, n).astype(np.int32),
+    'weights': np.ones(n, np.float32),
+  }
+
+
+def start(task, batch):
+  variables = dict(unbox(task.init(jax.random.PRNGKey(0), batch)))
+  return variables.pop('params'), variables
+
+
+def flat(x):
+  return np.concatenate([np.ravel(v) for v in jax.tree.leaves(x)])
+
+
+@pytest.mark.parametrize('steps', [2, 4, 8])
+def test_accumulation_is_the_whole_batch(steps):
+  task, batch = language_task(), tokens()
+  params, collections = start(task, batch)
+  key = jax.random.PRNGKey(1)
+  whole, metrics, _ = Gradient(task)(params, collections, batch, key)
+  parts, sums, _ = Accumulate(Gradient(task), steps, B)(params, collections, batch, key)
+  error = np.linalg.norm(flat(parts) - flat(whole)) / np.linalg.norm(flat(whole))
+  assert error < 1e-6
+  for name, value in metrics.items():
+    np.testing.assert_allclose(sums[name], value, rtol=1e-6)
+
+
+def test_the_gradient_is_of_the_mean_over_tokens():
+  """Against the loss written out: the sum over all tokens by their number, differentiated once."""
+  task, batch = language_task(), tokens()
+  params, collections = start(task, batch)
+
+  def mean(params):
+    logits = task.model.apply({'params': params}, batch['tokens'])
+    log = jax.nn.log_softmax(logits)
+    picked = np.arange(B)[:, None], np.arange(T)[None, :], batch['targets']
+    return -(log[picked] * batch['weights']).sum() / batch['weights'].sum()
+
+  expected = jax.grad(mean)(params)
+  plan = plan_state(task, optax.sgd(1.0), spec(batch), one_device())
+  state = plan.create()
+  before = jax.tree.map(np.asarray, state.params)
+  after, _ = make_train_step(Gradient(task), optax.sgd(1.0))(state.replace(params=params), batch)
+  moved = jax.tree.map(lambda a, b: a - b, params, after.params)
+  np.testing.assert_allclose(flat(moved), flat(expected), atol=1e-6)
+  assert flat(before).shape == flat(moved).shape
+
+
+def test_accumulation_must_divide_and_warns(caplog):
+  with pytest.raises(InputError, match='do not divide batch_size=8'):
+    Accumulate(Gradient(language_task()), 3, B)
+  with caplog.at_level('WARNING', logger='bmx'):
+    Accumulate(Gradient(Classification(MLP(3, norm='batch'))), 2, B)
+  assert 'micro-batch' in caplog.text
+
+
+def spec(batch):
+  return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+
+
+def one_device():
+  return Layout(make_mesh({}, jax.devices()[:1]))
+
+
+def test_average_of_parameters():
+  """EMA against the recurrence, on the host."""
+  task, tx = Classification(MLP(3, (8,))), optax.sgd(0.5)
+  plan = plan_state(task, tx, spec(images()), one_device(), ema=0.9)
+  step, state = make_train_step(Gradient(task), tx, ema=0.9), plan.create()
+  average = flat(state.params).copy()
+  for i in range(5):
+    state, _ = step(state, images(i))
+    average = 0.9 * average + 0.1 * flat(state.params)
+  np.testing.assert_allclose(flat(state.ema), average, rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(Classification):
+  """Goes wrong, in one of three ways, for a batch whose first weight is above 1."""
+
+  how: str = 'loss'
+
+  def loss(self, params, collections, batch, key, *, train):
+    value, (metrics, new) = super().loss(params, collections, batch, key, train=train)
+    bad = batch['weights'][0] > 1
+    if self.how == 'loss':
+      value = jnp.where(bad, jnp.nan, value)
+      metrics['loss'] = jnp.where(bad, jnp.nan, metrics['loss'])
+    if self.how == 'inf':
+      metrics['loss'] = jnp.where(bad, jnp.inf, metrics['loss'])
+    if self.how == 'gradient':  # a finite loss: √0 has an infinite slope
+      zero = jnp.where(bad, 0.0, 1.0) * (1.0 + jnp.square(params['head']['bias']).sum())
+      value = value + 0.0 * jnp.sqrt(zero)
+    return value, (metrics, new)
+
+
+class Running(nn.Module):
+  """Batch norm before a dense layer: its statistics are a collection."""
+
+  @property
+  def batch_dependent(self):
+    return True
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+    return nn.Dense(3, name='head')(x)
+
+
+@pytest.mark.parametrize('how', ['loss', 'inf', 'gradient'])
+@pytest.mark.parametrize('at', [0, 1, 3])
+def test_guard_refuses_exactly_one_step(how, at):
+  with jax.numpy_rank_promotion('allow'):  # stock linen's batch norm promotes ranks
+    task = Poisoned(Running(), how=how)
+    tx = adamw(constant(1e-2, warmup=3), weight_decay=0.1)
+    plan = plan_state(task, tx, spec(images()), one_device(), ema=0.9)
+    step = jit(make_train_step(Gradient(task), tx, ema=0.9), one_device())
+    state, skipped = plan.create(), []
+    for i in range(5):
+      batch = images(i)
+      if i == at:
+        batch['weights'][0] = 2.0
+      before = tree.named(state)
+      state, metrics = step(state, batch)
+      skipped.append(float(metrics['skipped'][0]))
+      if i == at:
+        changed = [k for k, v in tree.named(state).items() if not np.array_equal(v, before[k])]
+        assert sorted(changed) == ['skips', 'step']
+        assert float(metrics['loss'][1]) == 0
+  assert skipped == [float(i == at) for i in range(5)]
+  assert int(state.skips) == 0
+  assert np.isfinite(flat((state.params, state.opt_state, state.collections, state.ema))).all()
+
+
+def test_frozen_parameters_have_no_moments():
+  task = Classification(MLP(3, (8,)))
+  tx = adamw(constant(1e-2), weight_decay=0.0, freeze='dense_0')
+  plan = plan_state(task, tx, spec(images()), one_device())
+  state = plan.create()
+  kept = np.asarray(state.params['dense_0']['kernel'])
+  state, _ = make_train_step(Gradient(task), tx)(state, images())
+  np.testing.assert_array_equal(state.params['dense_0']['kernel'], kept)
+  assert not [k for k in tree.named(state.opt_state) if 'dense_0' in k]
