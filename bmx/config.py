@@ -1,7 +1,7 @@
 """Recipes: where they are loaded, overridden and turned into objects. Imports no jax.
 
-A recipe is a file with `get_config(variant='') -> ConfigDict`. A *part* of it is a dict with `call`, an
-import path 'package.module:name'; its other keys are keyword arguments.
+A recipe is a file with `get_config(variant='') -> ConfigDict`. A *part* of it is a dict with
+`call`, an import path 'package.module:name'; its other keys are keyword arguments.
 """
 
 import ast
@@ -19,7 +19,7 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.layout import AXES, RULES
 
 
-def base(about: str = '') -> ConfigDict:
+def base(about: str = '') -> Any:
   """The words every recipe shares, with their defaults."""
   c = ConfigDict()
   c.about = about  # one line for people
@@ -41,7 +41,11 @@ def base(about: str = '') -> ConfigDict:
   c.ema = 0.0  # decay of the parameters' moving average
   c.guard = {'patience': 10}  # non-finite steps in a row before the run ends; 0 is never
   c.stop = {'metric': '', 'mode': 'min', 'patience': 3}  # early stopping
-  c.keep = {'last': 2, 'metric': '', 'mode': 'min'}  # checkpoints: the newest, and the best by metric
+  c.keep = {
+    'last': 2,
+    'metric': '',
+    'mode': 'min',
+  }  # checkpoints: the newest, and the best by metric
   c.dispatch = 0  # steps per jitted call; 0 chooses
   c.cache = ''  # folder of compiled programs; '' is in the user's cache folder, 'off' is none
   return c
@@ -54,7 +58,7 @@ def check_variant(given: str, *known: str) -> str:
   return given
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
+def load(path: str, overrides: Sequence[str] = ()) -> tuple[Any, str]:
   """-> (config, name). `path` is FILE.py or FILE.py:VARIANT; an override is 'a.b=value'.
 
   Raises:
@@ -72,7 +76,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[ConfigDict, str]:
   return config, pathlib.Path(file).stem + (f'-{variant}' if variant else '')
 
 
-def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
+def apply(config: Any, overrides: Sequence[str]) -> None:
   """Sets leaves from 'a.b=value' texts, each of the type it has."""
   for override in overrides:
     name, equals, text = override.partition('=')
@@ -90,7 +94,7 @@ def apply(config: ConfigDict, overrides: Sequence[str]) -> None:
       place[leaf] = _parse(name, text, place[leaf])
 
 
-def _unknown(name: str, key: str, place: ConfigDict, config: ConfigDict) -> InputError:
+def _unknown(name: str, key: str, place: Any, config: Any) -> InputError:
   """An argument that the callee has but the recipe lacks is another mistake than a misspelt one."""
   near = difflib.get_close_matches(key, place, n=1, cutoff=0.75)
   if 'call' in place and not near and key in parameters(resolve(place['call']), place['call']):
@@ -186,12 +190,12 @@ def build(part: Mapping[str, Any], where: str, **injected: Any) -> Any:
   return fn(**arguments)
 
 
-def plain(config: ConfigDict) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
   """The config as nested dicts of scalars, strings and tuples, references followed."""
   return config.to_dict()
 
 
-def from_plain(values: Mapping[str, Any]) -> ConfigDict:
+def from_plain(values: Mapping[str, Any]) -> Any:
   """The config that a config.json holds: JSON's lists are tuples again."""
 
   def tuples(value):

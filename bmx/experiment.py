@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from bmx import config as recipes
@@ -15,10 +14,9 @@ from bmx.train.state import plan_state
 from bmx.train.step import Gradient
 
 
-def build(
-  config: ConfigDict, name: str = 'run', devices: Sequence[jax.Device] | None = None
-) -> Experiment:
-  """Everything a run needs; every mistake in the config is an InputError here, before compilation."""
+def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) -> Experiment:
+  """Everything a run needs; every mistake in the config is an InputError here, before
+  compilation."""
   c = recipes.plain(config)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
   data = _data(c, c['data'], 'data', layout, train=True)
@@ -74,13 +72,15 @@ def input_data(experiment: Experiment, path: str) -> Data:
   return _data(c, part, '--input', experiment.layout, train=False)
 
 
-def _data(c: Mapping[str, Any], part: Mapping[str, Any], where: str, layout: Layout, train: bool) -> Data:
+def _data(
+  c: Mapping[str, Any], part: Mapping[str, Any], where: str, layout: Layout, train: bool
+) -> Data:
   size = part.get('batch_size', c['batch_size'])
   data = recipes.build(part, where, batch_size=size, seed=c['seed'], train=train)
   shards = math.prod(layout.mesh.shape[a] for a in layout.rules['batch'])
   if size < 1 or size % shards:
     raise InputError(
-      f'{where}: batch_size={size} is not divisible by the {shards} parts that the mesh cuts a batch '
+      f'{where}: batch_size={size} is not divisible by the {shards} parts that the mesh cuts it '
       f'into ({", ".join(layout.rules["batch"])}); change --config.batch_size or --config.mesh'
     )
   layout.batch(data.spec)
@@ -120,7 +120,9 @@ def _selection(c: Mapping[str, Any], word: str, evals: Mapping[str, Eval]) -> Se
   parts = chosen.metric.split('/')
   if len(parts) != 3 or parts[0] != 'eval' or parts[1] not in evals:
     known = [f'eval/{name}/loss' for name in evals]
-    raise InputError(f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(chosen.metric, known)}')
+    raise InputError(
+      f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(chosen.metric, known)}'
+    )
   if parts[1] == 'test':
     raise InputError(f'{word}.metric={chosen.metric!r}: nothing may be chosen by the test set')
   return chosen

@@ -31,14 +31,16 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     'python -m bmx.main', description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  parser.add_argument('--config', default='', help='recipe, FILE.py or FILE.py:VARIANT; without it, '
+  parser.add_argument('--config', default='', help='recipe, FILE.py[:VARIANT]; without it, '
                       'the config of --workdir')  # fmt: skip
   parser.add_argument('--workdir', default='', help='where the run lives; the same one resumes '
                       '(default: runs/NAME/TIMESTAMP)')  # fmt: skip
   parser.add_argument('--mode', default='train', choices=MODES)
   parser.add_argument('--step', default='latest', help='checkpoint that eval and predict read: '
                       'latest, best or a step')  # fmt: skip
-  parser.add_argument('--input', default='', help='file to predict (default: the recipe\'s test set)')
+  parser.add_argument(
+    '--input', default='', help="file to predict (default: the recipe's test set)"
+  )
   args, rest = parser.parse_known_args(argv)
   overrides, rest = _overrides(rest)
   if rest:

@@ -1,6 +1,6 @@
 """Handwritten digits, 8×8 pixels, from scikit-learn: trains anywhere, offline, in seconds.
 
-    python -m bmx.main --config=configs/digits_mlp.py
+python -m bmx.main --config=configs/digits_mlp.py
 """
 
 from bmx.config import base, check_variant

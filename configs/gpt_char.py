@@ -1,7 +1,7 @@
 """A GPT over bytes, in the size that nanoGPT trains on a laptop.
 
-    python -m bmx.main --config=configs/gpt_char.py                                # Python's own source
-    python -m bmx.main --config=configs/gpt_char.py --config.data.path=input.txt   # any text file
+python -m bmx.main --config=configs/gpt_char.py                                # Python's own source
+python -m bmx.main --config=configs/gpt_char.py --config.data.path=input.txt   # any text file
 """
 
 from bmx.config import base, check_variant

@@ -1,6 +1,7 @@
 """Llama 3.2 1B: 1,235,814,400 parameters (Dubey et al. 2024).
 
-    python -m bmx.main --config=configs/llama_1b.py --config.data.path=train.bin --config.mesh.fsdp=8
+    python -m bmx.main --config=configs/llama_1b.py --config.data.path=train.bin
+    --config.mesh.fsdp=8
 
 train.bin holds uint32 token ids of Llama 3's tokenizer, one after another.
 """

@@ -7,8 +7,7 @@ import sys
 import tempfile
 
 FLAGS = (
-  '--xla_force_host_platform_device_count=8 '
-  '--xla_cpu_collective_call_terminate_timeout_seconds=300'
+  '--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300'
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = FLAGS

@@ -81,7 +81,8 @@ def test_no_room_for_leftovers():
 
 
 def test_one_jit():
-  """`jax.jit` appears in parallel/sharding.py alone: elsewhere its cache would not see the rules."""
+  """`jax.jit` appears in parallel/sharding.py alone: elsewhere its cache would not see the
+  rules."""
   users = {
     path.relative_to(PACKAGE).as_posix()
     for path in FILES

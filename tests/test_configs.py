@@ -11,7 +11,14 @@ from bmx.train import loop
 from tests.conftest import ROOT
 
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
-PARTS = ('config.json', 'metrics.jsonl', 'summary.json', 'report.html', 'tensorboard', 'checkpoints')
+PARTS = (
+  'config.json',
+  'metrics.jsonl',
+  'summary.json',
+  'report.html',
+  'tensorboard',
+  'checkpoints',
+)
 
 
 @pytest.mark.parametrize('name', NAMES)

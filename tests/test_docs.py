@@ -43,7 +43,9 @@ def test_map_names_every_room():
 
 def test_commands_of_the_readme_name_what_exists():
   commands = [line for block in blocks('bash') for line in block.splitlines()]
-  recipes = [w for c in commands for w in shlex.split(c, comments=True) if w.startswith('--config=')]
+  recipes = [
+    w for c in commands for w in shlex.split(c, comments=True) if w.startswith('--config=')
+  ]
   assert recipes
   for word in recipes:
     assert (ROOT / word.removeprefix('--config=').partition(':')[0]).is_file(), word

@@ -14,7 +14,8 @@ class Stop(Exception):
 
 
 class InputError(Stop, ValueError):
-  """The user gave something that cannot work: says what was given, what was expected, what to do."""
+  """The user gave something that cannot work: says what was given, what was expected, what to
+  do."""
 
   code = BAD_INPUT
 

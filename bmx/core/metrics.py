@@ -1,4 +1,5 @@
-"""Metrics are sums with their counts: exact under padding, accumulation, sharding and uneven hosts."""
+"""Metrics are sums with their counts: exact under padding, accumulation, sharding and uneven
+hosts."""
 
 from collections.abc import Mapping
 

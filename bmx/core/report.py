@@ -15,13 +15,16 @@ Series = dict[str, list[tuple[float, float]]]
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto;
+  padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1rem; margin: 0 0 .3rem; }
-.soft { color: var(--soft); } .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr));
+.soft { color: var(--soft); }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr));
   gap: 1.2rem; margin: 1.5rem 0; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
 table { border-collapse: collapse; } td { padding: .1rem 1rem .1rem 0; vertical-align: top; }
-td:last-child { font-variant-numeric: tabular-nums; } svg { width: 100%; height: auto; display: block; }
+td:last-child { font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; display: block; }
 svg text { fill: currentColor; font-size: 11px; } pre { overflow: auto; max-height: 30rem; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .35em 0 0; }
 .legend span.item { margin-right: 1.1em; white-space: nowrap; }
@@ -32,6 +35,7 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
   """The report of a run directory, from its metrics.jsonl and config.json."""
   lines = read_metrics(workdir / 'metrics.jsonl')
   config = json.loads((workdir / 'config.json').read_text())
+  details = html.escape(json.dumps(config, indent=1))
   facts = {k: v for k, v in summary.items() if k != 'metrics' and v is not None}
   page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>{html.escape(name)}</title>
@@ -41,7 +45,7 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
 <div class="grid">{''.join(_card(t, s) for t, s in charts(lines).items())}</div>
 <div class="grid"><div class="card"><h2>Final metrics</h2>{_table(summary['metrics'])}</div>
 <div class="card"><h2>Run</h2>{_table(facts)}</div></div>
-<details><summary>Config, versions, data</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre>
+<details><summary>Config, versions, data</summary><pre>{details}</pre>
 </details></body></html>
 """
   (workdir / 'report.html').write_text(page)
@@ -62,7 +66,9 @@ def charts(lines: list[dict[str, Any]]) -> dict[str, Series]:
     if points:
       result[key.replace('_', ' ')] = {'train': points}
   order = {'loss': 0, 'accuracy': 1}
-  flat = {k: v for k, v in result.items() if k != 'skipped' or any(y for p in v.values() for _, y in p)}
+  flat = {
+    k: v for k, v in result.items() if k != 'skipped' or any(y for p in v.values() for _, y in p)
+  }
   return dict(sorted(flat.items(), key=lambda item: order.get(item[0], 2)))
 
 
@@ -74,7 +80,8 @@ def _card(title: str, series: Series) -> str:
     for k, v in series.items()
   )
   name = html.escape(title.replace('_', ' '))
-  return f'<div class="card"><h2>{name}</h2>{_svg(series, colours)}<div class="legend">{legend}</div></div>'
+  body = f'{_svg(series, colours)}<div class="legend">{legend}</div>'
+  return f'<div class="card"><h2>{name}</h2>{body}</div>'
 
 
 def _svg(series: Series, colours: Mapping[str, str]) -> str:

@@ -61,7 +61,8 @@ def signature(tree: Tree) -> dict[str, list]:
 
 
 def difference(given: Mapping[str, list], expected: Mapping[str, list]) -> list[str]:
-  """Lines that say how two signatures differ: missing, extra, differently shaped or typed leaves."""
+  """Lines that say how two signatures differ: missing, extra, differently shaped or typed
+  leaves."""
   lines = [f'missing  {k} {v}' for k, v in expected.items() if k not in given]
   lines += [f'extra    {k} {v}' for k, v in given.items() if k not in expected]
   lines += [

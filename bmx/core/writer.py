@@ -173,5 +173,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
   """Rows as aligned columns; columns of numbers stand right."""
   widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
   number = [all(r[i][:1].isdigit() or not r[i] for r in rows[1:]) for i in range(len(widths))]
-  cells = lambda r: [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(r, widths, number, strict=True)]
+  cells = lambda r: [
+    c.rjust(w) if n else c.ljust(w) for c, w, n in zip(r, widths, number, strict=True)
+  ]
   return '\n'.join('  '.join(cells(r)).rstrip() for r in rows)

@@ -19,7 +19,8 @@ def digits(
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData:
-  """1,797 handwritten digits of 8×8 pixels (scikit-learn; Alpaydin & Kaynak 1998) -> `image`, `label`.
+  """1,797 handwritten digits of 8×8 pixels (scikit-learn; Alpaydin & Kaynak 1998) -> `image`,
+  `label`.
 
   'test' is the 360 examples of `train_test_split(test_size=0.2, random_state=0)`; 'train' the other
   1,437, of which a share `holdout` is 'valid'.
@@ -44,7 +45,8 @@ def table(
 ) -> ArrayData:
   """scikit-learn's iris, wine, breast_cancer (-> `x`, `label`) or diabetes (-> `x`, `y`).
 
-  Splits as in `digits`. Columns are standardised by the training examples, and so is diabetes' target.
+  Splits as in `digits`. Columns are standardised by the training examples, and so is diabetes'
+  target.
   """
   from sklearn import datasets
 
@@ -71,7 +73,8 @@ def _standard(x: np.ndarray, fit: np.ndarray) -> np.ndarray:
 def _split(size: int, split: str, holdout: float) -> np.ndarray:
   from sklearn.model_selection import train_test_split
 
-  train, test = train_test_split(np.arange(size), test_size=0.2, random_state=0)
+  parts: Any = train_test_split(np.arange(size), test_size=0.2, random_state=0)
+  train, test = parts
   if split == 'test':
     return test
   if split not in ('train', 'valid'):

@@ -28,7 +28,7 @@ class Feed:
   layout: Layout
   depth: int
 
-  def constants(self) -> Rows:
+  def constants(self) -> Batch:
     """The resident arrays, on every device; {} where there are none."""
     arrays = self.data.resident() or {}
     everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
@@ -48,16 +48,17 @@ class Feed:
   def groups(self, groups: Sequence[Group]) -> Iterator[tuple[Batch, float]]:
     """Placed groups in order, each with the seconds that the caller waited for it.
 
-    Rows are made by threads ahead of the loop, and stacked to `depth` whatever their number, so that
-    one program serves every group.
+    Rows are made by threads ahead of the loop, and stacked to `depth` whatever their number, so
+    that one program serves every group.
     """
     if self.data.resident() is not None:
       for start, n in groups:
         began = time.perf_counter()
         yield self._order(start, n), time.perf_counter() - began
       return
+    source: Any = _Groups(self, groups)
     stream = iter(
-      grain.MapDataset.source(_Groups(self, groups)).to_iter_dataset(
+      grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
       )
     )
@@ -81,7 +82,8 @@ class Feed:
     """The rows of the global batch that this process holds."""
     at = NamedSharding(self.layout.mesh, self.layout.pspec(['batch']))
     shape = (self.data.batch_size,)
-    spans = [i[0].indices(shape[0])[:2] for i in at.addressable_devices_indices_map(shape).values()]
+    where: Any = at.addressable_devices_indices_map(shape)
+    spans = [index[0].indices(shape[0])[:2] for index in where.values()]
     return slice(min(s[0] for s in spans), max(s[1] for s in spans))
 
   def _place(self, rows: Rows) -> Batch:
@@ -100,7 +102,7 @@ class Feed:
     }
 
 
-class _Groups(grain.sources.RandomAccessDataSource if hasattr(grain, 'sources') else object):
+class _Groups:
   """Group number -> stacked host rows [depth, b, ...] of this process."""
 
   def __init__(self, feed: Feed, groups: Sequence[Group]):

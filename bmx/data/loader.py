@@ -1,7 +1,8 @@
 """Data as functions of the step: which examples, and their rows.
 
-Position p = step·B + row counts examples from the start of the run; it is in epoch p // size, which has
-a permutation of its own, so batches cross the edges of epochs and nothing needs to be remembered.
+Position p = step·B + row counts examples from the start of the run; it is in epoch p // size, which
+has a permutation of its own, so batches cross the edges of epochs and nothing needs to be
+remembered.
 """
 
 import dataclasses
@@ -66,7 +67,8 @@ class ArrayData(Shuffled):
     finish: what is always done to a batch; works on numpy and on jax arrays.
 
   Raises:
-    InputError: no examples, arrays of different lengths, NaN or infinity, labels outside the classes.
+    InputError: no examples, arrays of different lengths, NaN or infinity, labels outside the
+      classes.
   """
 
   arrays: Rows
@@ -177,5 +179,5 @@ def split_indices(size: int, split: str, holdout: float, known: tuple[str, ...])
   order = streams.generator(0, streams.SPLIT).permutation(size)
   held = round(size * holdout)
   if split == 'valid' and not held:
-    raise InputError(f'split \'valid\' is empty: set holdout (now {holdout}) to a share of {size}')
+    raise InputError(f"split 'valid' is empty: set holdout (now {holdout}) to a share of {size}")
   return np.sort(order[:held] if split == 'valid' else order[held:])

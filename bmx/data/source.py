@@ -36,17 +36,20 @@ def tfds(
     mean, std: of pixels scaled to 0..1, for all channels or one each.
     crop, flip: augmentation in training: padding in pixels, left-right flips.
   """
-  import tensorflow_datasets as library
+  import tensorflow_datasets
 
+  library: Any = tensorflow_datasets
   folder = data_dir or None  # TFDS reads TFDS_DATA_DIR itself
   try:
     builder = library.builder(name, data_dir=folder)
     source = builder.as_data_source(split)
   except library.core.DatasetNotFoundError:
-    raise InputError(f'unknown data set {name!r}{did_you_mean(name, library.list_builders())}') from None
+    raise InputError(
+      f'unknown data set {name!r}{did_you_mean(name, library.list_builders())}'
+    ) from None
   except (ValueError, AssertionError, FileNotFoundError, NotImplementedError, OSError) as error:
     raise _unreadable(library, name, split, folder, error) from None
-  features = builder.info.features
+  features: Any = builder.info.features
   if features is None or 'image' not in features or 'label' not in features:
     raise InputError(f'{name} has features {sorted(features or ())}; image and label are expected')
   info = {'classes': features['label'].num_classes, 'shape': tuple(features['image'].shape)}
@@ -67,7 +70,9 @@ def _decode(records: Sequence[Record]) -> Rows:
   }
 
 
-def _unreadable(library: Any, name: str, split: str, folder: str | None, error: Exception) -> InputError:
+def _unreadable(
+  library: Any, name: str, split: str, folder: str | None, error: Exception
+) -> InputError:
   """What to say where TFDS cannot give a split: it is not prepared, or there is no such split."""
   place = folder or str(library.core.constants.DATA_DIR)
   try:
@@ -78,9 +83,9 @@ def _unreadable(library: Any, name: str, split: str, folder: str | None, error: 
   if prepared:
     return InputError(f'{name} has no split {split!r}; it has {", ".join(prepared)} ({error})')
   return InputError(
-    f'{name} is not prepared in {place}. With the extra `tf` installed (pip install "bmx[tf]"), run\n'
-    f'  python -c "import tensorflow_datasets as t; t.builder(\'{name}\', data_dir=\'{place}\', '
-    f'file_format=\'array_record\').download_and_prepare()"\n'
+    f'{name} is not prepared in {place}. With the extra `tf` (pip install "bmx[tf]"), run\n'
+    f"  python -c \"import tensorflow_datasets as t; t.builder('{name}', data_dir='{place}', "
+    f"file_format='array_record').download_and_prepare()\"\n"
     'once, or name the folder that holds it: --config.data.data_dir=DIR or TFDS_DATA_DIR=DIR'
   )
 
@@ -132,7 +137,9 @@ def json_lines(
   return _table(read, path, fit, *options, batch_size=batch_size, seed=seed, train=train)
 
 
-def _table(read, path, fit, target, regression, missing, strip, split, holdout, **common) -> ArrayData:
+def _table(
+  read, path, fit, target, regression, missing, strip, split, holdout, **common
+) -> ArrayData:
   records = read(path)
   known = read(fit) if fit and fit != path else records
   if target not in known[0]:
@@ -170,7 +177,9 @@ def _labels(said: Sequence[str | None], names: Sequence[str], path: str) -> Rows
     return {}
   for row, value in enumerate(said):
     if value not in names:
-      raise InputError(f'{path}, record {row + 1}: class {value!r} is not one of {", ".join(names)}')
+      raise InputError(
+        f'{path}, record {row + 1}: class {value!r} is not one of {", ".join(names)}'
+      )
   return {'label': np.array([names.index(str(v)) for v in said], np.int32)}
 
 

@@ -24,8 +24,9 @@ VALID = 0.1  # the share of a text, its end, that is 'valid'
 class TokenData(Shuffled):
   """Windows of `length` tokens and the tokens that follow them.
 
-  An example is named by the place of its first token. In training the windows of each epoch begin at
-  another place; otherwise they tile the text from its start, and what the last one lacks has weight 0.
+  An example is named by the place of its first token. In training the windows of each epoch begin
+  at another place; otherwise they tile the text from its start, and what the last one lacks has
+  weight 0.
 
   Attributes:
     tokens: uint8, uint16 or int32 [N], maybe a memory map.
@@ -43,7 +44,9 @@ class TokenData(Shuffled):
   def __post_init__(self):
     n = len(self.tokens) - 1
     if n < self.length:
-      raise InputError(f'{n + 1} tokens are too few for one window of {self.length} and its targets')
+      raise InputError(
+        f'{n + 1} tokens are too few for one window of {self.length} and its targets'
+      )
     self.size = n // self.length if self.train else -(-n // self.length)
     self.info = {'vocab': self.vocab, 'length': self.length, 'tokens': n + 1} | self.facts
     shape, kind = (self.batch_size, self.length), jax.ShapeDtypeStruct

@@ -11,7 +11,8 @@ from bmx.parallel import constrain
 
 
 class CNN(nn.Module):
-  """For each of `features`: convolution, optional batch norm, activation, 2×2 max pool; then an MLP.
+  """For each of `features`: convolution, optional batch norm, activation, 2×2 max pool; then an
+  MLP.
 
   Attributes:
     outputs: classes, or 1 for a binary task.

@@ -16,7 +16,8 @@ class GPT(nn.Module):
   """tokens -> logits of the next token.
 
   Attributes:
-    vocab: tokens the model knows. `vocab_pad` more rows are stored, so that axes divide; they get no
+    vocab: tokens the model knows. `vocab_pad` more rows are stored, so that axes divide; they get
+      no
       probability and count as no parameters.
     length: the longest sequence; positions from there on are an error.
     hidden: width of the feed-forward layers; 0 is 4 × width.
@@ -95,7 +96,7 @@ class GPT(nn.Module):
     """What the head reads. tokens, positions, segment_ids int [B, T] -> [B, T, D]."""
     if tokens.shape[1] > self.length:
       raise InputError(
-        f'a sequence of {tokens.shape[1]} tokens is longer than the model\'s {self.length} positions'
+        f"a sequence of {tokens.shape[1]} tokens is longer than the model's {self.length} positions"
       )
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)

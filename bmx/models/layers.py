@@ -70,8 +70,8 @@ class Einsum(nn.Module):
 def contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
   """einsum; where no multi-device mesh is in context, over operands with one leading dimension.
 
-  There XLA:CPU computes the backward pass twice as fast; elsewhere merging a sharded B with a sharded
-  T would gather the whole sequence.
+  There XLA:CPU computes the backward pass twice as fast; elsewhere merging a sharded B with a
+  sharded T would gather the whole sequence.
   """
   left, out = equation.split('->')
   inputs, weights = left.split(',')
@@ -152,7 +152,9 @@ class BatchNorm(nn.Module):
     width = x.shape[-1]
     mean = self.variable('batch_stats', 'mean', jnp.zeros, (width,), jnp.float32)
     var = self.variable('batch_stats', 'var', jnp.ones, (width,), jnp.float32)
-    scale = self.param('scale', named(nn.initializers.ones_init(), ('norm',)), (width,), jnp.float32)
+    scale = self.param(
+      'scale', named(nn.initializers.ones_init(), ('norm',)), (width,), jnp.float32
+    )
     bias = self.param('bias', named(nn.initializers.zeros_init(), ('norm',)), (width,), jnp.float32)
     m, v = mean.value, var.value
     x = x.astype(jnp.float32)

@@ -16,7 +16,8 @@ class MLP(nn.Module):
     outputs: classes, or 1 for a binary task or a regression.
     activations: one name for all hidden layers, or one for each.
     norm: '', 'batch' or 'layer', before each activation.
-    initializer: 'he' (normal, variance 2 / fan in; He et al. 2015), 'lecun', or 'torch' (PyTorch's default:
+    initializer: 'he' (normal, variance 2 / fan in; He et al. 2015), 'lecun', or 'torch' (PyTorch's
+      default:
       kernel and bias uniform in ±1/√fan in).
   """
 
@@ -51,7 +52,9 @@ class MLP(nn.Module):
 
   def _dense(self, width: int, axes: tuple[str, str], name: str):
     if self.initializer not in _INITS:
-      raise InputError(f'initializer {self.initializer!r} is unknown{did_you_mean(self.initializer, _INITS)}')
+      raise InputError(
+        f'initializer {self.initializer!r} is unknown{did_you_mean(self.initializer, _INITS)}'
+      )
     kernel, bias = _INITS[self.initializer]
 
     def dense(x):

@@ -31,7 +31,9 @@ class Attention(nn.Module):
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None
+  ) -> jax.Array:
     """x [B, T, D], positions int [B, T], segment_ids int [B, T] or None -> [B, T, D]."""
     width = x.shape[-1]
     if width % self.heads:
@@ -135,7 +137,8 @@ class Stack(nn.Module):
 
   Attributes:
     block: keyword arguments of `Block`.
-    scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead of
+    scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead
+      of
       `depth` copies ('block_0', ...).
     remat: recompute a block's activations in the backward pass instead of keeping them.
   """
@@ -155,7 +158,8 @@ class Stack(nn.Module):
       for i in range(self.depth):
         x, _ = block(**self.block, train=train, name=f'block_{i}')(x, positions, segment_ids)
       return x
-    blocks = nn.scan(
+    scan: Any = nn.scan
+    blocks = scan(
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},

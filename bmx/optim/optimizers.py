@@ -1,7 +1,8 @@
 """Optimizers: optax transforms, with what every recipe wants around them.
 
-Any optax callable is an optimizer by its import path, `dict(call='optax:lion', b1=0.9)`; `wrap` gives
-it clipping and freezing: `dict(call='bmx.optim.optimizers:wrap', clip=1.0, inner=dict(call='optax:lion'))`.
+Any optax callable is an optimizer by its import path, `dict(call='optax:lion', b1=0.9)`; `wrap`
+gives it clipping and freezing: `dict(call='bmx.optim.optimizers:wrap', clip=1.0,
+inner=dict(call='optax:lion'))`.
 """
 
 import optax

@@ -1,7 +1,7 @@
 """Learning-rate schedules: functions of the step (0 for the first update).
 
-Every one starts with `warmup` steps on a line that ends at its peak: step s has (s + 1) / warmup of it,
-so the first update is already a small one and not none.
+Every one starts with `warmup` steps on a line that ends at its peak: step s has (s + 1) / warmup of
+it, so the first update is already a small one and not none.
 """
 
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ from bmx.core.types import Schedule
 def _warm(schedule: Schedule, warmup: int) -> Schedule:
   if not warmup:
     return schedule
-  return lambda step: jnp.minimum((step + 1) / warmup, 1.0) * schedule(jnp.maximum(step - warmup, 0))
+  return lambda step: (
+    jnp.minimum((step + 1) / warmup, 1.0) * schedule(jnp.maximum(step - warmup, 0))
+  )
 
 
 def constant(peak: float, warmup: int = 0) -> Schedule:
@@ -36,7 +38,8 @@ def exponential(peak: float, every: int, factor: float = 0.5, warmup: int = 0) -
 
 
 def cosine(peak: float, steps: int, warmup: int = 0, floor: float = 0.0) -> Schedule:
-  """Half a cosine from `peak`, which would reach `floor` after the last of `steps` (Loshchilov & Hutter 2017, eq. 5)."""
+  """Half a cosine from `peak`, which would reach `floor` after the last of `steps` (Loshchilov &
+  Hutter 2017, eq. 5)."""
   _fits(steps, warmup)
 
   def schedule(step):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -11,7 +12,7 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.layout import AXES
 
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh with all six axes over `devices` (all of them by default).
 
   Args:

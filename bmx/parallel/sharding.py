@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import struct
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -154,8 +153,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def gather(w: jax.Array, names: Names) -> jax.Array:
   """A stored weight as the computation wants it; its gradient goes back the way it is stored.
 
-  This is the whole of FSDP: all-gather forward, reduce-scatter backward. A plain constraint would be
-  its own transpose, and all-reduce whole gradients.
+  This is the whole of FSDP: all-gather forward, reduce-scatter backward. A plain constraint would
+  be its own transpose, and all-reduce whole gradients.
   """
   layout = current()
   if layout is None or layout.devices == 1:
@@ -182,7 +181,8 @@ def one_device() -> bool:
 class Named(struct.PyTreeNode, meta.AxisMetadata[Any]):
   """A parameter with the names of its dimensions, between `Task.init` and the abstract state.
 
-  Linen's own box constrains the value where it is unboxed, by rules of its own; this one only names.
+  Linen's own box constrains the value where it is unboxed, by rules of its own; this one only
+  names.
   """
 
   value: Any
@@ -203,7 +203,7 @@ class Named(struct.PyTreeNode, meta.AxisMetadata[Any]):
     return self.replace(names=self.names[:index] + self.names[index + 1 :])
 
 
-def named(init: Callable[..., jax.Array], names: Names) -> Callable[..., Named]:
+def named(init: Callable[..., jax.Array], names: Names) -> Callable[..., Any]:
   """An initializer whose result carries the names of its dimensions."""
   return lambda *args: Named(init(*args), tuple(names))
 
@@ -242,7 +242,7 @@ def param_pspecs(params: Any, layout: Layout) -> Any:
   if sum(accidents.values()) > ACCIDENT * total:
     worst = sorted(accidents, key=lambda k: -accidents[k])[:5]
     raise InputError(
-      f'{sum(accidents.values()) / total:.1%} of the parameters\' bytes have no dimension that '
+      f"{sum(accidents.values()) / total:.1%} of the parameters' bytes have no dimension that "
       f'fsdp={layout.mesh.shape["fsdp"]} divides and would be replicated: {", ".join(worst)}; '
       'name their dimensions, change their sizes, or lower --config.mesh.fsdp'
     )
@@ -269,15 +269,4 @@ def like_params(leaves: Any, params: Any, specs: Any) -> Any:
 def shardings(specs: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
-  )
-
-
-def place_rows(make: Callable[[int, int], np.ndarray], shape: Sequence[int], at: NamedSharding) -> jax.Array:
-  """A global array of which this process makes only the rows it holds.
-
-  Args:
-    make: (start, stop) -> rows [stop - start, ...] of the global array.
-  """
-  return jax.make_array_from_callback(
-    tuple(shape), at, lambda index: make(*index[0].indices(shape[0])[:2])[(slice(None), *index[1:])]
   )

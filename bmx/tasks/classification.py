@@ -86,4 +86,4 @@ def _check_classes(outputs: int, info: Mapping[str, Any], what: str) -> None:
   if not given:
     raise InputError('classification needs labels, and the data has none: use a set with classes')
   if outputs and outputs != given:
-    raise InputError(f'the data has {given} classes, but the model\'s {what} is {outputs}')
+    raise InputError(f"the data has {given} classes, but the model's {what} is {outputs}")

@@ -17,8 +17,8 @@ from bmx.core.types import Array, Batch, Variables
 class ModelTask:
   """A model, and the key of the batch it reads.
 
-  A task over one model says what its inputs are (`inputs`), how far they are off (`measure`) and what
-  it tells of an example (`outputs`).
+  A task over one model says what its inputs are (`inputs`), how far they are off (`measure`) and
+  what it tells of an example (`outputs`).
   """
 
   model: nn.Module

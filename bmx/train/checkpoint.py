@@ -2,7 +2,8 @@
 
     checkpoints/STEP/state/         the TrainState, a nested dict of arrays
     checkpoints/STEP/loop.json      the host's part of the state
-    checkpoints/STEP/manifest.json  written last: SHA-256 of every file; name, shape, dtype of each leaf
+    checkpoints/STEP/manifest.json  written last: SHA-256 of every file; name, shape, dtype of each
+    leaf
 
 A step without a manifest is unfinished: it is ignored, and removed at the next save.
 """
@@ -96,7 +97,9 @@ class Checkpoints:
     if which == 'best':
       best = self.loop(steps[-1]).get('best_step')
       if best not in steps:
-        raise InputError(f'no best checkpoint in {self.folder}: set --config.keep.metric to have one')
+        raise InputError(
+          f'no best checkpoint in {self.folder}: set --config.keep.metric to have one'
+        )
       return best
     if not which.isdigit() or int(which) not in steps:
       raise InputError(f'no checkpoint of step {which!r}; there are {", ".join(map(str, steps))}')
@@ -134,7 +137,9 @@ class Checkpoints:
         return step
       log.warning('CHECKPOINT %d IS DAMAGED and will not be used: %s', step, '; '.join(bad))
     if steps:
-      raise InputError(f'every checkpoint in {self.folder} is damaged ({steps}); remove it to start anew')
+      raise InputError(
+        f'every checkpoint in {self.folder} is damaged ({steps}); remove it to start anew'
+      )
     return None
 
   def restore(self, step: int, abstract: TrainState) -> TrainState:

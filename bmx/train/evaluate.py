@@ -31,21 +31,21 @@ class Evaluator:
   looped: bool = True  # several batches a dispatch
   compile_seconds: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     data = self.entry.data
     self.batches = -(-data.size // data.batch_size)
     self.feed = Feed(data, self.layout, min(DEPTH if self.looped else 1, self.batches))
     self.constants: Any = None
-    self.program: Any = None
+    self.program: Any = None  # not yet compiled
 
   def __call__(self, state: TrainState) -> dict[str, float]:
-    """-> {'eval/NAME/METRIC': value} over the whole split; the last batch is padded with weight 0."""
-    if self.program is None:
-      self._compile(state)
-    depth, window, late = self.feed.depth, Window(), []
+    """-> {'eval/NAME/METRIC': value} over the whole split, its last batch padded with weight 0."""
+    program = self.program or self._compile(state)
+    depth, window = self.feed.depth, Window()
+    late: list[Any] = []
     groups = [(s, min(depth, self.batches - s)) for s in range(0, self.batches, depth)]
     for (start, n), (group, _) in zip(groups, self.feed.groups(groups), strict=True):
-      sums = self.program(self._weights(state), self.constants, group, np.int32(start), np.int32(n))
+      sums = program(self._weights(state), self.constants, group, np.int32(start), np.int32(n))
       late.append(sums)
       if len(late) > 1:
         window.add(jax.device_get(late.pop(0)))
@@ -59,7 +59,7 @@ class Evaluator:
   def _weights(self, state: TrainState) -> tuple[Any, Any]:
     return eval_params(state), state.collections
 
-  def _compile(self, state: TrainState) -> None:
+  def _compile(self, state: TrainState) -> Any:
     began = time.perf_counter()
     self.constants = self.feed.constants()
     group, _ = next(self.feed.groups([(0, 1)]))
@@ -68,6 +68,7 @@ class Evaluator:
     lowered = program.lower(self._weights(state), self.constants, group, zero, zero)
     self.program = lowered.compile()
     self.compile_seconds = time.perf_counter() - began
+    return self.program
 
   def _dispatch(self, weights, constants, group, start, n):
     (params, collections), data = weights, self.entry.data

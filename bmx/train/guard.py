@@ -1,7 +1,7 @@
 """The non-finite guard: an update that would poison the state does not happen, by selection.
 
-Multiplying by zero is no guard (0 × NaN is NaN), and zeroing the gradient is none either (moments and
-weight decay still move).
+Multiplying by zero is no guard (0 × NaN is NaN), and zeroing the gradient is none either (moments
+and weight decay still move).
 """
 
 from collections.abc import Callable
@@ -25,7 +25,8 @@ def norm(grads: Variables) -> jax.Array:
 def guarded(
   update: Callable[..., Any], state: Any, grads: Variables, collections: Variables, metrics: Metrics
 ) -> tuple[Any, Metrics]:
-  """`update(state, grads, collections)` where loss and gradient norm are finite, else the old state.
+  """`update(state, grads, collections)` where loss and gradient norm are finite, else the old
+  state.
 
   What was rejected enters nothing: parameters, moments, collections and averages are kept as they
   were, and the step's metrics count for nothing but 'skipped'.

@@ -1,7 +1,8 @@
 """The loop: dispatch, read what came before, and at marked steps log, evaluate, decide, save.
 
-The order at a step is fixed, because a resumed run must repeat it: the log line is on disk, then the
-evaluation, then what is best and whether to stop, then the checkpoint of both halves of the state.
+The order at a step is fixed, because a resumed run must repeat it: the log line is on disk, then
+the evaluation, then what is best and whether to stop, then the checkpoint of both halves of the
+state.
 """
 
 import collections
@@ -51,7 +52,9 @@ class LoopState:
   metrics_length: int = 0  # bytes of metrics.jsonl
   seconds: float = 0.0  # of training, over all starts
   compile_seconds: float = 0.0
-  last: dict[str, float] = dataclasses.field(default_factory=dict)  # the newest value of every metric
+  last: dict[str, float] = dataclasses.field(
+    default_factory=dict
+  )  # the newest value of every metric
 
 
 def groups(step: int, steps: int, every: Every, depth: int) -> Iterator[Group]:
@@ -244,7 +247,9 @@ class Trainer:
       if better:
         self.loop.best[f'stop {stop.metric}'] = line[stop.metric]
       if self.loop.waited >= max(stop.patience, 1):
-        log.info('stopping early: %s did not improve in %d evaluations', stop.metric, self.loop.waited)
+        log.info(
+          'stopping early: %s did not improve in %d evaluations', stop.metric, self.loop.waited
+        )
         self.loop.stopped = True
     if not keep.metric or not keep.better(line[keep.metric], self.loop.best.get(keep.metric)):
       return False
@@ -280,8 +285,8 @@ class Trainer:
     name = first_bad(grads) or 'none (the loss itself, or noise of that step)'
     order = self.x.data.order(step)
     return GuardStop(
-      f'{self.x.guard["patience"]} updates in a row were not finite and were refused, the last at step '
-      f'{step}; examples {order.tolist()}; first parameter with a non-finite gradient: {name}. '
+      f'{self.x.guard["patience"]} updates in a row were not finite and were refused, '
+      f'the last at step {step}; examples {order.tolist()}; first parameter with a non-finite gradient: {name}. '
       'The state is as it was before them; lower the learning rate or look at these examples'
     )
 

@@ -1,4 +1,5 @@
-"""The run directory: whose run it holds, and what is written there besides metrics and checkpoints."""
+"""The run directory: whose run it holds, and what is written there besides metrics and
+checkpoints."""
 
 import importlib.metadata
 import json
@@ -19,7 +20,20 @@ from bmx.train.checkpoint import write_json
 log = logging.getLogger('bmx')
 
 # Words that a resumed run may change.
-FREE = 'steps epochs every eval stop keep mesh rules compute watchdog profile cache'.split()
+FREE = [
+  'steps',
+  'epochs',
+  'every',
+  'eval',
+  'stop',
+  'keep',
+  'mesh',
+  'rules',
+  'compute',
+  'watchdog',
+  'profile',
+  'cache',
+]
 PACKAGES = ('bmx', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
 
@@ -42,7 +56,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
   a, b = flatten(old), flatten(new)
   missing = '(absent)'
   names = sorted({*a, *b})
-  return [(k, a.get(k, missing), b.get(k, missing)) for k in names if a.get(k, missing) != b.get(k, missing)]
+  return [
+    (k, a.get(k, missing), b.get(k, missing))
+    for k in names
+    if a.get(k, missing) != b.get(k, missing)
+  ]
 
 
 class RunDir:
@@ -132,7 +150,8 @@ def _version(package: str) -> str:
 
 
 def _git_commit() -> str:
-  """The commit of the code that runs, with '+' where files differ from it; '' outside a checkout."""
+  """The commit of the code that runs, with '+' where files differ from it; '' outside a
+  checkout."""
   folder = pathlib.Path(__file__).parent
   git = lambda *args: subprocess.run(
     ['git', *args], cwd=folder, capture_output=True, text=True, timeout=10, check=True

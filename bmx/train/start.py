@@ -18,8 +18,8 @@ GROUP_BYTES = 64e6  # of host-fed rows
 
 
 def step_flops(x: Experiment, plan: Plan) -> int:
-  """FLOPs of one training step on all devices: three times the contractions of a forward pass, which
-  is exact for all layers but the first; recomputation is not counted."""
+  """FLOPs of one training step on all devices: three times the contractions of a forward pass,
+  which is exact for all layers but the first; recomputation is not counted."""
   return 3 * costs.flops(*_forward(x, plan))
 
 
@@ -34,8 +34,8 @@ def _forward(x: Experiment, plan: Plan) -> tuple[Any, ...]:
 
 
 def loops(x: Experiment, plan: Plan) -> bool:
-  """Whether several steps may share a program: XLA:CPU runs convolutions inside a loop on one thread
-  and without its fast kernels (5×5 kernels, 32 → 64 channels: 17 times slower)."""
+  """Whether several steps may share a program: XLA:CPU runs convolutions inside a loop on one
+  thread and without its fast kernels (5×5 kernels, 32 → 64 channels: 17 times slower)."""
   cpu = x.layout.mesh.devices.flat[0].platform == 'cpu'
   return not (cpu and costs.convolves(*_forward(x, plan)))
 
@@ -87,7 +87,8 @@ def describe_start(x: Experiment, plan: Plan, flops: int, depth: int) -> str:
   resident = x.data.resident() is not None
   facts = [
     f'{x.name}: {published_parameters(x, plan):,} parameters, '
-    f'{flops / next(iter(units(x).values())):.4g} training FLOPs per {per} (contractions, forward × 3)',
+    f'{flops / next(iter(units(x).values())):.4g} training FLOPs per {per} '
+    '(contractions, forward × 3)',
     f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}',
     f'state      {_per_device(plan.abstract):,} bytes per device with moments',
     f'data       {x.data.size:,} examples, batch {x.data.batch_size}, '

@@ -42,8 +42,9 @@ class Gradient:
 class Accumulate:
   """A GradFn over `steps` micro-batches, one after another; the sum is that of the whole batch.
 
-  Micro-batch i has rows i, i + steps, i + 2·steps, ...: a strided split, so that no row of a sharded
-  batch moves. Where examples see each other (batch norm), they see those of their micro-batch only.
+  Micro-batch i has rows i, i + steps, i + 2·steps, ...: a strided split, so that no row of a
+  sharded batch moves. Where examples see each other (batch norm), they see those of their
+  micro-batch only.
   """
 
   inner: GradFn
@@ -52,7 +53,9 @@ class Accumulate:
 
   def __post_init__(self):
     if self.steps < 1 or self.batch_size % self.steps:
-      raise InputError(f'accumulation: {self.steps} steps do not divide batch_size={self.batch_size}')
+      raise InputError(
+        f'accumulation: {self.steps} steps do not divide batch_size={self.batch_size}'
+      )
     if not self.separable:
       log.warning('accumulation: examples of this task see only those of their micro-batch')
 
@@ -108,11 +111,12 @@ def make_train_step(grad_fn: GradFn, tx: optax.GradientTransformation, *, ema: f
 def make_dispatch(
   step: Step, take: Callable[[Any, Any, Any], Batch], patience: int, depth: int
 ) -> Any:
-  """Several steps in one program: dispatch(state, constants, group, n) -> (state, metric sums, skips).
+  """Several steps in one program: dispatch(state, constants, group, n) -> (state, metric sums,
+  skips).
 
-  n, at most `depth`, is traced, so that groups of every length run the same program: two programs for
-  one step need not give the same bits. The loop ends early once the guard has refused `patience` updates
-  in a row. Where `depth` is 1 there is no loop.
+  n, at most `depth`, is traced, so that groups of every length run the same program: two programs
+  for one step need not give the same bits. The loop ends early once the guard has refused
+  `patience` updates in a row. Where `depth` is 1 there is no loop.
   """
 
   def once(state, constants, group, n):

@@ -133,11 +133,12 @@ def test_the_training_file_decides_the_encoding(path):
 
 def test_encoding_of_random_tables():
   rng = np.random.default_rng(0)
-  records = [{'n': str(v), 'k': str(k)} for v, k in zip(rng.normal(5, 3, 50), rng.choice([*'abc'], 50), strict=True)]
+  values, letters = rng.normal(5, 3, 50), rng.choice([*'abc'], 50)
+  records = [{'n': str(v), 'k': str(k)} for v, k in zip(values, letters, strict=True)]
   got = Encoding.fit(records, (), '?').encode(records, 'here')
   np.testing.assert_allclose(got[:, 0].mean(), 0, atol=1e-6)
   np.testing.assert_allclose(got[:, 0].std(), 1, rtol=1e-5)
-  np.testing.assert_array_equal(np.array([*'abc'])[got[:, 1:].argmax(1)], [r['k'] for r in records])
+  np.testing.assert_array_equal(np.array([*'abc'])[got[:, 1:].argmax(1)], letters)
   np.testing.assert_array_equal(got[:, 1:].sum(1), 1)
 
 
@@ -162,7 +163,8 @@ def test_a_number_that_is_not_finite_in_the_training_file_is_named(path):
 
 def test_words_in_a_column_of_numbers_are_named(path):
   other = path(HEADER + 'forty, cook, yes\n', 'b.csv')
-  with pytest.raises(InputError, match=r"b\.csv, record 1: age is 'forty', expected a finite number"):
+  message = r"b\.csv, record 1: age is 'forty', expected a finite number"
+  with pytest.raises(InputError, match=message):
     csv(other, 'class', 2, fit=path(TABLE))
 
 

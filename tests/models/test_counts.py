@@ -27,7 +27,7 @@ def of_tokens(model):
 ])  # fmt: skip
 def test_recipes(recipe, expected, padded, pytestconfig):
   config, _ = bmx.config.load(str(pytestconfig.rootpath / recipe))
-  task = bmx.config.build(config.task, 'task')
+  task = bmx.config.build(bmx.config.plain(config)['task'], 'task')
   assert task.padded_parameters == padded
   assert of_tokens(task.model) == expected
 
@@ -43,7 +43,8 @@ PUBLISHED = {
   'GPT-2 XL': (1_557_611_200, GPT2 | {'width': 1600, 'depth': 48, 'heads': 25}),
   'Llama 2 7B': (
     6_738_415_616,
-    LLAMA | {'vocab': 32000, 'width': 4096, 'depth': 32, 'heads': 32, 'hidden': 11008, 'tied': False},
+    LLAMA | {'vocab': 32000, 'width': 4096, 'depth': 32, 'heads': 32, 'hidden': 11008, 'tied':
+    False},
   ),
   'Llama 3 8B': (
     8_030_261_248,

@@ -129,5 +129,7 @@ def test_collectives_of_fsdp():
   assert 'all-gather' in text
   stacked = math.prod(plan.abstract.params['stack']['blocks']['feed_forward']['up']['kernel'].shape)
   gathered = [line for line in text.splitlines() if ' all-gather(' in line]
-  sizes = [np.prod([int(n) for n in line.split('[')[1].split(']')[0].split(',')]) for line in gathered]
+  sizes = [
+    np.prod([int(n) for n in line.split('[')[1].split(']')[0].split(',')]) for line in gathered
+  ]
   assert max(sizes) < stacked  # a layer at a time, never the stack

@@ -11,6 +11,7 @@ from bmx.core.errors import InputError
 from bmx.models.mlp import MLP
 from bmx.parallel.sharding import unbox
 from bmx.tasks.classification import BinaryClassification, Classification, auc
+from tests.models.weights import jit
 
 N, CLASSES = 12, 3
 KEY = jax.random.PRNGKey(0)
@@ -28,7 +29,7 @@ def batch(classes=CLASSES, seed=0):
 def evaluate(task, rows):
   """-> (loss, metrics, predictions) of fresh parameters, as numpy."""
 
-  @jax.jit
+  @jit
   def run(rows):
     params = unbox(task.init(KEY, rows))['params']
     loss, (metrics, _) = task.loss(params, {}, rows, KEY, train=False)

@@ -8,7 +8,7 @@ from bmx.core.errors import InputError
 from bmx.models.gpt import GPT
 from bmx.parallel.sharding import unbox
 from bmx.tasks.language import CausalLM
-from tests.models.weights import drawn
+from tests.models.weights import drawn, jit
 
 B, T, V = 3, 8, 20
 KEY = jax.random.PRNGKey(0)
@@ -33,7 +33,7 @@ def start(task, rows):
 def evaluator(task):
   """-> run(params, rows) -> metrics, as numpy."""
 
-  @jax.jit
+  @jit
   def run(params, rows):
     loss, (metrics, _) = task.loss(params, {}, rows, KEY, train=False)
     return loss, metrics
@@ -50,15 +50,17 @@ def evaluator(task):
 def test_loss_is_the_weighted_sum_over_tokens(pad):
   rows, lm = batch(), task(vocab_pad=pad)
   params = start(lm, rows)
-  apply = jax.jit(lambda params, tokens: lm.model.apply({'params': params}, tokens))
+  apply = jit(lambda params, tokens: lm.model.apply({'params': params}, tokens))
   logits = np.asarray(apply(params, rows['tokens']), np.float64)[..., :V]
   at = np.arange(B)[:, None], np.arange(T)[None], rows['targets']
   log = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[at]
   hits = logits.argmax(-1) == rows['targets']
   metrics, count = evaluator(lm)(params, rows), rows['weights'].sum()
-  assert metrics['loss'].tolist() == pytest.approx([-(log * rows['weights']).sum(), count], rel=1e-5)
+  assert metrics['loss'].tolist() == pytest.approx([-(log * rows['weights']).sum(), count],
+  rel=1e-5)
   assert metrics['accuracy'].tolist() == pytest.approx([(hits * rows['weights']).sum(), count])
-  told = jax.jit(lambda params, rows: lm.predict(params, {}, rows))(params, rows)
+  told = jit(lambda params, rows: lm.predict(params, {}, rows))(params,
+  rows)
   np.testing.assert_allclose(told['log_likelihood'], log, rtol=1e-4)
   np.testing.assert_array_equal(told['prediction'], logits.argmax(-1))
 
@@ -90,7 +92,7 @@ def test_packed_rows_lose_what_their_documents_lose():
 
 def test_an_untrained_model_knows_nothing():
   rows, lm = batch(), task()
-  params = jax.jit(lambda rows: unbox(lm.init(KEY, rows))['params'])(rows)
+  params = jit(lambda rows: unbox(lm.init(KEY, rows))['params'])(rows)
   total, count = evaluator(lm)(params, rows)['loss']
   assert total / count == pytest.approx(np.log(V), rel=0.05)
 

@@ -9,6 +9,7 @@ from bmx.core.errors import InputError
 from bmx.models.mlp import MLP
 from bmx.parallel.sharding import unbox
 from bmx.tasks.regression import Regression
+from tests.models.weights import jit
 
 N = 10
 KEY = jax.random.PRNGKey(0)
@@ -24,7 +25,7 @@ def batch(targets=2):
 
 
 def evaluate(task, rows):
-  @jax.jit
+  @jit
   def run(rows):
     params = unbox(task.init(KEY, rows))['params']
     loss, (metrics, _) = task.loss(params, {}, rows, KEY, train=False)

@@ -45,7 +45,7 @@ def test_groups_end_at_every_mark():
 @pytest.mark.parametrize('batch_size', [360, 64, 100, 7])
 def test_evaluation_counts_every_example_once(batch_size):
   """A split of 360 in batches that do not divide it, against one forward pass of the whole."""
-  x = build(f'eval.test.split=test', 'task.model.dropout=0.0')
+  x = build('eval.test.split=test', 'task.model.dropout=0.0')
   state = x.init()
   entry = x.evals['test']
   data = dataclasses.replace(entry.data, batch_size=batch_size)
@@ -73,7 +73,12 @@ def test_early_stopping_and_the_best_checkpoint(tmp_path):
   config, name = recipes.load(RECIPE, ['steps=200', 'every.eval=10', 'every.save=50'])
   config.data.holdout = 0.2
   config.eval.valid = {'split': 'valid'}
-  config.schedule = {'call': 'bmx.optim.schedules:exponential', 'peak': 1e-2, 'every': 4, 'factor': 4.0}
+  config.schedule = {
+    'call': 'bmx.optim.schedules:exponential',
+    'peak': 1e-2,
+    'every': 4,
+    'factor': 4.0,
+  }
   config.stop.update(metric='eval/valid/loss', patience=2)
   config.keep.metric = 'eval/valid/loss'
   x = experiment.build(config, name, jax.devices()[:1])

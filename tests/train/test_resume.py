@@ -42,9 +42,7 @@ class Run:
     self.env = {**os.environ, 'XLA_FLAGS': FLAGS.replace('count=8', f'count={devices}')}
 
   def start(self) -> subprocess.Popen:
-    return subprocess.Popen(
-      self.command, cwd=ROOT, env=self.env, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(self.command, cwd=ROOT, env=self.env, stderr=subprocess.PIPE, text=True)
 
   def finish(self) -> dict:
     process = self.start()
