@@ -39,7 +39,11 @@ def base(about: str = '') -> Any:
   c.compute = ConfigDict()  # where they are computed with, if not as stored without fsdp
   c.every = {'log': 50, 'eval': 0, 'save': 0}  # steps; 0 is only at the end
   c.ema = 0.0  # decay of the parameters' moving average
-  c.guard = {'patience': 10}  # non-finite steps in a row before the run ends; 0 is never
+  c.guard = {
+    'patience': 10,  # non-finite steps in a row before the run ends; 0 is never
+    'spike': 0.0,  # refuse a gradient norm above this many times its running mean; 0 refuses none
+  }
+  c.watchdog = {'seconds': 0.0}  # without a finished step, and the run ends; 0 is never
   c.stop = {'metric': '', 'mode': 'min', 'patience': 3}  # early stopping
   c.keep = {
     'last': 2,
@@ -193,6 +197,28 @@ def build(part: Mapping[str, Any], where: str, **injected: Any) -> Any:
 def plain(config: Any) -> dict[str, Any]:
   """The config as nested dicts of scalars, strings and tuples, references followed."""
   return config.to_dict()
+
+
+TRUSTED = ('bmx.', 'optax:', 'optax.', 'flax.linen:', 'flax.linen.')
+
+
+def check_calls(config: Mapping[str, Any], allow: Sequence[str] = ()) -> None:
+  """A stored config may call bmx, optax, flax.linen, and packages that the user allows.
+
+  Raises InputError naming the first other callee; nothing of it has been imported then.
+  """
+  trusted = (*TRUSTED, *(f'{package}{mark}' for package in allow for mark in '.:'))
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      check_calls(value, allow)
+    paths = value if isinstance(value, list | tuple) else [value]
+    for path in paths if key in ('call', 'metrics') else ():
+      if not str(path).startswith(trusted):
+        package = str(path).partition(':')[0].partition('.')[0]
+        raise InputError(
+          f'the stored config calls {path!r}, and what is stored is data: it may call bmx, optax '
+          f'and flax.linen only. If you trust it: --allow={package}'
+        )
 
 
 def from_plain(values: Mapping[str, Any]) -> Any:

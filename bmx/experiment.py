@@ -53,6 +53,7 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
     ema=c['ema'],
     guard=c['guard'],
     dispatch=c['dispatch'],
+    watchdog=c['watchdog']['seconds'],
     init=plan.create,
     rebuild=rebuild,
   )

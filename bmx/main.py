@@ -20,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
   """-> the exit code: 0 done, 2 bad input, others in bmx.core.errors."""
   args, overrides = _parse(sys.argv[1:] if argv is None else argv)
   try:
+    _choose_platform()
+    if args.processes > 1:
+      return _run_among_peers(args, overrides)
     return _run(args, overrides)
   except errors.Stop as stop:
     sys.stderr.write(f'{"error: " if stop.code == errors.BAD_INPUT else ""}{stop}\n')
@@ -41,6 +44,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     '--input', default='', help="file to predict (default: the recipe's test set)"
   )
+  parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
+                      'that a stored config may call, besides bmx, optax and flax')  # fmt: skip
+  several = parser.add_argument_group('several processes, each with the same command but --process')
+  several.add_argument('--processes', type=int, default=1)
+  several.add_argument('--process', type=int, default=0, help='number of this one, from 0')
+  several.add_argument('--coordinator', default='localhost:9871', help='HOST:PORT of process 0')
   args, rest = parser.parse_known_args(argv)
   overrides, rest = _overrides(rest)
   if rest:
@@ -69,19 +78,41 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.config:
     config, name = recipes.load(args.config, overrides)
   else:
-    config, name = _stored(pathlib.Path(args.workdir), overrides)
+    config, name = _stored(pathlib.Path(args.workdir), overrides, args.allow)
   if args.mode != 'train' and not args.workdir:
     raise errors.InputError(f'--mode={args.mode} needs --workdir=DIR of a run that has trained')
   workdir = pathlib.Path(args.workdir or f'runs/{name}/{time.strftime("%Y%m%d-%H%M%S")}')
 
-  _choose_platform()
+  import jax
+
   from bmx import experiment, modes
   from bmx.core import cache, writer
 
-  writer.start_logging(workdir)
+  writer.start_logging(workdir, jax.process_index())
   cache.enable(config.cache)
   built = experiment.build(config, name)
   return getattr(modes, args.mode)(built, workdir, args)
+
+
+def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
+  """One of several processes: if another one is lost, this one ends too."""
+  from bmx.core import peers
+
+  if not args.workdir:
+    raise errors.InputError(f'--processes={args.processes} needs --workdir, the same for all')
+  watch = peers.start(args.coordinator, args.processes, args.process)
+  try:
+    code = _run(args, overrides)
+  except (errors.Preempted, errors.GuardStop):  # all processes stop so, at one step
+    watch.goodbye()
+    raise
+  except errors.InputError:
+    raise
+  except Exception:
+    watch.await_verdict()
+    raise
+  watch.goodbye()
+  return code
 
 
 def _choose_platform() -> None:
@@ -94,11 +125,13 @@ def _choose_platform() -> None:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
-def _stored(workdir: pathlib.Path, overrides: list[str]) -> tuple[Any, str]:
+def _stored(workdir: pathlib.Path, overrides: list[str], allow: list[str]) -> tuple[Any, str]:
+  """The config of a run: data that somebody else may have written, so it calls no strange code."""
   from bmx import config as recipes
   from bmx.train.rundir import read_config
 
   stored = read_config(workdir)
+  recipes.check_calls(stored['config'], allow)
   config = recipes.from_plain(stored['config'])
   recipes.apply(config, overrides)
   return config, stored.get('name', 'run')

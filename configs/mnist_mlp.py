@@ -44,7 +44,7 @@ def get_config(variant: str = ''):
   check_variant(variant, 'published', 'tiny')
   if variant == 'published':
     c.task.model.dropout, c.task.model.initializer = 0.0, 'torch'
-    c.data.crop = 0
+    c.data.update(crop=0, mean=(0.0,), std=(1.0,))  # pixels in 0..1, as the tutorial has them
     c.schedule = {'call': 'bmx.optim.schedules:constant', 'peak': 0.01}
     c.optimizer = {'call': 'bmx.optim.optimizers:sgd'}
   if variant == 'tiny':

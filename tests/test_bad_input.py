@@ -46,6 +46,15 @@ def call(arguments):
       return end.code
 
 
+def message_of(stderr):
+  """The one error on stderr; lines before it are the log's, or of libraries that jax loads."""
+  assert 'Traceback' not in stderr
+  log, _, message = ('\n' + stderr).partition('\nerror: ')
+  assert message, stderr
+  assert 'error: ' not in log + message
+  return message
+
+
 @pytest.fixture
 def refused(capsys):
   """Arguments -> the one message that `main` gave for them."""
@@ -55,10 +64,7 @@ def refused(capsys):
     assert call(arguments) == 2
     said = capsys.readouterr()
     assert not said.out
-    assert 'Traceback' not in said.err
-    assert said.err.startswith('error: ')
-    assert said.err.count('error: ') == 1
-    return said.err
+    return message_of(said.err)
 
   return run
 
@@ -80,7 +86,6 @@ BAD_CONFIGS = {
   'ill-typed tuple': (DIGITS, 'task.model.widths=wide', 'widths'),
   'data type': (DIGITS, 'dtype=float31', 'float31'),
   'activation': (DIGITS, 'task.model.activations=rleu', "'rleu' is not one of"),
-  'activations': (DIGITS, "task.model.activations=('relu',)*3", 'expected tuple'),
   'data set': (TABLE, 'data.name=irsi', "unknown data set 'irsi'; did you mean 'iris'"),
   'split': (DIGITS, 'data.split=tset', "unknown split 'tset'; known: train, valid, test"),
   'evaluation split': (DIGITS, 'eval.test.split=tset', "unknown split 'tset'"),
@@ -88,7 +93,7 @@ BAD_CONFIGS = {
   'name': (DIGITS, 'task.model.call=bmx.models.mlp:MPL', "no 'MPL'; did you mean 'MLP'"),
   'no path': (DIGITS, 'task.call=MLP', "'MLP' is no import path"),
   'half a path': (DIGITS, 'task.call=:MLP', 'import'),
-  'keyword': (DIGITS, 'data.call=bmx.data.text:text', r"takes no argument 'crop'.*\nit takes \(length"),
+  'keyword': (DIGITS, 'data.call=bmx.data.text:text', r"no argument 'crop'.*\nit takes \(length"),
   'batch': (DIGITS, 'batch_size=60', 'batch_size=60 is not divisible by the 8 parts'),
   'no batch': (DIGITS, 'batch_size=0', 'batch_size=0'),
   'evaluation batch': (GPT, 'eval.valid.batch_size=12', r'eval\.valid: batch_size=12 is not'),
@@ -135,7 +140,7 @@ OUT_OF_RANGE = {
 }
 
 
-@pytest.mark.parametrize(('override', 'recipe'), OUT_OF_RANGE.items())
+@pytest.mark.parametrize(('override', 'recipe'), OUT_OF_RANGE.items(), ids=OUT_OF_RANGE)
 def test_values_out_of_range_are_refused_before_anything_is_compiled(override, recipe):
   config, name = recipes.load(recipe, [override])
   with pytest.raises(InputError):
@@ -240,7 +245,7 @@ def test_data(refused, workdir, tmp_path, name):
 def test_dimensions_that_the_mesh_does_not_divide(refused, workdir):
   overrides = ['--config.mesh.model=2', '--config.task.model.widths=(31, 16)']
   said = refused(f'--config={DIGITS}', *overrides, f'--workdir={workdir}')
-  assert 'dense_0/kernel' in said
+  assert 'dense_0/' in said
   assert 'is not divisible by model=2' in said
   assert not workdir.exists()
 
@@ -299,7 +304,7 @@ def test_a_config_that_is_none_of_ours(refused, workdir, text):
   assert snapshot(workdir) == before
 
 
-@pytest.mark.parametrize('text', ['{"model_type": "gpt2"}', '{', '{"config": {}}'])
+@pytest.mark.parametrize('text', ['{"model_type": "gpt2"}', '{'])
 def test_a_config_that_is_none_of_ours_is_not_run(refused, workdir, text):
   workdir.mkdir()
   (workdir / 'config.json').write_text(text)
@@ -383,7 +388,7 @@ def test_training_does_not_go_on_from_another_model(refused, run):
 
 
 def test_a_damaged_checkpoint(refused, run):
-  files = [p for p in (run / 'checkpoints/3/state').rglob('*') if p.is_file()]
+  files = [p for p in (run / 'checkpoints/3').rglob('*') if p.is_file()]
   largest = max(files, key=lambda p: p.stat().st_size)
   data = bytearray(largest.read_bytes())
   data[len(data) // 2] ^= 1
@@ -397,8 +402,8 @@ INPUTS = {
   'nowhere.npz': (lambda path: None, 'no file'),
   'text.npz': (content('hello'), 'is not a numpy archive'),
   'nan.npz': (lambda path: np.savez(path, image=np.full((4, 8, 8, 1), np.nan)), 'image holds nan'),
-  'shape.npz': (lambda path: np.savez(path, image=np.zeros((4, 9, 9, 1), np.float32)), ''),
-  'key.npz': (lambda path: np.savez(path, label=np.zeros(4, int)), ''),
+  'shape.npz': (lambda path: np.savez(path, image=np.zeros((4, 9, 9, 1), np.float32)), 'image'),
+  'key.npz': (lambda path: np.savez(path, label=np.zeros(4, int)), 'image'),
 }
 
 
@@ -441,7 +446,7 @@ def test_no_arguments(capsys):
 def test_help(bmx):
   done = bmx('--help')
   assert done.returncode == 0
-  assert all(f'--{flag}' in done.stdout for flag in 'config workdir mode step input'.split())
+  assert all(f'--{flag}' in done.stdout for flag in ('config', 'workdir', 'mode', 'step'))
 
 
 def test_the_door_opens_without_jax():
@@ -464,9 +469,7 @@ def test_processes(bmx, workdir, arguments, devices, message):
   config = '--config=configs/digits_mlp.py:tiny'
   done = bmx(config, *arguments, f'--workdir={workdir}', devices=devices)
   assert done.returncode == 2, done.stderr
-  assert done.stderr.startswith('error: ')
-  assert 'Traceback' not in done.stderr
-  assert message in done.stderr
+  assert message in message_of(done.stderr)
   assert not done.stdout
   assert not workdir.exists()
 
@@ -477,6 +480,5 @@ def test_processes_leave_a_run_as_it_is(bmx, run):
   for arguments in (['--mode=eval'], ['--config.steps=6'], ['--config.seed=1']):
     done = bmx(f'--workdir={run}', *arguments)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith('error: ')
-    assert 'Traceback' not in done.stderr
+    assert message_of(done.stderr)
   assert snapshot(run) == before

@@ -130,5 +130,6 @@ class Experiment:
   ema: float
   guard: Mapping[str, Any]
   dispatch: int  # steps per jitted call; 0 chooses
+  watchdog: float  # seconds without a finished step before the run is ended; 0 is never
   init: Callable[[], Any]  # -> TrainState, placed
   rebuild: Callable[[Mapping[str, Any]], 'Experiment']  # the same with some config leaves changed

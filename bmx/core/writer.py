@@ -87,22 +87,32 @@ class Bar:
 class JsonLines:
   """metrics.jsonl: one object a line, on disk before the call returns.
 
+  Where the disk refuses, the line is kept and written with the next one; no half line stays.
+
   Args:
     length: bytes that a resumed run may keep; what was written after its checkpoint is cut.
   """
 
   def __init__(self, path: pathlib.Path, length: int = 0):
     self.path = path
-    self.file = open(path, 'ab')  # noqa: SIM115  closed in close()
+    self.file = open(path, 'ab', buffering=0)  # noqa: SIM115  closed in close()
     self.file.truncate(length)
     self.length = length
+    self.kept = b''
 
   def write(self, line: Mapping[str, Any]) -> None:
-    data = (json.dumps(dict(line)) + '\n').encode()
-    self.file.write(data)
-    self.file.flush()
-    os.fsync(self.file.fileno())
-    self.length += len(data)
+    self.kept += (json.dumps(dict(line)) + '\n').encode()
+    try:
+      written = self.file.write(self.kept)
+      if written != len(self.kept):
+        raise OSError(f'{written} of {len(self.kept)} bytes written')
+      os.fsync(self.file.fileno())
+    except OSError as error:
+      log.error('%s cannot be written, and will be tried again: %s', self.path, error)
+      self.file.truncate(self.length)
+      return
+    self.length += len(self.kept)
+    self.kept = b''
 
   def close(self) -> None:
     self.file.close()

@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from bmx.train.state import TrainState
 
 log = logging.getLogger('bmx')
 MANIFEST = 'manifest.json'
+RETRY_SECONDS = 5.0  # between a failed save and the next attempt
 
 
 class Checkpoints:
@@ -40,19 +42,38 @@ class Checkpoints:
     self.folder, self.last = folder.absolute(), max(last, 2)
     self.saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
     self.pool = concurrent.futures.ThreadPoolExecutor(1)
-    self.pending: concurrent.futures.Future[None] | None = None
+    self.pending: tuple[concurrent.futures.Future[None], pathlib.Path] | None = None
+    self.failed_at = 0.0  # the time of a failure that no save has made good yet; 0 is none
 
   def steps(self) -> list[int]:
     """Steps that have a manifest, oldest first."""
     return sorted(int(p.parent.name) for p in self.folder.glob(f'*/{MANIFEST}'))
 
   def save(self, state: TrainState, loop: Mapping[str, Any], step: int) -> None:
-    """Starts to save; returns once the arrays are copied. Waits for the save before it."""
+    """Starts to save; returns once the arrays are copied. Waits for the save before it.
+
+    A save that fails is reported and does not raise: `failed` says so, and the caller saves again.
+    """
     self.wait()
     path = self.folder / str(step)
-    self._clean(path)
-    self.saver.save(path, args=ocp.args.StandardSave(nested(tree.named(state))))
-    self.pending = self.pool.submit(self._finish, path, tree.signature(state), dict(loop))
+    try:
+      self._clean(path)
+      self.saver.save(path, args=ocp.args.StandardSave(nested(tree.named(state))))
+    except Exception as error:  # Orbax raises many kinds; none may end the training
+      self._report(path, error)
+      return
+    task = self.pool.submit(self._finish, path, tree.signature(state), dict(loop))
+    self.pending = task, path
+
+  def _report(self, path: pathlib.Path, error: BaseException) -> None:
+    log.error('SAVING %s FAILED, and will be tried again: %s', path, error)
+    self.failed_at = time.monotonic()
+
+  def failed(self) -> bool:
+    """Whether the last save has failed, some seconds ago."""
+    if self.pending is not None and self.pending[0].done():
+      self.wait()
+    return bool(self.failed_at) and time.monotonic() - self.failed_at > RETRY_SECONDS
 
   def _finish(self, path: pathlib.Path, leaves: dict[str, list], loop: dict[str, Any]) -> None:
     self.saver.wait_until_finished()
@@ -68,10 +89,15 @@ class Checkpoints:
         shutil.rmtree(self.folder / str(step))
 
   def wait(self) -> None:
-    """Until the save that was started is whole on disk. Raises what it raised."""
-    if self.pending is not None:
-      pending, self.pending = self.pending, None
+    """Until the save that was started is whole on disk, or has failed."""
+    if self.pending is None:
+      return
+    (pending, path), self.pending = self.pending, None
+    try:
       pending.result()
+      self.failed_at = 0.0
+    except Exception as error:  # as in save
+      self._report(path, error)
 
   def close(self) -> None:
     self.wait()

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import streams, tree
 from bmx.core.errors import InputError
@@ -63,7 +64,8 @@ class Evaluator:
     began = time.perf_counter()
     self.constants = self.feed.constants()
     group, _ = next(self.feed.groups([(0, 1)]))
-    program = jit(self._dispatch, self.layout)
+    everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
+    program = jit(self._dispatch, self.layout, out_shardings=everywhere)
     zero = np.int32(0)
     lowered = program.lower(self._weights(state), self.constants, group, zero, zero)
     self.program = lowered.compile()

@@ -17,19 +17,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import report, tree
 from bmx.core.clock import Clock
-from bmx.core.errors import GuardStop, InputError, Preempted
+from bmx.core.errors import GuardStop, InputError, Preempted, Stop
 from bmx.core.metrics import Window
 from bmx.core.types import Every, Experiment
+from bmx.core.watchdog import Watchdog
 from bmx.core.writer import Bar, Silent, Writer, brief
 from bmx.data.feed import Feed, Group
 from bmx.parallel import jit
 from bmx.train import start
-from bmx.train.checkpoint import Checkpoints, write_json
+from bmx.train.checkpoint import RETRY_SECONDS, Checkpoints, write_json
 from bmx.train.evaluate import Evaluator
-from bmx.train.guard import first_bad
+from bmx.train.guard import all_finite, first_bad
 from bmx.train.rundir import RunDir
 from bmx.train.signals import Signals
 from bmx.train.state import TrainState, plan_state
@@ -37,6 +39,7 @@ from bmx.train.step import make_dispatch, make_train_step
 
 log = logging.getLogger('bmx')
 AHEAD = 4096  # groups that the feed is told of at a time
+FINAL_ATTEMPTS = 3  # to write the last checkpoint
 IN_FLIGHT = 2  # dispatches; fifty un-awaited ones deadlock eight virtual CPU devices
 
 
@@ -70,6 +73,16 @@ def groups(step: int, steps: int, every: Every, depth: int) -> Iterator[Group]:
     step = edge
 
 
+def agreed(step: int | None) -> int | None:
+  """What process 0 found, on every process."""
+  if jax.process_count() == 1:
+    return step
+  from jax.experimental import multihost_utils
+
+  found = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+  return None if found < 0 else found
+
+
 def finished(result: jax.Array) -> float:
   """Waits for a result -> the time."""
   jax.block_until_ready(result)
@@ -101,6 +114,7 @@ class Trainer:
       experiment.task, experiment.tx, experiment.data.spec, experiment.layout,
       seed=experiment.seed, ema=experiment.ema,
     )  # fmt: skip
+    self.everywhere = NamedSharding(experiment.layout.mesh, PartitionSpec())
     looped = start.loops(experiment, self.plan)
     self.evaluators = {
       name: Evaluator(name, entry, experiment.task, experiment.layout, looped)
@@ -113,6 +127,7 @@ class Trainer:
     # One thread waits for each dispatch in turn, so that its end is known though it is read late.
     self.stamps = concurrent.futures.ThreadPoolExecutor(1)
     self.writer: Writer | Silent = Silent()
+    self.watchdog = Watchdog(experiment.watchdog)
     self.late: collections.deque[tuple[Any, ...]] = collections.deque()
 
   def run(self) -> dict[str, Any]:
@@ -124,7 +139,7 @@ class Trainer:
       self._close()
 
   def _train(self) -> None:
-    with Bar(self.x.steps) as self.bar, Signals() as signals:
+    with Bar(self.x.steps) as self.bar, Signals() as signals, self.watchdog:
       compiled = self._compile()
       self.since = time.perf_counter()
       self.clock.begin(self.step)
@@ -137,16 +152,16 @@ class Trainer:
         self._at_mark()
         if self.loop.stopped:
           break
-        if signals.asked:
+        if signals.asked_at(self.step):
           self._save()
-          self.checkpoints.wait()
+          self._save_at_last()
           raise Preempted(f'asked to stop: saved at step {self.step}; the same command goes on')
       self._drain()
       self._count_time()
 
   def _begin(self) -> None:
     """The newest valid checkpoint, or a new state."""
-    found = self.checkpoints.newest_valid()
+    found = agreed(self.checkpoints.newest_valid())
     if found is None:
       self.state, self.loop, self.step = self.plan.create(), LoopState(), 0
     else:
@@ -169,12 +184,13 @@ class Trainer:
   def _compile(self) -> Any:
     """The one program of all dispatches, compiled before the first."""
     began = time.perf_counter()
-    step = make_train_step(self.x.grad_fn, self.x.tx, ema=self.x.ema)
+    step = make_train_step(self.x.grad_fn, self.x.tx, ema=self.x.ema, spike=self.x.guard['spike'])
     patience = self.x.guard['patience']
+    self.finite = jit(all_finite, self.x.layout, out_shardings=self.everywhere)
     dispatch = make_dispatch(step, self.feed.take, patience, self.depth)
     self.constants = self.feed.constants()
     group, _ = next(self.feed.groups([(self.step, 1)]))
-    at = (self.plan.shardings, None, None)
+    at = (self.plan.shardings, self.everywhere, self.everywhere)
     program = jit(dispatch, self.x.layout, donate_argnums=(0,), out_shardings=at)
     compiled = program.lower(self.state, self.constants, group, np.int32(0)).compile()
     seconds = time.perf_counter() - began
@@ -193,6 +209,7 @@ class Trainer:
     """The sums of the oldest dispatch in flight; its log line, if it ends a window."""
     sums, skips, step, when = self.late.popleft()
     self.window.add(jax.device_get(sums))
+    self.watchdog.pat()
     patience = self.x.guard['patience']
     if patience and int(skips) >= patience:
       raise self._guard_stop()
@@ -222,7 +239,8 @@ class Trainer:
     """What a step asks for after its dispatch, in the fixed order."""
     evaluate = bool(self.evaluators) and self._due(self.x.every.eval, self.step)
     improved = self._evaluate() if evaluate else False
-    if improved or self.loop.stopped or self._due(self.x.every.save, self.step):
+    due = improved or self.loop.stopped or self._due(self.x.every.save, self.step)
+    if due or self.checkpoints.failed():
       self._save()
 
   def _evaluate(self) -> bool:
@@ -235,6 +253,7 @@ class Trainer:
       line |= evaluator(self.state)
       self.loop.compile_seconds += evaluator.compile_seconds if compiling else 0.0
     self.clock.pause(time.perf_counter() - began)
+    self.watchdog.pat()
     self.loop.last |= line
     self._write(self.step, line)
     return self._decide(line)
@@ -258,10 +277,13 @@ class Trainer:
 
   def _save(self) -> None:
     self._drain()
-    if self.saved == self.step:
+    if self.saved == self.step and not self.checkpoints.failed_at:
       return
     self.saved = self.step
     began = time.perf_counter()
+    if not bool(self.finite(self.state)):
+      log.error('THE STATE OF STEP %d IS NOT FINITE and is not saved', self.step)
+      return
     self._count_time()
     self.loop.window = self.window.json()
     self.checkpoints.save(self.state, dataclasses.asdict(self.loop), self.step)
@@ -285,8 +307,9 @@ class Trainer:
     name = first_bad(grads) or 'none (the loss itself, or noise of that step)'
     order = self.x.data.order(step)
     return GuardStop(
-      f'{self.x.guard["patience"]} updates in a row were not finite and were refused, '
-      f'the last at step {step}; examples {order.tolist()}; first parameter with a non-finite gradient: {name}. '
+      f'{self.x.guard["patience"]} updates in a row were not finite and were refused, the last at '
+      f'step {step}; examples {order.tolist()}; first parameter with a non-finite gradient: '
+      f'{name}. '
       'The state is as it was before them; lower the learning rate or look at these examples'
     )
 
@@ -304,8 +327,22 @@ class Trainer:
     self.writer.close()
     self.checkpoints.close()
 
-  def _finish(self) -> dict[str, Any]:
+  def _save_at_last(self) -> None:
+    """The final checkpoint, tried a few times. Raises Stop where it cannot be written."""
     self.checkpoints.wait()
+    for _ in range(FINAL_ATTEMPTS):
+      if not self.checkpoints.failed_at:
+        return
+      time.sleep(RETRY_SECONDS)
+      self.saved = None
+      self._save()
+      self.checkpoints.wait()
+    if self.checkpoints.failed_at:
+      raise Stop(f'the checkpoint of step {self.step} cannot be written; see above. It goes on '
+                 f'from the newest whole one: {self.checkpoints.steps() or "none"}')  # fmt: skip
+
+  def _finish(self) -> dict[str, Any]:
+    self._save_at_last()
     device = self.x.layout.mesh.devices.flat[0]
     summary = {
       'metrics': self.loop.last,

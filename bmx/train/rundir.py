@@ -75,9 +75,11 @@ class RunDir:
     self.experiment = experiment
     self.config = self.path / 'config.json'
     self.resumed = self.config.exists()
+    if jax.process_index():
+      return  # process 0 looks after the directory
     if self.resumed:
       self._compare()
-    elif self.path.is_dir() and any(self.path.iterdir()):
+    elif self.path.is_dir() and any(p.name != 'logs' for p in self.path.iterdir()):
       raise InputError(f'{self.path} is not empty and holds no run of bmx; name another --workdir')
     try:
       (self.path / 'checkpoints').mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ import signal
 import threading
 from typing import Any
 
+import jax
+
 log = logging.getLogger('bmx')
 
 
@@ -18,7 +20,18 @@ class Signals:
     self.asked = False
     self.former: dict[int, Any] = {}
 
+  def asked_at(self, step: int) -> bool:
+    """Whether the run stops after this step; several processes agree on one, through jax, which
+    then listens for SIGTERM itself."""
+    if jax.process_count() == 1:
+      return self.asked
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
   def __enter__(self) -> 'Signals':
+    if jax.process_count() > 1:
+      return self
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         self.former[number] = signal.signal(number, self._handle)

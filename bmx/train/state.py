@@ -26,6 +26,7 @@ class TrainState:
   collections: Variables  # every other linen collection; {} for most models
   key: Array  # uint32 [2]: folded with the step, never split and stored
   skips: Array  # int32 []: consecutive updates that the guard refused
+  norm: Array  # float32 [2]: running mean of the gradient norm, accepted updates behind it
   ema: Variables | None = None  # exponential moving average of params
 
 
@@ -76,7 +77,8 @@ def plan_state(
     params = collections.pop('params')
     zero = jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(zero, params, tx.init(params), collections, key, zero, average)
+    norm = jnp.zeros(2, jnp.float32)
+    return TrainState(zero, params, tx.init(params), collections, key, zero, norm, average)
 
   boxed = jax.eval_shape(variables, jax.random.PRNGKey(0))
   params = param_pspecs(boxed.pop('params'), layout)
@@ -94,6 +96,7 @@ def plan_state(
     ),
     key=nowhere,
     skips=nowhere,
+    norm=nowhere,
     ema=params if ema else None,
   )
   at = shardings(specs, layout.mesh)

@@ -80,11 +80,14 @@ class Accumulate:
     return jax.lax.scan(body, first, (jnp.arange(1, self.steps), tail))[0]
 
 
-def make_train_step(grad_fn: GradFn, tx: optax.GradientTransformation, *, ema: float = 0.0) -> Step:
+def make_train_step(
+  grad_fn: GradFn, tx: optax.GradientTransformation, *, ema: float = 0.0, spike: float = 0.0
+) -> Step:
   """-> step(state, batch) -> (state, metrics).
 
   Args:
     ema: decay of the moving average of the parameters; 0 keeps none.
+    spike: see `guard.guarded`.
   """
 
   def update(state, grads, collections):
@@ -102,7 +105,7 @@ def make_train_step(grad_fn: GradFn, tx: optax.GradientTransformation, *, ema: f
     grads, metrics, collections = grad_fn(state.params, state.collections, batch, key)
     count = jnp.maximum(metrics['loss'][1], 1.0)
     grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
-    state, metrics = guarded(update, state, grads, collections, metrics)
+    state, metrics = guarded(update, state, grads, collections, metrics, spike)
     return state.replace(step=state.step + 1), metrics
 
   return step

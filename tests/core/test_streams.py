@@ -43,7 +43,9 @@ def test_against_philox_by_hand():
 
 
 def test_seeds_and_streams_are_apart():
-  given = [draws(range(50), seed, stream) for seed, stream in itertools.product((0, 1, 16, 17), (16, 17))]
+  given = [
+    draws(range(50), seed, stream) for seed, stream in itertools.product((0, 1, 16, 17), (16, 17))
+  ]
   assert len(np.unique(np.stack(given))) == 8 * 50 * 4
 
 

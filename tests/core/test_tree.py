@@ -13,7 +13,10 @@ from bmx.core.errors import InputError
 
 def params():
   return {
-    'dense': {'kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'bias': np.zeros(3, np.float32)},
+    'dense': {
+      'kernel': np.arange(6, dtype=np.float32).reshape(2, 3),
+      'bias': np.zeros(3, np.float32),
+    },
     'norm': {'scale': np.ones(3, np.float32)},
   }
 

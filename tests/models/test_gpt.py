@@ -154,9 +154,7 @@ def test_layers_drop_other_units(scan):
 def test_dropout_is_for_training():
   model = gpt(dropout=0.3)
   params, ids = start(model), tokens()
-  run = jit(
-    lambda key: model.apply({'params': params}, ids, train=True, rngs={'dropout': key})
-  )
+  run = jit(lambda key: model.apply({'params': params}, ids, train=True, rngs={'dropout': key}))
   np.testing.assert_array_equal(run(KEY), run(KEY))
   assert np.abs(run(KEY) - run(jax.random.PRNGKey(2))).max() > 1e-3
   np.testing.assert_array_equal(compiled(model)(params, ids), compiled(gpt())(params, ids))

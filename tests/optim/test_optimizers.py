@@ -11,7 +11,11 @@ from bmx.core.errors import InputError
 from bmx.optim.optimizers import adam, adamw, sgd, wrap
 from bmx.optim.schedules import constant
 
-SHAPES = {'dense': {'kernel': (3, 2), 'bias': (2,)}, 'embed': {'table': (4, 3)}, 'norm': {'scale': (3,)}}
+SHAPES = {
+  'dense': {'kernel': (3, 2), 'bias': (2,)},
+  'embed': {'table': (4, 3)},
+  'norm': {'scale': (3,)},
+}
 DECAYED = ('dense/kernel', 'embed/table')
 
 
@@ -154,7 +158,9 @@ def test_all_that_decays_may_be_frozen(make):
   assert moved == {'dense/bias', 'norm/scale'}
 
 
-@pytest.mark.parametrize('options', [{'freeze': 'kernal'}, {'weight_decay': 0.1, 'decay': 'kernal'}])
+@pytest.mark.parametrize(
+  'options', [{'freeze': 'kernal'}, {'weight_decay': 0.1, 'decay': 'kernal'}]
+)
 @pytest.mark.parametrize('make', [sgd, adamw])
 def test_a_regex_that_matches_nothing(make, options):
   with pytest.raises(InputError, match=r"'kernal' matches no parameter(.|\n)*dense/kernel"):
@@ -183,7 +189,10 @@ def test_wrap_around_lion():
     params = optax.apply_updates(params, updates)
   expected = lion(flat(values(9)), [flat(g) for g in gradients], 0.1)
   np.testing.assert_allclose(flat(params), expected, atol=1e-6)
-  assert np.abs(lion(flat(values(9)), [flat(g) for g in gradients], 0.1, clip=1e9) - expected).max() > 0.1
+  assert (
+    np.abs(lion(flat(values(9)), [flat(g) for g in gradients], 0.1, clip=1e9) - expected).max()
+    > 0.1
+  )
 
 
 def test_wrap_without_anything_is_the_inner_transform():

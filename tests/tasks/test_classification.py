@@ -64,7 +64,9 @@ def test_binary_against_scikit_learn():
   weights = rows['weights']
   options = {'sample_weight': weights, 'normalize': False}
   score = told['score'].astype(np.float64)
-  assert loss == pytest.approx(sk.log_loss(rows['label'], score, labels=[0, 1], **options), rel=1e-5)
+  assert loss == pytest.approx(
+    sk.log_loss(rows['label'], score, labels=[0, 1], **options), rel=1e-5
+  )
   hits = sk.accuracy_score(rows['label'], told['prediction'], **options)
   assert metrics['accuracy'].tolist() == pytest.approx([hits, weights.sum()])
   assert metrics['loss'].tolist() == pytest.approx([float(loss), weights.sum()])
@@ -107,7 +109,9 @@ def test_images_are_read_too():
 def test_a_key_that_is_missing():
   rows = batch()
   del rows['x']
-  with pytest.raises(InputError, match=r"reads image or x, but the data gives \['label', 'weights'\]"):
+  with pytest.raises(
+    InputError, match=r"reads image or x, but the data gives \['label', 'weights'\]"
+  ):
     Classification(MLP(CLASSES)).init(KEY, rows)
 
 

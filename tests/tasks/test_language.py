@@ -56,11 +56,11 @@ def test_loss_is_the_weighted_sum_over_tokens(pad):
   log = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[at]
   hits = logits.argmax(-1) == rows['targets']
   metrics, count = evaluator(lm)(params, rows), rows['weights'].sum()
-  assert metrics['loss'].tolist() == pytest.approx([-(log * rows['weights']).sum(), count],
-  rel=1e-5)
+  assert metrics['loss'].tolist() == pytest.approx(
+    [-(log * rows['weights']).sum(), count], rel=1e-5
+  )
   assert metrics['accuracy'].tolist() == pytest.approx([(hits * rows['weights']).sum(), count])
-  told = jit(lambda params, rows: lm.predict(params, {}, rows))(params,
-  rows)
+  told = jit(lambda params, rows: lm.predict(params, {}, rows))(params, rows)
   np.testing.assert_allclose(told['log_likelihood'], log, rtol=1e-4)
   np.testing.assert_array_equal(told['prediction'], logits.argmax(-1))
 

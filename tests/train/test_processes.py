@@ -1,0 +1,144 @@
+"""Several processes of one run, on this machine, through jax.distributed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bmx.core.writer import TIMES, read_metrics
+from tests.conftest import FLAGS, ROOT
+
+RECIPE = 'configs/gpt_char.py:tiny'
+MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1']
+
+
+def port() -> int:
+  """A free port, with the next one free too."""
+  while True:
+    with socket.socket() as a, socket.socket() as b:
+      a.bind(('localhost', 0))
+      number = a.getsockname()[1]
+      try:
+        b.bind(('localhost', number + 1))
+        return number
+      except OSError:
+        continue
+
+
+def launch(workdir, processes, devices, overrides=(), only=None):
+  """Starts all processes (or `only` some) of a run on `devices` devices in all."""
+  address = f'localhost:{port()}'
+  flags = FLAGS.replace('count=8', f'count={devices // processes}')
+  command = [sys.executable, '-m', 'bmx.main', f'--config={RECIPE}', f'--workdir={workdir}']
+  command += [f'--config.{o}' for o in (*MORE, *overrides)]
+  command += [f'--config.cache={workdir.parent / "programs"}']
+  if processes > 1:
+    command += [f'--processes={processes}', f'--coordinator={address}']
+  return [
+    subprocess.Popen(
+      [*command, f'--process={i}'], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': flags},
+      stderr=subprocess.PIPE, text=True,
+    )
+    for i in (range(processes) if only is None else only)
+  ]  # fmt: skip
+
+
+def finish(running, code=0):
+  """Waits for all -> their stderr."""
+  texts = [process.communicate(timeout=240)[1] for process in running]
+  assert [p.returncode for p in running] == [code] * len(running), texts
+  return texts
+
+
+def losses(workdir):
+  return [line['loss'] for line in read_metrics(workdir / 'metrics.jsonl') if 'loss' in line]
+
+
+def summary(workdir):
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+def logged(workdir, count):
+  path = workdir / 'metrics.jsonl'
+  return path.exists() and path.read_text().count('\n') >= count
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """One process with four devices."""
+  workdir = tmp_path_factory.mktemp('alone') / 'run'
+  finish(launch(workdir, 1, 4, ['mesh.fsdp=2']))
+  return workdir
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_processes_equal_one(processes, alone, tmp_path):
+  finish(launch(tmp_path / 'run', processes, 4, ['mesh.fsdp=2']))
+  np.testing.assert_allclose(losses(tmp_path / 'run'), losses(alone), rtol=1e-5)
+  # Process 0 alone writes metrics; the others have logs of their own.
+  assert sorted(p.name for p in (tmp_path / 'run/logs').iterdir()) == [
+    f'{i}.log' for i in range(1, processes)
+  ]
+
+
+def test_a_lost_process_is_named_and_the_run_goes_on(tmp_path):
+  """One of two is killed: the other stops by itself; started again, it ends with the same bits."""
+  straight, killed = tmp_path / 'straight', tmp_path / 'killed'
+  longer = ['steps=400', 'mesh.fsdp=2']
+  finish(launch(straight, 2, 4, longer))
+  running = launch(killed, 2, 4, longer)
+  while not logged(killed, 6) and running[0].poll() is None:
+    time.sleep(0.01)
+  running[1].send_signal(signal.SIGKILL)
+  began = time.monotonic()
+  _, text = running[0].communicate(timeout=60)
+  assert time.monotonic() - began < 30
+  assert running[0].returncode == 78
+  assert 'process 1 is missing' in text
+  running[1].communicate()
+  finish(launch(killed, 2, 4, longer))
+  assert summary(killed)['state_digest'] == summary(straight)['state_digest']
+  strip = lambda line: {k: v for k, v in line.items() if k not in TIMES}
+  lines = [[strip(x) for x in read_metrics(w / 'metrics.jsonl')] for w in (killed, straight)]
+  assert lines[0] == lines[1]
+
+
+def test_another_number_of_processes_resumes(alone, tmp_path):
+  workdir = tmp_path / 'run'
+  finish(launch(workdir, 2, 4, ['mesh.fsdp=2', 'steps=20']))
+  finish(launch(workdir, 1, 4, ['mesh.fsdp=2']))
+  steps = [line['step'] for line in read_metrics(workdir / 'metrics.jsonl') if 'loss' in line]
+  assert steps == list(range(5, 41, 5))
+  assert summary(workdir)['steps'] == 40
+
+
+def test_a_process_that_never_comes_is_named(tmp_path, monkeypatch):
+  from bmx.core import peers
+
+  watch = peers.Peers(0, 3)
+  number = port()
+  with pytest.raises(peers.ProcessMissing, match='processes 1, 2 did not come'):
+    watch.listen(('localhost', number), 0.2)
+  with pytest.raises(peers.ProcessMissing, match='process 0 is missing'):
+    peers.Peers(1, 3).join(('localhost', number), 0.2)
+
+
+def test_sigterm_stops_all_at_one_step(tmp_path):
+  running = launch(tmp_path / 'run', 2, 4, ['steps=20000', 'mesh.fsdp=2'])
+  while not logged(tmp_path / 'run', 5) and running[0].poll() is None:
+    time.sleep(0.01)
+  running[1].send_signal(signal.SIGTERM)
+  texts = finish(running, code=75)
+  assert 'saved at step' in texts[0]
+
+
+def test_several_processes_need_a_workdir(bmx):
+  result = bmx(f'--config={RECIPE}', '--processes=2')
+  assert result.returncode == 2
+  assert 'needs --workdir' in result.stderr
