@@ -1,6 +1,9 @@
 """Handwritten digits, 8×8 pixels, from scikit-learn: trains anywhere, offline, in seconds.
 
-python -m bmx.main --config=configs/digits_mlp.py
+    python -m bmx.main --config=configs/digits_mlp.py
+
+Reaches 98.2 % of the 360 test examples (mean of 3 seeds, 98.1 to 98.6) in 7 to 8 s, start included
+(2026-11-24, two CPU cores: experiments/recipes/run.py digits_mlp).
 """
 
 from bmx.config import base, check_variant

@@ -2,6 +2,9 @@
 
 python -m bmx.main --config=configs/gpt_char.py                                # Python's own source
 python -m bmx.main --config=configs/gpt_char.py --config.data.path=input.txt   # any text file
+
+On tinyshakespeare it reaches a validation loss of 1.758 nats a character (mean of 3 seeds, 1.752 to
+1.765; 2026-11-24, two CPU cores: experiments/recipes/run.py gpt_char), in about 100 s.
 """
 
 from bmx.config import base, check_variant
@@ -43,7 +46,12 @@ def get_config(variant: str = ''):
     'length': c.get_ref('length'),
   }
   c.eval.valid = {'split': 'valid'}
-  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 4e-3, 'warmup': 100, 'floor': 1e-4}
+  c.schedule = {
+    'call': 'bmx.optim.schedules:cosine',
+    'peak': 4e-3,  # 1e-3 ends at 1.89, 2e-3 at 1.82
+    'warmup': 100,
+    'floor': 1e-4,
+  }
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'b2': 0.99, 'weight_decay': 0.1, 'clip': 1.0}
   c.every = {'log': 100, 'eval': 500, 'save': 500}
   if check_variant(variant, 'tiny') == 'tiny':

@@ -2,6 +2,8 @@
 
     python -m bmx.main --config=configs/mnist_cnn.py --config.data.data_dir=TFDS_DATA_DIR
 
+Reaches 99.42 % on the test split (one seed; 2026-11-24, two CPU cores, 12 minutes).
+
 `:published` is the often copied tutorial: one 5×5 convolution of 32, SGD 0.001 with momentum 0.9,
 batch 100.
 """

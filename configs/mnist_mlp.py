@@ -3,7 +3,13 @@
     python -m bmx.main --config=configs/mnist_mlp.py --config.data.data_dir=TFDS_DATA_DIR
     python -m bmx.main --config=configs/mnist_mlp.py:published --config.data.data_dir=TFDS_DATA_DIR
 
-`:published` is the often copied tutorial: SGD 0.01, batch 64, 10 epochs.
+Reaches 98.77 % on the test split (mean of 3 seeds, spread 0.04 points), with no choice of step by
+it.
+
+`:published` is the often copied tutorial: SGD 0.01, batch 64, 10 epochs. It reaches 93.8 % (mean of
+3 seeds, 93.7 to 94.0), as the same recipe in PyTorch does; the 97.7 % that is often printed for it
+is not what it gives. (2026-11-24, two CPU cores: experiments/recipes/run.py mnist_mlp
+mnist_mlp:published, and experiments/recipes/mnist_published_torch.py.)
 """
 
 from bmx.config import base, check_variant

@@ -36,8 +36,9 @@ def test_parts_add_to_the_whole():
   random = np.random.default_rng(0)
   values, weights = random.normal(size=(2, 40)).astype(np.float32)
   weights = np.abs(weights)
-  parts = [{'loss': weighted(jnp.asarray(v), jnp.asarray(w))}
-           for v, w in zip(np.split(values, [3, 17]), np.split(weights, [3, 17]), strict=True)]  # fmt: skip
+  cut = lambda x: np.split(x, [3, 17])
+  pairs = zip(cut(values), cut(weights), strict=True)
+  parts = [{'loss': weighted(jnp.asarray(v), jnp.asarray(w))} for v, w in pairs]
   whole = add(add(*parts[:2]), parts[2])
   expected = np.average(values.astype(np.float64), weights=weights.astype(np.float64))
   assert means(whole)['loss'] == pytest.approx(expected, rel=1e-5)

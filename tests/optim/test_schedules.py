@@ -1,5 +1,6 @@
 """Schedules against tables written out by hand."""
 
+import itertools
 import math
 
 import jax
@@ -84,7 +85,7 @@ def test_warm_up_rises_evenly_and_wastes_no_step(name):
 @pytest.mark.parametrize('name', [n for n in TABLES if 'constant' not in n])
 def test_no_rate_rises_after_the_warm_up(name):
   rates = [float(TABLES[name][0]()(step)) for step in range(4, 40, 3)]
-  assert all(b <= a * (1 + 1e-6) for a, b in zip(rates, rates[1:], strict=False))
+  assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(rates))
   assert rates[-1] < rates[0]
 
 
