@@ -125,7 +125,7 @@ def _parse(name: str, text: str, old: Any) -> Any:
     value = text
   if isinstance(old, tuple) and isinstance(value, str):
     value = (value,)  # --config.rules.embed=fsdp
-  if isinstance(old, float) and type(value) is int:
+  if isinstance(old, float) and type(value) is int and abs(value) < 2**53:
     value = float(value)
   if type(value) is not type(old):
     raise InputError(f'--config.{name}={text}: expected {expected} such as {old!r}')

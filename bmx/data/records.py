@@ -28,6 +28,8 @@ def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = '
         continue
       if not names:
         names = [cell.strip() for cell in row]
+        if len(set(names)) < len(names):
+          raise InputError(f'{path}: two columns have one name in the header {names}')
         continue
       if len(row) != len(names):
         raise InputError(f'{path}, line {lines.line_num}: {len(row)} fields, expected {len(names)}')
@@ -89,6 +91,9 @@ class Encoding:
       numbers = [number(v) for v in there]
       if there and all(v is not None for v in numbers):
         values = np.array(numbers, np.float64)
+        if not np.isfinite(values).all() or not np.isfinite(values.std()):
+          worst = there[int(np.nanargmax(np.where(np.isfinite(values), abs(values), np.inf)))]
+          raise InputError(f'column {name!r} holds {worst!r}; finite numbers are expected')
         numeric[name] = (float(values.mean()), float(values.std()) or 1.0)
       else:
         categories[name] = sorted({str(v) for v in column if v is not None})

@@ -155,7 +155,8 @@ def _table(
     info['targets'] = 1
     arrays |= _numbers(said, target, path)
   else:
-    names = sorted({str(r[target]).strip(strip + ' ') for r in known})
+    seen = [r[target] for r in known if r.get(target) is not None]
+    names = sorted({str(v).strip(strip + ' ') for v in seen})
     info |= {'classes': len(names), 'names': tuple(names)}
     arrays |= _labels([None if v is None else str(v).strip(strip + ' ') for v in said], names, path)
   return ArrayData(arrays, info, **common)

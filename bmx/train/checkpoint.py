@@ -138,9 +138,8 @@ class Checkpoints:
     """What is wrong with a checkpoint: files that are missing or are not what was written."""
     path = self.folder / str(step)
     try:
-      manifest = json.loads((path / MANIFEST).read_text())
-      files = manifest['files']
-    except (ValueError, KeyError, OSError) as error:
+      files = dict(json.loads((path / MANIFEST).read_text())['files'])
+    except (ValueError, KeyError, TypeError, OSError) as error:
       return [f'{MANIFEST} cannot be read: {error}']
     bad = []
     for name, digest in files.items():

@@ -152,7 +152,7 @@ class Trainer:
         self._at_mark()
         if self.loop.stopped:
           break
-        if signals.asked_at(self.step):
+        if signals.asked_now():
           self._save()
           self._save_at_last()
           raise Preempted(f'asked to stop: saved at step {self.step}; the same command goes on')

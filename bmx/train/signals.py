@@ -18,16 +18,19 @@ class Signals:
 
   def __init__(self) -> None:
     self.asked = False
+    self.calls = 0
     self.former: dict[int, Any] = {}
 
-  def asked_at(self, step: int) -> bool:
+  def asked_now(self) -> bool:
     """Whether the run stops after this step; several processes agree on one, through jax, which
     then listens for SIGTERM itself."""
     if jax.process_count() == 1:
       return self.asked
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    # jax agrees on a number that all reach: one that counts calls skips none, as steps do.
+    self.calls += 1
+    return multihost_utils.reached_preemption_sync_point(self.calls)
 
   def __enter__(self) -> 'Signals':
     if jax.process_count() > 1:
