@@ -125,11 +125,19 @@ def _parse(name: str, text: str, old: Any) -> Any:
     value = text
   if isinstance(old, tuple) and isinstance(value, str):
     value = (value,)  # --config.rules.embed=fsdp
+  if isinstance(old, tuple) and isinstance(value, tuple) and _kinds(value) - _kinds(old):
+    known = _kinds(old)
+    if known and not (known == {float} and _kinds(value) <= {int, float}):
+      raise InputError(f'--config.{name}={text}: expected a tuple such as {old!r}')
   if isinstance(old, float) and type(value) is int and abs(value) < 2**53:
     value = float(value)
   if type(value) is not type(old):
     raise InputError(f'--config.{name}={text}: expected {expected} such as {old!r}')
   return value
+
+
+def _kinds(values: tuple[Any, ...]) -> set[type]:
+  return {type(v) for v in values}
 
 
 def resolve(path: str) -> Callable[..., Any]:
@@ -139,7 +147,7 @@ def resolve(path: str) -> Callable[..., Any]:
     raise InputError(f"{path!r} is no import path; write 'package.module:name'")
   try:
     module = importlib.import_module(module_name)
-  except ImportError as error:
+  except (ImportError, ValueError, TypeError) as error:
     raise InputError(f'{path!r} cannot be imported: {error}') from None
   if not hasattr(module, name):
     known = [n for n in vars(module) if not n.startswith('_')]
@@ -152,7 +160,10 @@ def parameters(fn: Callable[..., Any], path: str) -> dict[str, inspect.Parameter
   if not callable(fn):
     raise InputError(f'{path} is not callable')
   skip = ('parent', 'name') if hasattr(fn, '__linen__') or _is_linen(fn) else ()
-  found = inspect.signature(fn).parameters
+  try:
+    found = inspect.signature(fn).parameters
+  except ValueError:
+    raise InputError(f'{path} does not tell its arguments, and cannot be a part') from None
   return {k: p for k, p in found.items() if k not in skip}
 
 
@@ -191,7 +202,12 @@ def build(part: Mapping[str, Any], where: str, **injected: Any) -> Any:
              if p.default is p.empty and p.kind in needed and k not in arguments]  # fmt: skip
   if missing:
     raise InputError(f'{where}: {path} needs {", ".join(missing)}; add it to the recipe')
-  return fn(**arguments)
+  try:
+    return fn(**arguments)
+  except InputError:
+    raise
+  except (TypeError, ValueError, ArithmeticError) as error:
+    raise InputError(f'{where}: {path} cannot be made of its arguments: {error}') from error
 
 
 def plain(config: Any) -> dict[str, Any]:

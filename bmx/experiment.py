@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from bmx import config as recipes
@@ -18,6 +19,7 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
   """Everything a run needs; every mistake in the config is an InputError here, before
   compilation."""
   c = recipes.plain(config)
+  _check_ranges(c)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
   data = _data(c, c['data'], 'data', layout, train=True)
   evals = {key: _eval(c, key, entry, layout) for key, entry in c['eval'].items()}
@@ -28,7 +30,12 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
   schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
   tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule)
   grad_fn = _grad(c, Gradient(task))
-  plan = plan_state(task, tx, data.spec, layout, seed=c['seed'], ema=c['ema'])
+  try:
+    plan = plan_state(task, tx, data.spec, layout, seed=c['seed'], ema=c['ema'])
+  except InputError:
+    raise
+  except (TypeError, ValueError, ArithmeticError) as error:
+    raise InputError(f'no model can be made of task={c["task"]}: {error}') from error
 
   def rebuild(overrides: Mapping[str, Any]) -> Experiment:
     copy = ConfigDict(config.copy_and_resolve_references())
@@ -48,8 +55,8 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
     evals=evals,
     layout=layout,
     every=Every(**c['every']),
-    stop=_selection(c, 'stop', evals),
-    keep=_selection(c, 'keep', evals),
+    stop=_selection(c, 'stop', evals, task, plan),
+    keep=_selection(c, 'keep', evals, task, plan),
     ema=c['ema'],
     guard=c['guard'],
     dispatch=c['dispatch'],
@@ -70,7 +77,14 @@ def input_data(experiment: Experiment, path: str) -> Data:
     if 'fit' in known:
       part['fit'] = part.get('fit') or part['path']
     part |= {'path': path, 'split': 'all'}
-  return _data(c, part, '--input', experiment.layout, train=False)
+  data = _data(c, part, '--input', experiment.layout, train=False)
+  for key, spec in experiment.data.spec.items():
+    if key in ('label', 'y', 'weights', 'targets'):
+      continue
+    if key not in data.spec or data.spec[key].shape[1:] != spec.shape[1:]:
+      given = data.spec[key].shape[1:] if key in data.spec else 'missing'
+      raise InputError(f'{path}: {key} is {given}, expected examples of shape {spec.shape[1:]}')
+  return data
 
 
 def _data(
@@ -111,7 +125,9 @@ def _grad(c: Mapping[str, Any], gradient: Gradient) -> Any:
   return recipes.build(c['grad'], 'grad', inner=gradient, batch_size=c['batch_size'])
 
 
-def _selection(c: Mapping[str, Any], word: str, evals: Mapping[str, Eval]) -> Selection:
+def _selection(
+  c: Mapping[str, Any], word: str, evals: Mapping[str, Eval], task: Any, plan: Any
+) -> Selection:
   """Early stopping and the best checkpoint follow a metric of an evaluation that is not a test."""
   chosen = Selection(**c[word])
   if chosen.mode not in ('min', 'max'):
@@ -126,4 +142,40 @@ def _selection(c: Mapping[str, Any], word: str, evals: Mapping[str, Eval]) -> Se
     )
   if parts[1] == 'test':
     raise InputError(f'{word}.metric={chosen.metric!r}: nothing may be chosen by the test set')
+  known = _metrics(task, plan, evals[parts[1]])
+  if parts[2] not in known:
+    raise InputError(f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(parts[2], known)}')
   return chosen
+
+
+def _metrics(task: Any, plan: Any, entry: Eval) -> list[str]:
+  """The names an evaluation will have, from shapes alone."""
+  a = plan.abstract
+  loss = lambda p, c, batch, key: task.loss(p, c, batch, key, train=False)[1][0]
+  return [*jax.eval_shape(loss, a.params, a.collections, entry.data.spec, a.key), *entry.metrics]
+
+
+# leaf -> (least, bound): least <= value < bound
+RANGES = {
+  'seed': (0, 2**32),
+  'steps': (0, math.inf),
+  'epochs': (0, math.inf),
+  'dispatch': (0, math.inf),
+  'ema': (0, 1),
+  'every.log': (0, math.inf),
+  'every.eval': (0, math.inf),
+  'every.save': (0, math.inf),
+  'guard.patience': (0, math.inf),
+  'guard.spike': (0, math.inf),
+  'watchdog.seconds': (0, math.inf),
+  'keep.last': (1, math.inf),
+}
+
+
+def _check_ranges(c: Mapping[str, Any]) -> None:
+  for name, (least, bound) in RANGES.items():
+    word, _, leaf = name.partition('.')
+    value = c[word][leaf] if leaf else c[word]
+    if not least <= value < bound:
+      limit = '' if bound == math.inf else f' and below {bound}'
+      raise InputError(f'--config.{name}={value}: expected at least {least}{limit}')

@@ -114,7 +114,8 @@ def _svg(series: Series, colours: Mapping[str, str]) -> str:
 
 def _span(values: list[float]) -> tuple[float, float]:
   low, high = min(values), max(values)
-  return (low, high) if high > low else (low - 0.5, high + 0.5)
+  margin = max(0.5, abs(low) / 2)
+  return (low, high) if high > low else (low - margin, high + margin)
 
 
 def ticks(low: float, high: float, n: int = 5) -> list[float]:
@@ -127,7 +128,8 @@ def ticks(low: float, high: float, n: int = 5) -> list[float]:
   unit = 10.0 ** math.floor(math.log10(raw))
   step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw)
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-  values = [round(i * step, 12) for i in range(first, last + 1)]
+  digits = max(0, 2 - math.floor(math.log10(step)))
+  values = [round(i * step, digits) for i in range(first, last + 1)]
   return [int(v) if v == int(v) else v for v in values]
 
 

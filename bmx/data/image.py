@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from bmx.core.errors import InputError
 from bmx.core.types import Batch, Rows
 
 
@@ -49,4 +50,6 @@ class Augment:
 
 
 def augment(crop: int, flip: bool) -> Augment | None:
+  if crop < 0:
+    raise InputError(f'crop={crop} is no number of pixels: 0 is no crop')
   return Augment(crop, flip) if crop or flip else None

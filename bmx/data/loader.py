@@ -174,6 +174,8 @@ def split_indices(size: int, split: str, holdout: float, known: tuple[str, ...])
   """
   if split not in known:
     raise InputError(f'unknown split {split!r}; known: {", ".join(known)}')
+  if not 0 <= holdout < 1:
+    raise InputError(f'holdout={holdout} is no share of a whole: 0 <= holdout < 1')
   if split == 'all' or (split == 'train' and not holdout):
     return np.arange(size)
   order = streams.generator(0, streams.SPLIT).permutation(size)

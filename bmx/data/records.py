@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import pathlib
@@ -20,7 +21,8 @@ def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = '
 
   Raises InputError: no such file, not UTF-8 (offset named), a line with too few or too many fields.
   """
-  lines = csv.reader(_text(path).splitlines(), delimiter=delimiter, skipinitialspace=True)
+  file = io.StringIO(_text(path), newline='')  # a quoted field may hold line ends
+  lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
   names, records = list(columns), []
   try:
     for row in lines:
@@ -42,7 +44,13 @@ def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = '
 
 
 def read_json_lines(path: pathlib.Path) -> list[Record]:
-  """One object a line. Raises InputError naming file and line where one is not."""
+  """One object a line; see `numbered_json_lines`."""
+  return [record for _, record in numbered_json_lines(path)]
+
+
+def numbered_json_lines(path: pathlib.Path) -> list[tuple[int, Record]]:
+  """One object a line, with the line's number. Raises InputError naming file and line where one is
+  not."""
   records = []
   for number, line in enumerate(_text(path).split('\n'), 1):
     if not line.strip():
@@ -53,7 +61,7 @@ def read_json_lines(path: pathlib.Path) -> list[Record]:
       raise InputError(f'{path}, line {number}: not JSON: {error}') from None
     if not isinstance(record, dict):
       raise InputError(f'{path}, line {number}: a JSON object is expected, not {line[:40]!r}')
-    records.append(record)
+    records.append((number, record))
   if not records:
     raise InputError(f'{path} is empty')
   return records
@@ -63,7 +71,7 @@ def _text(path: pathlib.Path) -> str:
   if not path.is_file():
     raise InputError(f'no file {path}')
   try:
-    return path.read_bytes().decode('utf-8')
+    return path.read_bytes().decode('utf-8-sig')
   except UnicodeDecodeError as error:
     raise InputError(f'{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset '
                      f'{error.start}') from None  # fmt: skip
@@ -81,7 +89,11 @@ class Encoding:
   missing: str
 
   @classmethod
-  def fit(cls, records: Sequence[Record], skip: Sequence[str], missing: str) -> 'Encoding':
+  def fit(
+    cls, records: Sequence[Record], skip: Sequence[str], missing: str, source: str = 'the data'
+  ) -> 'Encoding':
+    if not records:
+      raise InputError(f'{source} has no records to learn columns from')
     numeric, categories = {}, {}
     for name in records[0]:
       if name in skip:
@@ -91,9 +103,12 @@ class Encoding:
       numbers = [number(v) for v in there]
       if there and all(v is not None for v in numbers):
         values = np.array(numbers, np.float64)
-        if not np.isfinite(values).all() or not np.isfinite(values.std()):
-          worst = there[int(np.nanargmax(np.where(np.isfinite(values), abs(values), np.inf)))]
-          raise InputError(f'column {name!r} holds {worst!r}; finite numbers are expected')
+        with np.errstate(over='ignore', invalid='ignore'):
+          finite = np.isfinite(values) & np.isfinite(values.std())
+        if not finite.all():
+          value = there[int(np.argmin(finite))]
+          row = column.index(value) + 1
+          raise InputError(f'{source}, record {row}: {name} is {value!r}, expected a finite number')
         numeric[name] = (float(values.mean()), float(values.std()) or 1.0)
       else:
         categories[name] = sorted({str(v) for v in column if v is not None})

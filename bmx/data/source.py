@@ -1,6 +1,8 @@
 """Data sets from files: TFDS, CSV, JSON lines, numpy archives."""
 
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +47,7 @@ def tfds(
     source = builder.as_data_source(split)
   except library.core.DatasetNotFoundError:
     raise InputError(
-      f'unknown data set {name!r}{did_you_mean(name, library.list_builders())}'
+      f'unknown data set {name!r}{did_you_mean(name, library.list_builders(with_community_datasets=False))}'
     ) from None
   except (ValueError, AssertionError, FileNotFoundError, NotImplementedError, OSError) as error:
     raise _unreadable(library, name, split, folder, error) from None
@@ -145,7 +147,7 @@ def _table(
   if target not in known[0]:
     raise InputError(f'no column {target!r} in {fit or path}{did_you_mean(target, known[0])}')
   part = split_indices(len(known), 'train' if holdout else 'all', holdout, ('all', 'train'))
-  encoding = Encoding.fit([known[i] for i in part], (target,), missing)
+  encoding = Encoding.fit([known[i] for i in part], (target,), missing, fit or path)
   chosen = split_indices(len(records), split, holdout, ('all', 'train', 'valid'))
   records = [records[i] for i in chosen]
   arrays: Rows = {'x': encoding.encode(records, path)}
@@ -205,13 +207,17 @@ def arrays(
   if not pathlib.Path(path).is_file():
     raise InputError(f'no file {path}')
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, 'rb') as file, zipfile.ZipFile(file):
+      file.seek(0)
+      archive = np.load(file, allow_pickle=False)
       found = {k: archive[k] for k in archive.files}
-  except (ValueError, OSError, EOFError) as error:
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
     raise InputError(f'{path} is not a numpy archive (.npz): {error}') from None
   if not found or set(found) - set(KEYS):
     raise InputError(f'{path} holds {sorted(found)}; arrays named {", ".join(KEYS)} are expected')
   info: dict[str, Any] = {'source': path}
+  for name, array in found.items():
+    found[name] = _numeric(name, array, path)
   if 'label' in found:
     found['label'] = found['label'].astype(np.int32)
     info['classes'] = classes or int(found['label'].max(initial=0)) + 1
@@ -223,3 +229,18 @@ def arrays(
   found = {k: v[chosen] for k, v in found.items()}
   finish = Normalise(scale) if 'image' in found else keep
   return ArrayData(found, info, batch_size, seed, train, augment(crop, flip), finish)
+
+
+def _numeric(name: str, array: np.ndarray, path: str) -> np.ndarray:
+  """An array of an archive as jax can hold it. Raises InputError for what is no row of examples."""
+  if array.ndim == 0 or array.dtype.kind not in 'biuf':
+    raise InputError(
+      f'{path}: {name} is {array.dtype} {array.shape}; numbers [N, ...] are expected'
+    )
+  if name == 'label' and (array.ndim != 1 or (array != np.round(array)).any()):
+    raise InputError(
+      f'{path}: label is {array.dtype} {array.shape}; whole numbers [N] are expected'
+    )
+  if name == 'image' and array.ndim != 4:
+    raise InputError(f'{path}: image has shape {array.shape}; [N, I, J, C] is expected')
+  return array.astype(np.float32) if array.dtype == np.float64 else array

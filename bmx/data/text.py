@@ -15,7 +15,7 @@ from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, Rows
 from bmx.data.loader import RESIDENT_BYTES, Shuffled
-from bmx.data.records import read_json_lines
+from bmx.data.records import numbered_json_lines
 
 VALID = 0.1  # the share of a text, its end, that is 'valid'
 
@@ -42,6 +42,8 @@ class TokenData(Shuffled):
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
+    if self.length < 1:
+      raise InputError(f'length={self.length}: a window has at least one token')
     n = len(self.tokens) - 1
     if n < self.length:
       raise InputError(
@@ -126,10 +128,13 @@ def tokens(
   """
   if not pathlib.Path(path).is_file():
     raise InputError(f'no token file {path}')
-  if path.endswith('.npy'):
-    ids = np.load(path, mmap_mode='r')
-  else:
-    ids = np.memmap(path, np.dtype(dtype), 'r')
+  try:
+    raw = not path.endswith('.npy')
+    ids = np.memmap(path, np.dtype(dtype), 'r') if raw else np.load(path, mmap_mode='r')
+  except (ValueError, TypeError, EOFError, OSError) as error:
+    raise InputError(f'{path} holds no token ids (dtype={dtype}): {error}') from None
+  if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+    raise InputError(f'{path} holds {ids.dtype} {ids.shape}; a row of integers is expected')
   step = 1 << 24
   for start in range(0, len(ids), step):
     chunk = ids[start : start + step]
@@ -158,7 +163,7 @@ def _read(path: pathlib.Path, field: str) -> bytes:
   if path.suffix != '.jsonl':
     return path.read_bytes()
   documents = []
-  for line, record in enumerate(read_json_lines(path), 1):
+  for line, record in numbered_json_lines(path):
     if not isinstance(record.get(field), str):
       raise InputError(f'{path}, line {line}: no text under {field!r}; it has {sorted(record)}')
     documents.append(record[field])

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
-from bmx.models.layers import Dtype, Embed, Norm
+from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes
 from bmx.models.transformer import Stack
 from bmx.ops.attention import NEVER
 from bmx.ops.positions import sinusoidal
@@ -58,6 +58,10 @@ class GPT(nn.Module):
   def setup(self):
     if self.positions not in ('learned', 'sinusoidal', 'rotary'):
       raise InputError(f"positions {self.positions!r} is not 'learned', 'sinusoidal' or 'rotary'")
+    check_rate(self.dropout)
+    check_sizes(
+      vocab=(self.vocab,), length=(self.length,), width=(self.width,), depth=(self.depth,)
+    )
     pad, dtype = self.vocab_pad, self.dtype
     self.embed = Embed(self.vocab, self.width, pad=pad, dtype=dtype)
     if not self.tied:

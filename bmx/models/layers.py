@@ -32,6 +32,19 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
   return ACTIVATIONS[name]
 
 
+def check_sizes(**sizes: tuple[int, ...]) -> None:
+  """Raises InputError for a layer without units."""
+  for name, values in sizes.items():
+    if any(v < 1 for v in values):
+      raise InputError(f'{name}={values}: every layer has at least one unit')
+
+
+def check_rate(dropout: float) -> None:
+  """Raises InputError for what is no share of units."""
+  if not 0 <= dropout < 1:
+    raise InputError(f'dropout={dropout} is no share of units: 0 <= dropout < 1')
+
+
 class Einsum(nn.Module):
   """The one contraction: `einsum(equation, x, kernel) + bias`.
 

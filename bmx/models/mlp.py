@@ -5,7 +5,15 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError, did_you_mean
-from bmx.models.layers import BatchNorm, Dtype, Einsum, Norm, activation
+from bmx.models.layers import (
+  BatchNorm,
+  Dtype,
+  Einsum,
+  Norm,
+  activation,
+  check_rate,
+  check_sizes,
+)
 from bmx.parallel import constrain
 
 
@@ -38,6 +46,8 @@ class MLP(nn.Module):
     """inputs [B, ...] -> [B, outputs]."""
     if len(self.activations) not in (1, len(self.widths)):
       raise InputError(f'{len(self.activations)} activations for {len(self.widths)} hidden layers')
+    check_sizes(outputs=(self.outputs,), widths=self.widths)
+    check_rate(self.dropout)
     x = inputs.reshape(inputs.shape[0], -1).astype(self.dtype)
     # Kernels are column- and row-parallel in turn (Shoeybi et al. 2019, section 3).
     name, other = 'embed', 'mlp'

@@ -24,7 +24,7 @@ def sgd(
 ) -> optax.GradientTransformation:
   """Stochastic gradient descent; weight decay is added to the gradient, as in PyTorch."""
   trace = optax.trace(momentum, nesterov) if momentum else optax.identity()
-  core = optax.chain(_decay(weight_decay, decay), trace)
+  core = optax.chain(_decay(weight_decay, decay, freeze), trace)
   return wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
 
 
@@ -57,7 +57,7 @@ def adamw(
     clip: the gradient's global norm is at most this; 0 is no clipping.
     freeze: regex of parameters that stay as they are, and have no moments; '' is none.
   """
-  core = optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay, decay))
+  core = optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay, decay, freeze))
   return wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
 
 
@@ -76,7 +76,10 @@ def wrap(
   return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
 
 
-def _decay(rate: float, pattern: str) -> optax.GradientTransformation:
+def _decay(rate: float, pattern: str, freeze: str) -> optax.GradientTransformation:
   if not rate:
     return optax.identity()
-  return optax.add_decayed_weights(rate, lambda params: tree.mask(params, pattern))
+  # Where some are frozen, all that decays may be: then no parameter is left to match.
+  return optax.add_decayed_weights(
+    rate, lambda params: tree.mask(params, pattern, required=not freeze)
+  )

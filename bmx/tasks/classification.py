@@ -26,7 +26,7 @@ class Classification(ModelTask):
   smoothing: float = 0.0
 
   def check(self, info: Mapping[str, Any]) -> None:
-    _check_classes(classes(self.model), info, 'classes')
+    _check_classes(classes(self.model), info)
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return (find(batch, 'image', 'x'),)
@@ -48,7 +48,10 @@ class BinaryClassification(ModelTask):
   """Sigmoid cross-entropy on one output. Reads `image` or `x`, and `label` 0 or 1, int [B]."""
 
   def check(self, info: Mapping[str, Any]) -> None:
-    _check_classes(2 if classes(self.model) == 1 else -1, info, 'outputs=1 for two classes')
+    outputs = classes(self.model)
+    if outputs not in (0, 1):
+      raise InputError(f'a binary task needs a model of outputs=1, not {outputs}')
+    _check_classes(2, info)
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return (find(batch, 'image', 'x'),)
@@ -80,10 +83,10 @@ def auc(rows: Rows) -> float:
   return float((rank[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
-def _check_classes(outputs: int, info: Mapping[str, Any], what: str) -> None:
-  """The data says how many classes it has; `outputs` 0 is a model that does not say."""
+def _check_classes(expected: int, info: Mapping[str, Any]) -> None:
+  """The data says how many classes it has; `expected` 0 is a model that does not say."""
   given = info.get('classes', 0)
   if not given:
     raise InputError('classification needs labels, and the data has none: use a set with classes')
-  if outputs and outputs != given:
-    raise InputError(f"the data has {given} classes, but the model's {what} is {outputs}")
+  if expected and expected != given:
+    raise InputError(f'the data has {given} classes, but the model and its task have {expected}')

@@ -79,7 +79,7 @@ class RunDir:
       return  # process 0 looks after the directory
     if self.resumed:
       self._compare()
-    elif self.path.is_dir() and any(p.name != 'logs' for p in self.path.iterdir()):
+    elif self.path.is_dir() and set(os.listdir(self.path)) - {'logs', 'checkpoints'}:
       raise InputError(f'{self.path} is not empty and holds no run of bmx; name another --workdir')
     try:
       (self.path / 'checkpoints').mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,21 @@
 """Checkpoints that can be believed."""
 
+import dataclasses
 import json
 import pathlib
 import random
 import shutil
+import subprocess
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core import tree
-from bmx.core.errors import InputError
+from bmx.core.errors import InputError, Stop
 from bmx.train import loop
 from bmx.train.checkpoint import MANIFEST, Checkpoints
 from bmx.train.state import plan_state
@@ -154,3 +157,57 @@ def test_a_damaged_step_is_written_anew(tmp_path):
   summary = loop.run(build({'data': 1}, 1, recipe=recipe), tmp_path / 'run')
   assert summary['state_digest'] == expected['state_digest']
   assert Checkpoints(tmp_path / 'run/checkpoints').verify(20) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A run directory whose checkpoints lie on a disk of their own, nearly full -> (workdir,
+  filler)."""
+  place = tmp_path / 'run/checkpoints'
+  place.mkdir(parents=True)
+  command = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(place)]
+  if subprocess.run(command, capture_output=True).returncode:
+    pytest.skip('no right to mount a small disk')
+  filler = place / 'filler'
+  filler.write_bytes(b'0' * ((1 << 20) - 16384))
+  yield tmp_path / 'run', filler
+  subprocess.run(['umount', str(place)], check=True)
+
+
+def test_a_full_disk_does_not_end_the_training(small_disk, caplog, monkeypatch):
+  """Saving step 10 fails; somebody makes room; the last one is written."""
+  workdir, filler = small_disk
+  x = build({'data': 1}, 1, recipe=str(ROOT / 'configs/digits_mlp.py:tiny'))
+  monkeypatch.setattr(loop, 'RETRY_SECONDS', 0.01)
+  report = Checkpoints._report
+
+  def make_room(self, path, error):
+    report(self, path, error)
+    filler.unlink(missing_ok=True)
+
+  monkeypatch.setattr(Checkpoints, '_report', make_room)
+  with caplog.at_level('ERROR', logger='bmx'):
+    summary = loop.run(x, workdir)
+  assert 'FAILED, and will be tried again' in caplog.text
+  assert summary['steps'] == 20
+  assert Checkpoints(workdir / 'checkpoints').newest_valid() == 20
+
+
+def test_a_disk_that_stays_full_is_said(small_disk, monkeypatch):
+  workdir, _ = small_disk
+  x = build({'data': 1}, 1, recipe=str(ROOT / 'configs/digits_mlp.py:tiny'))
+  monkeypatch.setattr(loop, 'RETRY_SECONDS', 0.01)
+  with pytest.raises(Stop, match='checkpoint of step 20 cannot be written'):
+    loop.run(x, workdir)
+  assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == 6
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, caplog):
+  """An update can overflow though its gradient is finite."""
+  recipe = str(ROOT / 'configs/digits_mlp.py:tiny')
+  x = build({'data': 1}, 1, recipe=recipe)
+  tx = optax.chain(optax.scale(1e30), optax.scale(1e30))
+  with caplog.at_level('ERROR', logger='bmx'):
+    loop.run(dataclasses.replace(x, tx=tx, guard=x.guard | {'patience': 0}), tmp_path / 'run')
+  assert 'IS NOT FINITE' in caplog.text
+  assert Checkpoints(tmp_path / 'run/checkpoints').steps() == []

@@ -19,6 +19,7 @@ from bmx.parallel import Layout, jit, make_mesh
 from bmx.parallel.sharding import unbox
 from bmx.tasks.classification import Classification
 from bmx.tasks.language import CausalLM
+from bmx.train import guard
 from bmx.train.state import plan_state
 from bmx.train.step import Accumulate, Gradient, make_train_step
 
@@ -184,3 +185,22 @@ def test_frozen_parameters_have_no_moments():
   state, _ = make_train_step(Gradient(task), tx)(state, images())
   np.testing.assert_array_equal(state.params['dense_0']['kernel'], kept)
   assert not [k for k in tree.named(state.opt_state) if 'dense_0' in k]
+
+
+def test_spikes_are_refused_once_the_norm_is_known(monkeypatch):
+  monkeypatch.setattr(guard, 'WARM', 3)
+  task, tx = Classification(MLP(3, (8,))), optax.sgd(0.01)
+  plan = plan_state(task, tx, spec(images()), one_device())
+  step, state = make_train_step(Gradient(task), tx, spike=5.0), plan.create()
+  norms, skipped = [], []
+  for i in range(8):
+    batch = images(i)
+    if i in (1, 5):
+      batch['x'] = batch['x'] * 100  # before the norm is known, and after
+    state, metrics = step(state, batch)
+    skipped.append(int(metrics['skipped'][0]))
+    norms += [float(metrics['grad_norm'][0])] if not skipped[-1] else []
+  assert skipped[1] == 0
+  assert skipped[5] == 1
+  assert int(state.norm[1]) == len(norms) == 8 - sum(skipped)
+  np.testing.assert_allclose(state.norm[0], np.mean(norms), rtol=1e-5)
