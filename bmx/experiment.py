@@ -158,8 +158,6 @@ def _metrics(task: Any, plan: Any, entry: Eval) -> list[str]:
 # leaf -> (least, bound): least <= value < bound
 RANGES = {
   'seed': (0, 2**32),
-  'steps': (0, math.inf),
-  'epochs': (0, math.inf),
   'dispatch': (0, math.inf),
   'ema': (0, 1),
   'every.log': (0, math.inf),

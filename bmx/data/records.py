@@ -104,7 +104,9 @@ class Encoding:
       if there and all(v is not None for v in numbers):
         values = np.array(numbers, np.float64)
         with np.errstate(over='ignore', invalid='ignore'):
-          finite = np.isfinite(values) & np.isfinite(values.std())
+          finite = np.isfinite(values)
+          if finite.all() and not np.isfinite(values.std()):
+            finite = np.abs(values) < np.abs(values).max()  # numbers, but too large to square
         if not finite.all():
           value = there[int(np.argmin(finite))]
           row = column.index(value) + 1

@@ -46,9 +46,8 @@ def tfds(
     builder = library.builder(name, data_dir=folder)
     source = builder.as_data_source(split)
   except library.core.DatasetNotFoundError:
-    raise InputError(
-      f'unknown data set {name!r}{did_you_mean(name, library.list_builders(with_community_datasets=False))}'
-    ) from None
+    names = library.list_builders(with_community_datasets=False)
+    raise InputError(f'unknown data set {name!r}{did_you_mean(name, names)}') from None
   except (ValueError, AssertionError, FileNotFoundError, NotImplementedError, OSError) as error:
     raise _unreadable(library, name, split, folder, error) from None
   features: Any = builder.info.features

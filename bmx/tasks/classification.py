@@ -48,9 +48,12 @@ class BinaryClassification(ModelTask):
   """Sigmoid cross-entropy on one output. Reads `image` or `x`, and `label` 0 or 1, int [B]."""
 
   def check(self, info: Mapping[str, Any]) -> None:
-    outputs = classes(self.model)
-    if outputs not in (0, 1):
-      raise InputError(f'a binary task needs a model of outputs=1, not {outputs}')
+    given, outputs = info.get('classes', 0), classes(self.model)
+    if given and (given != 2 or outputs not in (0, 1)):
+      raise InputError(
+        f'the data has {given} classes, the model {outputs} outputs; a binary task needs 2 classes '
+        'and outputs=1'
+      )
     _check_classes(2, info)
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
@@ -89,4 +92,4 @@ def _check_classes(expected: int, info: Mapping[str, Any]) -> None:
   if not given:
     raise InputError('classification needs labels, and the data has none: use a set with classes')
   if expected and expected != given:
-    raise InputError(f'the data has {given} classes, but the model and its task have {expected}')
+    raise InputError(f"the data has {given} classes, but the model's outputs are {expected}")

@@ -124,7 +124,7 @@ def test_data_without_classes(task):
 def test_as_many_outputs_as_classes():
   Classification(MLP(3)).check({'classes': 3})
   for outputs in (2, 4):
-    with pytest.raises(InputError, match=f"3 classes, but the model's classes is {outputs}"):
+    with pytest.raises(InputError, match=f"3 classes, but the model's outputs are {outputs}"):
       Classification(MLP(outputs)).check({'classes': 3})
 
 
