@@ -41,8 +41,9 @@ def main() -> None:
   test_images, test_labels = split(folder, 'test')
   values = []
   for seed in range(3):
+    model = train(seed, images, labels)
     with torch.no_grad():
-      predicted = train(seed, images, labels)(test_images).argmax(1)
+      predicted = model(test_images).argmax(1)
     values.append((predicted == test_labels).float().mean().item())
     sys.stdout.write(f'seed {seed}: {values[-1]:.4f}\n')
   sys.stdout.write(f'mean {statistics.mean(values):.4f}\n')
