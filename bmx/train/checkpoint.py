@@ -102,7 +102,10 @@ class Checkpoints:
   def close(self) -> None:
     self.wait()
     self.pool.shutdown()
-    self.saver.close()
+    try:
+      self.saver.close()
+    except Exception as error:  # Orbax tells of a failed save once more; it has been reported
+      log.debug('closing the saver: %s', error)
 
   def _clean(self, target: pathlib.Path) -> None:
     """Removes what an interrupted save left, and a damaged `target`."""
