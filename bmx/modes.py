@@ -8,7 +8,7 @@ import pathlib
 from bmx import experiment as experiments
 from bmx.core import errors
 from bmx.core.types import Experiment
-from bmx.core.writer import brief
+from bmx.core.writer import brief, write_json
 from bmx.train import loop
 from bmx.train.evaluate import Evaluator, predictions
 
@@ -30,7 +30,7 @@ def evaluate(experiment: Experiment, workdir: pathlib.Path, args: argparse.Names
   for name, entry in x.evals.items():
     values |= Evaluator(name, entry, x.task, x.layout)(state)
   log.info('step %d  %s', step, '  '.join(f'{k} {brief(v)}' for k, v in values.items()))
-  loop.write_json(workdir / f'evaluation.{step}.json', {'step': step, 'metrics': values})
+  write_json(workdir / f'evaluation.{step}.json', {'step': step, 'metrics': values})
   return errors.DONE
 
 

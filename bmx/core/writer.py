@@ -164,6 +164,17 @@ class Silent:
     pass
 
 
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """The whole file or none of it, on disk before the call returns."""
+  part = path.with_name(path.name + '.part')
+  with part.open('w') as file:
+    json.dump(value, file, indent=1, default=str)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  part.replace(path)
+
+
 def brief(value: float) -> str:
   """
   >>> brief(0.00012345), brief(12345.678), brief(0.98765), brief(3)

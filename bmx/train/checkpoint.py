@@ -9,10 +9,8 @@ A step without a manifest is unfinished: it is ignored, and removed at the next 
 """
 
 import concurrent.futures
-import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 import time
@@ -24,10 +22,13 @@ import orbax.checkpoint as ocp
 
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.core.processes import agreed, anywhere
+from bmx.core.writer import write_json
+from bmx.train import manifest
+from bmx.train.manifest import MANIFEST
 from bmx.train.state import TrainState
 
 log = logging.getLogger('bmx')
-MANIFEST = 'manifest.json'
 RETRY_SECONDS = 5.0  # between a failed save and the next attempt
 
 
@@ -77,12 +78,13 @@ class Checkpoints:
 
   def _finish(self, path: pathlib.Path, leaves: dict[str, list], loop: dict[str, Any]) -> None:
     self.saver.wait_until_finished()
-    if jax.process_index():
+    first = jax.process_index() == 0
+    if first:
+      write_json(path / 'loop.json', loop)
+    manifest.write_part(path, jax.process_index())
+    if not first:
       return
-    write_json(path / 'loop.json', loop)
-    files = sorted(p for p in path.rglob('*') if p.is_file())
-    digests = {str(p.relative_to(path)): sha256(p) for p in files}
-    write_json(path / MANIFEST, {'step': int(path.name), 'files': digests, 'leaves': leaves})
+    manifest.join(path, jax.process_count(), step=int(path.name), leaves=leaves)
     keep = {*self.steps()[-self.last :], loop.get('best_step')}
     for step in self.steps():
       if step not in keep:
@@ -138,32 +140,24 @@ class Checkpoints:
     return json.loads((self.folder / str(step) / 'loop.json').read_text())
 
   def verify(self, step: int) -> list[str]:
-    """What is wrong with a checkpoint: files that are missing or are not what was written."""
-    path = self.folder / str(step)
-    try:
-      files = dict(json.loads((path / MANIFEST).read_text())['files'])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-      return [f'{MANIFEST} cannot be read: {error}']
-    bad = []
-    for name, digest in files.items():
-      if not (path / name).is_file():
-        bad.append(f'{name} is missing')
-      elif sha256(path / name) != digest:
-        bad.append(f'{name} is damaged: its SHA-256 is not the one that was written')
-    return bad
+    """What is wrong with a checkpoint; see `manifest.damage`."""
+    return manifest.damage(self.folder / str(step))
 
   def newest_valid(self) -> int | None:
-    """The newest step whose files are what was written; None where nothing was ever saved.
+    """The newest step whose files are what was written; None where nothing was ever saved. All
+    processes call it, read a share of the files each, and get the same answer.
 
     Raises InputError where there are checkpoints and all are damaged: a run never starts afresh by
     itself.
     """
-    steps = self.steps()
+    steps = agreed(self.steps())
+    share = jax.process_index(), jax.process_count()
     for step in reversed(steps):
-      bad = self.verify(step)
-      if not bad:
+      bad = manifest.damage(self.folder / str(step), share)
+      if bad:
+        log.warning('CHECKPOINT %d IS DAMAGED and will not be used: %s', step, '; '.join(bad))
+      if not anywhere(bool(bad)):
         return step
-      log.warning('CHECKPOINT %d IS DAMAGED and will not be used: %s', step, '; '.join(bad))
     if steps:
       raise InputError(
         f'every checkpoint in {self.folder} is damaged ({steps}); remove it to start anew'
@@ -176,8 +170,8 @@ class Checkpoints:
     Raises InputError listing missing, extra and differently shaped or typed leaves.
     """
     path = self.folder / str(step)
-    manifest = json.loads((path / MANIFEST).read_text())
-    lines = tree.difference(manifest['leaves'], tree.signature(abstract))
+    leaves = json.loads((path / MANIFEST).read_text())['leaves']
+    lines = tree.difference(leaves, tree.signature(abstract))
     if lines:
       raise InputError(f'checkpoint {path} does not fit the model:\n  ' + '\n  '.join(lines[:40]))
     target = nested(tree.named(abstract))
@@ -198,19 +192,3 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
       place = place.setdefault(folder, {})
     place[leaf] = value
   return result
-
-
-def sha256(path: pathlib.Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """The whole file or none of it, on disk before the call returns."""
-  part = path.with_name(path.name + '.part')
-  with part.open('w') as file:
-    json.dump(value, file, indent=1, default=str)
-    file.write('\n')
-    file.flush()
-    os.fsync(file.fileno())
-  part.replace(path)

@@ -25,17 +25,17 @@ from bmx.core.errors import GuardStop, InputError, Preempted, Stop
 from bmx.core.metrics import Window
 from bmx.core.types import Every, Experiment
 from bmx.core.watchdog import Watchdog
-from bmx.core.writer import Bar, Silent, Writer, brief
+from bmx.core.writer import Bar, Silent, Writer, brief, write_json
 from bmx.data.feed import Feed, Group
 from bmx.parallel import jit
 from bmx.train import start
-from bmx.train.checkpoint import RETRY_SECONDS, Checkpoints, write_json
+from bmx.train.checkpoint import RETRY_SECONDS, Checkpoints
 from bmx.train.evaluate import Evaluator
 from bmx.train.guard import all_finite, first_bad
 from bmx.train.rundir import RunDir
 from bmx.train.signals import Signals
 from bmx.train.state import TrainState, plan_state
-from bmx.train.step import make_dispatch, make_train_step
+from bmx.train.step import make_dispatch, make_train_step, step_key
 
 log = logging.getLogger('bmx')
 AHEAD = 4096  # groups that the feed is told of at a time
@@ -71,16 +71,6 @@ def groups(step: int, steps: int, every: Every, depth: int) -> Iterator[Group]:
     edge = min([steps, step + depth] + [step - step % m + m for m in marks])
     yield step, edge - step
     step = edge
-
-
-def agreed(step: int | None) -> int | None:
-  """What process 0 found, on every process."""
-  if jax.process_count() == 1:
-    return step
-  from jax.experimental import multihost_utils
-
-  found = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-  return None if found < 0 else found
 
 
 def finished(result: jax.Array) -> float:
@@ -161,7 +151,7 @@ class Trainer:
 
   def _begin(self) -> None:
     """The newest valid checkpoint, or a new state."""
-    found = agreed(self.checkpoints.newest_valid())
+    found = self.checkpoints.newest_valid()
     if found is None:
       self.state, self.loop, self.step = self.plan.create(), LoopState(), 0
     else:
@@ -301,7 +291,7 @@ class Trainer:
 
     def gradient(state, constants, group):
       batch = self.feed.take(constants, group, 0)
-      return self.x.grad_fn(state.params, state.collections, batch, state.key)[0]
+      return self.x.grad_fn(state.params, state.collections, batch, step_key(state.key, step))[0]
 
     grads = jit(gradient, self.x.layout)(self.state, self.constants, group)
     name = first_bad(grads) or 'none (the loss itself, or noise of that step)'

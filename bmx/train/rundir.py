@@ -15,7 +15,7 @@ import jax
 
 from bmx.core.errors import InputError
 from bmx.core.types import Experiment
-from bmx.train.checkpoint import write_json
+from bmx.core.writer import write_json
 
 log = logging.getLogger('bmx')
 

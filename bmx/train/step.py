@@ -80,6 +80,11 @@ class Accumulate:
     return jax.lax.scan(body, first, (jnp.arange(1, self.steps), tail))[0]
 
 
+def step_key(key: Array, step: Any) -> Array:
+  """The key of all noise of one step, from the run's key."""
+  return jax.random.fold_in(jax.random.fold_in(key, streams.STEP), step)
+
+
 def make_train_step(
   grad_fn: GradFn, tx: optax.GradientTransformation, *, ema: float = 0.0, spike: float = 0.0
 ) -> Step:
@@ -101,7 +106,7 @@ def make_train_step(
     )
 
   def step(state, batch):
-    key = jax.random.fold_in(jax.random.fold_in(state.key, streams.STEP), state.step)
+    key = step_key(state.key, state.step)
     grads, metrics, collections = grad_fn(state.params, state.collections, batch, key)
     count = jnp.maximum(metrics['loss'][1], 1.0)
     grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)

@@ -1,0 +1,72 @@
+"""The manifest of a checkpoint: SHA-256 of every file, written when all of them are on disk.
+
+Each process hashes what it wrote and leaves a part; process 0 joins the parts.
+"""
+
+import hashlib
+import json
+import pathlib
+import time
+from typing import Any
+
+from bmx.core.writer import write_json
+
+MANIFEST = 'manifest.json'
+PART = 'digests.{}.json'  # of one process, until the manifest is written
+PATIENCE = 600.0  # seconds that process 0 waits for the parts of the others
+
+
+def write_part(path: pathlib.Path, process: int) -> None:
+  """What `process` wrote, hashed: Orbax keeps the arrays of process I in `ocdbt.process_I`; process
+  0 answers for every other file too."""
+  files = [p.relative_to(path) for p in path.rglob('*') if p.is_file()]
+  mine = [p for p in files if _writer(p) == process and not p.name.startswith('digests.')]
+  write_json(path / PART.format(process), {str(p): sha256(path / p) for p in sorted(mine)})
+
+
+def _writer(file: pathlib.PurePath) -> int:
+  owners = [p.removeprefix('ocdbt.process_') for p in file.parts if p.startswith('ocdbt.process_')]
+  return int(owners[0]) if owners and owners[0].isdigit() else 0
+
+
+def join(path: pathlib.Path, processes: int, **facts: Any) -> None:
+  """Waits for the parts of all processes and makes them the manifest.
+
+  Raises TimeoutError where one does not come.
+  """
+  parts = [path / PART.format(i) for i in range(processes)]
+  deadline = time.monotonic() + PATIENCE
+  while missing := [p for p in parts if not p.exists()]:
+    if time.monotonic() > deadline:
+      raise TimeoutError(f'{", ".join(p.name for p in missing)} did not come in {PATIENCE:.0f} s')
+    time.sleep(0.05)
+  files: dict[str, str] = {}
+  for part in parts:
+    files |= json.loads(part.read_text())
+    part.unlink()
+  write_json(path / MANIFEST, facts | {'files': files})
+
+
+def damage(path: pathlib.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
+  """What is wrong with a checkpoint: files that are missing or are not what was written.
+
+  Args:
+    share: (i, n) looks at every n-th file from the i-th on.
+  """
+  try:
+    files = dict(json.loads((path / MANIFEST).read_text())['files'])
+  except (ValueError, KeyError, TypeError, OSError) as error:
+    return [f'{MANIFEST} cannot be read: {error}']
+  first, stride = share
+  bad = []
+  for name, digest in sorted(files.items())[first::stride]:
+    if not (path / name).is_file():
+      bad.append(f'{name} is missing')
+    elif sha256(path / name) != digest:
+      bad.append(f'{name} is damaged: its SHA-256 is not the one that was written')
+  return bad
+
+
+def sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
