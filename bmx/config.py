@@ -215,6 +215,29 @@ def plain(config: Any) -> dict[str, Any]:
   return config.to_dict()
 
 
+def settle(
+  values: Mapping[str, Any], choices: Mapping[str, Any], where: str = ''
+) -> dict[str, Any]:
+  """A plain config whose 'auto' leaves say what was chosen.
+
+  Raises InputError for an 'auto' that nobody chooses.
+
+  >>> settle({'model': {'attention': 'auto', 'width': 8}}, {'attention': 'xla'})
+  {'model': {'attention': 'xla', 'width': 8}}
+  """
+
+  def one(key, value):
+    if isinstance(value, Mapping):
+      return settle(value, choices, f'{where}{key}.')
+    if value != 'auto':
+      return value
+    if key not in choices:
+      raise InputError(f"--config.{where}{key}='auto': only {', '.join(choices)} can be 'auto'")
+    return choices[key]
+
+  return {key: one(key, value) for key, value in values.items()}
+
+
 TRUSTED = ('bmx.', 'optax:', 'optax.', 'flax.linen:', 'flax.linen.')
 
 

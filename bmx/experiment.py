@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bmx import config as recipes
+from bmx.core import hardware
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Data, Eval, Every, Experiment, Selection
 from bmx.parallel import Layout, make_mesh
@@ -21,10 +22,12 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
   c = recipes.plain(config)
   _check_ranges(c)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
+  platform = layout.mesh.devices.flat[0].platform
+  settled = recipes.settle(c['task'], hardware.preset(platform, c['dtype']), 'task.')
   data = _data(c, c['data'], 'data', layout, train=True)
   evals = {key: _eval(c, key, entry, layout) for key, entry in c['eval'].items()}
   steps = _steps(c, data)
-  task = recipes.build(c['task'], 'task')
+  task = recipes.build(settled, 'task')
   for facts in (data.info, *(e.data.info for e in evals.values())):
     task.check(facts)
   schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
@@ -45,6 +48,7 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
   return Experiment(
     name=name,
     config=c,
+    choices=_choices(settled),
     seed=c['seed'],
     steps=steps,
     task=task,
@@ -64,6 +68,17 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
     init=plan.create,
     rebuild=rebuild,
   )
+
+
+CHOICES = ('attention', 'dtype', 'remat', 'scan')  # words of a model that decide how it computes
+
+
+def _choices(task: Mapping[str, Any]) -> dict[str, Any]:
+  """What a person must be able to read in the start table, after every 'auto' is settled."""
+  found = {k: v for k, v in task.items() if k in CHOICES}
+  for value in task.values():
+    found |= _choices(value) if isinstance(value, Mapping) else {}
+  return found
 
 
 def input_data(experiment: Experiment, path: str) -> Data:

@@ -27,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
   except errors.Stop as stop:
     sys.stderr.write(f'{"error: " if stop.code == errors.BAD_INPUT else ""}{stop}\n')
     return stop.code
+  except KeyboardInterrupt:
+    sys.stderr.write('interrupted: nothing more was saved\n')
+    os._exit(errors.INTERRUPTED)  # a thread that hangs would keep the interpreter
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

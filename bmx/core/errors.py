@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 DONE, FAILURE, BAD_INPUT = 0, 1, 2
 RUN_AGAIN, GUARD, WATCHDOG, PROCESS_MISSING = 75, 76, 77, 78
+INTERRUPTED = 130  # as a shell says of SIGINT
 
 
 class Stop(Exception):

@@ -33,3 +33,19 @@ def chip(device: Any) -> Chip | None:
   """The chip behind a device, None where its peak is not known (a CPU)."""
   kind = device.device_kind.lower()
   return next((c for name, c in CHIPS.items() if name in kind), None)
+
+
+# What 'auto' in a config means, by platform. cuDNN computes in 16 bits only.
+ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cuda': 'cudnn', 'rocm': 'xla', 'cpu': 'xla'}
+
+
+def preset(platform: str, dtype: str) -> dict[str, Any]:
+  """The choices for a kind of device: config word -> value.
+
+  >>> preset('gpu', 'bfloat16'), preset('gpu', 'float32')
+  ({'attention': 'cudnn'}, {'attention': 'xla'})
+  """
+  attention = ATTENTION.get(platform, 'xla')
+  if attention == 'cudnn' and dtype not in ('bfloat16', 'float16'):
+    attention = 'xla'
+  return {'attention': attention}

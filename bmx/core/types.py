@@ -115,6 +115,7 @@ class Experiment:
 
   name: str
   config: dict[str, Any]  # the resolved config, as JSON holds it
+  choices: Mapping[str, Any]  # how it computes, every 'auto' settled: attention, dtype, remat, ...
   seed: int
   steps: int
   task: Task

@@ -96,8 +96,12 @@ class JsonLines:
   def __init__(self, path: pathlib.Path, length: int = 0):
     self.path = path
     self.file = open(path, 'ab', buffering=0)  # noqa: SIM115  closed in close()
-    self.file.truncate(length)
-    self.length = length
+    there = path.stat().st_size
+    if there < length:
+      log.warning('%s HAS LOST LINES: %d bytes of the %d that its checkpoint tells of',
+                  path, there, length)  # fmt: skip
+    self.length = min(length, there)
+    self.file.truncate(self.length)
     self.kept = b''
 
   def write(self, line: Mapping[str, Any]) -> None:

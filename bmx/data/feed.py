@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bmx.core.types import Batch, Data, Rows
 from bmx.parallel import Layout
 
+THREADS = 2  # make rows ahead of the loop
 Group = tuple[int, int]  # (first step, number of steps)
 
 
@@ -59,7 +60,7 @@ class Feed:
     source: Any = _Groups(self, groups)
     stream = iter(
       grain.MapDataset.source(source).to_iter_dataset(
-        grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2)
       )
     )
     for _ in groups:

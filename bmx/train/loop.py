@@ -124,9 +124,13 @@ class Trainer:
     try:
       self._begin()
       self._train()
-      return self._finish()
-    finally:
+      summary = self._finish()
+    except Exception:
       self._close()
+      raise
+    # A KeyboardInterrupt stops at once: closing would wait for the save and the threads.
+    self._close()
+    return summary
 
   def _train(self) -> None:
     with Bar(self.x.steps) as self.bar, Signals() as signals, self.watchdog:
@@ -162,9 +166,9 @@ class Trainer:
       self.loop.stopped = False
     self.saved = found
     self.window = Window(self.loop.window)
-    log.info('%s', start.describe_start(self.x, self.plan, self.flops, self.depth))
+    log.info('%s', start.describe_start(self.x, self.plan, self.flops, self.depth, found))
     log.info('workdir    %s', self.rundir.path)
-    self.rundir.write_config(self.step, {'dispatch': self.depth})
+    self.rundir.write_config(self.step, {'dispatch': self.depth, **self.x.choices})
     first = jax.process_index() == 0
     path, length = self.rundir.path, self.loop.metrics_length
     self.writer = Writer(path, self.step, length) if first else Silent()

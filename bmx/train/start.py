@@ -8,6 +8,7 @@ import jax
 from bmx.core import costs, hardware, tree
 from bmx.core.types import Experiment
 from bmx.core.writer import table
+from bmx.data.feed import THREADS
 from bmx.parallel import describe
 from bmx.train.state import Plan
 
@@ -72,8 +73,12 @@ def published_parameters(x: Experiment, plan: Plan) -> int:
   return tree.count(plan.abstract.params) - getattr(x.task, 'padded_parameters', 0)
 
 
-def describe_start(x: Experiment, plan: Plan, flops: int, depth: int) -> str:
-  """The start table."""
+def describe_start(x: Experiment, plan: Plan, flops: int, depth: int, step: int | None) -> str:
+  """The start table: parameters and their places, and every choice that was made.
+
+  Args:
+    step: of the checkpoint that the run goes on from; None for a new run.
+  """
   params = tree.named(plan.abstract.params)
   rows = [('parameter', 'shape', 'sharding', 'count', 'bytes')]
   rows += [_row(name, leaf) for name, leaf in list(params.items())[:MAX_ROWS]]
@@ -92,10 +97,24 @@ def describe_start(x: Experiment, plan: Plan, flops: int, depth: int) -> str:
     f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}',
     f'state      {_per_device(plan.abstract):,} bytes per device with moments',
     f'data       {x.data.size:,} examples, batch {x.data.batch_size}, '
-    f'{"held on the device" if resident else "fed from the host"}; {x.data.info.get("source", "")}',
+    f'{"held on the device" if resident else f"fed from the host by {THREADS} threads"}; '
+    f'{x.data.info.get("source", "")}',
+    f'rules      {_rules(x.layout)}',
+    f'choices    {", ".join(f"{k} {v}" for k, v in sorted(x.choices.items()))}',
+    f'start      {"a new run" if step is None else f"from the checkpoint of step {step:,}"}',
     f'run        {x.steps:,} steps, {depth} per dispatch, seed {x.seed}',
   ]
   return table(rows) + '\n' + '\n'.join(facts)
+
+
+def _rules(layout: Any) -> str:
+  """The rules that place something on this mesh, and what is computed elsewhere than stored."""
+  there = lambda axes: '+'.join(a for a in axes if layout.mesh.shape[a] > 1)
+  stored = {k: there(v) for k, v in layout.rules.items()}
+  used = {k: there(v) for k, v in layout.compute.items()}
+  lines = [f'{k} on {v}' + (f' (gathered to use: {used[k] or "whole"})' if used[k] != v else '')
+           for k, v in stored.items() if v]  # fmt: skip
+  return ', '.join(lines) or 'one device: nothing is sharded'
 
 
 def _row(name: str, leaf: Any) -> tuple[str, ...]:

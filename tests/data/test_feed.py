@@ -120,3 +120,28 @@ def test_an_error_of_the_data_reaches_the_loop():
   data = SourceData(Records(np.zeros((9, 2), np.float32)), decode, {}, 4)
   with pytest.raises(OSError, match='the disk is gone'):
     next(Feed(data, layout({}), depth=1).groups([(0, 1)]))
+
+
+@pytest.mark.parametrize('step', [0, 7, 1_000_000])
+@pytest.mark.parametrize('kind', DATA)
+def test_any_number_of_processes_and_threads_makes_the_same_batch(kind, step, monkeypatch):
+  """A process makes its rows alone, at any step at once: it needs no step before it."""
+  data = DATA[kind]()
+  whole, b = expected(data, step), data.batch_size
+  for processes in (2, 4):
+    parts = []
+    for i in range(processes):
+      mine = slice(i * b // processes, (i + 1) * b // processes)
+      parts.append(data.rows(data.order(step)[mine], step * b + np.arange(b)[mine]))
+    for name, value in whole.items():
+      joined = np.concatenate([p[name] for p in parts])
+      np.testing.assert_array_equal(joined, value, err_msg=name)
+  for threads in (1, 3):
+    monkeypatch.setattr('bmx.data.feed.THREADS', threads)
+    groups = [(step + i, 1) for i in range(4)]
+    feed = Feed(data, layout({}), depth=1)
+    take = jit(feed.take, feed.layout)
+    for (at, _), (group, _) in zip(groups, feed.groups(groups), strict=True):
+      for name, value in expected(data, at).items():
+        got = take(feed.constants(), group, np.int32(0))[name]
+        np.testing.assert_allclose(got, value, rtol=1e-6, err_msg=name)

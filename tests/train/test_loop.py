@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -159,18 +155,3 @@ def test_guard_names_step_examples_and_parameter(tmp_path):
   assert 'at step 2;' in str(stop.value)
   assert str(x.data.order(2).tolist()) in str(stop.value)
   assert 'dense_1/kernel' in str(stop.value)
-
-
-def test_sigterm_saves_and_asks_to_run_again(tmp_path):
-  command = [sys.executable, '-m', 'bmx.main', f'--config={RECIPE}', f'--workdir={tmp_path}/run']
-  command += ['--config.steps=200000', '--config.every.log=20', '--config.every.eval=0']
-  process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-  path = tmp_path / 'run/metrics.jsonl'
-  while process.poll() is None and not (path.exists() and path.read_text().count('\n') > 3):
-    time.sleep(0.01)
-  process.send_signal(signal.SIGTERM)
-  _, errors = process.communicate(timeout=60)
-  assert process.returncode == 75, errors
-  assert 'saved at step' in errors
-  saved = max(int(p.parent.name) for p in (tmp_path / 'run').glob('checkpoints/*/manifest.json'))
-  assert f'saved at step {saved};' in errors
