@@ -11,7 +11,9 @@ from bmx import config as recipes
 from bmx.core import hardware
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Data, Eval, Every, Experiment, Selection
-from bmx.parallel import Layout, make_mesh
+from bmx.data.reorder import Reordered
+from bmx.ops.ring import zigzag as ring_order
+from bmx.parallel import Layout, make_mesh, use
 from bmx.train.state import plan_state
 from bmx.train.step import Gradient
 
@@ -23,7 +25,8 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
   _check_ranges(c)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
   platform = layout.mesh.devices.flat[0].platform
-  settled = recipes.settle(c['task'], hardware.preset(platform, c['dtype']), 'task.')
+  preset = hardware.preset(platform, c['dtype'], layout.mesh.shape['seq'])
+  settled = recipes.settle(c['task'], preset, 'task.')
   data = _data(c, c['data'], 'data', layout, train=True)
   evals = {key: _eval(c, key, entry, layout) for key, entry in c['eval'].items()}
   steps = _steps(c, data)
@@ -59,8 +62,8 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
     evals=evals,
     layout=layout,
     every=Every(**c['every']),
-    stop=_selection(c, 'stop', evals, task, plan),
-    keep=_selection(c, 'keep', evals, task, plan),
+    stop=_selection(c, 'stop', evals, task, plan, layout),
+    keep=_selection(c, 'keep', evals, task, plan, layout),
     ema=c['ema'],
     guard=c['guard'],
     dispatch=c['dispatch'],
@@ -113,6 +116,8 @@ def _data(
       f'{where}: batch_size={size} is not divisible by the {shards} parts that the mesh cuts it '
       f'into ({", ".join(layout.rules["batch"])}); change --config.batch_size or --config.mesh'
     )
+  if train and layout.mesh.shape['seq'] > 1 and 'tokens' in data.spec:
+    data = Reordered(data, ring_order(data.spec['tokens'].shape[1], layout.mesh.shape['seq']))
   layout.batch(data.spec)
   return data
 
@@ -141,7 +146,7 @@ def _grad(c: Mapping[str, Any], gradient: Gradient) -> Any:
 
 
 def _selection(
-  c: Mapping[str, Any], word: str, evals: Mapping[str, Eval], task: Any, plan: Any
+  c: Mapping[str, Any], word: str, evals: Mapping[str, Eval], task: Any, plan: Any, layout: Layout
 ) -> Selection:
   """Early stopping and the best checkpoint follow a metric of an evaluation that is not a test."""
   chosen = Selection(**c[word])
@@ -157,17 +162,19 @@ def _selection(
     )
   if parts[1] == 'test':
     raise InputError(f'{word}.metric={chosen.metric!r}: nothing may be chosen by the test set')
-  known = _metrics(task, plan, evals[parts[1]])
+  known = _metrics(task, plan, evals[parts[1]], layout)
   if parts[2] not in known:
     raise InputError(f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(parts[2], known)}')
   return chosen
 
 
-def _metrics(task: Any, plan: Any, entry: Eval) -> list[str]:
+def _metrics(task: Any, plan: Any, entry: Eval, layout: Layout) -> list[str]:
   """The names an evaluation will have, from shapes alone."""
   a = plan.abstract
   loss = lambda p, c, batch, key: task.loss(p, c, batch, key, train=False)[1][0]
-  return [*jax.eval_shape(loss, a.params, a.collections, entry.data.spec, a.key), *entry.metrics]
+  with use(layout):
+    names = jax.eval_shape(loss, a.params, a.collections, entry.data.spec, a.key)
+  return [*names, *entry.metrics]
 
 
 # leaf -> (least, bound): least <= value < bound

@@ -33,7 +33,7 @@ def get_config(variant: str = ''):
       'dropout': 0.0,
       'scan': True,
       'remat': False,
-      'attention': 'xla',
+      'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },
   }

@@ -35,7 +35,7 @@ def get_config(variant: str = ''):
       'dropout': 0.0,  # nanoGPT's choice for a model this small
       'scan': False,
       'remat': False,
-      'attention': 'xla',
+      'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },
   }
@@ -57,7 +57,7 @@ def get_config(variant: str = ''):
   if check_variant(variant, 'tiny') == 'tiny':
     # Every layout on 8 devices divides it.
     c.length, c.batch_size, c.steps = 32, 16, 20
-    c.task.model.update(depth=2, width=64, scan=True)
+    c.task.model.update(depth=2, width=64, scan=True, attention='auto')
     c.schedule.update(peak=3e-3, warmup=2)
     c.every = {'log': 5, 'eval': 0, 'save': 10}
     c.eval.valid.batch_size = 512

@@ -37,7 +37,7 @@ def get_config(variant: str = ''):
       'tied': True,
       'scan': True,
       'remat': True,
-      'attention': 'xla',
+      'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },
   }

@@ -40,6 +40,8 @@ def _equation(e: Any) -> int:
     (contract, _), _ = e.params['dimension_numbers']
     depth = math.prod(e.invars[0].aval.shape[i] for i in contract)
     return 2 * depth * math.prod(e.outvars[0].aval.shape)
+  if name == 'ragged_dot_general':
+    return 2 * math.prod(e.outvars[0].aval.shape) * e.invars[0].aval.shape[-1]
   if name == 'conv_general_dilated':
     kernel = e.invars[1].aval.shape
     outputs = kernel[e.params['dimension_numbers'].rhs_spec[0]]

@@ -39,13 +39,13 @@ def chip(device: Any) -> Chip | None:
 ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cuda': 'cudnn', 'rocm': 'xla', 'cpu': 'xla'}
 
 
-def preset(platform: str, dtype: str) -> dict[str, Any]:
-  """The choices for a kind of device: config word -> value.
+def preset(platform: str, dtype: str, shards: int = 1) -> dict[str, Any]:
+  """The choices for a kind of device: config word -> value. `shards` cut the sequence.
 
   >>> preset('gpu', 'bfloat16'), preset('gpu', 'float32')
   ({'attention': 'cudnn'}, {'attention': 'xla'})
   """
-  attention = ATTENTION.get(platform, 'xla')
+  attention = ATTENTION.get(platform, 'xla') if shards == 1 else 'ring'
   if attention == 'cudnn' and dtype not in ('bfloat16', 'float16'):
     attention = 'xla'
   return {'attention': attention}

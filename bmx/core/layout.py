@@ -23,5 +23,6 @@ RULES: dict[str, tuple[str, ...]] = {
   'position': (),
   'classes': (),
   'expert': ('expert',),
+  'expert_batch': ('data', 'fsdp'),  # batch, where a token is with its expert
   'layers': ('pipe',),
 }

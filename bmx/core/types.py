@@ -55,10 +55,23 @@ class Task(Protocol):
 class Data(Protocol):
   """A data set as functions of the step; holds no iterator state."""
 
-  spec: dict[str, jax.ShapeDtypeStruct]  # one global batch
-  size: int  # examples per epoch
-  batch_size: int
-  info: dict[str, Any]  # vocab, length, classes, ...: what can be checked against a model
+  @property
+  def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """One global batch."""
+    ...
+
+  @property
+  def size(self) -> int:
+    """Examples per epoch."""
+    ...
+
+  @property
+  def batch_size(self) -> int: ...
+
+  @property
+  def info(self) -> dict[str, Any]:
+    """vocab, length, classes, ...: what can be checked against a model."""
+    ...
 
   def order(self, step: int) -> np.ndarray:
     """-> int64 [B], the examples of the global batch of a step."""

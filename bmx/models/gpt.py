@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError
 from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes
 from bmx.models.transformer import Stack
-from bmx.ops.attention import NEVER
 from bmx.ops.positions import sinusoidal
+from bmx.ops.ring import NEVER
 from bmx.parallel import constrain, gather, named
 
 
@@ -25,7 +25,10 @@ class GPT(nn.Module):
     positions: 'learned', 'sinusoidal' or 'rotary' (with base `theta`).
     norm: 'layer' or 'rms'. gated: SiLU- or GELU-gated feed-forward.
     tied: the output head is the token table.
-    scan, remat: see `Stack`.
+    window: positions that a query sees behind it; 0 is all.
+    experts, top_k, capacity: see `moe.MoE`; 0 experts is one feed-forward network. `balance` and
+      `router_z` weigh their losses.
+    scan, remat, microbatches: see `Stack`.
   """
 
   vocab: int
@@ -46,14 +49,30 @@ class GPT(nn.Module):
   dropout: float = 0.0
   vocab_pad: int = 0
   attention: str = 'xla'
+  window: int = 0
+  experts: int = 0
+  top_k: int = 2
+  capacity: float = 1.25
+  balance: float = 0.01
+  router_z: float = 0.001
   scan: bool = False
   remat: bool = False
+  microbatches: int = 0
   dtype: Dtype = jnp.float32
 
   @property
   def padded_parameters(self) -> int:
     """Stored numbers that belong to no token."""
     return self.vocab_pad * self.width * (1 if self.tied else 2)
+
+  @property
+  def batch_dependent(self) -> bool:
+    """The balance of experts is that of all tokens of a batch."""
+    return self.experts > 0
+
+  @property
+  def aux_losses(self) -> dict[str, float]:
+    return {'balance': self.balance, 'router_z': self.router_z} if self.experts else {}
 
   def setup(self):
     if self.positions not in ('learned', 'sinusoidal', 'rotary'):
@@ -75,6 +94,10 @@ class GPT(nn.Module):
       'kv_heads': self.kv_heads or self.heads,
       'hidden': self.hidden or 4 * self.width,
       'theta': self.theta if self.positions == 'rotary' else 0.0,
+      'window': self.window,
+      'experts': self.experts,
+      'top_k': self.top_k,
+      'capacity': self.capacity,
       'norm': self.norm,
       'epsilon': self.epsilon,
       'activation': self.activation,
@@ -86,7 +109,7 @@ class GPT(nn.Module):
       'out_stddev': 0.02 / (2 * self.depth) ** 0.5,
       'dtype': dtype,
     }
-    self.stack = Stack(self.depth, block, self.scan, self.remat)
+    self.stack = Stack(self.depth, block, self.scan, self.remat, self.microbatches)
     self.norm_out = Norm(self.norm, self.epsilon, self.bias, dtype)
 
   def hidden_states(
@@ -112,6 +135,18 @@ class GPT(nn.Module):
       x += sinusoidal(positions, self.width).astype(x.dtype)
     x = constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
     return self.norm_out(self.stack(x, positions, segment_ids, train=train))
+
+  def hidden_and_table(
+    self,
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> tuple[jax.Array, jax.Array]:
+    """For losses that never hold all logits: hidden [B, T, D] and the head's table [V, D]."""
+    hidden = self.hidden_states(tokens, positions, segment_ids, train=train)
+    return hidden, (self.embed if self.tied else self.head).gathered()
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """hidden [B, T, D] -> [B, T, V + pad], with no probability on the padding."""

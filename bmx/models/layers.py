@@ -118,12 +118,15 @@ class Embed(nn.Module):
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """ids int [...] -> [..., D]."""
-    return jnp.take(gather(self.table.astype(self.dtype), self.axes), ids, axis=0)
+    return jnp.take(self.gathered(), ids, axis=0)
+
+  def gathered(self) -> jax.Array:
+    """The table as the computation wants it, [V + pad, D]."""
+    return gather(self.table.astype(self.dtype), self.axes)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Scores of every row: x [B, T, D] -> [B, T, V]."""
-    table = gather(self.table.astype(self.dtype), self.axes)
-    return contract('btd,dv->btv', x.astype(self.dtype), table.T)
+    return contract('btd,dv->btv', x.astype(self.dtype), self.gathered().T)
 
 
 class Norm(nn.Module):

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.models.layers import Dtype, Einsum, Norm, activation
+from bmx.models.moe import Aux, MoE
 from bmx.ops.attention import attend
 from bmx.ops.positions import rotary
-from bmx.parallel import constrain
+from bmx.parallel import constrain, pipeline, stages, unbox
 
 
 class Attention(nn.Module):
@@ -24,6 +25,7 @@ class Attention(nn.Module):
   kv_heads: int
   causal: bool = True
   theta: float = 0.0  # base of rotary positions; 0 is none
+  window: int = 0  # a query sees this many of the nearest keys; 0 is all
   bias: bool = True
   impl: str = 'xla'
   stddev: float = 0.02
@@ -51,7 +53,10 @@ class Attention(nn.Module):
     v = project(self.kv_heads, 'kv', 'value')
     if self.theta:
       q, k = rotary(q, positions, self.theta), rotary(k, positions, self.theta)
-    y = attend(q, k, v, causal=self.causal, segment_ids=segment_ids, impl=self.impl)
+    y = attend(
+      q, k, v, causal=self.causal, window=self.window, segment_ids=segment_ids,
+      positions=positions, impl=self.impl,
+    )  # fmt: skip
     shape, axes = (self.heads, size, width), ('heads', 'head', 'embed')
     init = nn.initializers.normal(self.out_stddev)
     return Einsum('btnh,nhd->btd', shape, axes, self.bias, init, dtype=self.dtype, name='out')(y)
@@ -89,7 +94,7 @@ class Block(nn.Module):
   """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm, as in GPT-2 and Llama.
 
   Dropout acts on what is added to the residual stream; attention weights have none, since no fused
-  kernel offers it.
+  kernel offers it. With `experts` the feed-forward is a mixture of them, see `moe.MoE`.
   """
 
   heads: int
@@ -97,6 +102,10 @@ class Block(nn.Module):
   hidden: int
   causal: bool = True
   theta: float = 0.0
+  window: int = 0
+  experts: int = 0
+  top_k: int = 2
+  capacity: float = 1.25
   norm: str = 'layer'
   epsilon: float = 1e-5
   activation: str = 'gelu'
@@ -111,60 +120,106 @@ class Block(nn.Module):
   @nn.compact
   def __call__(
     self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None
-  ) -> tuple[jax.Array, None]:
-    """x [B, T, D] -> ([B, T, D], None), the pair that a scan over layers wants."""
+  ) -> tuple[jax.Array, Aux]:
+    """x [B, T, D] -> ([B, T, D], what the experts tell; {} without), the pair that a scan over
+    layers wants."""
     common = {'bias': self.bias, 'out_stddev': self.out_stddev, 'dtype': self.dtype}
 
     def norm(name):
       return Norm(self.norm, self.epsilon, self.bias, self.dtype, name=name)
 
     attention = Attention(
-      self.heads, self.kv_heads, self.causal, self.theta, impl=self.impl, name='attention', **common
-    )
-    feed = FeedForward(self.hidden, self.activation, self.gated, name='feed_forward', **common)
+      self.heads, self.kv_heads, self.causal, self.theta, self.window, impl=self.impl,
+      name='attention', **common,
+    )  # fmt: skip
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
 
     x = constrain(x, 'batch', 'length', 'act_embed')
     y = constrain(norm('attention_norm')(x), 'batch', 'norm_length', 'act_embed')
     x += drop(constrain(attention(y, positions, segment_ids), 'batch', 'length', 'act_embed'))
     y = constrain(norm('feed_forward_norm')(x), 'batch', 'norm_length', 'act_embed')
-    x += drop(constrain(feed(y), 'batch', 'length', 'act_embed'))
-    return x, None
+    y, aux = self._feed(common)(y)
+    x += drop(constrain(y, 'batch', 'length', 'act_embed'))
+    return x, aux
+
+  def _feed(self, common: Mapping[str, Any]) -> Any:
+    """[B, T, D] -> ([B, T, D], aux)."""
+    if not self.experts:
+      feed = FeedForward(self.hidden, self.activation, self.gated, name='feed_forward', **common)
+      return lambda y: (feed(y), {})
+    return MoE(
+      self.hidden, self.experts, self.top_k, self.capacity, self.activation, self.gated,
+      out_stddev=self.out_stddev, dtype=self.dtype, name='experts',
+    )  # fmt: skip
 
 
 class Stack(nn.Module):
-  """`depth` Blocks.
+  """`depth` Blocks; where the mesh has an axis 'pipe', in stages.
 
   Attributes:
     block: keyword arguments of `Block`.
     scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead
-      of
-      `depth` copies ('block_0', ...).
+      of `depth` copies ('block_0', ...). A pipeline needs it.
     remat: recompute a block's activations in the backward pass instead of keeping them.
+    microbatches: of a pipeline; 0 is twice its stages, which leaves a third of the time as bubble.
+
+  What experts tell is sown into the collection 'aux', each the mean over layers.
   """
 
   depth: int
   block: Mapping[str, Any]
   scan: bool = False
   remat: bool = False
+  microbatches: int = 0
 
   @nn.compact
   def __call__(
     self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None, *, train: bool
   ) -> jax.Array:
     """x [B, T, D] -> [B, T, D]."""
-    block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
-    if not self.scan:
+    if stages() > 1 and not self.scan:
+      raise InputError(f'mesh.pipe={stages()} needs stacked layers: scan=True')
+    if stages() > 1 and not self.is_initializing():
+      x, aux = self._pipeline(x, positions, segment_ids, train)
+    elif self.scan:
+      x, aux = self._scan(x, positions, segment_ids, train)
+    else:
+      block, total = self._block(), {}
       for i in range(self.depth):
-        x, _ = block(**self.block, train=train, name=f'block_{i}')(x, positions, segment_ids)
-      return x
+        x, aux = block(**self.block, train=train, name=f'block_{i}')(x, positions, segment_ids)
+        total = {k: total.get(k, 0.0) + v for k, v in aux.items()}
+      aux = total
+    for name, value in aux.items():
+      self.sow('aux', name, value.sum() / self.depth)
+    return x
+
+  def _block(self) -> Any:
+    return nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+
+  def _scan(self, x, positions, segment_ids, train):
     scan: Any = nn.scan
     blocks = scan(
-      block,
+      self._block(),
       variable_axes={'params': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    return blocks(**self.block, train=train, name='blocks')(x, positions, segment_ids)[0]
+    return blocks(**self.block, train=train, name='blocks')(x, positions, segment_ids)
+
+  def _pipeline(self, x, positions, segment_ids, train):
+    params = unbox(self.get_variable('params', 'blocks'))
+    noisy = train and self.block.get('dropout', 0)
+    key = self.make_rng('dropout') if noisy else None
+    block = Block(**self.block, train=train, parent=None)
+
+    def apply(params, number, inputs):
+      rngs = {'dropout': jax.random.fold_in(key, number)} if key is not None else {}
+      x, positions, segment_ids = inputs
+      x, aux = block.apply({'params': params}, x, positions, segment_ids, rngs=rngs)
+      return (x, positions, segment_ids), aux
+
+    inputs = (x, positions, segment_ids)
+    (x, _, _), aux = pipeline(apply, params, inputs, self.microbatches or 2 * stages())
+    return x, aux

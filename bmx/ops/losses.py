@@ -1,7 +1,12 @@
 """Losses of single predictions; the weighted sum is the task's business."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+from bmx.ops.ring import NEVER
+from bmx.parallel import constrain
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -17,6 +22,39 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
   if not smoothing:
     return loss
   return (1 - smoothing) * loss + smoothing * (log_normaliser - logits.mean(-1))
+
+
+def chunked_cross_entropy(
+  hidden: jax.Array, table: jax.Array, labels: jax.Array, vocab: int, chunks: int
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy of `hidden · tableᵀ` whose logits exist for one chunk of tokens at a time, in the
+  forward and, computed again, in the backward pass.
+
+  hidden [B, T, D], table [V + pad, D] of which `vocab` rows count, labels int [B, T] -> (loss
+  float32 [B, T], whether the label is the likeliest, bool [B, T]). Tokens i, i + chunks, ... make a
+  chunk, so that a sharded length stays where it is. The table's gradient is summed in float32.
+  """
+  batch, length, width = hidden.shape
+  chunks = math.gcd(chunks, length)
+  wide = table.astype(jnp.float32)
+  ours = jnp.arange(table.shape[0]) < vocab
+
+  @jax.checkpoint
+  def one(wide, hidden, labels):
+    hidden = constrain(hidden, 'batch', 'length', 'act_embed')
+    logits = jnp.einsum(
+      'btd,vd->btv', hidden, wide.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+    logits = constrain(logits, 'batch', 'length', 'vocab')
+    if vocab < table.shape[0]:
+      logits = jnp.where(ours[None, None], logits, NEVER)
+    return cross_entropy(logits, labels), logits.argmax(-1) == labels
+
+  cut = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunks, *x.shape[2:]), 2, 0)
+  join = lambda x: jnp.moveaxis(x, 0, 2).reshape(batch, length)
+  body = lambda carry, item: (carry, one(wide, *item))
+  loss, hit = jax.lax.scan(body, None, (cut(hidden), cut(labels)))[1]
+  return join(loss), join(hit)
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

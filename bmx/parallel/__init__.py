@@ -1,17 +1,34 @@
 """Mesh, rules, and the placement of arrays."""
 
 from bmx.parallel.mesh import AXES, describe, make_mesh
-from bmx.parallel.sharding import Layout, constrain, gather, jit, named, one_device, use
+from bmx.parallel.pipeline import pipeline, stages
+from bmx.parallel.sharding import (
+  Layout,
+  constrain,
+  current,
+  gather,
+  jit,
+  named,
+  one_device,
+  shard_map,
+  unbox,
+  use,
+)
 
 __all__ = [
   'AXES',
   'Layout',
   'constrain',
+  'current',
   'describe',
   'gather',
   'jit',
   'make_mesh',
   'named',
   'one_device',
+  'pipeline',
+  'shard_map',
+  'stages',
+  'unbox',
   'use',
 ]

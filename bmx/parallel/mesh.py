@@ -11,6 +11,8 @@ from jax.sharding import AxisType, Mesh
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.layout import AXES
 
+SLOW = ('pipe', 'data', 'fsdp')  # axes that may cross the network between slices
+
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh with all six axes over `devices` (all of them by default).
@@ -38,11 +40,30 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
       f'mesh {text} needs {"a multiple of " if free else ""}{fixed} devices, but there are '
       f'{len(devices)} ({devices[0].device_kind}); change --config.mesh.AXIS=N'
     )
-  grid = mesh_utils.create_device_mesh(
-    tuple(sizes.values()), devices, allow_split_physical_axes=devices[0].platform == 'tpu'
-  )
   # Explicit axes, jax's default, refuse what linen does inside its modules.
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(_grid(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _grid(sizes: Mapping[str, int], devices: Sequence[Any]) -> Any:
+  """Devices in the order of the axes; slices lie along the first axis that they divide, of those
+  that talk least: pipeline, data, then FSDP."""
+  split = devices[0].platform == 'tpu'
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if slices == 1:
+    return mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=split
+    )
+  across = next((a for a in SLOW if sizes[a] % slices == 0), None)
+  if across is None:
+    raise InputError(
+      f'{slices} slices, and none of {", ".join(f"mesh.{a}={sizes[a]}" for a in SLOW)} is '
+      f'divisible by {slices}: the network between slices is too slow for the other axes'
+    )
+  slow = {a: slices if a == across else 1 for a in sizes}
+  fast = [n // slow[a] for a, n in sizes.items()]
+  return mesh_utils.create_hybrid_device_mesh(
+    fast, list(slow.values()), devices, allow_split_physical_axes=split
+  )
 
 
 def describe(mesh: Mesh) -> str:

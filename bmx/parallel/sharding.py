@@ -23,7 +23,7 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.layout import RULES
 
 Names = Sequence[str | None]
-ACTIVATIONS = ('batch', 'length', 'norm_length', 'act_embed')
+ACTIVATIONS = ('batch', 'length', 'norm_length', 'act_embed', 'expert_batch')
 ACCIDENT = 0.02  # share of parameter bytes that may be replicated because nothing divides them
 
 
@@ -36,6 +36,7 @@ class Layout:
   compute: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
+    object.__setattr__(self, 'rules', RULES | dict(self.rules))
     default = {
       name: axes if name in ACTIVATIONS else tuple(a for a in axes if a != 'fsdp')
       for name, axes in self.rules.items()
@@ -170,6 +171,26 @@ def gather(w: jax.Array, names: Names) -> jax.Array:
 
   move.defvjp(lambda w: (at(at(w, stored), used), None), lambda _, g: (at(g, stored),))
   return move(w)
+
+
+def shard_map(fn: Callable[..., jax.Array], places: Sequence[Names], out: Names) -> Any:
+  """`fn` of each device's part of its arguments, cut as the compute rules say of their names.
+
+  Without a layout, or on one device, it is `fn` itself.
+  """
+  layout = current()
+  if layout is None or layout.devices == 1:
+    return fn
+
+  def call(*args):
+    specs = tuple(
+      layout.pspec(names, x.shape, 'an operand', compute=True)
+      for names, x in zip(places, args, strict=True)
+    )
+    at = layout.pspec(out, compute=True)
+    return jax.shard_map(fn, mesh=layout.mesh, in_specs=specs, out_specs=at, check_vma=False)(*args)
+
+  return call
 
 
 def one_device() -> bool:

@@ -32,7 +32,9 @@ class ModelTask:
     return getattr(self.model, 'padded_parameters', 0)
 
   def init(self, key: Array, batch: Batch) -> Variables:
-    return self.model.init(key, *self.inputs(batch), train=False)
+    variables = dict(self.model.init(key, *self.inputs(batch), train=False))
+    variables.pop('aux', None)  # what modules tell of one call is no state
+    return variables
 
   def loss(
     self, params: Variables, collections: Variables, batch: Batch, key: Array, *, train: bool
@@ -43,14 +45,27 @@ class ModelTask:
       *self.inputs(batch),
       train=train,
       rngs={'dropout': key},
-      mutable=list(collections) if train else [],
+      mutable=['aux', *(collections if train else [])],
+      method=self.method,
     )
+    new, told = dict(new), _told(new)
+    new.pop('aux', None)
     metrics = self.measure(out, batch)
-    return metrics['loss'][0], (metrics, new if train else collections)
+    total, count = metrics['loss']
+    for name, weight in getattr(self.model, 'aux_losses', {}).items():
+      total += weight * told[name] * count
+    # What the model tells of itself counts as often as what it is trained on.
+    metrics |= {k: jnp.stack([v * count, count]) for k, v in told.items()}
+    return total, (metrics, new if train else collections)
 
   def predict(self, params: Variables, collections: Variables, batch: Batch) -> dict[str, Array]:
     out = self.model.apply({'params': params, **collections}, *self.inputs(batch), train=False)
     return self.outputs(out, batch)
+
+  @property
+  def method(self) -> str | None:
+    """Of the model, whose output `measure` reads; None is `__call__`."""
+    return None
 
   def view(self, params: Variables, collections: Variables) -> Variables:
     return params
@@ -66,6 +81,12 @@ class ModelTask:
 
   def outputs(self, out: Any, batch: Batch) -> dict[str, Array]:
     raise NotImplementedError
+
+
+def _told(collections: Mapping[str, Any]) -> dict[str, Array]:
+  """What modules have sown into 'aux', by its last name: float32 []."""
+  leaves = jax.tree_util.tree_flatten_with_path(collections.get('aux', {}))[0]
+  return {path[-2].key: value for path, value in leaves}
 
 
 def find(batch: Mapping[str, Any], *names: str) -> Any:

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.types import Array, Batch
-from bmx.ops.losses import cross_entropy
+from bmx.ops.losses import chunked_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find
+
+CHUNKED = 8192  # a vocabulary above this is worth a second pass over the head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,18 @@ class CausalLM(ModelTask):
 
   Reads `tokens`, `targets` int [B, T] (already shifted) and `weights` [B, T]; `positions` and
   `segment_ids` where rows are packed.
+
+  Attributes:
+    chunks: tokens are cut into so many parts, and logits exist for one of them at a time, where the
+      vocabulary is above `CHUNKED`.
   """
+
+  chunks: int = 8
+
+  @property
+  def method(self) -> str | None:
+    chunked = self.chunks > 1 and getattr(self.model, 'vocab', 0) > CHUNKED
+    return 'hidden_and_table' if chunked else None
 
   def check(self, info: Mapping[str, Any]) -> None:
     vocab, length = getattr(self.model, 'vocab', 0), getattr(self.model, 'length', 0)
@@ -36,12 +49,15 @@ class CausalLM(ModelTask):
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return find(batch, 'tokens'), batch.get('positions'), batch.get('segment_ids')
 
-  def measure(self, out: Array, batch: Batch) -> Metrics:
+  def measure(self, out: Any, batch: Batch) -> Metrics:
     targets, weights = find(batch, 'targets'), batch['weights']
-    return {
-      'loss': weighted(cross_entropy(out, targets), weights),
-      'accuracy': counts(out.argmax(-1) == targets, weights),
-    }
+    if self.method:
+      vocab = getattr(self.model, 'vocab', 0)
+      hidden, table = out
+      loss, hits = chunked_cross_entropy(hidden, table, targets, vocab, self.chunks)
+    else:
+      loss, hits = cross_entropy(out, targets), out.argmax(-1) == targets
+    return {'loss': weighted(loss, weights), 'accuracy': counts(hits, weights)}
 
   def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
     log = jax.nn.log_softmax(out.astype(jnp.float32))

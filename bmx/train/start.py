@@ -9,6 +9,7 @@ from bmx.core import costs, hardware, tree
 from bmx.core.types import Experiment
 from bmx.core.writer import table
 from bmx.data.feed import THREADS
+from bmx.ops.attention import as_xla
 from bmx.parallel import describe
 from bmx.train.state import Plan
 
@@ -28,7 +29,8 @@ def _forward(x: Experiment, plan: Plan) -> tuple[Any, ...]:
   """The loss as a function, and its abstract arguments."""
 
   def forward(params, collections, batch, key):
-    return x.task.loss(params, collections, batch, key, train=True)[0]
+    with as_xla():
+      return x.task.loss(params, collections, batch, key, train=True)[0]
 
   a = plan.abstract
   return forward, a.params, a.collections, x.data.spec, a.key

@@ -22,22 +22,45 @@ LAYOUTS = {
   'data-fsdp': {'data': 2, 'fsdp': 4},
   'fsdp-model': {'data': 1, 'fsdp': 4, 'model': 2},
   'data-fsdp-model': {'data': 2, 'fsdp': 2, 'model': 2},
+  'sequence-sharded norms': {'data': 2, 'model': 4, 'rules.norm_length': ('seq', 'model')},
+  'seq': {'data': 1, 'seq': 8},
+  'data-fsdp-seq': {'data': 2, 'fsdp': 2, 'seq': 2},
+  'seq-model': {'data': 1, 'seq': 4, 'model': 2},
+  'pipe': {'data': 1, 'pipe': 8},
+  'data-pipe-model': {'data': 2, 'pipe': 2, 'model': 2},
+  'expert': {'data': 1, 'expert': 8},
+  'data-expert': {'data': 2, 'expert': 4},
+  'expert-model': {'data': 2, 'expert': 2, 'model': 2},
 }
 MODELS = {
   'mlp': ('configs/digits_mlp.py:tiny', ['data.crop=0', 'task.model.dropout=0.1']),
   'gpt': ('configs/gpt_char.py:tiny', []),
+  'moe': ('configs/moe.py:tiny', []),
+  'dropless': ('configs/moe.py:tiny', ['task.model.capacity=0.0']),
 }
+GPT_ONLY = (
+  'sequence-sharded norms',
+  'seq',
+  'data-fsdp-seq',
+  'seq-model',
+  'pipe',
+  'data-pipe-model',
+)
+EXPERTS = ('expert', 'data-expert', 'expert-model', 'data-fsdp-model')
+DEEP = {'pipe': 8}  # layers, where two are too few
 SGD = {'call': 'bmx.optim.optimizers:sgd', 'momentum': 0.9}
 TOLERANCE = {'sgd': 1e-5, 'adamw': 1e-4}  # of the whole parameter vector
 
 
-def make(model, optimizer, mesh=None):
+def make(model, optimizer, mesh=None, depth=0):
   path, overrides = MODELS[model]
-  config, _ = recipes.load(path, overrides)
+  config, _ = recipes.load(path, overrides + ([f'task.model.depth={depth}'] if depth else []))
   config.schedule.peak = 0.01 if optimizer == 'sgd' else 1e-3
   if optimizer == 'sgd':
     config.optimizer = SGD
-  config.mesh.update(mesh or {})
+  for axis, size in (mesh or {}).items():
+    place, name = (config.rules, axis[6:]) if axis.startswith('rules.') else (config.mesh, axis)
+    place[name] = size
   return experiment.build(config, devices=jax.devices() if mesh else jax.devices()[:1])
 
 
@@ -63,24 +86,30 @@ def alone():
   """One device's losses and parameters, trained once for each model and optimizer."""
   known = {}
 
-  def get(model, optimizer):
-    if (model, optimizer) not in known:
-      losses, state, _ = train(make(model, optimizer))
-      known[model, optimizer] = losses, vector(state.params)
-    return known[model, optimizer]
+  def get(*what):
+    if what not in known:
+      losses, state, _ = train(make(what[0], what[1], depth=what[2]))
+      known[what] = losses, vector(state.params)
+    return known[what]
 
   return get
 
 
-CASES = [(layout, 'sgd') for layout in LAYOUTS]
-CASES += [(layout, 'adamw') for layout in ('fsdp', 'data-fsdp-model')]
+PLAIN = [layout for layout in LAYOUTS if layout not in (*GPT_ONLY, *EXPERTS[:3])]
+CASES = [(model, layout, 'sgd') for model in ('mlp', 'gpt') for layout in PLAIN]
+CASES += [('gpt', layout, 'sgd') for layout in GPT_ONLY]
+CASES += [(model, layout, 'sgd') for model in ('moe', 'dropless') for layout in EXPERTS]
+CASES += [('moe', 'data-fsdp-seq', 'sgd')]
+CASES += [(model, layout, 'adamw') for model in ('mlp', 'gpt') for layout in ('fsdp',)]
+CASES += [('gpt', layout, 'adamw') for layout in ('data-fsdp-seq', 'data-pipe-model')]
+CASES += [('moe', 'data-expert', 'adamw')]
 
 
-@pytest.mark.parametrize(('layout', 'optimizer'), CASES)
-@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize(('model', 'layout', 'optimizer'), CASES)
 def test_eight_devices_equal_one(model, layout, optimizer, alone):
-  expected, params = alone(model, optimizer)
-  losses, state, plan = train(make(model, optimizer, LAYOUTS[layout]))
+  depth = DEEP.get(layout, 0)
+  expected, params = alone(model, optimizer, depth)
+  losses, state, plan = train(make(model, optimizer, LAYOUTS[layout], depth))
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   error = np.linalg.norm(vector(state.params) - params) / np.linalg.norm(params)
   assert error < TOLERANCE[optimizer]
@@ -89,7 +118,7 @@ def test_eight_devices_equal_one(model, layout, optimizer, alone):
     assert leaf.sharding.is_equivalent_to(tree.named(plan.abstract)[name].sharding, leaf.ndim), name
 
 
-@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize('model', ['mlp', 'gpt'])
 def test_bytes_per_device(model):
   """FSDP over 8 holds an eighth of what its rules shard, moments included."""
   x = make(model, 'adamw', {'data': 1, 'fsdp': 8})

@@ -1,0 +1,58 @@
+"""Fused attention kernels of the vendors, in bmx's shapes: q [B, T, N, H], k and v [B, S, K, H]."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+BLOCKS = (512, 256, 128)  # of splash, in tokens: the largest that divides the length
+
+
+def cudnn(q, k, v, causal: bool, window: int, segment_ids) -> jax.Array:
+  """cuDNN's flash attention, through jax. Segments travel as a mask [B, 1, T, S]."""
+  mask = None
+  if segment_ids is not None:
+    mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+  return jax.nn.dot_product_attention(
+    q, k, v, mask=mask, is_causal=causal, implementation='cudnn',
+    local_window_size=(window - 1, 0) if window else None,
+  )  # fmt: skip
+
+
+def splash(q, k, v, causal: bool, window: int, segment_ids, interpret: bool = False) -> jax.Array:
+  """Pallas' splash attention on the TPU, one device's part: all of the length, its share of batch
+  and heads. `interpret` runs the kernel step by step anywhere."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+
+  heads, length, size = q.shape[2], q.shape[1], q.shape[3]
+  kernel = _splash(heads, length, causal, window, interpret)
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * size**-0.5, k, v))
+  if segment_ids is None:
+    out = jax.vmap(kernel)(q, k, v)
+  else:
+    out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segment_ids, segment_ids))
+  return jnp.swapaxes(out, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _splash(heads: int, length: int, causal: bool, window: int, interpret: bool) -> Any:
+  """The kernel of a mask. Its tables take O(T²) time on the host, so each is made once."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as package
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  mask: Any = masks.FullMask((length, length))
+  if causal and window:
+    mask = masks.LocalMask((length, length), (window - 1, 0), 0)
+  elif causal:
+    mask = masks.CausalMask((length, length))
+  b = next(b for b in BLOCKS if length % b == 0)
+  sizes = package.BlockSizes(
+    block_q=b, block_kv=b, block_kv_compute=b, block_q_dkv=b, block_kv_dkv=b,
+    block_kv_dkv_compute=b, block_q_dq=b, block_kv_dq=b,
+  )  # fmt: skip
+  with jax.ensure_compile_time_eval():
+    return package.make_splash_mha(
+      masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, block_sizes=sizes,
+      interpret=interpret,
+    )  # fmt: skip
