@@ -18,10 +18,20 @@ from bmx.train.state import plan_state
 from bmx.train.step import Gradient
 
 
-def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) -> Experiment:
+def build(
+  config: Any, name: str = 'run', devices: Sequence[Any] | None = None, *, read: bool = True
+) -> Experiment:
   """Everything a run needs; every mistake in the config is an InputError here, before
-  compilation."""
+  compilation.
+
+  Args:
+    devices: to run on, or to plan for; all that are here by default.
+    read: False reads no text: its shapes are enough to plan.
+  """
   c = recipes.plain(config)
+  if not read:
+    c['data'], c['eval'] = _shapes(c['data']), {}
+    c['stop'], c['keep'] = c['stop'] | {'metric': ''}, c['keep'] | {'metric': ''}
   _check_ranges(c)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
   platform = layout.mesh.devices.flat[0].platform
@@ -46,7 +56,7 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
   def rebuild(overrides: Mapping[str, Any]) -> Experiment:
     copy = ConfigDict(config.copy_and_resolve_references())
     recipes.apply(copy, [f'{k}={v}' for k, v in overrides.items()])
-    return build(copy, name, devices)
+    return build(copy, name, devices, read=read)
 
   return Experiment(
     name=name,
@@ -71,6 +81,11 @@ def build(config: Any, name: str = 'run', devices: Sequence[Any] | None = None) 
     init=plan.create,
     rebuild=rebuild,
   )
+
+
+def _shapes(part: dict[str, Any]) -> dict[str, Any]:
+  texts = ('bmx.data.text:text', 'bmx.data.text:tokens')
+  return part | {'call': 'bmx.data.text:shapes'} if part['call'] in texts else part
 
 
 CHOICES = ('attention', 'dtype', 'remat', 'scan')  # words of a model that decide how it computes

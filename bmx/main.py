@@ -12,15 +12,16 @@ import time
 from typing import Any
 
 from bmx.core import errors
+from bmx.plan import topology
 
-MODES = ('train', 'eval', 'predict')
+MODES = ('train', 'eval', 'predict', 'plan')
 
 
 def main(argv: list[str] | None = None) -> int:
   """-> the exit code: 0 done, 2 bad input, others in bmx.core.errors."""
   args, overrides = _parse(sys.argv[1:] if argv is None else argv)
   try:
-    _choose_platform()
+    _choose_platform(args.mode)
     if args.processes > 1:
       return _run_among_peers(args, overrides)
     return _run(args, overrides)
@@ -47,6 +48,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     '--input', default='', help="file to predict (default: the recipe's test set)"
   )
+  parser.add_argument('--topology', default='', help='what to plan for: v5e:4x4, two slices of it '
+                      'v5e:4x4@2, h200:8')  # fmt: skip
   parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
                       'that a stored config may call, besides bmx, optax and flax')  # fmt: skip
   several = parser.add_argument_group('several processes, each with the same command but --process')
@@ -82,6 +85,8 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     config, name = recipes.load(args.config, overrides)
   else:
     config, name = _stored(pathlib.Path(args.workdir), overrides, args.allow)
+  if args.mode == 'plan':
+    return _plan(args, config, name)
   if args.mode != 'train' and not args.workdir:
     raise errors.InputError(f'--mode={args.mode} needs --workdir=DIR of a run that has trained')
   workdir = pathlib.Path(args.workdir or f'runs/{name}/{time.strftime("%Y%m%d-%H%M%S")}')
@@ -95,6 +100,18 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
   cache.enable(config.cache)
   built = experiment.build(config, name)
   return getattr(modes, args.mode)(built, workdir, args)
+
+
+def _plan(args: argparse.Namespace, config: Any, name: str) -> int:
+  """Needs no accelerator, no data and no workdir."""
+  from bmx import experiment, modes
+  from bmx.core import writer
+
+  writer.start_logging(pathlib.Path())
+  if not args.topology:
+    raise errors.InputError('--mode=plan needs --topology, for instance v5e:4x4 or h200:8')
+  built = experiment.build(config, name, topology.devices(args.topology), read=False)
+  return modes.plan(built, pathlib.Path(), args)
 
 
 def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -118,9 +135,12 @@ def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
   return code
 
 
-def _choose_platform() -> None:
+def _choose_platform(mode: str) -> None:
   """On a machine without accelerators, keeps jax from asking the compilers that the extra `aot`
   installs for one: they answer with pages of errors."""
+  if mode == 'plan':
+    topology.prepare()
+    return
   nodes = [*pathlib.Path('/dev').glob('nvidia*'), *pathlib.Path('/dev').glob('accel*')]
   nodes += pathlib.Path('/dev').glob('vfio/*')
   aot = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_cuda12_plugin'))

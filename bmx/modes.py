@@ -9,6 +9,7 @@ from bmx import experiment as experiments
 from bmx.core import errors
 from bmx.core.types import Experiment
 from bmx.core.writer import brief, write_json
+from bmx.plan.compile import compile_step, verdict
 from bmx.train import loop
 from bmx.train.evaluate import Evaluator, predictions
 
@@ -54,6 +55,16 @@ def predict(experiment: Experiment, workdir: pathlib.Path, args: argparse.Namesp
         count += 1
   part.replace(path)
   log.info('%d predictions of step %d in %s', count, step, path)
+  return errors.DONE
+
+
+def plan(experiment: Experiment, _: pathlib.Path, args: argparse.Namespace) -> int:
+  """Compiles a training step for the topology and says what it takes; nothing is run."""
+  x = experiment
+  made = compile_step(x)
+  lines = [f'plan       {x.name} on {args.topology}']
+  lines += [f'{k:28} {v}' for k, v in verdict(x, made).items()]
+  log.info('%s', '\n'.join(lines))
   return errors.DONE
 
 

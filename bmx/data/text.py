@@ -51,12 +51,7 @@ class TokenData(Shuffled):
       )
     self.size = n // self.length if self.train else -(-n // self.length)
     self.info = {'vocab': self.vocab, 'length': self.length, 'tokens': n + 1} | self.facts
-    shape, kind = (self.batch_size, self.length), jax.ShapeDtypeStruct
-    self.spec = {
-      'tokens': kind(shape, np.int32),
-      'targets': kind(shape, np.int32),
-      'weights': kind(shape, np.float32),
-    }
+    self.spec = token_spec(self.batch_size, self.length)
 
   def example(self, epochs: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     starts = numbers * self.length
@@ -84,6 +79,11 @@ class TokenData(Shuffled):
       'targets': window[:, 1:],
       'weights': (places[:, 1:] <= last).astype(np.float32),
     }
+
+
+def token_spec(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+  kinds = {'tokens': np.int32, 'targets': np.int32, 'weights': np.float32}
+  return {k: jax.ShapeDtypeStruct((batch_size, length), v) for k, v in kinds.items()}
 
 
 def text(
@@ -146,6 +146,44 @@ def tokens(
       )
   facts = {'source': path}
   return TokenData(_cut(ids, split, path), vocab, length, batch_size, seed, train, facts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenShapes:
+  """What is known of tokens before there are any: enough to plan, not to train."""
+
+  vocab: int
+  length: int
+  batch_size: int
+
+  @property
+  def size(self) -> int:
+    return self.batch_size
+
+  @property
+  def info(self) -> dict[str, Any]:
+    return {'vocab': self.vocab, 'length': self.length, 'source': 'shapes only'}
+
+  @property
+  def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return token_spec(self.batch_size, self.length)
+
+  def order(self, step: int) -> np.ndarray:
+    raise InputError('there are shapes only, and no data')
+
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> Rows:
+    raise InputError('there are shapes only, and no data')
+
+  def resident(self) -> Rows | None:
+    return None
+
+  def gather(self, arrays: Any, indices: Any) -> Batch:
+    raise InputError('there are shapes only, and no data')
+
+
+def shapes(length: int, batch_size: int, vocab: int = 256, **_: Any) -> TokenShapes:
+  """Stands for `text` and `tokens` where nothing is read."""
+  return TokenShapes(vocab, length, batch_size)
 
 
 def standard_library() -> bytes:

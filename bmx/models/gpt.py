@@ -144,9 +144,10 @@ class GPT(nn.Module):
     *,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array]:
-    """For losses that never hold all logits: hidden [B, T, D] and the head's table [V, D]."""
+    """For losses that never hold all logits: hidden [B, T, D] and the head's table [V + pad, D], as
+    it is stored."""
     hidden = self.hidden_states(tokens, positions, segment_ids, train=train)
-    return hidden, (self.embed if self.tied else self.head).gathered()
+    return hidden, (self.embed if self.tied else self.head).table.astype(self.dtype)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """hidden [B, T, D] -> [B, T, V + pad], with no probability on the padding."""

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bmx.core.errors import InputError
+
 BLOCKS = (512, 256, 128)  # of splash, in tokens: the largest that divides the length
 
 
@@ -14,10 +16,17 @@ def cudnn(q, k, v, causal: bool, window: int, segment_ids) -> jax.Array:
   mask = None
   if segment_ids is not None:
     mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-  return jax.nn.dot_product_attention(
-    q, k, v, mask=mask, is_causal=causal, implementation='cudnn',
-    local_window_size=(window - 1, 0) if window else None,
-  )  # fmt: skip
+  span = (window - 1, 0) if window else None
+  try:
+    return jax.nn.dot_product_attention(
+      q, k, v, mask=mask, is_causal=causal, local_window_size=span, implementation='cudnn'
+    )
+  except RuntimeError as error:
+    if 'cuDNN' not in str(error):
+      raise
+    raise InputError(
+      f"attention 'cudnn': {error} pip install 'bmx[cuda12]', or set the model's attention='xla'"
+    ) from None
 
 
 def splash(q, k, v, causal: bool, window: int, segment_ids, interpret: bool = False) -> jax.Array:

@@ -1,12 +1,15 @@
 """Losses of single predictions; the weighted sum is the task's business."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
 from bmx.ops.ring import NEVER
-from bmx.parallel import constrain
+from bmx.parallel import Stored, axes_of, shard_map
+
+TABLE = Stored(('vocab', 'embed'))
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -30,25 +33,41 @@ def chunked_cross_entropy(
   """Cross-entropy of `hidden · tableᵀ` whose logits exist for one chunk of tokens at a time, in the
   forward and, computed again, in the backward pass.
 
-  hidden [B, T, D], table [V + pad, D] of which `vocab` rows count, labels int [B, T] -> (loss
-  float32 [B, T], whether the label is the likeliest, bool [B, T]). Tokens i, i + chunks, ... make a
-  chunk, so that a sharded length stays where it is. The table's gradient is summed in float32.
+  hidden [B, T, D], table [V + pad, D] as it is stored, of which `vocab` rows count, labels int
+  [B, T] -> (loss float32 [B, T], whether the label is the likeliest, bool [B, T]).
+
+  Each device works on its own tokens and rows of the table, sums the table's gradient over its
+  chunks in float32, and only then do devices add theirs: a reduction for every chunk would be most
+  of what the step sends.
   """
-  batch, length, width = hidden.shape
+  axes = axes_of('vocab')
+  local = functools.partial(_local_cross_entropy, vocab=vocab, chunks=chunks, axes=axes)
+  token = ('batch', 'length')
+  return shard_map(local, ((*token, None), TABLE, token), (token, token))(hidden, table, labels)
+
+
+def _local_cross_entropy(hidden, table, labels, vocab, chunks, axes):
+  """One device's tokens against its rows of the table; `axes` cut the rows."""
+  batch, length = labels.shape
   chunks = math.gcd(chunks, length)
-  wide = table.astype(jnp.float32)
-  ours = jnp.arange(table.shape[0]) < vocab
+  wide, rows = TABLE.fetch(table).astype(jnp.float32), table.shape[0]
+  first = jax.lax.axis_index(axes) * rows if axes else 0
+  everywhere = lambda fn, x: fn(x, axes) if axes else x
 
   @jax.checkpoint
   def one(wide, hidden, labels):
-    hidden = constrain(hidden, 'batch', 'length', 'act_embed')
     logits = jnp.einsum(
       'btd,vd->btv', hidden, wide.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
-    logits = constrain(logits, 'batch', 'length', 'vocab')
-    if vocab < table.shape[0]:
-      logits = jnp.where(ours[None, None], logits, NEVER)
-    return cross_entropy(logits, labels), logits.argmax(-1) == labels
+    real = first + jnp.arange(rows) < vocab
+    logits = jnp.where(real[None, None], logits, NEVER)
+    top = everywhere(jax.lax.pmax, jax.lax.stop_gradient(logits.max(-1)))
+    weight = everywhere(jax.lax.psum, jnp.exp(logits - top[..., None]).sum(-1))
+    mine = (labels >= first) & (labels < first + rows)
+    place = jnp.clip(labels - first, 0, rows - 1)[..., None]
+    picked = jnp.where(mine, jnp.take_along_axis(logits, place, axis=-1)[..., 0], 0.0)
+    picked = everywhere(jax.lax.psum, picked)
+    return jnp.log(weight) + top - picked, picked >= top
 
   cut = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunks, *x.shape[2:]), 2, 0)
   join = lambda x: jnp.moveaxis(x, 0, 2).reshape(batch, length)

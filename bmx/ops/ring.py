@@ -59,11 +59,20 @@ def _join(x: jax.Array) -> jax.Array:
   return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
-def _pass_on(values: Any) -> Any:
+def _pass_on(x: jax.Array) -> jax.Array:
   """To the next device of the ring."""
   n = jax.lax.axis_size(AXIS)
-  onward = [(i, (i + 1) % n) for i in range(n)]
-  return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, onward), values)
+  return jax.lax.ppermute(x, AXIS, [(i, (i + 1) % n) for i in range(n)])
+
+
+def _everywhere(positions, segments):
+  """Positions and segments of all shards, int [n, 2, B, T]: small, so they travel once."""
+  return jax.lax.all_gather(jnp.stack([positions, segments]), AXIS)
+
+
+def _owner(hop):
+  """Whose keys are here after so many hops."""
+  return (jax.lax.axis_index(AXIS) - hop) % jax.lax.axis_size(AXIS)
 
 
 def _scores(q, k, at, rule):
@@ -115,9 +124,11 @@ def _forward(q, k, v, positions, segments, rule):
     )
     return out * old[..., None] + add, top, weight * old + p.sum(-1)
 
-  def hop(carry, _):
-    keys, sums = carry
-    blocks = jax.tree.map(lambda x: _cut(x, block), keys)
+  marks = _everywhere(positions, segments)
+
+  def hop(carry, number):
+    kv, sums = carry
+    blocks = jax.tree.map(lambda x: _cut(x, block), (*kv, *marks[_owner(number)]))
 
     def of_query(_, item):
       query, sums = item
@@ -129,15 +140,14 @@ def _forward(q, k, v, positions, segments, rule):
       return None, jax.lax.scan(of_key, sums, blocks)[0]
 
     sums = jax.lax.scan(of_query, None, (queries, sums))[1]
-    return (_pass_on(keys), sums), None
+    return (_pass_on(kv), sums), None
 
   n, batch, _, groups, each, size = queries[0].shape
   start = jnp.zeros((n, batch, groups, each, block, size), jnp.float32)
   sums = start, start[..., 0] + NEVER, start[..., 0]
-  hops = jax.lax.axis_size(AXIS)
-  (_, (out, largest, weight)), _ = jax.lax.scan(
-    hop, ((k, v, positions, segments), sums), length=hops
-  )
+  hops = jnp.arange(jax.lax.axis_size(AXIS))
+  # Keys and values as one array: one message a hop.
+  (_, (out, largest, weight)), _ = jax.lax.scan(hop, (jnp.stack([k, v]), sums), hops)
   weight = jnp.maximum(weight, 1e-30)
   out = _join(jnp.moveaxis(out / weight[..., None], -2, 2)).astype(q.dtype)
   return out, (q, k, v, positions, segments, out, largest + jnp.log(weight))
@@ -161,9 +171,11 @@ def _backward(rule, saved, cotangent):
     dv = dkv[1] + multiply('bkgqs,bqkgh->bskh', p, ci)
     return dq + multiply('bkgqs,bskh->bqkgh', ds, ki), (dk, dv)
 
-  def hop(carry, _):
-    keys, dkv, dq = carry
-    blocks, dblocks = jax.tree.map(cut, (keys, dkv))
+  marks = _everywhere(positions, segments)
+
+  def hop(carry, number):
+    kv, dkv, dq = carry
+    blocks, dblocks = jax.tree.map(cut, ((*kv, *marks[_owner(number)]), tuple(dkv)))
 
     def of_key(dq, item):
       one, dkv = item
@@ -180,11 +192,12 @@ def _backward(rule, saved, cotangent):
       return dq, dkv
 
     dq, dblocks = jax.lax.scan(of_key, dq, (blocks, dblocks))
-    return (*_pass_on((keys, jax.tree.map(_join, dblocks))), dq), None
+    return (_pass_on(kv), _pass_on(jnp.stack([_join(d) for d in dblocks])), dq), None
 
   wide = lambda x: jnp.zeros_like(x, dtype=jnp.float32)
-  start = (k, v, positions, segments), (wide(k), wide(v)), wide(queries[0])
-  (_, (dk, dv), dq), _ = jax.lax.scan(hop, start, length=jax.lax.axis_size(AXIS))
+  kv = jnp.stack([k, v])
+  hops = jnp.arange(jax.lax.axis_size(AXIS))
+  (_, (dk, dv), dq), _ = jax.lax.scan(hop, (kv, wide(kv), wide(queries[0])), hops)
   return _join(dq).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 

@@ -4,6 +4,8 @@ from bmx.parallel.mesh import AXES, describe, make_mesh
 from bmx.parallel.pipeline import pipeline, stages
 from bmx.parallel.sharding import (
   Layout,
+  Stored,
+  axes_of,
   constrain,
   current,
   gather,
@@ -18,6 +20,8 @@ from bmx.parallel.sharding import (
 __all__ = [
   'AXES',
   'Layout',
+  'Stored',
+  'axes_of',
   'constrain',
   'current',
   'describe',

@@ -173,8 +173,39 @@ def gather(w: jax.Array, names: Names) -> jax.Array:
   return move(w)
 
 
-def shard_map(fn: Callable[..., jax.Array], places: Sequence[Names], out: Names) -> Any:
+def axes_of(name: str) -> tuple[str, ...]:
+  """The mesh axes that cut a named dimension where it is computed with; () without a layout."""
+  layout = current()
+  if layout is None:
+    return ()
+  return tuple(a for a in layout.compute[name] if layout.mesh.shape[a] > 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A place of `shard_map`: the operand comes as it is stored, and `fn` calls `fetch` on it."""
+
+  names: Names
+
+  def fetch(self, w: jax.Array) -> jax.Array:
+    """One device's part as it is computed with: `gather`, inside a shard_map. Its transpose adds
+    and scatters the gradients of all devices."""
+    layout = current()
+    if layout is None or layout.devices == 1:
+      return w
+    for i, name in enumerate(self.names):
+      stored, used = (table[name] if name else () for table in (layout.rules, layout.compute))
+      for axis in reversed([a for a in stored if a not in used and layout.mesh.shape[a] > 1]):
+        w = jax.lax.all_gather(w, axis, axis=i, tiled=True)
+    return w
+
+
+def shard_map(fn: Callable[..., Any], places: Sequence[Names | Stored], out: Any) -> Any:
   """`fn` of each device's part of its arguments, cut as the compute rules say of their names.
+
+  Args:
+    places: the names of the dimensions of each argument, or `Stored` with them.
+    out: those of the result, or a tuple of such where there are several.
 
   Without a layout, or on one device, it is `fn` itself.
   """
@@ -184,11 +215,16 @@ def shard_map(fn: Callable[..., jax.Array], places: Sequence[Names], out: Names)
 
   def call(*args):
     specs = tuple(
-      layout.pspec(names, x.shape, 'an operand', compute=True)
-      for names, x in zip(places, args, strict=True)
+      layout.pspec(place.names, x.shape, 'an operand')
+      if isinstance(place, Stored)
+      else layout.pspec(place, x.shape, 'an operand', compute=True)
+      for place, x in zip(places, args, strict=True)
     )
-    at = layout.pspec(out, compute=True)
-    return jax.shard_map(fn, mesh=layout.mesh, in_specs=specs, out_specs=at, check_vma=False)(*args)
+    several = isinstance(out[0], tuple)
+    at = tuple(layout.pspec(o, compute=True) for o in (out if several else (out,)))
+    return jax.shard_map(
+      fn, mesh=layout.mesh, in_specs=specs, out_specs=at if several else at[0], check_vma=False
+    )(*args)
 
   return call
 

@@ -1,0 +1,117 @@
+"""`plan` is `train` without the last call: the same state and step, compiled for other devices."""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from bmx.core.errors import InputError
+from bmx.core.types import Experiment
+from bmx.parallel import describe, jit
+from bmx.plan import hlo, traffic
+from bmx.train.state import plan_state
+from bmx.train.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A training step for devices that need not be here.
+
+  Attributes:
+    program: the compiled executable.
+    seconds: it took to compile.
+    peak: bytes on one device at the worst moment, arguments included; `arguments`: of these alone.
+    collectives: what the step sends.
+    kernels: calls of Pallas or vendor kernels.
+  """
+
+  program: Any
+  seconds: float
+  peak: int
+  arguments: int
+  collectives: list[hlo.Collective]
+  kernels: int
+
+
+def compile_step(x: Experiment) -> Compiled:
+  """Compiles one training step of an experiment that was built on a topology's devices.
+
+  Raises InputError where it does not fit the memory of a device.
+  """
+  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
+  step = make_train_step(x.grad_fn, x.tx, ema=x.ema, spike=x.guard['spike'])
+  at = x.layout.batch(x.data.spec)
+  batch = {
+    k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at[k]) for k, v in x.data.spec.items()
+  }
+  program = jit(step, x.layout, donate_argnums=(0,), out_shardings=(plan.shardings, None))
+  began = time.perf_counter()
+  try:
+    compiled = program.lower(plan.abstract, batch).compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise _too_large(x, error) from None
+  memory = compiled.memory_analysis()
+  text = compiled.as_text()
+  return Compiled(
+    compiled,
+    time.perf_counter() - began,
+    memory.peak_memory_in_bytes,
+    memory.argument_size_in_bytes,
+    hlo.collectives(text),
+    len(re.findall(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha\w*)"', text)),
+  )
+
+
+def _too_large(x: Experiment, error: Exception) -> Exception:
+  if 'RESOURCE_EXHAUSTED' not in str(error):
+    return error
+  device = x.layout.mesh.devices.flat[0].device_kind
+  reason = str(error).removeprefix('RESOURCE_EXHAUSTED: ').splitlines()[0]
+  return InputError(
+    f'the step does not fit a {device}: {reason}\nmore devices on mesh.fsdp or mesh.model, more '
+    'steps of accumulation, remat, or a smaller batch_size make it smaller'
+  )
+
+
+WHOLE = ('all-reduce',)  # what must not carry a parameter that is stored in shards
+GIB = 2**30
+
+
+def whole_parameters(x: Experiment, found: list[hlo.Collective]) -> list[str]:
+  """All-reduces that carry a whole sharded parameter: gradients that should have been scattered.
+
+  Where one axis spans a whole TPU slice, libtpu writes even an explicit reduce-scatter so.
+  """
+  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  shapes = set()
+  for leaf in jax.tree.leaves(plan.abstract.params):
+    local = leaf.sharding.shard_shape(leaf.shape)
+    if leaf.ndim > 1 and local != leaf.shape and 'fsdp' in str(leaf.sharding.spec):
+      shapes |= {_squeezed(leaf.shape), _squeezed(leaf.shape[1:])}
+  dims = lambda c: _squeezed(int(d) for d in re.findall(r'\d+', c.shape.partition('[')[2]))
+  return sorted({c.shape for c in found if c.kind in WHOLE and dims(c) in shapes})
+
+
+def _squeezed(shape: Any) -> tuple[int, ...]:
+  return tuple(n for n in shape if n > 1)
+
+
+def verdict(x: Experiment, made: Compiled) -> dict[str, Any]:
+  """A compiled step in figures, as JSON holds it; sizes in GiB on one device."""
+  sent, hand = hlo.total(made.collectives), traffic.expected(x)
+  received = sum(sent.values())
+  return {
+    'devices': x.layout.devices,
+    'mesh': describe(x.layout.mesh),
+    'compile_seconds': round(made.seconds, 1),
+    'peak_gib': round(made.peak / GIB, 2),
+    'arguments_gib': round(made.arguments / GIB, 2),
+    'kernels': made.kernels,
+    'attention': x.choices.get('attention', ''),
+    'received_gib': {k: round(v / GIB, 3) for k, v in sent.items()},
+    'hand_count_gib': round(hand / GIB, 3),
+    'over_hand_count': round(received / hand, 2) if hand else None,
+    'whole_parameters_all_reduced': whole_parameters(x, made.collectives),
+  }

@@ -1,0 +1,61 @@
+"""What a step must send, counted by hand: the compiler is held against it."""
+
+import math
+from typing import Any
+
+from bmx.core import tree
+from bmx.core.types import Experiment
+from bmx.train.state import plan_state
+
+
+def expected(x: Experiment) -> int:
+  """Bytes of the arrays that one device receives in a training step of a dense transformer.
+
+  - FSDP: every weight is gathered for the forward pass and, where blocks are recomputed or not, for
+    the backward pass; its gradient is reduced and scattered. In the dtype of the computation, for
+    every micro-batch.
+  - data: every gradient is all-reduced, for every micro-batch.
+  - tensor: a block sums its output twice forward and twice backward (Shoeybi et al. 2019), and
+    twice more where it is recomputed; the head sums its input's gradient.
+  - seq: keys and values travel round the ring in the forward pass; in the backward pass they and
+    their gradients, in float32, do.
+  """
+  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  mesh, choices = x.layout.mesh.shape, x.choices
+  width = 2 if choices.get('dtype') in ('bfloat16', 'float16') else 4
+  micro = getattr(x.grad_fn, 'steps', 1)
+  total = 0.0
+  for leaf in tree.named(plan.abstract.params).values():
+    total += micro * width * _weight(leaf, mesh)
+  return round(total + micro * _activations(x, width))
+
+
+def _weight(leaf: Any, mesh: Any) -> float:
+  """Elements that arrive for one weight: twice gathered and once reduced, or once all-reduced."""
+  axes = [
+    a for part in leaf.sharding.spec for a in ([part] if isinstance(part, str) else part or ())
+  ]
+  kept = math.prod(mesh[a] for a in axes if a != 'fsdp')
+  size = math.prod(leaf.shape) / kept
+  if mesh['fsdp'] > 1 and 'fsdp' in axes:
+    return 3 * size
+  return size if mesh['data'] * mesh['fsdp'] * mesh['seq'] > 1 else 0.0
+
+
+def _activations(x: Experiment, width: int) -> float:
+  task: Any = x.task
+  mesh, model = x.layout.mesh.shape, task.model
+  micro = getattr(x.grad_fn, 'steps', 1)
+  rows, length = x.data.spec['tokens'].shape
+  cut = math.prod(mesh[a] for a in x.layout.rules['batch']) * mesh['seq']
+  tokens = rows * length / micro / cut
+  sent = 0.0
+  if mesh['model'] > 1:
+    passes = 4 + (2 if model.remat else 0)
+    sent += (model.depth * passes + 1) * tokens * model.width * width
+  if mesh['seq'] > 1:
+    head = model.width // model.heads
+    keys = 2 * tokens * (model.kv_heads or model.heads) * head / mesh['model']
+    forward = keys * width * (2 if model.remat else 1)
+    sent += model.depth * mesh['seq'] * (forward + keys * (width + 4))
+  return sent

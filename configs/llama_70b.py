@@ -1,0 +1,70 @@
+"""Llama 3.1 70B: 70,553,706,496 parameters (Dubey et al. 2024).
+
+    python -m bmx.main --config=configs/llama_70b.py --config.data.path=train.bin
+    --config.mesh.fsdp=128 --config.mesh.model=8
+
+train.bin holds uint32 token ids of Llama 3's tokenizer, one after another.
+"""
+
+from bmx.config import base, check_variant
+
+
+def get_config(variant: str = ''):
+  c = base('Llama 3.1 70B')
+  c.vocab = 128_256
+  c.length = 4096
+  c.batch_size = 1024
+  c.steps = 50_000  # 210 billion tokens
+  c.dtype = 'bfloat16'
+  c.task = {
+    'call': 'bmx.tasks.language:CausalLM',
+    'model': {
+      'call': 'bmx.models.gpt:GPT',
+      'vocab': c.get_ref('vocab'),
+      'vocab_pad': 0,  # 128,256 is a multiple of 128 already
+      'length': c.get_ref('length'),
+      'width': 8192,
+      'depth': 80,
+      'heads': 64,
+      'kv_heads': 8,
+      'hidden': 28672,
+      'positions': 'rotary',
+      'theta': 500_000.0,
+      'norm': 'rms',
+      'activation': 'silu',
+      'gated': True,
+      'bias': False,
+      'tied': False,
+      'scan': True,
+      'remat': True,
+      'attention': 'auto',  # by the kind of device
+      'dtype': c.get_ref('dtype'),
+    },
+  }
+  c.data = {
+    'call': 'bmx.data.text:tokens',
+    'path': 'train.bin',
+    'vocab': c.get_ref('vocab'),
+    'dtype': 'uint32',
+    'split': 'train',
+    'length': c.get_ref('length'),
+  }
+  c.eval.valid = {'split': 'valid', 'batch_size': 32}
+  c.schedule = {
+    'call': 'bmx.optim.schedules:cosine',
+    'peak': 1.5e-4,
+    'warmup': 2000,
+    'floor': 1.5e-5,
+  }
+  c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'b2': 0.95, 'weight_decay': 0.1, 'clip': 1.0}
+  c.grad = {'call': 'bmx.train.step:Accumulate', 'steps': 1}
+  c.every = {'log': 10, 'eval': 1000, 'save': 500}
+  if check_variant(variant, 'tiny') == 'tiny':
+    c.vocab, c.length, c.batch_size, c.steps, c.dtype = 256, 32, 16, 20, 'float32'
+    c.task.model.update(width=64, depth=2, heads=4, kv_heads=2, hidden=128)
+    c.data = {'call': 'bmx.data.text:text', 'split': 'train', 'length': c.get_ref('length')}
+    c.eval.valid.batch_size = 512
+    c.grad.steps = 2
+    c.schedule.update(peak=3e-3, warmup=2)
+    c.every = {'log': 5, 'eval': 0, 'save': 10}
+  return c

@@ -1,0 +1,88 @@
+"""Compiles recipes with the real TPU and GPU compilers, on a machine that has neither.
+
+    python experiments/aot/compile.py [WORD ...]      # cases whose name has one of the words
+
+Each case is one process with one line of the table; results.json here holds them all. A case must
+compile, fit its device, contain the kernels where splash or cuDNN is chosen, send no whole
+parameter in an all-reduce (but where one axis spans a whole slice: libtpu writes reduce-scatters
+so), and receive at most 1.5 times what `plan.traffic` counts.
+"""
+
+import concurrent.futures
+import datetime
+import json
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+
+# name -> (recipe, topology, overrides)
+CASES = {
+  'gpt2_124m v5e:2x2': ('gpt2_124m', 'v5e:2x2', ['mesh.data=4']),
+  'llama_1b v5e:4x4 fsdp': ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8']),
+  'llama_8b v5p:4x4x4 fsdp-model': ('llama_8b', 'v5p:4x4x4', ['mesh.fsdp=16', 'mesh.model=4']),
+  'llama_8b v6e:8x8 fsdp-model': ('llama_8b', 'v6e:8x8', ['mesh.fsdp=16', 'mesh.model=4']),
+  'llama_70b v5p:8x8x16 fsdp-model': (
+    'llama_70b', 'v5p:8x8x16', ['mesh.fsdp=128', 'mesh.model=8']),
+  'llama_70b v6e:16x16 fsdp-model': (
+    'llama_70b', 'v6e:16x16', ['mesh.fsdp=32', 'mesh.model=8', 'grad.steps=4']),
+  'moe v5p:4x4x4 expert-fsdp': ('moe', 'v5p:4x4x4', ['mesh.expert=8', 'mesh.fsdp=8']),
+  'llama_8b v5p:4x4x4 ring 131,072': (
+    'llama_8b', 'v5p:4x4x4', ['length=131072', 'batch_size=8', 'mesh.fsdp=8', 'mesh.seq=8']),
+  'llama_8b v5p:4x4x4 two slices': (
+    'llama_8b', 'v5p:4x4x4@2', ['mesh.data=2', 'mesh.fsdp=16', 'mesh.model=4']),
+  'llama_8b v4:4x4x4 fsdp-model': ('llama_8b', 'v4:4x4x4', ['mesh.fsdp=16', 'mesh.model=4']),
+  'llama_8b tpu7x:4x4x4 fsdp-model': (
+    'llama_8b', 'tpu7x:4x4x4', ['mesh.fsdp=32', 'mesh.model=4']),
+  'gpt2_124m h200:1': ('gpt2_124m', 'h200:1', ['task.model.attention=xla']),
+  'llama_1b h200:1': ('llama_1b', 'h200:1', ['task.model.attention=xla', 'batch_size=64']),
+  'llama_8b h200:8 fsdp': (
+    'llama_8b', 'h200:8', ['task.model.attention=xla', 'batch_size=64', 'mesh.fsdp=8']),
+  'llama_8b h200:32x8 fsdp-data': (
+    'llama_8b', 'h200:32x8', ['task.model.attention=xla', 'mesh.fsdp=8', 'mesh.data=32']),
+}  # fmt: skip
+
+
+def compile_case(recipe: str, topology: str, overrides: list[str]) -> dict:
+  """In this process; see `main` for the others."""
+  from bmx.plan import topology as topologies
+
+  topologies.prepare()
+  import jax  # noqa: F401
+
+  from bmx import config as recipes
+  from bmx import experiment
+  from bmx.plan.compile import compile_step, verdict
+
+  config, name = recipes.load(str(ROOT / f'configs/{recipe}.py'), ['mesh.data=1', *overrides])
+  x = experiment.build(config, name, topologies.devices(topology), read=False)
+  return verdict(x, compile_step(x))
+
+
+def run(case: str) -> dict:
+  command = [sys.executable, __file__, '--one', case]
+  result = subprocess.run(command, capture_output=True, text=True, check=False)
+  if result.returncode:
+    return {'error': result.stderr.strip().splitlines()[-1]}
+  return json.loads(result.stdout.splitlines()[-1])
+
+
+def main() -> None:
+  if sys.argv[1:2] == ['--one']:
+    sys.stdout.write(json.dumps(compile_case(*CASES[sys.argv[2]])) + '\n')
+    return
+  chosen = [c for c in CASES if not sys.argv[1:] or any(word in c for word in sys.argv[1:])]
+  path = HERE / 'results.json'
+  record = json.loads(path.read_text()) if path.exists() else {}
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    for case, result in zip(chosen, pool.map(run, chosen), strict=True):
+      record[case] = {'date': datetime.date.today().isoformat()} | result
+      sys.stdout.write(f'{case}: {record[case]}\n')
+      sys.stdout.flush()
+      path.write_text(json.dumps(record, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()
