@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Experiment
 from bmx.parallel import describe, jit
@@ -75,7 +76,6 @@ def _too_large(x: Experiment, error: Exception) -> Exception:
   )
 
 
-WHOLE = ('all-reduce',)  # what must not carry a parameter that is stored in shards
 GIB = 2**30
 
 
@@ -86,12 +86,11 @@ def whole_parameters(x: Experiment, found: list[hlo.Collective]) -> list[str]:
   """
   plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
   shapes = set()
-  for leaf in jax.tree.leaves(plan.abstract.params):
-    local = leaf.sharding.shard_shape(leaf.shape)
-    if leaf.ndim > 1 and local != leaf.shape and 'fsdp' in str(leaf.sharding.spec):
-      shapes |= {_squeezed(leaf.shape), _squeezed(leaf.shape[1:])}
+  for name, leaf in tree.named(plan.abstract.params).items():
+    if 'fsdp' in str(leaf.sharding.spec):
+      shapes.add(_squeezed(leaf.shape[1:] if '/blocks/' in name else leaf.shape))
   dims = lambda c: _squeezed(int(d) for d in re.findall(r'\d+', c.shape.partition('[')[2]))
-  return sorted({c.shape for c in found if c.kind in WHOLE and dims(c) in shapes})
+  return sorted({c.shape for c in found if c.kind == 'all-reduce' and dims(c) in shapes})
 
 
 def _squeezed(shape: Any) -> tuple[int, ...]:

@@ -23,7 +23,8 @@ CASES = {
   'gpt2_124m v5e:2x2': ('gpt2_124m', 'v5e:2x2', ['mesh.data=4']),
   'llama_1b v5e:4x4 fsdp': ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8']),
   'llama_8b v5p:4x4x4 fsdp-model': ('llama_8b', 'v5p:4x4x4', ['mesh.fsdp=16', 'mesh.model=4']),
-  'llama_8b v6e:8x8 fsdp-model': ('llama_8b', 'v6e:8x8', ['mesh.fsdp=16', 'mesh.model=4']),
+  'llama_8b v6e:8x8 fsdp-model': (
+    'llama_8b', 'v6e:8x8', ['mesh.fsdp=16', 'mesh.model=4', 'grad.steps=4']),
   'llama_70b v5p:8x8x16 fsdp-model': (
     'llama_70b', 'v5p:8x8x16', ['mesh.fsdp=128', 'mesh.model=8']),
   'llama_70b v6e:16x16 fsdp-model': (

@@ -24,6 +24,9 @@ def of_tokens(model):
 @pytest.mark.parametrize(('recipe', 'expected', 'padded'), [
   ('configs/gpt2_124m.py', 124_439_808, 47 * 768),
   ('configs/llama_1b.py', 1_235_814_400, 0),
+  ('configs/llama_8b.py', 8_030_261_248, 0),
+  ('configs/llama_70b.py', 70_553_706_496, 0),
+  ('configs/moe.py', 46_702_792_704, 0),  # Mixtral 8x7B as published
 ])  # fmt: skip
 def test_recipes(recipe, expected, padded, pytestconfig):
   config, _ = bmx.config.load(str(pytestconfig.rootpath / recipe))

@@ -1,0 +1,28 @@
+"""Where every array of a recipe lies, as text that a person can read in a diff."""
+
+from typing import Any
+
+from bmx.core import tree
+from bmx.core.types import Experiment
+from bmx.core.writer import table
+from bmx.parallel import describe
+from bmx.train.state import plan_state
+
+
+def placement(x: Experiment) -> str:
+  """One line for every leaf of the state and of a batch: name, shape, dtype, place, bytes of one
+  device."""
+  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
+  leaves = tree.named(plan.abstract)
+  at = x.layout.batch(x.data.spec)
+  rows = [('leaf', 'shape', 'dtype', 'place', 'local')]
+  rows += [_row(name, leaf, leaf.sharding) for name, leaf in leaves.items()]
+  rows += [_row(f'batch/{k}', v, at[k]) for k, v in x.data.spec.items()]
+  return f'{x.name} on {x.layout.devices} devices: {describe(x.layout.mesh)}\n{table(rows)}\n'
+
+
+def _row(name: str, leaf: Any, sharding: Any) -> tuple[str, ...]:
+  size = lambda shape: '×'.join(map(str, shape)) or '1'
+  parts = ['+'.join((p,) if isinstance(p, str) else p or ('·',)) for p in sharding.spec]
+  place = ', '.join(parts) or 'replicated'
+  return name, size(leaf.shape), leaf.dtype.name, place, size(sharding.shard_shape(leaf.shape))

@@ -1,0 +1,37 @@
+"""Writes the golden placements anew: python -m tests.golden.write. Read the diff then."""
+
+import pathlib
+
+FOLDER = pathlib.Path(__file__).parent
+# file -> (recipe, topology, overrides)
+CASES = {
+  'gpt2_124m.v5e-2x2': ('gpt2_124m', 'v5e:2x2', ['mesh.data=4']),
+  'llama_1b.v5e-4x4': ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8']),
+  'llama_8b.v5p-4x4x4': ('llama_8b', 'v5p:4x4x4', ['mesh.fsdp=16', 'mesh.model=4']),
+  'llama_8b.v5p-4x4x4-two-slices': (
+    'llama_8b', 'v5p:4x4x4@2', ['mesh.data=2', 'mesh.fsdp=16', 'mesh.model=4']),
+  'llama_8b.h200-32x8': (
+    'llama_8b', 'h200:32x8', ['mesh.data=32', 'mesh.fsdp=8', 'task.model.attention=xla']),
+  'llama_70b.v5p-8x8x16': ('llama_70b', 'v5p:8x8x16', ['mesh.fsdp=128', 'mesh.model=8']),
+  'moe.v5p-4x4x4': ('moe', 'v5p:4x4x4', ['mesh.expert=8', 'mesh.fsdp=8']),
+}  # fmt: skip
+
+
+def text(name: str) -> str:
+  from bmx import config as recipes
+  from bmx import experiment
+  from bmx.plan import topology
+  from bmx.plan.placement import placement
+
+  recipe, where, overrides = CASES[name]
+  path = FOLDER.parent.parent / f'configs/{recipe}.py'
+  config, full = recipes.load(str(path), ['mesh.data=1', *overrides])
+  return placement(experiment.build(config, full, topology.devices(where), read=False))
+
+
+if __name__ == '__main__':
+  from bmx.plan.topology import prepare
+
+  prepare()
+  for case in CASES:
+    (FOLDER / f'{case}.txt').write_text(text(case))

@@ -1,0 +1,79 @@
+"""Compiled by the real TPU and GPU compilers, here; nothing is run. More in experiments/aot."""
+
+import pytest
+
+from bmx import config as recipes
+from bmx import experiment
+from bmx.core.errors import InputError
+from bmx.plan import topology
+from bmx.plan.compile import compile_step, verdict
+from tests.conftest import ROOT
+
+pytest.importorskip('libtpu')
+pytest.importorskip('jax_cuda12_plugin')
+
+MEMORY = {'v5e': 15.75, 'h200': 140.0}
+
+
+def build(recipe, where, *overrides):
+  config, name = recipes.load(str(ROOT / f'configs/{recipe}.py'), ['mesh.data=1', *overrides])
+  return experiment.build(config, name, topology.devices(where), read=False)
+
+
+@pytest.mark.parametrize(('recipe', 'where', 'overrides', 'kernels'), [
+  ('gpt2_124m', 'v5e:2x2', ['mesh.data=4'], 3),
+  ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8'], 3),
+  ('llama_1b', 'h200:1', ['task.model.attention=xla', 'batch_size=64'], 0),
+])  # fmt: skip
+def test_it_compiles_and_fits(recipe, where, overrides, kernels):
+  x = build(recipe, where, *overrides)
+  found = verdict(x, compile_step(x))
+  assert found['peak_gib'] < MEMORY[where.partition(':')[0]]
+  assert found['kernels'] >= kernels
+  assert found['attention'] == ('splash' if kernels else 'xla')
+  assert found['whole_parameters_all_reduced'] == []
+  if x.layout.devices > 1:
+    assert found['over_hand_count'] < 1.5
+    assert 'all-to-all' not in found['received_gib']
+
+
+def test_what_does_not_fit_is_said():
+  x = build('llama_8b', 'v5e:2x2', 'mesh.fsdp=4', 'batch_size=4', 'length=512')
+  with pytest.raises(InputError, match=r'does not fit a TPU v5 lite: .*\n.*mesh.fsdp'):
+    compile_step(x)
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+  ('v5x:2x2', "did you mean 'v5p'"),
+  ('v5e', 'is no topology'),
+  ('v5e:3x7', 'v5e has shapes 2x2, 4x4'),
+  ('h200:2x2x2', 'devices, or hosts x devices'),
+])  # fmt: skip
+def test_topologies_that_do_not_exist(name, message):
+  with pytest.raises(InputError, match=message):
+    topology.devices(name)
+
+
+def test_a_missing_compiler_names_the_extra(monkeypatch):
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(InputError, match=r"pip install 'bmx\[aot\]'"):
+    topology.devices('v5e:2x2')
+
+
+def test_two_slices_lie_along_the_axis_that_talks_least():
+  x = build('llama_8b', 'v5e:4x4@2', 'mesh.data=2', 'mesh.fsdp=16')
+  grid = x.layout.mesh.devices.reshape(2, 16)
+  assert [len({d.slice_index for d in row}) for row in grid] == [1, 1]
+  with pytest.raises(
+    InputError, match='2 slices, and none of mesh.pipe=1, mesh.data=1, mesh.fsdp=1'
+  ):
+    build('llama_8b', 'v5e:4x4@2', 'mesh.model=32')
+
+
+def test_the_mode(bmx):
+  done = bmx('--config=configs/gpt_char.py:tiny', '--mode=plan', '--topology=v5e:2x2',
+             '--config.task.model.attention=xla')  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert 'peak_gib' in done.stderr
+  assert 'data=4' in done.stderr
+  assert bmx('--config=configs/gpt_char.py:tiny', '--mode=plan').returncode == 2
