@@ -28,7 +28,7 @@ CASES = {
   'llama_70b v5p:8x8x16 fsdp-model': (
     'llama_70b', 'v5p:8x8x16', ['mesh.fsdp=128', 'mesh.model=8']),
   'llama_70b v6e:16x16 fsdp-model': (
-    'llama_70b', 'v6e:16x16', ['mesh.fsdp=32', 'mesh.model=8', 'grad.steps=4']),
+    'llama_70b', 'v6e:16x16', ['mesh.fsdp=32', 'mesh.model=8', 'batch_size=64']),
   'moe v5p:4x4x4 expert-fsdp': ('moe', 'v5p:4x4x4', ['mesh.expert=8', 'mesh.fsdp=8']),
   'llama_8b v5p:4x4x4 ring 131,072': (
     'llama_8b', 'v5p:4x4x4', ['length=131072', 'batch_size=8', 'mesh.fsdp=8', 'mesh.seq=8']),

@@ -2,9 +2,9 @@
 
     python experiments/scaling/scaling.py [devices|size]
 
-`devices`: llama_8b on 8 to 4,096 chips of v5p, 4 rows of 4,096 tokens a chip (weak scaling). `size`:
-0.1 to 70 billion parameters on 64 chips (FSDP 16 × tensor 4), 1 row a chip. Writes results.json and
-scaling.svg here. FLOPs are those of `core.costs` (forward × 3); bytes moved are what the compiler
+`devices`: llama_8b on 8 to 4,096 chips of v5p, 4 rows of 4,096 tokens a chip (weak scaling).
+`size`: 0.1 to 70 billion parameters on 64 chips (FSDP 16 × tensor 4), 1 row a chip. Writes
+results.json and scaling.svg here. FLOPs are those of `core.costs` (forward × 3); bytes moved are what the compiler
 says that a step reads and writes, its loops counted once, so they are read beside one another and
 not as a time.
 """
@@ -74,8 +74,8 @@ def run(what, case):
 
 def draw(record):
   """Two panels of log-log lines, as SVG."""
-  parts = ['<svg xmlns="http://www.w3.org/2000/svg" width="960" height="400" '
-           'font-family="sans-serif" font-size="12">', '<rect width="960" height="400" fill="#fff"/>']  # fmt: skip
+  head = 'xmlns="http://www.w3.org/2000/svg" width="960" height="400" font-family="sans-serif"'
+  parts = [f'<svg {head} font-size="12">', '<rect width="960" height="400" fill="#fff"/>']
   for left, what, label in ((60, 'devices', 'devices (llama_8b)'), (540, 'size', 'parameters')):
     rows = [r for r in record.get(what, {}).values() if 'error' not in r]
     if rows:
