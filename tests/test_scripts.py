@@ -30,7 +30,9 @@ def test_every_worker_gets_its_number():
     capture_output=True, text=True, check=True,
   ).stdout.removeprefix('--command=')  # fmt: skip
   fake = """
-curl() { case ${@: -1} in *endpoints) echo a:b:10.0.0.1,a:b:10.0.0.2,a:b:10.0.0.3;; *) echo 2;; esac; }
+curl() {
+  case ${@: -1} in *endpoints) echo a:b:10.0.0.1,a:b:10.0.0.2,a:b:10.0.0.3;; *) echo 2;; esac
+}
 cd() { :; }
 """
   remote = remote.replace('.venv/bin/python', 'echo')

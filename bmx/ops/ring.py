@@ -70,9 +70,15 @@ def _everywhere(positions, segments):
   return jax.lax.all_gather(jnp.stack([positions, segments]), AXIS)
 
 
-def _owner(hop):
-  """Whose keys are here after so many hops."""
-  return (jax.lax.axis_index(AXIS) - hop) % jax.lax.axis_size(AXIS)
+def _here(marks, kv, hop):
+  """The keys that are here after so many hops, with their marks: (k, v, positions, segments).
+
+  The barrier keeps the compiler from computing the masks of all hops ahead of the loop, which would
+  take the memory that the ring is there to save.
+  """
+  owner = (jax.lax.axis_index(AXIS) - hop) % jax.lax.axis_size(AXIS)
+  mark, kv = jax.lax.optimization_barrier((marks[owner], kv))
+  return (*kv, *mark)
 
 
 def _scores(q, k, at, rule):
@@ -128,7 +134,7 @@ def _forward(q, k, v, positions, segments, rule):
 
   def hop(carry, number):
     kv, sums = carry
-    blocks = jax.tree.map(lambda x: _cut(x, block), (*kv, *marks[_owner(number)]))
+    blocks = jax.tree.map(lambda x: _cut(x, block), _here(marks, kv, number))
 
     def of_query(_, item):
       query, sums = item
@@ -175,7 +181,7 @@ def _backward(rule, saved, cotangent):
 
   def hop(carry, number):
     kv, dkv, dq = carry
-    blocks, dblocks = jax.tree.map(cut, ((*kv, *marks[_owner(number)]), tuple(dkv)))
+    blocks, dblocks = jax.tree.map(cut, (_here(marks, kv, number), tuple(dkv)))
 
     def of_key(dq, item):
       one, dkv = item

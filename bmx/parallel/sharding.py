@@ -193,6 +193,9 @@ class Stored:
     layout = current()
     if layout is None or layout.devices == 1:
       return w
+    # libtpu 0.0.42 cannot move a scattered sum out of a loop of micro-batches, and fails where it
+    # tries (RET_CHECK in while_loop_all_reduce_code_motion); behind a barrier it does not try.
+    w = jax.lax.optimization_barrier(w)
     for i, name in enumerate(self.names):
       stored, used = (table[name] if name else () for table in (layout.rules, layout.compute))
       for axis in reversed([a for a in stored if a not in used and layout.mesh.shape[a] > 1]):

@@ -9,7 +9,7 @@ from bmx.train.state import plan_state
 
 
 def expected(x: Experiment) -> int:
-  """Bytes of the arrays that one device receives in a training step of a dense transformer.
+  """Bytes of the arrays that one device receives in a training step of a transformer.
 
   - FSDP: every weight is gathered for the forward pass and, where blocks are recomputed or not, for
     the backward pass; its gradient is reduced and scattered. In the dtype of the computation, for
@@ -19,6 +19,8 @@ def expected(x: Experiment) -> int:
     twice more where it is recomputed; the head sums its input's gradient.
   - seq: keys and values travel round the ring in the forward pass; in the backward pass they and
     their gradients, in float32, do.
+  - expert: with a capacity, what is sent to the experts and back, forward and backward, and twice
+    more where blocks are recomputed.
   """
   plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
   mesh, choices = x.layout.mesh.shape, x.choices
@@ -58,4 +60,7 @@ def _activations(x: Experiment, width: int) -> float:
     keys = 2 * tokens * (model.kv_heads or model.heads) * head / mesh['model']
     forward = keys * width * (2 if model.remat else 1)
     sent += model.depth * mesh['seq'] * (forward + keys * (width + 4))
+  if mesh['expert'] > 1 and model.capacity:
+    chosen = tokens * model.top_k * model.capacity
+    sent += model.depth * (6 if model.remat else 4) * chosen * model.width * width
   return sent
