@@ -143,7 +143,7 @@ def test_a_refused_cell_is_an_error_where_it_is_used():
 
 def test_the_ring_never_holds_all_scores():
   """Temporary memory of value and gradient, by the compiler: far below the T × T scores."""
-  length = 8192
+  length = 32768
   layout = Layout(make_mesh({'seq': 8}))
   shape = jax.ShapeDtypeStruct((1, length, 2, 32), np.float32)
   loss = lambda q, k, v: attend(q, k, v, causal=True, impl='ring').sum()
