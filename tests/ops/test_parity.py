@@ -1,6 +1,8 @@
 """Every implementation of attention × every rule of what is seen, values and gradients, against the
 formula in float64. `cudnn` computes on a GPU only: here its cells are errors."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from bmx.ops.ring import zigzag
 from bmx.parallel import Layout, jit, make_mesh
 
 LENGTH = 128
+ONE: dict[str, int] = {}
 RULES = {
   'full': {},
   'causal': {'causal': True},
@@ -62,7 +65,7 @@ def oracle(q, k, v, cotangent, causal=False, window=0, packed=False):
   return np.einsum('bnts,bsnh->btnh', p, wide_v), np.einsum('bnts,bsnh->btnh', ds, wide_k), dk, dv
 
 
-def computed(impl, q, k, v, cotangent, causal=False, window=0, packed=False):
+def computed(impl, q, k, v, cotangent, causal=False, window=0, packed=False, mesh=ONE):
   ids = jnp.asarray(segments(len(q))) if packed else None
   options = {'causal': causal, 'window': window, 'impl': impl, 'interpret': impl == 'splash'}
 
@@ -74,7 +77,7 @@ def computed(impl, q, k, v, cotangent, causal=False, window=0, packed=False):
     return out, *back(g)
 
   if impl != 'ring':
-    layout = Layout(make_mesh({}, jax.devices()[:1]))
+    layout = Layout(make_mesh(mesh, jax.devices()[: math.prod(mesh.values())]))
     return jit(both, layout)(q, k, v, cotangent, ids, None)
   # The tokens lie in zig-zag order on four devices, with rows on two others.
   layout = Layout(make_mesh({'data': 2, 'seq': 4}))
@@ -102,6 +105,16 @@ def test_cell(impl, rule, shape, dtype):
   for name, a, b in zip(['o', 'q', 'k', 'v'], given, oracle(*args, **RULES[rule]), strict=True):
     error = np.abs(np.asarray(a.astype(jnp.float32)) - b).max() / np.abs(b).max()
     assert error < TOLERANCE[dtype], f'{name}: {error}'
+
+
+@pytest.mark.parametrize('mesh', [{'data': 2, 'model': 2}, {'fsdp': 2}], ids=str)
+@pytest.mark.parametrize('rule', ['packed', 'packed, full'])
+@pytest.mark.parametrize('impl', ['xla', 'splash'])
+def test_documents_stay_apart_in_every_layout(impl, rule, mesh):
+  args = tensors(2, 2, 64, 'float32')
+  given = computed(impl, *args, **RULES[rule], mesh=mesh)
+  for a, b in zip(given, oracle(*args, **RULES[rule]), strict=True):
+    assert np.abs(np.asarray(a) - b).max() < 2e-5 * np.abs(b).max()
 
 
 REFUSED = {
