@@ -1,10 +1,12 @@
 """jax's persistent cache of compiled programs."""
 
+import contextlib
 import json
 import logging
 import os
 import pathlib
 import zlib
+from collections.abc import Iterator
 
 import jax
 
@@ -26,6 +28,19 @@ def enable(folder: str) -> None:
     sweep(path)
   jax.config.update('jax_compilation_cache_dir', str(path))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+  """Inside, no program is written to the cache: one for a device that is not here could not be
+  loaded again. (Whether the cache is on at all, jax asks only once a process.)"""
+  word = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, word)
+  jax.config.update(word, float('inf'))
+  try:
+    yield
+  finally:
+    jax.config.update(word, before)
 
 
 def sweep(folder: pathlib.Path) -> list[str]:

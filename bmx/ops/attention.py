@@ -2,8 +2,8 @@
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,28 +59,56 @@ def attend(
   reason = impossible(impl, platform, q.dtype.name, length, k.shape[1], size, shards)
   if reason:
     raise InputError(reason)
-  if impl == 'cudnn':
-    return cudnn(q, k, v, causal, window, segment_ids)
-  if impl == 'xla':
-    q = (q * size**-0.5).reshape(batch, length, k.shape[2], -1, size)
-    rule = functools.partial(_visible, causal=causal, window=window)
-    out = _blocks(q, k, v, segment_ids, rule, window) if causal else _rows(q, k, v, segment_ids)
-    return out.reshape(batch, length, heads, size)
-  at_q, at_kv, at_ids = ('batch', 'length', 'heads', None), ('batch', 'length', 'kv', None), (
-    'batch', 'length')  # fmt: skip
-  if impl == 'splash' and segment_ids is None:
-    kernel = lambda q, k, v: splash(q, k, v, causal, window, None, interpret)
-    return shard_map(kernel, (at_q, at_kv, at_kv), at_q)(q, k, v)
-  if segment_ids is None:
-    segment_ids = jnp.zeros((batch, length), jnp.int32)
+  seen = Seen(causal, window, segment_ids, positions)
   if impl == 'splash':
-    kernel = lambda q, k, v, ids: splash(q, k, v, causal, window, ids, interpret)
-    return shard_map(kernel, (at_q, at_kv, at_kv, at_ids), at_q)(q, k, v, segment_ids)
+    return _splash(q, k, v, seen, interpret)
+  return {'xla': _xla, 'cudnn': _cudnn, 'ring': _ring}[impl](q, k, v, seen)
+
+
+class Seen(NamedTuple):
+  """What a query may see, as `attend` is told."""
+
+  causal: bool
+  window: int
+  segment_ids: jax.Array | None
+  positions: jax.Array | None
+
+
+# Names of dimensions: of queries, of keys and values, of what every token carries.
+TOKEN = ('batch', 'length')
+QUERY, KEY = (*TOKEN, 'heads', None), (*TOKEN, 'kv', None)
+
+
+def _cudnn(q, k, v, seen):
+  return cudnn(q, k, v, seen.causal, seen.window, seen.segment_ids)
+
+
+def _splash(q, k, v, seen, interpret):
+  """Segments are an operand only where there are any: without, the kernel is a simpler one."""
+
+  def kernel(q, k, v, *ids):
+    return splash(q, k, v, seen.causal, seen.window, ids[0] if ids else None, interpret)
+
+  ids = () if seen.segment_ids is None else (seen.segment_ids,)
+  return shard_map(kernel, (QUERY, KEY, KEY, *[TOKEN] * len(ids)), QUERY)(q, k, v, *ids)
+
+
+def _ring(q, k, v, seen):
+  batch, length = q.shape[:2]
+  segments, positions = seen.segment_ids, seen.positions
+  if segments is None:
+    segments = jnp.zeros((batch, length), jnp.int32)
   if positions is None:
     positions = jnp.broadcast_to(jnp.arange(length)[None, :], (batch, length))
-  local = lambda q, k, v, p, s: ring(q, k, v, p, s, causal, window)
-  places = (at_q, at_kv, at_kv, at_ids, at_ids)
-  return shard_map(local, places, at_q)(q, k, v, positions, segment_ids)
+  local = lambda q, k, v, p, s: ring(q, k, v, p, s, seen.causal, seen.window)
+  return shard_map(local, (QUERY, KEY, KEY, TOKEN, TOKEN), QUERY)(q, k, v, positions, segments)
+
+
+def _xla(q, k, v, seen):
+  batch, length, heads, size = q.shape
+  q = (q * size**-0.5).reshape(batch, length, k.shape[2], -1, size)
+  out = _blocks(q, k, v, seen) if seen.causal else _rows(q, k, v, seen.segment_ids)
+  return out.reshape(batch, length, heads, size)
 
 
 _counting: contextvars.ContextVar[bool] = contextvars.ContextVar('counting', default=False)
@@ -131,25 +159,20 @@ def _platform() -> str:
   return layout.mesh.devices.flat[0].platform if layout else jax.default_backend()
 
 
-def _visible(queries, keys, causal, window):
-  """Indices [T] and [S] -> bool [T, S]."""
-  ahead = queries[:, None] - keys[None, :]
-  return (ahead >= 0) & (ahead < window) if window else ahead >= 0
-
-
-def _blocks(q, k, v, segment_ids, rule, window):
+def _blocks(q, k, v, seen):
   """Causal attention a block of queries at a time, each against the keys it can see: (ROWS + 1) /
   (2·ROWS) of the work. Slices of a sharded length would move data, so only on one device."""
-  length = q.shape[1]
+  length, window, ids = q.shape[1], seen.window, seen.segment_ids
   n = ROWS if one_device() and length % ROWS == 0 else 1
   step = length // n
   rows = []
   for start in range(0, length, step):
-    low, high = max(0, start - window + 1) if window and n > 1 else 0, start + step
-    span, seen = slice(start, high), slice(low, high)
-    ids = None if segment_ids is None else (segment_ids[:, span], segment_ids[:, seen])
-    mask = rule(jnp.arange(start, high), jnp.arange(low, high))
-    rows.append(_rows(q[:, span], k[:, seen], v[:, seen], ids, mask))
+    low = max(0, start - window + 1) if window and n > 1 else 0
+    queries, keys = slice(start, start + step), slice(low, start + step)
+    pair = None if ids is None else (ids[:, queries], ids[:, keys])
+    ahead = jnp.arange(start, start + step)[:, None] - jnp.arange(low, start + step)[None, :]
+    mask = (ahead >= 0) & (ahead < window) if window else ahead >= 0
+    rows.append(_rows(q[:, queries], k[:, keys], v[:, keys], pair, mask))
   return jnp.concatenate(rows, axis=1) if n > 1 else rows[0]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from bmx.core import tree
+from bmx.core import cache, tree
 from bmx.core.errors import InputError
 from bmx.core.types import Experiment
 from bmx.parallel import describe, jit
@@ -50,7 +50,8 @@ def compile_step(x: Experiment) -> Compiled:
   program = jit(step, x.layout, donate_argnums=(0,), out_shardings=(plan.shardings, None))
   began = time.perf_counter()
   try:
-    compiled = program.lower(plan.abstract, batch).compile()
+    with cache.nothing_kept():
+      compiled = program.lower(plan.abstract, batch).compile()
   except jax.errors.JaxRuntimeError as error:
     raise _too_large(x, error) from None
   memory = compiled.memory_analysis()

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from bmx.core import streams, tree
 from bmx.core.types import Array, Task, Variables
+from bmx.ops.attention import as_xla
 from bmx.parallel import Layout, jit, use
 from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings, unbox
 
@@ -80,10 +81,11 @@ def plan_state(
     norm = jnp.zeros(2, jnp.float32)
     return TrainState(zero, params, tx.init(params), collections, key, zero, norm, average)
 
-  with use(layout):
+  with as_xla():  # shapes and names depend on no kernel; what does not fit the mesh is named first
     boxed = jax.eval_shape(variables, jax.random.PRNGKey(0))
-    abstract = jax.eval_shape(create)
   params = param_pspecs(boxed.pop('params'), layout)
+  with use(layout):
+    abstract = jax.eval_shape(create)
   nowhere = PartitionSpec()
   make: Any = TrainState  # of specs, for now
   specs = make(

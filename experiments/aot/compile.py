@@ -5,7 +5,7 @@
 Each case is one process with one line of the table; results.json here holds them all. A case must
 compile, fit its device, contain the kernels where splash or cuDNN is chosen, send no whole
 parameter in an all-reduce (but where one axis spans a whole slice: libtpu writes reduce-scatters
-so), and receive at most 1.5 times what `plan.traffic` counts.
+so), and receive at most 1.5 times what `plan.traffic` counts. Cases with cuDNN need its wheels.
 """
 
 import concurrent.futures
@@ -41,6 +41,10 @@ CASES = {
   'llama_1b h200:1': ('llama_1b', 'h200:1', ['task.model.attention=xla', 'batch_size=64']),
   'llama_8b h200:8 fsdp': (
     'llama_8b', 'h200:8', ['task.model.attention=xla', 'batch_size=64', 'mesh.fsdp=8']),
+  'gpt2_124m h200:1 cuDNN': ('gpt2_124m', 'h200:1', ['task.model.attention=cudnn']),
+  'llama_1b h200:1 cuDNN': ('llama_1b', 'h200:1', ['task.model.attention=cudnn', 'batch_size=64']),
+  'llama_8b h200:8 fsdp cuDNN': (
+    'llama_8b', 'h200:8', ['task.model.attention=cudnn', 'batch_size=64', 'mesh.fsdp=8']),
   'llama_8b h200:32x8 fsdp-data': (
     'llama_8b', 'h200:32x8', ['task.model.attention=xla', 'mesh.fsdp=8', 'mesh.data=32']),
 }  # fmt: skip

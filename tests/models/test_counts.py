@@ -30,7 +30,8 @@ def of_tokens(model):
 ])  # fmt: skip
 def test_recipes(recipe, expected, padded, pytestconfig):
   config, _ = bmx.config.load(str(pytestconfig.rootpath / recipe))
-  task = bmx.config.build(bmx.config.plain(config)['task'], 'task')
+  settled = bmx.config.settle(bmx.config.plain(config)['task'], {'attention': 'xla'})
+  task = bmx.config.build(settled, 'task')
   assert task.padded_parameters == padded
   assert of_tokens(task.model) == expected
 

@@ -11,7 +11,7 @@ GPT, MOE = 'gpt_char', 'moe'
 MODEL = 'task.model'
 CASES = {
   'a mesh that is not the devices': (GPT, ['mesh.data=3'], 'needs 3 devices, but there are 8'),
-  'heads': (GPT, ['mesh.data=1', 'mesh.model=8'], "'heads'.* is not divisible by model=8"),
+  'heads': (GPT, ['mesh.data=1', 'mesh.model=8'], "('heads'|'kv').* is not divisible by model=8"),
   'experts': (
     MOE, ['mesh.data=1', 'mesh.expert=8', f'{MODEL}.experts=6'],
     "'expert'.* is not divisible by expert=8"),
