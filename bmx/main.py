@@ -146,7 +146,6 @@ def _choose_platform(mode: str) -> None:
   aot = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_cuda12_plugin'))
   if aot and not nodes and sys.platform == 'linux':
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 
 def _stored(workdir: pathlib.Path, overrides: list[str], allow: list[str]) -> tuple[Any, str]:

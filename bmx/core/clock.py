@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+SHORTEST = 0.005  # seconds: threads tell of the end of a dispatch no more exactly than this
+
 
 class Clock:
   """Rates between log lines.
@@ -40,9 +42,14 @@ class Clock:
     self.paused += seconds
 
   def close(self, step: int, at: float | None = None) -> dict[str, float]:
-    """The rates of the window that ended, `at` a time or now, with `step` completed steps."""
+    """The rates of the window that ended, `at` a time or now, with `step` completed steps.
+
+    {} where it was too short to be timed; then it goes on, and is part of the next.
+    """
     at = self.now() if at is None else at
-    seconds = max(at - self.start - self.paused, 1e-9)
+    seconds = at - self.start - self.paused
+    if seconds < SHORTEST:
+      return {}
     done = max(step - self.step, 1)
     self.rate = done / seconds
     line = {

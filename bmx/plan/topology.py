@@ -38,7 +38,6 @@ runtime_version { major: 12 minor: 9 } device_description_str: "NVIDIA H200"
 def prepare() -> None:
   """What the compilers read from the environment; before jax is imported."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 

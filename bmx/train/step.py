@@ -56,7 +56,7 @@ class Accumulate:
       raise InputError(
         f'accumulation: {self.steps} steps do not divide batch_size={self.batch_size}'
       )
-    if not self.separable:
+    if self.steps > 1 and not self.separable:
       log.warning('accumulation: examples of this task see only those of their micro-batch')
 
   @property

@@ -34,7 +34,8 @@ CASES = {
     'llama_8b', 'v5p:4x4x4', ['length=131072', 'batch_size=8', 'mesh.fsdp=8', 'mesh.seq=8']),
   'llama_8b v5p:4x4x4 two slices': (
     'llama_8b', 'v5p:4x4x4@2', ['mesh.data=2', 'mesh.fsdp=16', 'mesh.model=4']),
-  'llama_8b v4:4x4x4 fsdp-model': ('llama_8b', 'v4:4x4x4', ['mesh.fsdp=16', 'mesh.model=4']),
+  'llama_8b v4:4x4x4 fsdp-model': (
+    'llama_8b', 'v4:4x4x4', ['mesh.fsdp=16', 'mesh.model=4', 'batch_size=128']),
   'llama_8b tpu7x:4x4x4 fsdp-model': (
     'llama_8b', 'tpu7x:4x4x4', ['mesh.fsdp=32', 'mesh.model=4']),
   'gpt2_124m h200:1': ('gpt2_124m', 'h200:1', ['task.model.attention=xla']),

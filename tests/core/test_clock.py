@@ -110,3 +110,12 @@ def test_a_window_of_no_time_has_finite_rates():
   _, clock = start(flops=1.0, peak=1.0)
   line = clock.close(1)
   assert all(v == v and v != float('inf') for v in line.values())
+
+
+def test_a_window_too_short_to_time_is_part_of_the_next():
+  """Two dispatches whose ends are told at one moment: no million steps a second."""
+  now = [0.0]
+  clock = Clock(100, {'examples': 10}, now=lambda: now[0])
+  clock.begin(0)
+  assert clock.close(10, at=1e-5) == {}
+  assert clock.close(20, at=2.0)['steps_per_second'] == 10.0
