@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
-from bmx.parallel import gather, named, one_device
+from bmx.parallel import Stored, axes_of, gather, named, one_device, shard_map
 
 Dtype = Any
 Init = Callable[..., jax.Array]
@@ -117,8 +117,25 @@ class Embed(nn.Module):
     self.table = self.param('table', named(padded, self.axes), (rows, self.width), jnp.float32)
 
   def __call__(self, ids: jax.Array) -> jax.Array:
-    """ids int [...] -> [..., D]."""
-    return jnp.take(self.gathered(), ids, axis=0)
+    """ids int [B, T] -> [B, T, D].
+
+    Each device looks up the rows that it has. Left to the compiler, the table's gradient would
+    travel whole, or by all-to-all.
+    """
+    place, axes = Stored(self.axes), axes_of(self.axes[0] or '')
+
+    def look_up(table, ids):
+      table = place.fetch(table)
+      if not axes:
+        return jnp.take(table, ids, axis=0)
+      ids -= jax.lax.axis_index(axes) * table.shape[0]
+      mine = (ids >= 0) & (ids < table.shape[0])
+      rows = jnp.take(table, ids.clip(0, table.shape[0] - 1), axis=0)
+      return jax.lax.psum(jnp.where(mine[..., None], rows, 0), axes)
+
+    token = ('batch', 'length')
+    out = (*token, self.axes[1])
+    return shard_map(look_up, (place, token), out)(self.table.astype(self.dtype), ids)
 
   def gathered(self) -> jax.Array:
     """The table as the computation wants it, [V + pad, D]."""

@@ -176,7 +176,7 @@ def gather(w: jax.Array, names: Names) -> jax.Array:
 def axes_of(name: str) -> tuple[str, ...]:
   """The mesh axes that cut a named dimension where it is computed with; () without a layout."""
   layout = current()
-  if layout is None:
+  if layout is None or not name:
     return ()
   return tuple(a for a in layout.compute[name] if layout.mesh.shape[a] > 1)
 
