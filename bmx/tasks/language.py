@@ -32,8 +32,9 @@ class CausalLM(ModelTask):
 
   @property
   def method(self) -> str | None:
-    chunked = self.chunks > 1 and getattr(self.model, 'vocab', 0) > CHUNKED
-    return 'hidden_and_table' if chunked else None
+    able = hasattr(self.model, 'hidden_and_table')
+    large = getattr(self.model, 'vocab', 0) > CHUNKED
+    return 'hidden_and_table' if able and large and self.chunks > 1 else None
 
   def check(self, info: Mapping[str, Any]) -> None:
     vocab, length = getattr(self.model, 'vocab', 0), getattr(self.model, 'length', 0)

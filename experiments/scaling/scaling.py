@@ -3,7 +3,7 @@
     python experiments/scaling/scaling.py [devices|size]
 
 `devices`: llama_8b on 8 to 4,096 chips of v5p, 4 rows of 4,096 tokens a chip (weak scaling).
-`size`: 0.1 to 70 billion parameters on 64 chips (FSDP 16 × tensor 4), 1 row a chip. Writes
+`size`: 0.2 to 70 billion parameters on 64 chips (FSDP 16 × tensor 4), 1 row a chip. Writes
 results.json and scaling.svg here. FLOPs are those of `core.costs` (forward × 3); bytes moved are
 what the compiler says that a step reads and writes, its loops counted once, so they are read beside
 one another and not as a time.
