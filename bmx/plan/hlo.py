@@ -40,7 +40,7 @@ def collectives(text: str) -> list[Collective]:
   bodies, entry = _computations(text)
   found: dict[tuple[str, int], Collective] = {}
 
-  def visit(computation: str, times: int, scatter: bool) -> None:
+  def visit(computation: str, times: int, fused: bool, scatter: bool) -> None:
     for line in bodies.get(computation, ()):
       match = _OPERATION.search(line)
       if not match:
@@ -52,16 +52,17 @@ def collectives(text: str) -> list[Collective]:
         name = line.split('=')[0].strip().lstrip('%').removeprefix('ROOT %')
         kind = 'reduce-scatter' if scatter and kind == 'all-reduce' else kind
         channel = re.search(r'channel_id=(\d+)', line)
-        # The TPU spreads one message over three fusions (start, along with work, done).
-        message = (channel.group(1) if channel else name, times)
+        # The TPU spreads one message over three fusions (start, along with work, done), which share
+        # its channel; outside of fusions, messages that are written apart are apart.
+        message = (channel.group(1) if channel and fused else name, times)
         found.setdefault(message, Collective(kind, shape, size, times, name))
       inner = times * _trips(line, bodies) if operation == 'while' else times
       inside = scatter or 'all-reduce-scatter' in line
       if kind not in KINDS and operation not in ('reduce', 'sort', 'scatter', 'reduce-window'):
         for called in _called(line):
-          visit(called, inner, inside)
+          visit(called, inner, fused or operation == 'fusion', inside)
 
-  visit(entry, 1, False)
+  visit(entry, 1, False, False)
   return list(found.values())
 
 

@@ -71,7 +71,8 @@ def run(case: str) -> dict:
   command = [sys.executable, __file__, '--one', case]
   result = subprocess.run(command, capture_output=True, text=True, check=False)
   if result.returncode:
-    return {'error': result.stderr.strip().splitlines()[-1]}
+    errors = [line for line in result.stderr.splitlines() if 'Error' in line]
+    return {'error': errors[-1] if errors else f'exit code {result.returncode}'}
   return json.loads(result.stdout.splitlines()[-1])
 
 
