@@ -43,7 +43,7 @@ case $verb in
 at() { curl -sf -H Metadata-Flavor:Google "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"; }
 hosts=$(at worker-network-endpoints | tr "," "\n" | sed "s/.*://")
 .venv/bin/python -m bmx.main --processes=$(echo "$hosts" | wc -l) --process=$(at agent-worker-number) \
-  --coordinator=$(echo "$hosts" | head -1):'"$port $*"
+  --coordinator=$(echo "$hosts" | head -1):'"$port$(printf ' %q' "$@")"
     ;;
   delete)
     do_it gcloud compute tpus tpu-vm delete "$name" --zone="$zone" --quiet

@@ -1,6 +1,6 @@
 """Mesh, rules, and the placement of arrays."""
 
-from bmx.parallel.mesh import AXES, describe, make_mesh
+from bmx.parallel.mesh import AXES, describe, describe_place, make_mesh
 from bmx.parallel.pipeline import pipeline, stages
 from bmx.parallel.sharding import (
   Layout,
@@ -25,6 +25,7 @@ __all__ = [
   'constrain',
   'current',
   'describe',
+  'describe_place',
   'gather',
   'jit',
   'make_mesh',

@@ -66,6 +66,17 @@ def _grid(sizes: Mapping[str, int], devices: Sequence[Any]) -> Any:
   )
 
 
+def describe_place(spec: Any) -> str:
+  """A PartitionSpec for people.
+
+  >>> from jax.sharding import PartitionSpec as P
+  >>> describe_place(P(None, ('data', 'fsdp'), 'model')), describe_place(P())
+  ('·, data+fsdp, model', 'replicated')
+  """
+  parts = ['+'.join((p,) if isinstance(p, str) else p or ('·',)) for p in spec]
+  return ', '.join(parts) or 'replicated'
+
+
 def describe(mesh: Mesh) -> str:
   """
   >>> describe(make_mesh({}, jax.devices()[:1]))

@@ -15,13 +15,15 @@ from bmx.plan import hlo, traffic
 from bmx.train.state import plan_state
 from bmx.train.step import make_train_step
 
+GIB = 2**30
+
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
   """A training step for devices that need not be here.
 
   Attributes:
-    program: the compiled executable.
+    program: the compiled executable. params: its abstract parameters, with their places.
     seconds: it took to compile.
     peak: bytes on one device at the worst moment, arguments included; `arguments`: of these alone.
     collectives: what the step sends.
@@ -29,6 +31,7 @@ class Compiled:
   """
 
   program: Any
+  params: Any
   seconds: float
   peak: int
   arguments: int
@@ -58,6 +61,7 @@ def compile_step(x: Experiment) -> Compiled:
   text = compiled.as_text()
   return Compiled(
     compiled,
+    plan.abstract.params,
     time.perf_counter() - began,
     memory.peak_memory_in_bytes,
     memory.argument_size_in_bytes,
@@ -77,17 +81,13 @@ def _too_large(x: Experiment, error: Exception) -> Exception:
   )
 
 
-GIB = 2**30
-
-
-def whole_parameters(x: Experiment, found: list[hlo.Collective]) -> list[str]:
+def whole_parameters(params: Any, found: list[hlo.Collective]) -> list[str]:
   """All-reduces that carry a whole sharded parameter: gradients that should have been scattered.
 
   Where one axis spans a whole TPU slice, libtpu writes even an explicit reduce-scatter so.
   """
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
   shapes = set()
-  for name, leaf in tree.named(plan.abstract.params).items():
+  for name, leaf in tree.named(params).items():
     if 'fsdp' in str(leaf.sharding.spec):
       shapes.add(_squeezed(leaf.shape[1:] if '/blocks/' in name else leaf.shape))
   dims = lambda c: _squeezed(int(d) for d in re.findall(r'\d+', c.shape.partition('[')[2]))
@@ -100,7 +100,7 @@ def _squeezed(shape: Any) -> tuple[int, ...]:
 
 def verdict(x: Experiment, made: Compiled) -> dict[str, Any]:
   """A compiled step in figures, as JSON holds it; sizes in GiB on one device."""
-  sent, hand = hlo.total(made.collectives), traffic.expected(x)
+  sent, hand = hlo.total(made.collectives), traffic.expected(x, made.params)
   received = sum(sent.values())
   return {
     'devices': x.layout.devices,
@@ -113,5 +113,5 @@ def verdict(x: Experiment, made: Compiled) -> dict[str, Any]:
     'received_gib': {k: round(v / GIB, 3) for k, v in sent.items()},
     'hand_count_gib': round(hand / GIB, 3),
     'over_hand_count': round(received / hand, 2) if hand else None,
-    'whole_parameters_all_reduced': whole_parameters(x, made.collectives),
+    'whole_parameters_all_reduced': whole_parameters(made.params, made.collectives),
   }

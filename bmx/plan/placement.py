@@ -5,7 +5,7 @@ from typing import Any
 from bmx.core import tree
 from bmx.core.types import Experiment
 from bmx.core.writer import table
-from bmx.parallel import describe
+from bmx.parallel import describe, describe_place
 from bmx.train.state import plan_state
 
 
@@ -23,6 +23,5 @@ def placement(x: Experiment) -> str:
 
 def _row(name: str, leaf: Any, sharding: Any) -> tuple[str, ...]:
   size = lambda shape: '×'.join(map(str, shape)) or '1'
-  parts = ['+'.join((p,) if isinstance(p, str) else p or ('·',)) for p in sharding.spec]
-  place = ', '.join(parts) or 'replicated'
+  place = describe_place(sharding.spec)
   return name, size(leaf.shape), leaf.dtype.name, place, size(sharding.shard_shape(leaf.shape))

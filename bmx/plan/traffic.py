@@ -3,17 +3,18 @@
 import math
 from typing import Any
 
-from bmx.core import tree
+import jax
+
 from bmx.core.types import Experiment
-from bmx.train.state import plan_state
 
 
-def expected(x: Experiment) -> int:
+def expected(x: Experiment, params: Any) -> int:
   """Bytes of the arrays that one device receives in a training step of a transformer.
 
-  - FSDP: every weight is gathered for the forward pass and, where blocks are recomputed or not, for
-    the backward pass; its gradient is reduced and scattered. In the dtype of the computation, for
-    every micro-batch.
+  `params` are the abstract ones, with their places.
+
+  - FSDP: every weight is gathered for the forward pass and again for the backward pass; its
+    gradient is reduced and scattered. In the dtype of the computation, for every micro-batch.
   - data: every gradient is all-reduced, for every micro-batch.
   - tensor: a block sums its output twice forward and twice backward (Shoeybi et al. 2019), and
     twice more where it is recomputed; the head sums its input's gradient.
@@ -22,12 +23,11 @@ def expected(x: Experiment) -> int:
   - expert: with a capacity, what is sent to the experts and back, forward and backward, and twice
     more where blocks are recomputed.
   """
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
   mesh, choices = x.layout.mesh.shape, x.choices
   width = 2 if choices.get('dtype') in ('bfloat16', 'float16') else 4
   micro = getattr(x.grad_fn, 'steps', 1)
   total = 0.0
-  for leaf in tree.named(plan.abstract.params).values():
+  for leaf in jax.tree.leaves(params):
     total += micro * width * _weight(leaf, mesh)
   return round(total + micro * _activations(x, width))
 

@@ -154,10 +154,10 @@ class Checkpoints:
     share = jax.process_index(), jax.process_count()
     for step in reversed(steps):
       bad = manifest.damage(self.folder / str(step), share)
-      if bad:
-        log.warning('CHECKPOINT %d IS DAMAGED and will not be used: %s', step, '; '.join(bad))
       if not anywhere(bool(bad)):
         return step
+      what = '; '.join(bad) or 'another process found it, see the files in WORKDIR/logs'
+      log.warning('CHECKPOINT %d IS DAMAGED and will not be used: %s', step, what)
     if steps:
       raise InputError(
         f'every checkpoint in {self.folder} is damaged ({steps}); remove it to start anew'

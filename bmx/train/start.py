@@ -10,7 +10,7 @@ from bmx.core.types import Experiment
 from bmx.core.writer import table
 from bmx.data.feed import THREADS
 from bmx.ops.attention import as_xla
-from bmx.parallel import describe
+from bmx.parallel import describe, describe_place
 from bmx.train.state import Plan
 
 MAX_ROWS = 40
@@ -121,12 +121,8 @@ def _rules(layout: Any) -> str:
 
 def _row(name: str, leaf: Any) -> tuple[str, ...]:
   shape = '×'.join(map(str, leaf.shape)) or '1'
-  place = ', '.join(_axes(a) for a in leaf.sharding.spec) or 'replicated'
+  place = describe_place(leaf.sharding.spec)
   return name, shape, place, f'{math.prod(leaf.shape):,}', f'{tree.nbytes(leaf):,}'
-
-
-def _axes(axes: Any) -> str:
-  return '·' if axes is None else axes if isinstance(axes, str) else '+'.join(axes)
 
 
 def _per_device(abstract: Any) -> int:

@@ -59,7 +59,7 @@ def one(recipe, topology, overrides):
     'bytes_accessed': costs.get('bytes accessed', 0.0),
     'received': sum(hlo.total(made.collectives).values()),
     'received_by_kind': hlo.total(made.collectives),
-    'hand_count': traffic.expected(x),
+    'hand_count': traffic.expected(x, made.params),
     'peak': made.peak,
   }
 

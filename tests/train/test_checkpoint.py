@@ -89,6 +89,15 @@ def test_damage_is_found_and_the_step_before_is_used(saved, how, tmp_path, caplo
     assert f'{file.relative_to(folder / "20")} is damaged' in caplog.text
 
 
+def test_damage_that_another_process_found_is_told_too(saved, monkeypatch, caplog):
+  answers = iter([True, False])
+  monkeypatch.setattr('bmx.train.checkpoint.anywhere', lambda flag: next(answers))
+  with caplog.at_level('WARNING', logger='bmx'):
+    assert Checkpoints(saved[0]).newest_valid() == 10
+  assert 'CHECKPOINT 20 IS DAMAGED' in caplog.text
+  assert 'another process found it' in caplog.text
+
+
 def test_a_run_never_starts_afresh_by_itself(saved, tmp_path):
   shutil.copytree(saved[0], tmp_path / 'c')
   damage(tmp_path / 'c/20', 'flip', 1)
