@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError
 from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes
 from bmx.models.transformer import Stack
+from bmx.ops.cache import Cache
 from bmx.ops.positions import sinusoidal
 from bmx.ops.ring import NEVER
 from bmx.parallel import constrain, gather, named
@@ -22,8 +23,12 @@ class GPT(nn.Module):
     length: the longest sequence; positions from there on are an error.
     hidden: width of the feed-forward layers; 0 is 4 × width.
     kv_heads: key/value heads; 0 is one for each query head.
-    positions: 'learned', 'sinusoidal' or 'rotary' (with base `theta`).
+    head_size: of a head; 0 is width / heads.
+    positions: 'learned', 'sinusoidal' or 'rotary' (with base `theta` and `scaling`, see
+      `positions.scaled`).
     norm: 'layer' or 'rms'. gated: SiLU- or GELU-gated feed-forward.
+    bias: of every layer. Without it `qkv_bias` (query, key, value), `out_bias` (what attention sums
+      up to) and `mlp_bias` give some layers theirs.
     tied: the output head is the token table.
     window: positions that a query sees behind it; 0 is all.
     experts, top_k, capacity: see `moe.MoE`; 0 experts is one feed-forward network. `balance` and
@@ -37,14 +42,19 @@ class GPT(nn.Module):
   depth: int = 4
   heads: int = 4
   kv_heads: int = 0
+  head_size: int = 0
   hidden: int = 0
   positions: str = 'learned'
   theta: float = 10_000.0
+  scaling: tuple[float, ...] = ()
   norm: str = 'layer'
   epsilon: float = 1e-5
   activation: str = 'gelu'
   gated: bool = False
   bias: bool = True
+  qkv_bias: bool = False
+  out_bias: bool = False
+  mlp_bias: bool = False
   tied: bool = True
   dropout: float = 0.0
   vocab_pad: int = 0
@@ -94,7 +104,9 @@ class GPT(nn.Module):
       'kv_heads': self.kv_heads or self.heads,
       'hidden': self.hidden or 4 * self.width,
       'theta': self.theta if self.positions == 'rotary' else 0.0,
+      'scaling': tuple(self.scaling),
       'window': self.window,
+      'size': self.head_size,
       'experts': self.experts,
       'top_k': self.top_k,
       'capacity': self.capacity,
@@ -102,7 +114,9 @@ class GPT(nn.Module):
       'epsilon': self.epsilon,
       'activation': self.activation,
       'gated': self.gated,
-      'bias': self.bias,
+      'bias': self.bias or self.mlp_bias,
+      'qkv_bias': self.bias or self.qkv_bias,
+      'out_bias': self.bias or self.out_bias,
       'dropout': self.dropout,
       'impl': self.attention,
       # Each block adds twice to the residual stream (Radford et al. 2019, section 2.3).
@@ -127,14 +141,28 @@ class GPT(nn.Module):
       )
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+    x = self._embed(tokens, positions, train)
+    return self.norm_out(self.stack(x, positions, segment_ids, train=train)[0])
+
+  def _embed(self, tokens, positions, train=False):
     x = self.embed(tokens)
     if self.positions == 'learned':
       table = gather(self.position.astype(x.dtype), ('position', 'embed'))
       x += jnp.take(table, positions, axis=0)
     if self.positions == 'sinusoidal':
       x += sinusoidal(positions, self.width).astype(x.dtype)
-    x = constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
-    return self.norm_out(self.stack(x, positions, segment_ids, train=train))
+    return constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
+
+  def empty_cache(self, batch: int, slots: int, first: jax.Array) -> Cache:
+    """For `extend`. first int [B]: the slots of rows' first tokens, see `ops.cache`."""
+    heads, size = self.kv_heads or self.heads, self.head_size or self.width // self.heads
+    return Cache.empty(self.depth, batch, slots, heads, size, self.dtype, first)
+
+  def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """The next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""
+    positions = cache.positions(tokens.shape[1])
+    x, new = self.stack(self._embed(tokens, positions), positions, cache=cache)
+    return self.norm_out(x), new
 
   def hidden_and_table(
     self,

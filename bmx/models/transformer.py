@@ -14,19 +14,30 @@ from bmx.core.errors import InputError
 from bmx.models.layers import Dtype, Einsum, Norm, activation
 from bmx.models.moe import Aux, MoE
 from bmx.ops.attention import attend
+from bmx.ops.cache import Cache, LayerCache
 from bmx.ops.positions import rotary
 from bmx.parallel import constrain, pipeline, stages, unbox
 
 
 class Attention(nn.Module):
-  """Multi-head attention with K key/value heads for N query heads (Ainslie et al. 2023)."""
+  """Multi-head attention with K key/value heads for N query heads (Ainslie et al. 2023).
+
+  Attributes:
+    theta: base of rotary positions; 0 is none. `scaling`: see `positions.rotary`.
+    window: a query sees this many of the nearest keys; 0 is all.
+    size: of a head; 0 is width / heads.
+    bias: of query, key and value. out_bias: of what they are summed up to.
+  """
 
   heads: int
   kv_heads: int
   causal: bool = True
-  theta: float = 0.0  # base of rotary positions; 0 is none
-  window: int = 0  # a query sees this many of the nearest keys; 0 is all
+  theta: float = 0.0
+  scaling: tuple[float, ...] = ()
+  window: int = 0
+  size: int = 0
   bias: bool = True
+  out_bias: bool = True
   impl: str = 'xla'
   stddev: float = 0.02
   out_stddev: float = 0.02
@@ -34,13 +45,18 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None
-  ) -> jax.Array:
-    """x [B, T, D], positions int [B, T], segment_ids int [B, T] or None -> [B, T, D]."""
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array | None,
+    cache: LayerCache | None = None,
+  ) -> tuple[jax.Array, LayerCache | None]:
+    """x [B, T, D], positions int [B, T], segment_ids int [B, T] or None -> ([B, T, D], the cache
+    with these tokens in it)."""
     width = x.shape[-1]
-    if width % self.heads:
+    if not self.size and width % self.heads:
       raise InputError(f'width {width} is not divisible by {self.heads} heads')
-    size = width // self.heads
+    size = self.size or width // self.heads
     init = nn.initializers.normal(self.stddev)
 
     def project(heads, axis, name):
@@ -52,14 +68,20 @@ class Attention(nn.Module):
     k = project(self.kv_heads, 'kv', 'key')
     v = project(self.kv_heads, 'kv', 'value')
     if self.theta:
-      q, k = rotary(q, positions, self.theta), rotary(k, positions, self.theta)
-    y = attend(
-      q, k, v, causal=self.causal, window=self.window, segment_ids=segment_ids,
-      positions=positions, impl=self.impl,
-    )  # fmt: skip
+      q = rotary(q, positions, self.theta, self.scaling)
+      k = rotary(k, positions, self.theta, self.scaling)
+    if cache is None:
+      y = attend(
+        q, k, v, causal=self.causal, window=self.window, segment_ids=segment_ids,
+        positions=positions, impl=self.impl,
+      )  # fmt: skip
+    else:
+      cache = cache.write(k, v)
+      y = cache.attend(q, self.window)
     shape, axes = (self.heads, size, width), ('heads', 'head', 'embed')
     init = nn.initializers.normal(self.out_stddev)
-    return Einsum('btnh,nhd->btd', shape, axes, self.bias, init, dtype=self.dtype, name='out')(y)
+    out = Einsum('btnh,nhd->btd', shape, axes, self.out_bias, init, dtype=self.dtype, name='out')
+    return out(y), cache
 
 
 class FeedForward(nn.Module):
@@ -91,7 +113,9 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm, as in GPT-2 and Llama.
+  """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm, as in GPT-2 and Llama. With
+  `post_norm`, norm(x + attention(x)), then norm(x + feed_forward(x)): as in Vaswani et al. 2017 and
+  BERT.
 
   Dropout acts on what is added to the residual stream; attention weights have none, since no fused
   kernel offers it. With `experts` the feed-forward is a mixture of them, see `moe.MoE`.
@@ -101,8 +125,11 @@ class Block(nn.Module):
   kv_heads: int
   hidden: int
   causal: bool = True
+  post_norm: bool = False
   theta: float = 0.0
+  scaling: tuple[float, ...] = ()
   window: int = 0
+  size: int = 0
   experts: int = 0
   top_k: int = 2
   capacity: float = 1.25
@@ -110,7 +137,9 @@ class Block(nn.Module):
   epsilon: float = 1e-5
   activation: str = 'gelu'
   gated: bool = False
-  bias: bool = True
+  bias: bool = True  # of norms and the feed-forward
+  qkv_bias: bool = True
+  out_bias: bool = True
   dropout: float = 0.0
   impl: str = 'xla'
   out_stddev: float = 0.02
@@ -119,33 +148,44 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None
-  ) -> tuple[jax.Array, Aux]:
-    """x [B, T, D] -> ([B, T, D], what the experts tell; {} without), the pair that a scan over
-    layers wants."""
-    common = {'bias': self.bias, 'out_stddev': self.out_stddev, 'dtype': self.dtype}
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array | None,
+    cache: LayerCache | None = None,
+  ) -> tuple[jax.Array, tuple[Aux, LayerCache | None]]:
+    """x [B, T, D] -> ([B, T, D], (what the experts tell, {} without; the cache)), the pair that a
+    scan over layers wants."""
+    common = {'out_stddev': self.out_stddev, 'dtype': self.dtype}
 
     def norm(name):
       return Norm(self.norm, self.epsilon, self.bias, self.dtype, name=name)
 
     attention = Attention(
-      self.heads, self.kv_heads, self.causal, self.theta, self.window, impl=self.impl,
-      name='attention', **common,
+      self.heads, self.kv_heads, self.causal, self.theta, self.scaling, self.window, self.size,
+      self.qkv_bias, self.out_bias, self.impl, name='attention', **common,
     )  # fmt: skip
+    feed = self._feed(common)
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
+    attention_norm, feed_norm = norm('attention_norm'), norm('feed_forward_norm')
+    before = lambda norm, x: x if self.post_norm else norm(x)
+    after = lambda norm, x: norm(x) if self.post_norm else x
 
     x = constrain(x, 'batch', 'length', 'act_embed')
-    y = constrain(norm('attention_norm')(x), 'batch', 'norm_length', 'act_embed')
-    x += drop(constrain(attention(y, positions, segment_ids), 'batch', 'length', 'act_embed'))
-    y = constrain(norm('feed_forward_norm')(x), 'batch', 'norm_length', 'act_embed')
-    y, aux = self._feed(common)(y)
-    x += drop(constrain(y, 'batch', 'length', 'act_embed'))
-    return x, aux
+    y = constrain(before(attention_norm, x), 'batch', 'norm_length', 'act_embed')
+    y, cache = attention(y, positions, segment_ids, cache)
+    x = after(attention_norm, x + drop(constrain(y, 'batch', 'length', 'act_embed')))
+    y = constrain(before(feed_norm, x), 'batch', 'norm_length', 'act_embed')
+    y, aux = feed(y)
+    x = after(feed_norm, x + drop(constrain(y, 'batch', 'length', 'act_embed')))
+    return x, (aux, cache)
 
   def _feed(self, common: Mapping[str, Any]) -> Any:
     """[B, T, D] -> ([B, T, D], aux)."""
     if not self.experts:
-      feed = FeedForward(self.hidden, self.activation, self.gated, name='feed_forward', **common)
+      feed = FeedForward(
+        self.hidden, self.activation, self.gated, self.bias, name='feed_forward', **common
+      )
       return lambda y: (feed(y), {})
     return MoE(
       self.hidden, self.experts, self.top_k, self.capacity, self.activation, self.gated,
@@ -174,24 +214,41 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None, *, train: bool
-  ) -> jax.Array:
-    """x [B, T, D] -> [B, T, D]."""
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array | None = None,
+    *,
+    train: bool = False,
+    cache: Cache | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """x [B, T, D] -> ([B, T, D], the cache with these tokens in it).
+
+    Raises InputError for a cache in a scanned or pipelined stack: `scan=False` is the same model.
+    """
     if stages() > 1 and not self.scan:
       raise InputError(f'mesh.pipe={stages()} needs stacked layers: scan=True')
+    if cache is not None and self.scan:
+      raise InputError('a cache is kept by layers one by one: scan=False')
     if stages() > 1 and not self.is_initializing():
       x, aux = self._pipeline(x, positions, segment_ids, train)
     elif self.scan:
       x, aux = self._scan(x, positions, segment_ids, train)
     else:
-      block, total = self._block(), {}
-      for i in range(self.depth):
-        x, aux = block(**self.block, train=train, name=f'block_{i}')(x, positions, segment_ids)
-        total = {k: total.get(k, 0.0) + v for k, v in aux.items()}
-      aux = total
+      x, aux, cache = self._loop(x, positions, segment_ids, train, cache)
     for name, value in aux.items():
       self.sow('aux', name, value.sum() / self.depth)
-    return x
+    return x, cache
+
+  def _loop(self, x, positions, segment_ids, train, cache):
+    block, total, layers = self._block(), {}, []
+    for i in range(self.depth):
+      given = None if cache is None else cache.layer(i)
+      one = block(**self.block, train=train, name=f'block_{i}')
+      x, (aux, layer) = one(x, positions, segment_ids, given)
+      total = {k: total.get(k, 0.0) + v for k, v in aux.items()}
+      layers.append(layer)
+    return x, total, None if cache is None else cache.advance(layers, x.shape[1])
 
   def _block(self) -> Any:
     return nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
@@ -206,7 +263,8 @@ class Stack(nn.Module):
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    return blocks(**self.block, train=train, name='blocks')(x, positions, segment_ids)
+    x, (aux, _) = blocks(**self.block, train=train, name='blocks')(x, positions, segment_ids)
+    return x, aux
 
   def _pipeline(self, x, positions, segment_ids, train):
     params = unbox(self.get_variable('params', 'blocks'))
@@ -217,7 +275,7 @@ class Stack(nn.Module):
     def apply(params, number, inputs):
       rngs = {'dropout': jax.random.fold_in(key, number)} if key is not None else {}
       x, positions, segment_ids = inputs
-      x, aux = block.apply({'params': params}, x, positions, segment_ids, rngs=rngs)
+      x, (aux, _) = block.apply({'params': params}, x, positions, segment_ids, rngs=rngs)
       return (x, positions, segment_ids), aux
 
     inputs = (x, positions, segment_ids)

@@ -1,21 +1,43 @@
 """Positions as functions of arrays."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 
-def rotary(x: jax.Array, positions: jax.Array, theta: float = 10_000.0) -> jax.Array:
+def rotary(
+  x: jax.Array, positions: jax.Array, theta: float = 10_000.0, scaling: Sequence[float] = ()
+) -> jax.Array:
   """Rotates pairs (i, i + H/2) of each head by an angle that grows with the position.
 
   x [B, T, N, H], positions int [B, T] -> [B, T, N, H], in x's dtype; angles are float32.
-  Source: Su et al. 2021, eq. 34, in the half-split layout of Llama's published weights.
+  `scaling`: see `scaled`. Source: Su et al. 2021, eq. 34, in the half-split layout of Llama's
+  published weights.
   """
   half = x.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if scaling:
+    frequency = scaled(frequency, *scaling)
   angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def scaled(
+  frequency: jax.Array, factor: float, low: float, high: float, length: float
+) -> jax.Array:
+  """Rotary frequencies of a model that was trained on `length` positions and then extended: slow
+  waves (fewer than `low` turns in `length`) turn `factor` times slower, fast ones (more than
+  `high`) as before, those between a mixture.
+
+  frequency [H/2], in radians a position. Source: Llama 3.1 (Dubey et al. 2024), as published with
+  its weights ('rope_type': 'llama3').
+  """
+  turns = length * frequency / (2 * jnp.pi)
+  share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return (1 - share) * frequency / factor + share * frequency
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:

@@ -1,0 +1,203 @@
+"""Encoders of the BERT family, and the heads that read them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bmx.core.errors import InputError
+from bmx.models.layers import Dtype, Einsum, Embed, Norm, activation, check_rate, check_sizes
+from bmx.models.transformer import Stack
+from bmx.ops.ring import NEVER
+from bmx.parallel import constrain, gather, named
+
+
+class BERT(nn.Module):
+  """tokens -> hidden states, each token seeing all of its segment (Devlin et al. 2019).
+
+  Attributes:
+    vocab: tokens the model knows; `vocab_pad` more rows are stored, see `gpt.GPT`.
+    length: the longest sequence.
+    hidden: width of the feed-forward layers; 0 is 4 × width.
+    types: kinds of segment that a token can be in; 0 is none.
+    first_position: the row of the position table that a sequence begins with (2 in RoBERTa).
+    scan, remat: see `Stack`.
+  """
+
+  vocab: int
+  length: int
+  width: int = 768
+  depth: int = 12
+  heads: int = 12
+  hidden: int = 0
+  types: int = 2
+  activation: str = 'gelu_exact'
+  epsilon: float = 1e-12
+  dropout: float = 0.1
+  first_position: int = 0
+  vocab_pad: int = 0
+  attention: str = 'xla'
+  scan: bool = False
+  remat: bool = False
+  dtype: Dtype = jnp.float32
+
+  @property
+  def padded_parameters(self) -> int:
+    """Stored numbers that belong to no token."""
+    return self.vocab_pad * self.width
+
+  def setup(self):
+    check_rate(self.dropout)
+    check_sizes(
+      vocab=(self.vocab,), length=(self.length,), width=(self.width,), depth=(self.depth,)
+    )
+    self.embed = Embed(self.vocab, self.width, pad=self.vocab_pad, dtype=self.dtype)
+    normal = nn.initializers.normal(0.02)
+    rows = self.length + self.first_position
+    table = named(normal, ('position', 'embed'))
+    self.position = self.param('position', table, (rows, self.width), jnp.float32)
+    if self.types:
+      table = named(normal, (None, 'embed'))
+      self.type = self.param('type', table, (self.types, self.width), jnp.float32)
+    self.norm = Norm('layer', self.epsilon, dtype=self.dtype)
+    self.drop = nn.Dropout(self.dropout)
+    block = {
+      'heads': self.heads,
+      'kv_heads': self.heads,
+      'hidden': self.hidden or 4 * self.width,
+      'causal': False,
+      'post_norm': True,
+      'epsilon': self.epsilon,
+      'activation': self.activation,
+      'dropout': self.dropout,
+      'impl': self.attention,
+      'dtype': self.dtype,
+    }
+    self.stack = Stack(self.depth, block, self.scan, self.remat)
+    self.pooler = Einsum(
+      'bd,de->be', (self.width, self.width), ('embed', None), kernel_init=normal, dtype=self.dtype
+    )
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    types: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """tokens, positions, segment_ids (0 is padding), types int [B, T] -> [B, T, D]."""
+    if tokens.shape[1] > self.length:
+      raise InputError(
+        f"a sequence of {tokens.shape[1]} tokens is longer than the model's {self.length} positions"
+      )
+    if positions is None:
+      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+    if types is None:
+      types = jnp.zeros_like(tokens)
+    x = self.embed(tokens)
+    table = gather(self.position.astype(x.dtype), ('position', 'embed'))
+    x += jnp.take(table, positions + self.first_position, axis=0)
+    if self.types:
+      x += jnp.take(gather(self.type.astype(x.dtype), (None, 'embed')), types, axis=0)
+    x = self.drop(self.norm(x), deterministic=not train)
+    x = constrain(x, 'batch', 'length', 'act_embed')
+    return self.stack(x, positions, segment_ids, train=train)[0]
+
+  def pool(self, hidden: jax.Array) -> jax.Array:
+    """What the first token says of its sequence: [B, T, D] -> [B, D]."""
+    return jnp.tanh(self.pooler(hidden[:, 0]))
+
+
+class _Headed(nn.Module):
+  """An encoder with a head; its facts are the encoder's."""
+
+  encoder: BERT
+
+  @property
+  def vocab(self) -> int:
+    return self.encoder.vocab
+
+  @property
+  def length(self) -> int:
+    return self.encoder.length
+
+  @property
+  def padded_parameters(self) -> int:
+    return self.encoder.padded_parameters
+
+
+class Pretraining(_Headed):
+  """Scores of the tokens that stood at masked places, and (`next_sentence`) of whether the second
+  segment follows the first."""
+
+  next_sentence: bool = False
+
+  @property
+  def padded_parameters(self) -> int:
+    return self.encoder.vocab_pad * (self.encoder.width + 1)
+
+  def setup(self):
+    e = self.encoder
+    normal = nn.initializers.normal(0.02)
+    self.transform = Einsum(
+      'btd,de->bte', (e.width, e.width), ('embed', None), kernel_init=normal, dtype=e.dtype
+    )
+    self.norm = Norm('layer', e.epsilon, dtype=e.dtype)
+    zeros = named(nn.initializers.zeros_init(), ('vocab',))
+    self.bias = self.param('bias', zeros, (e.vocab + e.vocab_pad,), jnp.float32)
+    if self.next_sentence:
+      self.next = Einsum(
+        'bd,dc->bc', (e.width, 2), ('embed', 'classes'), kernel_init=normal, dtype=e.dtype
+      )
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    types: jax.Array | None = None,
+    places: jax.Array | None = None,
+    *,
+    train: bool = False,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """tokens int [B, T], places int [B, M] (None: all of T) -> (logits [B, M, V + pad], with no
+    probability on the padding; scores that the second segment follows or not, [B, 2] or None)."""
+    e = self.encoder
+    hidden = e(tokens, positions, segment_ids, types, train=train)
+    x = hidden if places is None else jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    x = self.norm(activation(e.activation)(self.transform(x)))
+    bias = gather(self.bias.astype(x.dtype), ('vocab',))
+    logits = constrain(e.embed.attend(x) + bias[None, None], 'batch', None, 'vocab')
+    if e.vocab_pad:
+      real = jnp.arange(logits.shape[-1]) < e.vocab
+      logits = jnp.where(real[None, None], logits, NEVER)
+    return logits, self.next(e.pool(hidden)) if self.next_sentence else None
+
+
+class Classifier(_Headed):
+  """tokens -> scores of the whole sequence [B, outputs], read from its first token."""
+
+  outputs: int = 2
+
+  @nn.compact
+  def __call__(self, tokens, positions=None, segment_ids=None, types=None, *, train=False):
+    e = self.encoder
+    x = e.pool(e(tokens, positions, segment_ids, types, train=train))
+    x = nn.Dropout(e.dropout, deterministic=not train)(x)
+    shape, axes, init = (e.width, self.outputs), ('embed', 'classes'), nn.initializers.normal(0.02)
+    return Einsum('bd,dc->bc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)
+
+
+class Tagger(_Headed):
+  """tokens -> scores of each token [B, T, outputs]."""
+
+  outputs: int = 2
+
+  @nn.compact
+  def __call__(self, tokens, positions=None, segment_ids=None, types=None, *, train=False):
+    e = self.encoder
+    x = e(tokens, positions, segment_ids, types, train=train)
+    x = nn.Dropout(e.dropout, deterministic=not train)(x)
+    shape, axes, init = (e.width, self.outputs), ('embed', 'classes'), nn.initializers.normal(0.02)
+    return Einsum('btd,dc->btc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)
