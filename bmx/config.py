@@ -34,6 +34,20 @@ def base(about: str = '') -> Any:
   c.optimizer = ConfigDict()  # part
   c.schedule = ConfigDict()  # part
   c.grad = ConfigDict()  # part, around the gradient; wrappers nest by `inner`
+  c.init = {
+    'path': '',  # weights to start from: a run of bmx, or a Hugging Face directory
+    'fresh': '',  # regex of the parameters that start anew all the same
+  }
+  c.generate = {
+    'tokens': 100,  # at most, for each prompt
+    'temperature': 1.0,  # 0 is greedy: always the likeliest
+    'top_k': 0,  # of the likeliest tokens only; 0 is all
+    'top_p': 1.0,  # of the fewest tokens that have this probability together
+    'penalty': 1.0,  # divides the scores of tokens that there are already
+    'beams': 1,  # texts that are followed at a time; above 1 nothing is drawn
+    'stop': (),  # texts that end it
+    'stream': True,  # print as it is made
+  }
   c.mesh = {axis: 1 for axis in AXES} | {'data': -1}
   c.rules = dict(RULES)  # where dimensions are stored
   c.compute = ConfigDict()  # where they are computed with, if not as stored without fsdp
@@ -258,6 +272,11 @@ def check_calls(config: Mapping[str, Any], allow: Sequence[str] = ()) -> None:
           f'the stored config calls {path!r}, and what is stored is data: it may call bmx, optax '
           f'and flax.linen only. If you trust it: --allow={package}'
         )
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+  """A stored config with the default of every word that bmx did not have when it was stored."""
+  return plain(base()) | dict(values)
 
 
 def from_plain(values: Mapping[str, Any]) -> Any:

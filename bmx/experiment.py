@@ -1,5 +1,6 @@
 """The room where parts meet: config -> Experiment. It assembles and decides nothing."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,13 +9,14 @@ import jax
 from ml_collections import ConfigDict
 
 from bmx import config as recipes
+from bmx.adapt import restore
 from bmx.core import hardware
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Data, Eval, Every, Experiment, Selection
 from bmx.data.reorder import Reordered
 from bmx.ops.ring import zigzag as ring_order
 from bmx.parallel import Layout, make_mesh, use
-from bmx.train.state import plan_state
+from bmx.train.state import Plan, plan_state
 from bmx.train.step import Gradient
 
 
@@ -78,14 +80,22 @@ def build(
     guard=c['guard'],
     dispatch=c['dispatch'],
     watchdog=c['watchdog']['seconds'],
-    init=plan.create,
+    init=functools.partial(_init, plan, c['init']),
     rebuild=rebuild,
   )
 
 
+def _init(plan: Plan, init: Mapping[str, Any]) -> Any:
+  if not init['path']:
+    return plan.create()
+  return restore.start(plan, init['path'], init['fresh'])
+
+
 def _shapes(part: dict[str, Any]) -> dict[str, Any]:
-  texts = ('bmx.data.text:text', 'bmx.data.text:tokens')
-  return part | {'call': 'bmx.data.text:shapes'} if part['call'] in texts else part
+  texts = ('bmx.data.text:text', 'bmx.data.text:tokens', 'bmx.data.packing:packed')
+  if part['call'] not in texts:
+    return part
+  return {k: v for k, v in part.items() if k != 'tokenizer'} | {'call': 'bmx.data.text:shapes'}
 
 
 CHOICES = ('attention', 'dtype', 'remat', 'scan')  # words of a model that decide how it computes
@@ -140,9 +150,15 @@ def _data(
 def _eval(c: Mapping[str, Any], name: str, entry: Mapping[str, Any], layout: Layout) -> Eval:
   where = f'eval.{name}'
   entry = dict(entry)
-  functions = {p.partition(':')[2]: recipes.resolve(p) for p in entry.pop('metrics', ())}
+  functions = {p.partition(':')[2]: (p, recipes.resolve(p)) for p in entry.pop('metrics', ())}
   part = entry if 'call' in entry else {**c['data'], **entry}
-  return Eval(_data(c, part, where, layout, train=False), functions)
+  data = _data(c, part, where, layout, train=False)
+  return Eval(data, {k: _metric(p, fn, data) for k, (p, fn) in functions.items()})
+
+
+def _metric(path: str, fn: Any, data: Data) -> Any:
+  """A function of predictions alone: some metrics read the data too."""
+  return functools.partial(fn, data=data) if 'data' in recipes.parameters(fn, path) else fn
 
 
 def _steps(c: Mapping[str, Any], data: Data) -> int:

@@ -1,4 +1,4 @@
-"""jax's persistent cache of compiled programs."""
+"""What is kept between runs in the user's cache folder: compiled programs, tokenised text."""
 
 import contextlib
 import json
@@ -14,6 +14,12 @@ log = logging.getLogger('bmx')
 CHECKED = 'checked.json'  # name -> size of entries that were found whole
 
 
+def place(kind: str) -> pathlib.Path:
+  """Where a kind of thing is kept: $XDG_CACHE_HOME/bmx/KIND."""
+  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(f'{home}/bmx/{kind}').expanduser()
+
+
 def enable(folder: str) -> None:
   """Keeps compiled programs in `folder`; '' is the user's cache folder, 'off' keeps none.
 
@@ -22,8 +28,7 @@ def enable(folder: str) -> None:
   """
   if folder == 'off':
     return
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  path = pathlib.Path(folder or f'{home}/bmx/programs').expanduser()
+  path = pathlib.Path(folder).expanduser() if folder else place('programs')
   if jax.process_index() == 0:
     sweep(path)
   jax.config.update('jax_compilation_cache_dir', str(path))

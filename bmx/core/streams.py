@@ -12,13 +12,14 @@ varies over, so the draw for position p needs no draw before it.
 | PERMUTATION  | order of examples                            | epoch             |
 | SHIFT        | where the windows of a text begin            | epoch             |
 | AUGMENTATION | crops and flips                              | position          |
+| PAIRS        | which text stands second                      | position          |
 | SPLIT        | which examples a random split holds          | nothing           |
 """
 
 import numpy as np
 
 INIT, STEP, EVAL = 0, 1, 2
-PERMUTATION, SHIFT, AUGMENTATION, SPLIT = 16, 17, 18, 19
+PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS = 16, 17, 18, 19, 20
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:

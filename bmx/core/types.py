@@ -116,10 +116,11 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-  """A split to evaluate, and the metrics that are not means: host functions of its predictions."""
+  """A split to evaluate, and the metrics that are not means: host functions of its predictions, and
+  of the data where they take two arguments."""
 
   data: Data
-  metrics: Mapping[str, Callable[[Rows], float]]
+  metrics: Mapping[str, Callable[..., float]]
 
 
 @dataclasses.dataclass(frozen=True)

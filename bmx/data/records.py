@@ -21,7 +21,7 @@ def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = '
 
   Raises InputError: no such file, not UTF-8 (offset named), a line with too few or too many fields.
   """
-  file = io.StringIO(_text(path), newline='')  # a quoted field may hold line ends
+  file = io.StringIO(read_text(path), newline='')  # a quoted field may hold line ends
   lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
   names, records = list(columns), []
   try:
@@ -52,7 +52,7 @@ def numbered_json_lines(path: pathlib.Path) -> list[tuple[int, Record]]:
   """One object a line, with the line's number. Raises InputError naming file and line where one is
   not."""
   records = []
-  for number, line in enumerate(_text(path).split('\n'), 1):
+  for number, line in enumerate(read_text(path).split('\n'), 1):
     if not line.strip():
       continue
     try:
@@ -67,7 +67,8 @@ def numbered_json_lines(path: pathlib.Path) -> list[tuple[int, Record]]:
   return records
 
 
-def _text(path: pathlib.Path) -> str:
+def read_text(path: pathlib.Path) -> str:
+  """A whole text file. Raises InputError: no such file, not UTF-8 (offset named)."""
   if not path.is_file():
     raise InputError(f'no file {path}')
   try:

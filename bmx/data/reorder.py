@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from bmx.core.layout import ALONG_LENGTH
 from bmx.core.types import Batch, Data, Rows
-
-ALONG_LENGTH = ('tokens', 'targets', 'weights', 'segment_ids', 'positions')
 
 
 @dataclasses.dataclass(frozen=True)

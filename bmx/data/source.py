@@ -38,30 +38,35 @@ def tfds(
     mean, std: of pixels scaled to 0..1, for all channels or one each.
     crop, flip: augmentation in training: padding in pixels, left-right flips.
   """
-  import tensorflow_datasets
-
-  library: Any = tensorflow_datasets
-  folder = data_dir or None  # TFDS reads TFDS_DATA_DIR itself
-  try:
-    builder = library.builder(name, data_dir=folder)
-    source = builder.as_data_source(split)
-  except library.core.DatasetNotFoundError:
-    names = library.list_builders(with_community_datasets=False)
-    raise InputError(f'unknown data set {name!r}{did_you_mean(name, names)}') from None
-  except (ValueError, AssertionError, FileNotFoundError, NotImplementedError, OSError) as error:
-    raise _unreadable(library, name, split, folder, error) from None
-  features: Any = builder.info.features
+  source, info = tfds_source(name, split, data_dir)
+  features: Any = info.features
   if features is None or 'image' not in features or 'label' not in features:
     raise InputError(f'{name} has features {sorted(features or ())}; image and label are expected')
-  info = {'classes': features['label'].num_classes, 'shape': tuple(features['image'].shape)}
-  info |= {'source': f'{builder.info.full_name} {split}'}
-  common: dict[str, Any] = {'info': info, 'batch_size': batch_size, 'seed': seed, 'train': train}
+  facts = {'classes': features['label'].num_classes, 'shape': tuple(features['image'].shape)}
+  facts |= {'source': f'{info.full_name} {split}'}
+  common: dict[str, Any] = {'info': facts, 'batch_size': batch_size, 'seed': seed, 'train': train}
   common |= {'augment': augment(crop, flip), 'finish': Normalise(255.0, mean, std)}
   if len(source) * np.prod(features['image'].shape) > RESIDENT_BYTES:
     return SourceData(source, _decode, **common)
   if not len(source):
     raise InputError(f'{name}, split {split!r}, is empty')
   return ArrayData(_decode(source.__getitems__(list(range(len(source))))), **common)
+
+
+def tfds_source(name: str, split: str, data_dir: str = '') -> tuple[Any, Any]:
+  """-> (records by number, what TFDS knows of them). Raises InputError: unknown, not prepared."""
+  import tensorflow_datasets
+
+  library: Any = tensorflow_datasets
+  folder = data_dir or None  # TFDS reads TFDS_DATA_DIR itself
+  try:
+    builder = library.builder(name, data_dir=folder)
+    return builder.as_data_source(split), builder.info
+  except library.core.DatasetNotFoundError:
+    names = library.list_builders(with_community_datasets=False)
+    raise InputError(f'unknown data set {name!r}{did_you_mean(name, names)}') from None
+  except (ValueError, AssertionError, FileNotFoundError, NotImplementedError, OSError) as error:
+    raise _unreadable(library, name, split, folder, error) from None
 
 
 def _decode(records: Sequence[Record]) -> Rows:

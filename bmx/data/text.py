@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
-import sys
-import sysconfig
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +12,10 @@ import numpy as np
 from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, Rows
+from bmx.data.corpus import digest, encode
+from bmx.data.documents import describe, documents, part_of
 from bmx.data.loader import RESIDENT_BYTES, Shuffled
-from bmx.data.records import numbered_json_lines
-
-VALID = 0.1  # the share of a text, its end, that is 'valid'
+from bmx.data.tokenizer import Bytes, Tokenizer
 
 
 @dataclasses.dataclass
@@ -40,6 +38,7 @@ class TokenData(Shuffled):
   seed: int = 0
   train: bool = True
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  tokenizer: Tokenizer | None = None
 
   def __post_init__(self):
     if self.length < 1:
@@ -92,23 +91,37 @@ def text(
   path: str = '',
   split: str = 'train',
   field: str = 'text',
+  tokenizer: Tokenizer | None = None,
+  data_dir: str = '',
   seed: int = 0,
   train: bool = True,
 ) -> TokenData:
-  """The bytes of a text (vocabulary 256).
+  """The tokens of a text; its bytes (vocabulary 256) unless a `tokenizer` is given.
 
   Args:
-    path: a plain text file, or a .jsonl of which `field` is read; '' is the text of the installed
-      Python's standard library.
-    split: 'train' is the first 90 %, 'valid' the rest, 'all' both.
+    path: what `documents.documents` reads: plain text, .jsonl or .csv of which `field` is read,
+      'tfds:NAME/SPLIT'; '' is the source of the installed Python's standard library. Documents
+      stand one after another, the tokenizer's end of text between them (a line end between bytes).
+    split: 'train' is the first 90 % of the tokens, 'valid' the rest, 'all' both.
   """
-  if path:
-    data, name = _read(pathlib.Path(path), field), path
+  paths = (path,) if path else ()
+  found, coder = documents(paths, field, data_dir=data_dir), tokenizer or Bytes()
+  name, facts = describe(paths), {'sha256': digest(found)}
+  if isinstance(coder, Bytes):
+    ids = np.frombuffer('\n'.join(found).encode(), np.uint8)
   else:
-    data, name = standard_library(), f'the standard library of Python {sys.version.split()[0]}'
-  tokens = np.frombuffer(data, np.uint8)
-  facts = {'source': name, 'sha256': hashlib.sha256(data).hexdigest()}
-  return TokenData(_cut(tokens, split, name), 256, length, batch_size, seed, train, facts)
+    ids = _stream(found, coder)
+  ids = part_of(ids, split, name)
+  size = len(ids) if isinstance(coder, Bytes) else len(coder.decode(ids).encode())
+  facts |= {'source': name, 'bytes': size}
+  return TokenData(ids, coder.size, length, batch_size, seed, train, facts, coder)
+
+
+def _stream(found: Sequence[str], coder: Tokenizer) -> np.ndarray:
+  corpus = encode([[(text, True)] for text in found], coder)
+  if 'eos' not in coder.special:
+    return corpus.tokens
+  return np.insert(corpus.tokens, corpus.ends, coder.special['eos'])
 
 
 def tokens(
@@ -145,7 +158,7 @@ def tokens(
         f'vocabulary of {vocab} (0..{vocab - 1})'
       )
   facts = {'source': path}
-  return TokenData(_cut(ids, split, path), vocab, length, batch_size, seed, train, facts)
+  return TokenData(part_of(ids, split, path), vocab, length, batch_size, seed, train, facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,35 +197,3 @@ class TokenShapes:
 def shapes(length: int, batch_size: int, vocab: int = 256, **_: Any) -> TokenShapes:
   """Stands for `text` and `tokens` where nothing is read."""
   return TokenShapes(vocab, length, batch_size)
-
-
-def standard_library() -> bytes:
-  """The top-level modules of the installed Python's standard library, in the order of their names.
-
-  Text that every machine has. It differs between versions of Python, so its SHA-256 is recorded.
-  """
-  folder = pathlib.Path(sysconfig.get_paths()['stdlib'])
-  return b'\n'.join(p.read_bytes() for p in sorted(folder.glob('*.py')))
-
-
-def _read(path: pathlib.Path, field: str) -> bytes:
-  if not path.is_file():
-    raise InputError(f'no text file {path}')
-  if path.suffix != '.jsonl':
-    return path.read_bytes()
-  documents = []
-  for line, record in numbered_json_lines(path):
-    if not isinstance(record.get(field), str):
-      raise InputError(f'{path}, line {line}: no text under {field!r}; it has {sorted(record)}')
-    documents.append(record[field])
-  return '\n'.join(documents).encode()
-
-
-def _cut(ids: np.ndarray, split: str, name: str) -> np.ndarray:
-  if not len(ids):
-    raise InputError(f'{name} is empty')
-  edge = int(len(ids) * (1 - VALID))
-  parts = {'train': ids[:edge], 'valid': ids[edge:], 'all': ids}
-  if split not in parts:
-    raise InputError(f'unknown split {split!r}; known: {", ".join(parts)}')
-  return parts[split]

@@ -5,9 +5,13 @@ gives it clipping and freezing: `dict(call='bmx.optim.optimizers:wrap', clip=1.0
 inner=dict(call='optax:lion'))`.
 """
 
+import re
+
+import jax.numpy as jnp
 import optax
 
 from bmx.core import tree
+from bmx.core.errors import InputError
 from bmx.core.types import Schedule
 
 DECAYED = 'kernel|table'  # weight decay is for what multiplies, not for norms and biases
@@ -47,6 +51,7 @@ def adamw(
   eps: float = 1e-8,
   weight_decay: float = 0.01,
   decay: str = DECAYED,
+  layer_decay: float = 1.0,
   clip: float = 0.0,
   freeze: str = '',
 ) -> optax.GradientTransformation:
@@ -54,11 +59,51 @@ def adamw(
 
   Args:
     decay: regex of the parameters that decay.
+    layer_decay: see `by_layer`.
     clip: the gradient's global norm is at most this; 0 is no clipping.
     freeze: regex of parameters that stay as they are, and have no moments; '' is none.
   """
   core = optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay, decay, freeze))
+  core = optax.chain(core, by_layer(layer_decay)) if layer_decay != 1 else core
   return wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
+
+
+BLOCK = re.compile(r'(^|/)block_(\d+)/')
+BLOCKS = re.compile(r'(^|/)blocks/')
+BELOW = re.compile(r'(^|/)(embed/table|position|type|encoder/norm/\w+)$')
+
+
+def by_layer(rate: float) -> optax.GradientTransformation:
+  """Layer-wise learning rates: the update of block i of L is multiplied by rate^(L - i), that of
+  embeddings by rate^(L + 1); heads keep theirs (Howard & Ruder 2018; Clark et al. 2020).
+
+  Raises InputError where no parameter is in a block.
+  """
+  if not 0 < rate <= 1:
+    raise InputError(f'layer_decay={rate}: expected 0 < layer_decay <= 1')
+
+  def depth(params):
+    names = tree.named(params)
+    found = [int(m[2]) + 1 for m in map(BLOCK.search, names) if m]
+    found += [v.shape[0] for name, v in names.items() if BLOCKS.search(name)]
+    if not found:
+      raise InputError(f'layer_decay={rate}: no parameter is in a block, so there are no layers')
+    return max(found)
+
+  def scale(name, update, layers):
+    block = BLOCK.search(name)
+    if block:
+      return update * rate ** (layers - int(block[2]))
+    if BLOCKS.search(name):
+      rates = rate ** (layers - jnp.arange(layers, dtype=update.dtype))
+      return update * rates.reshape(-1, *[1] * (update.ndim - 1))
+    return update * rate ** (layers + 1) if BELOW.search(name) else update
+
+  def update(updates, state, params=None):
+    layers = depth(updates)
+    return tree.map_named(lambda name, u: scale(name, u, layers), updates), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def wrap(

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bmx.core import tree
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.layout import RULES
+from bmx.core.layout import ALONG_LENGTH, RULES
 
 Names = Sequence[str | None]
 ACTIVATIONS = ('batch', 'length', 'norm_length', 'act_embed', 'expert_batch')
@@ -94,8 +94,7 @@ class Layout:
     return {k: NamedSharding(self.mesh, self._batch_leaf(k, v)) for k, v in spec.items()}
 
   def _batch_leaf(self, key: str, spec: jax.ShapeDtypeStruct) -> PartitionSpec:
-    text = ('tokens', 'targets', 'weights', 'segment_ids', 'positions')
-    names = ('batch', 'length')[: len(spec.shape)] if key in text else ('batch',)
+    names = ('batch', 'length')[: len(spec.shape)] if key in ALONG_LENGTH else ('batch',)
     return self.pspec(names, spec.shape, f'batch[{key!r}]')
 
 

@@ -1,15 +1,18 @@
 """Language modelling."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
-from bmx.core.types import Array, Batch
+from bmx.core.types import Array, Batch, Data, Rows
 from bmx.ops.losses import chunked_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find
 
@@ -37,15 +40,7 @@ class CausalLM(ModelTask):
     return 'hidden_and_table' if able and large and self.chunks > 1 else None
 
   def check(self, info: Mapping[str, Any]) -> None:
-    vocab, length = getattr(self.model, 'vocab', 0), getattr(self.model, 'length', 0)
-    if 'vocab' not in info:
-      raise InputError('causal language modelling needs tokens, and the data has none')
-    if vocab and info['vocab'] > vocab:
-      raise InputError(
-        f'the data has token ids up to {info["vocab"] - 1}, the model a vocabulary of {vocab}'
-      )
-    if length and info['length'] > length:
-      raise InputError(f'rows of {info["length"]} tokens, but a model of {length} positions')
+    check_text(self.model, info)
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return find(batch, 'tokens'), batch.get('positions'), batch.get('segment_ids')
@@ -64,3 +59,37 @@ class CausalLM(ModelTask):
     log = jax.nn.log_softmax(out.astype(jnp.float32))
     picked = jnp.take_along_axis(log, find(batch, 'targets')[..., None], -1)[..., 0]
     return {'prediction': out.argmax(-1), 'log_likelihood': picked}
+
+
+def check_text(model: nn.Module, info: Mapping[str, Any]) -> None:
+  """Raises InputError where a model cannot read tokens with these facts."""
+  vocab, length = getattr(model, 'vocab', 0), getattr(model, 'length', 0)
+  if 'vocab' not in info:
+    raise InputError('a model of language needs tokens, and the data has none')
+  if vocab and info['vocab'] > vocab:
+    raise InputError(
+      f"the data's tokenizer has {info['vocab']} ids, the model a vocabulary of {vocab}: use the "
+      "model's own tokenizer, or set its vocab"
+    )
+  if length and info['length'] > length:
+    raise InputError(f'rows of {info["length"]} tokens, but a model of {length} positions')
+
+
+def perplexity(rows: Rows) -> float:
+  """exp of the mean negative log-likelihood of the tokens: 'log_likelihood', 'weights' [N, T]."""
+  return math.exp(-_told(rows) / float(rows['weights'].sum()))
+
+
+def bits_per_byte(rows: Rows, data: Data) -> float:
+  """Bits that the model needs for a byte of the text, whatever its tokenizer (Gao et al. 2020).
+
+  Reads data.info['bytes'], of all the text that `rows` hold.
+  """
+  if 'bytes' not in data.info:
+    raise InputError('bits_per_byte: the data does not tell the bytes of its text')
+  return -_told(rows) / math.log(2) / data.info['bytes']
+
+
+def _told(rows: Rows) -> float:
+  """Nats, summed in float64."""
+  return float((rows['log_likelihood'].astype(np.float64) * rows['weights']).sum())

@@ -157,7 +157,7 @@ class Trainer:
     """The newest valid checkpoint, or a new state."""
     found = self.checkpoints.newest_valid()
     if found is None:
-      self.state, self.loop, self.step = self.plan.create(), LoopState(), 0
+      self.state, self.loop, self.step = self.x.init(), LoopState(), 0
     else:
       self.state = self.checkpoints.restore(found, self.plan.abstract)
       self.loop, self.step = LoopState(**self.checkpoints.loop(found)), found

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from bmx.config import complete
 from bmx.core.errors import InputError
 from bmx.core.types import Experiment
 from bmx.core.writer import write_json
@@ -33,6 +34,7 @@ FREE = [
   'watchdog',
   'profile',
   'cache',
+  'generate',
 ]
 PACKAGES = ('bmx', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
@@ -117,6 +119,9 @@ class RunDir:
       'xla_flags': os.environ.get('XLA_FLAGS', ''),
       'devices': [jax.device_count(), jax.devices()[0].device_kind],
     }
+    text = getattr(getattr(self.experiment.data, 'tokenizer', None), 'text', '')
+    if text:
+      (self.path / 'tokenizer.json').write_text(text)
     if self.resumed:
       old = read_config(self.path)
       if json.loads(json.dumps(new, default=str)) == old:
@@ -139,7 +144,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / 'config.json'
   try:
     stored = json.loads(path.read_text())
-    return stored | {'config': dict(stored['config'])}
+    return stored | {'config': complete(stored['config'])}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(f'{path} is not the config of a run: {error}') from None
 

@@ -145,7 +145,7 @@ def test_layers_drop_other_units(scan):
   ones = lambda name, v: v + 1 if name.endswith('down/bias') else v
   options = {'train': True, 'rngs': {'dropout': KEY}}
   params = tree.map_named(ones, zeros)
-  y = np.asarray(jit(lambda p: stack.apply({'params': p}, *inputs, **options))(params))
+  y = np.asarray(jit(lambda p: stack.apply({'params': p}, *inputs, **options)[0])(params))
   share = [np.isclose(y, 2.0 * n).mean() for n in range(3)]
   assert share == pytest.approx([0.25, 0.5, 0.25], abs=0.06)
   assert sum(share) == 1

@@ -1,0 +1,124 @@
+"""Weights to start from: those of a run of bmx, or of a Hugging Face directory."""
+
+import importlib
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from bmx import config as recipes
+
+
+class _Hub:
+  def __getattr__(self, name):
+    return getattr(importlib.import_module('bmx.adapt.hub'), name)
+
+
+hub = _Hub()
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.train.checkpoint import Checkpoints, nested
+from bmx.train.manifest import MANIFEST
+from bmx.train.rundir import read_config
+from bmx.train.state import Plan, TrainState
+
+log = logging.getLogger('bmx')
+
+
+def is_run(folder: str) -> bool:
+  """Whether a folder is a run of bmx. Raises InputError where it is no folder at all."""
+  path = pathlib.Path(folder)
+  if not path.is_dir():
+    raise InputError(
+      f'init.path={folder!r} is no folder: name a run of bmx, or one of Hugging Face'
+    )
+  return (path / 'checkpoints').is_dir()
+
+
+def start(plan: Plan, folder: str, fresh: str = '') -> TrainState:
+  """A new state whose parameters are those of `folder`, but for the names that `fresh` matches.
+
+  What the folder has and the model has no place for (another head) is left there, and told.
+
+  Raises InputError listing every parameter that is missing or has another shape.
+  """
+  load = load_run if is_run(folder) else hub.load
+  found = load(folder, plan.abstract.params, fresh)
+  state = plan.create()
+  names = tree.named(state.params)
+  log.info('weights    %d of %d parameters from %s', len(found), len(names), folder)
+  params = tree.map_named(lambda name, new: found.get(name, new), state.params)
+  average = jax.tree.map(jnp.copy, params) if state.ema is not None else None
+  return state.replace(params=params, ema=average)
+
+
+def load_run(folder: str, abstract: Any, fresh: str = '') -> dict[str, jax.Array]:
+  """name -> array, from the newest checkpoint of a run (its moving average where it has one)."""
+  checkpoints = Checkpoints(pathlib.Path(folder) / 'checkpoints')
+  step = checkpoints.newest_valid()
+  checkpoints.close()
+  if step is None:
+    raise InputError(f'{folder} has no checkpoint yet')
+  path = checkpoints.folder / str(step)
+  leaves = json.loads((path / MANIFEST).read_text())['leaves']
+  kind = 'ema' if any(name.startswith('ema/') for name in leaves) else 'params'
+  there = {k.removeprefix(f'{kind}/'): v for k, v in leaves.items() if k.startswith(f'{kind}/')}
+  wanted = {k: v for k, v in tree.named(abstract).items() if not (fresh and re.search(fresh, k))}
+  lines = tree.difference(there, tree.signature(nested(wanted)))
+  left = [line.split()[1] for line in lines if line.startswith('extra')]
+  bad = [line for line in lines if not line.startswith('extra')]
+  if bad:
+    raise InputError(
+      f'{path} does not fit the model (init.fresh={fresh!r}):\n  ' + '\n  '.join(bad[:40])
+    )
+  if left:
+    log.info('left       in %s: %s', folder, ', '.join(left[:8]) + ' ...' * (len(left) > 8))
+  return _read(path / 'state', kind, wanted) if wanted else {}
+
+
+def _read(path: pathlib.Path, kind: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+  """Only the leaves that are wanted, each placed as it says."""
+  target = {kind: nested(wanted)}
+  arguments = ocp.args.PyTreeRestore(
+    item=target,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    partial_restore=True,
+  )
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    return tree.named(reader.restore(path, args=arguments)[kind])
+
+
+def model(path: str, **overrides: Any) -> nn.Module:
+  """The model that `path` holds the weights of; `overrides` are arguments of its decoder or
+  encoder (attention, dtype, dropout, scan, ...)."""
+  return _build(path, overrides) if is_run(path) else hub.model(path, **overrides)
+
+
+def encoder(path: str, **overrides: Any) -> nn.Module:
+  """The encoder of that model, without its head, for another one."""
+  if not is_run(path):
+    return hub.encoder(path, **overrides)
+  return _build(path, overrides, 'encoder')
+
+
+def _build(path: str, overrides: Mapping[str, Any], inner: str = '') -> Any:
+  stored = read_config(pathlib.Path(path))['config']
+  recipes.check_calls(stored)
+  part = stored['task'].get('model', {})
+  if inner and inner not in part:
+    raise InputError(f'{path} has a model {part.get("call")!r} without an {inner}')
+  if 'encoder' in part:
+    settled = {**part['encoder'], **overrides}
+    part = settled if inner else {**part, 'encoder': settled}
+  else:
+    part = {**part, **overrides}
+  if part.get('call', '').startswith('bmx.adapt.restore:'):
+    return model(**{k: v for k, v in part.items() if k != 'call'})
+  return recipes.build(part, f'the model of {path}')

@@ -1,0 +1,318 @@
+"""Texts with what is said of them: classes or numbers, tags of words, answers to questions."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bmx.core.errors import InputError, did_you_mean
+from bmx.core.types import Rows
+from bmx.data.documents import describe, documents, records, squad_paragraphs
+from bmx.data.loader import ArrayData, split_indices
+from bmx.data.records import number, read_text
+from bmx.data.tokenizer import Subwords
+
+HOLDOUT = ('all', 'train', 'valid')
+
+
+@dataclasses.dataclass
+class TextData(ArrayData):
+  """Arrays made of text, with what made them."""
+
+  tokenizer: Subwords | None = None
+
+
+def classified(
+  path: str,
+  text: str,
+  label: str,
+  tokenizer: Subwords,
+  length: int,
+  batch_size: int,
+  pair: str = '',
+  fit: str = '',
+  regression: bool = False,
+  data_dir: str = '',
+  split: str = 'all',
+  holdout: float = 0.0,
+  seed: int = 0,
+  train: bool = True,
+) -> TextData:
+  """Texts (or pairs of texts) with a class or a number -> `tokens`, `segment_ids`, `types`, and
+  `label` or `y`.
+
+  Args:
+    path: .jsonl, .csv or 'tfds:NAME/SPLIT'.
+    text, pair, label: fields of a record; `pair` '' is none. Records without `label` are of class
+      -1 (a hidden test set), or all without it (a file to predict).
+    length: tokens of a row; longer texts are cut, and how many is told.
+    fit: the path whose classes count; '' is `path`. An evaluation of another file names the
+      training file here.
+    split, holdout: 'train' and 'valid' where that share is held out.
+  """
+  found = records(path, data_dir)
+  chosen = split_indices(len(found), split, holdout, HOLDOUT)
+  found = [found[i] for i in chosen]
+  texts = [_said(r, text, where) for where, r in found]
+  seconds = [_said(r, pair, where) for where, r in found] if pair else None
+  arrays, cut = _rows(tokenizer, texts, seconds, length)
+  info = _info(tokenizer, length, f'{path}: {len(texts):,} texts, {cut:,} of them cut')
+  if all(label not in r for _, r in found):
+    return TextData(arrays, info, batch_size, seed, train, tokenizer=tokenizer)
+  said = [r.get(label) for _, r in found]
+  if regression:
+    arrays['y'] = _numbers(said, [w for w, _ in found], label)
+    info['targets'] = 1
+  else:
+    known = records(fit, data_dir) if fit and fit != path else found
+    names = sorted({str(r[label]) for _, r in known if label in r}, key=_by_number)
+    arrays['label'] = _labels(said, names, [w for w, _ in found])
+    info |= {'classes': len(names), 'names': tuple(names)}
+  return TextData(arrays, info, batch_size, seed, train, tokenizer=tokenizer)
+
+
+def _info(tokenizer: Subwords, length: int, source: str) -> dict[str, Any]:
+  return {'vocab': tokenizer.size, 'length': length, 'source': source}
+
+
+def _said(record: dict[str, Any], field: str, where: str) -> str:
+  if not isinstance(record.get(field), str):
+    near = did_you_mean(field, record)
+    raise InputError(f'{where}: no text under {field!r}{near}; it has {sorted(record)}')
+  return record[field]
+
+
+def _by_number(name: str) -> tuple[float, str]:
+  """Classes 0 to 10 in their order, names by the alphabet behind them."""
+  value = number(name)
+  return (float('inf') if value is None else value), name
+
+
+def _labels(said: Sequence[Any], names: Sequence[str], where: Sequence[str]) -> np.ndarray:
+  place = {name: i for i, name in enumerate(names)}
+  for value, at in zip(said, where, strict=True):
+    if str(value) not in place:
+      raise InputError(f'{at}: class {value!r} is not one of {", ".join(names)}')
+  return np.array([place[str(v)] for v in said], np.int32)
+
+
+def _numbers(said: Sequence[Any], where: Sequence[str], label: str) -> np.ndarray:
+  values = [number(v) for v in said]
+  if None in values:
+    row = values.index(None)
+    raise InputError(f'{where[row]}: {label} is {said[row]!r}, expected a number')
+  return np.array(values, np.float32)[:, None]
+
+
+def _rows(
+  tokenizer: Subwords, texts: Sequence[str], seconds: Sequence[str] | None, length: int
+) -> tuple[Rows, int]:
+  """Encoded and padded -> (rows, texts that had to be cut)."""
+  pairs: Any = texts if seconds is None else list(zip(texts, seconds, strict=True))
+  found = tokenizer.inner.encode_batch(list(pairs))
+  arrays = {k: np.zeros((len(found), length), np.int32) for k in ('tokens', 'segment_ids', 'types')}
+  last = tokenizer.special.get('sep')
+  for n, one in enumerate(found):
+    size = min(len(one.ids), length)
+    arrays['tokens'][n, :size] = one.ids[:size]
+    if last is not None and len(one.ids) > length:
+      arrays['tokens'][n, -1] = last
+    arrays['segment_ids'][n, :size] = 1
+    arrays['types'][n, :size] = one.type_ids[:size]
+  return arrays, sum(len(one.ids) > length for one in found)
+
+
+def tagged(
+  path: str,
+  tokenizer: Subwords,
+  length: int,
+  batch_size: int,
+  fit: str = '',
+  seed: int = 0,
+  train: bool = True,
+) -> TextData:
+  """Sentences whose words have tags, in CoNLL's format (a word a line, its tag last, an empty line
+  between sentences) -> `tokens`, `segment_ids`, `targets`, and `weights` 1 at the first token of
+  each word.
+
+  Args:
+    fit: the path whose tags count; '' is `path`.
+  """
+  found, known = read_conll(path), read_conll(fit) if fit and fit != path else read_conll(path)
+  names = tuple(sorted({tag for words in known for _, tag in words}, key=lambda t: (t != 'O', t)))
+  place = {name: i for i, name in enumerate(names)}
+  shape = (len(found), length)
+  arrays = {k: np.zeros(shape, np.int32) for k in ('tokens', 'segment_ids', 'targets')}
+  arrays['weights'] = np.zeros(shape, np.float32)
+  lost = 0
+  for n, words in enumerate(found):
+    one = tokenizer.inner.encode([w for w, _ in words], is_pretokenized=True)
+    size = min(len(one.ids), length)
+    arrays['tokens'][n, :size] = one.ids[:size]
+    arrays['segment_ids'][n, :size] = 1
+    seen: set[int] = set()
+    for t, word in enumerate(one.word_ids[:size]):
+      if word is None or word in seen:
+        continue
+      seen.add(word)
+      tag = words[word][1]
+      if tag not in place:
+        raise InputError(f'{path}: tag {tag!r} is not one of {", ".join(names)}')
+      arrays['targets'][n, t], arrays['weights'][n, t] = place[tag], 1.0
+    lost += len(words) - len(seen)
+  info = _info(tokenizer, length, f'{path}: {len(found):,} sentences, {lost:,} words cut off')
+  return TextData(arrays, info | {'names': names}, batch_size, seed, train, tokenizer=tokenizer)
+
+
+def read_conll(path: str) -> list[list[tuple[str, str]]]:
+  """Sentences of (word, tag). Raises InputError naming file and line."""
+  sentences: list[list[tuple[str, str]]] = [[]]
+  for n, line in enumerate(read_text(pathlib.Path(path)).split('\n'), 1):
+    cells = line.split('\t') if '\t' in line else line.split()
+    if not line.strip() or cells[0] == '-DOCSTART-':
+      sentences.append([])
+      continue
+    if len(cells) < 2:
+      raise InputError(f'{path}, line {n}: a word and its tag are expected, not {line!r}')
+    sentences[-1].append((cells[0].strip(), cells[-1].strip()))
+  sentences = [s for s in sentences if s]
+  if not sentences:
+    raise InputError(f'{path} is empty')
+  return sentences
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """A part of a question's paragraph: which question, and where its tokens stand in the text."""
+
+  question: int
+  offsets: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass
+class QuestionData(TextData):
+  """Questions on paragraphs, each in as many windows as the paragraph needs."""
+
+  windows: Sequence[Window] = ()
+  contexts: Sequence[str] = ()  # of each question
+  gold: Sequence[Sequence[str]] = ()
+
+  def answers(self, rows: Rows) -> list[tuple[str, list[str]]]:
+    """(predicted text, texts that are right) of each question, from the predictions of all windows
+    in order: the span of the window that is surest."""
+    best: dict[int, tuple[float, str]] = {}
+    for window, (first, last), score in zip(
+      self.windows, rows['prediction'], rows['score'], strict=True
+    ):
+      text = self.contexts[window.question]
+      said = text[window.offsets[int(first)][0] : window.offsets[int(last)][1]]
+      if window.question not in best or score > best[window.question][0]:
+        best[window.question] = float(score), said
+    return [(best[q][1], list(texts)) for q, texts in enumerate(self.gold)]
+
+
+def questions(
+  path: str,
+  tokenizer: Subwords,
+  length: int,
+  batch_size: int,
+  stride: int = 0,
+  split: str = 'all',
+  holdout: float = 0.0,
+  seed: int = 0,
+  train: bool = True,
+) -> QuestionData:
+  """A file in SQuAD's format -> rows "[CLS] question [SEP] part of the paragraph [SEP]":
+  `tokens`, `segment_ids`, `types`, `context`, and the answer's `first` and `last` token.
+
+  Args:
+    stride: tokens by which a window goes on from the one before; 0 is half a window.
+    split, holdout: 'valid' is that share of the *articles*, so that no paragraph is in both.
+  """
+  paragraphs = squad_paragraphs(path)
+  titles = list(dict.fromkeys(title for title, _ in paragraphs))
+  chosen = {titles[i] for i in split_indices(len(titles), split, holdout, HOLDOUT)}
+  asked = [(p['context'], q) for t, p in paragraphs if t in chosen for q in p['qas']]
+  if not asked:
+    raise InputError(f'{path} has no question')
+  rows, windows = [], []
+  encode = tokenizer.inner.encode
+  for n, (context, qa) in enumerate(asked):
+    question = encode(qa['question'], add_special_tokens=False).ids
+    text = encode(context, add_special_tokens=False)
+    room = length - 3 - min(len(question), length // 2)
+    for start in _starts(len(text.ids), room, stride or max(room // 2, 1)):
+      part = slice(start, start + room)
+      rows.append(_window(tokenizer, question[: length // 2], text.ids[part], length))
+      before = 2 + min(len(question), length // 2)
+      offsets = [(0, 0)] * before + list(text.offsets[part])
+      windows.append(Window(n, tuple(offsets)))
+      rows[-1] |= _place(qa, offsets, before)
+  arrays = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+  info = _info(tokenizer, length, f'{path}, {split}: {len(asked):,} questions')
+  info['questions'] = len(asked)
+  gold = [sorted({a['text'] for a in qa['answers']}) for _, qa in asked]
+  return QuestionData(
+    arrays, info, batch_size, seed, train, tokenizer=tokenizer, windows=windows,
+    contexts=[c for c, _ in asked], gold=gold,
+  )  # fmt: skip
+
+
+def _starts(size: int, room: int, stride: int) -> list[int]:
+  """Windows of `room` tokens that cover `size`.
+
+  >>> _starts(10, 6, 3), _starts(4, 6, 3)
+  ([0, 3, 6], [0])
+  """
+  return list(range(0, max(size - room, 0) + stride, stride)) if size > room else [0]
+
+
+def _window(tokenizer: Subwords, question: list[int], part: list[int], length: int) -> Rows:
+  cls, sep = tokenizer.special['cls'], tokenizer.special['sep']
+  ids = [cls, *question, sep, *part, sep]
+  before = len(question) + 2
+  pad = lambda values: np.pad(np.array(values, np.int32), (0, length - len(values)))
+  return {
+    'tokens': pad(ids),
+    'segment_ids': pad([1] * len(ids)),
+    'types': pad([0] * before + [1] * (len(part) + 1)),
+    'context': pad([0] * before + [1] * len(part)),
+  }
+
+
+def _place(qa: Any, offsets: Sequence[tuple[int, int]], before: int) -> Rows:
+  """Tokens of the first answer; 0 and 0 where it is not whole in the window."""
+  none = {'first': np.int32(0), 'last': np.int32(0)}
+  if not qa['answers']:
+    return none
+  answer = qa['answers'][0]
+  begin, end = answer['answer_start'], answer['answer_start'] + len(answer['text'])
+  inside = [i for i in range(before, len(offsets)) if offsets[i][1] > begin and offsets[i][0] < end]
+  if not inside or offsets[inside[0]][0] > begin or offsets[inside[-1]][1] < end:
+    return none
+  return {'first': np.int32(inside[0]), 'last': np.int32(inside[-1])}
+
+
+def library(
+  tokenizer: Subwords,
+  length: int,
+  batch_size: int,
+  split: str = 'train',
+  holdout: float = 0.1,
+  seed: int = 0,
+  train: bool = True,
+) -> TextData:
+  """Lines of the installed Python's standard library, of two classes: comments (1) and code (0).
+  The comment's mark is taken away. Text that needs no file."""
+  lines = [line.strip() for text in documents() for line in text.splitlines()]
+  comments = [line.strip('# ') for line in lines if line.startswith('# ')]
+  code = [line for line in lines if line and not line.startswith('#')][: 4 * len(comments) : 4]
+  texts, labels = comments + code, [1] * len(comments) + [0] * len(code)
+  chosen = split_indices(len(texts), split, holdout, HOLDOUT)
+  arrays, cut = _rows(tokenizer, [texts[i] for i in chosen], None, length)
+  arrays['label'] = np.array(labels, np.int32)[chosen]
+  source = f'{describe(())}, {split}: {len(chosen):,} lines, {cut:,} of them cut'
+  info = _info(tokenizer, length, source) | {'classes': 2, 'names': ('code', 'comment')}
+  return TextData(arrays, info, batch_size, seed, train, tokenizer=tokenizer)

@@ -1,0 +1,223 @@
+"""Documents in rows of one length: packed next to each other, and never seeing each other."""
+
+import bisect
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bmx.core.errors import InputError
+from bmx.core.types import Batch, Rows
+from bmx.data.clean import Step
+from bmx.data.corpus import Corpus, Parts, encode
+from bmx.data.documents import describe, documents, part_of, records
+from bmx.data.loader import RESIDENT_BYTES, Shuffled
+from bmx.data.tokenizer import Bytes, Tokenizer
+
+KEYS = ('tokens', 'segment_ids', 'positions')
+
+
+def best_fit(lengths: np.ndarray, room: int) -> tuple[np.ndarray, int]:
+  """Best-fit-decreasing bin packing, in O(N log room) (Ding et al. 2024).
+
+  lengths int [N], each at most `room` -> (row of each int32 [N], number of rows).
+  """
+  space: list[list[int]] = [[] for _ in range(room + 1)]  # rows by the room that they have left
+  free: list[int] = []  # rooms that some row has left, sorted
+  row, count = np.empty(len(lengths), np.int32), 0
+  order = np.argsort(-lengths, kind='stable')
+  for i, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    k = bisect.bisect_left(free, length)
+    if k == len(free):
+      r, left, count = count, room, count + 1
+    else:
+      left = free[k]
+      r = space[left].pop()
+      if not space[left]:
+        free.pop(k)
+    row[i] = r
+    if left > length:
+      if not space[left - length]:
+        bisect.insort(free, left - length)
+      space[left - length].append(r)
+  return row, count
+
+
+@dataclasses.dataclass
+class PackedData(Shuffled):
+  """Rows [T] of whole documents, `segment_ids` 1, 2, ... (0 is padding) and `positions` from 0 in
+  each; documents longer than a row are cut.
+
+  `targets` are the tokens that follow; `weights` is 0 where nothing of the same document follows,
+  where what follows is not to be learned, and on padding.
+
+  Attributes:
+    prefix, suffix: ids around every piece of a document ([CLS], [SEP]), or (`whole` False) before
+      its first and after its last piece.
+    words: also give `words`, the number of the word in the row that a token belongs to.
+  """
+
+  corpus: Corpus
+  vocab: int
+  length: int
+  batch_size: int
+  prefix: tuple[int, ...] = ()
+  suffix: tuple[int, ...] = ()
+  whole: bool = True
+  words: bool = False
+  seed: int = 0
+  train: bool = True
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  tokenizer: Tokenizer | None = None
+
+  def __post_init__(self):
+    room = self.length - len(self.prefix) - len(self.suffix)
+    if room < 1:
+      raise InputError(f'length={self.length}: a row has no room for a token')
+    self.pieces = _pieces(self.corpus.ends, room)  # [P, 4]: first, last, begins, ends a document
+    self.sizes = np.diff(self.pieces[:, :2], axis=1)[:, 0] + self._frame(self.pieces).sum(1)
+    row, self.size = best_fit(self.sizes, self.length)
+    order = np.argsort(row, kind='stable')
+    self.pieces = self.pieces[order]
+    self.edges = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=self.size))])
+    self.padding = float(1 - self.sizes.sum() / (self.size * self.length))
+    self.info = {'vocab': self.vocab, 'length': self.length, 'padding': self.padding} | self.facts
+    keys = (*KEYS, 'targets', 'weights', *['words'] * self.words)
+    shape = (self.batch_size, self.length)
+    kind = lambda k: np.float32 if k == 'weights' else np.int32
+    self.spec = {k: jax.ShapeDtypeStruct(shape, kind(k)) for k in keys}
+
+  def _frame(self, pieces: np.ndarray) -> np.ndarray:
+    """Ids before and after each piece: int [P, 2]."""
+    sides = pieces[:, 2:] if not self.whole else np.ones_like(pieces[:, 2:])
+    return sides * np.array([len(self.prefix), len(self.suffix)])
+
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> Rows:
+    return self.gather(self._rows(indices), np.arange(len(indices)))
+
+  def _rows(self, indices: np.ndarray) -> Rows:
+    """What `gather` reads, made from the corpus."""
+    keys = (*KEYS, 'learned', *['starts'] * self.words)
+    rows = {k: np.zeros((len(indices), self.length), np.int32) for k in keys}
+    for n, index in enumerate(indices):
+      place = 0
+      for segment, piece in enumerate(self.pieces[self.edges[index] : self.edges[index + 1]], 1):
+        place = self._put(rows, n, place, segment, piece)
+    return rows
+
+  def _put(self, rows: Rows, n: int, place: int, segment: int, piece: np.ndarray) -> int:
+    """Writes a piece into row n at `place` -> the place after it."""
+    first, last = piece[:2]
+    before, after = self._frame(piece[None])[0]
+    ids = [*self.prefix[:before], *self.corpus.tokens[first:last], *self.suffix[:after]]
+    end = place + len(ids)
+    text = slice(place + before, end - after)
+    rows['tokens'][n, place:end] = ids
+    rows['segment_ids'][n, place:end] = segment
+    rows['positions'][n, place:end] = np.arange(len(ids))
+    rows['learned'][n, text] = self.corpus.learned[first:last]
+    rows['learned'][n, end - after : end] = self.corpus.learned[last - 1]  # that it ends, too
+    if self.words:
+      rows['starts'][n, place:end] = 1  # each special token is a word
+      rows['starts'][n, text] = self.corpus.starts[first:last]
+      rows['starts'][n, place + before] = 1  # also where a document was cut within a word
+    return end
+
+  def resident(self) -> Rows | None:
+    per_row = self.length * 4 * (len(KEYS) + 1 + self.words)
+    return self._all if self.size * per_row <= RESIDENT_BYTES else None
+
+  @functools.cached_property
+  def _all(self) -> Rows:
+    return self._rows(np.arange(self.size))
+
+  def gather(self, arrays: Any, indices: Any) -> Batch:
+    rows = {k: arrays[k][indices] for k in KEYS}
+    tokens, segments = rows['tokens'], rows['segment_ids']
+    ahead = lambda x: np.concatenate if isinstance(x, np.ndarray) else jax.numpy.concatenate
+    shift = lambda x: ahead(x)([x[:, 1:], x[:, :1] * 0], axis=1)
+    follows = (shift(segments) == segments) & (segments > 0)
+    rows['targets'] = shift(tokens)
+    rows['weights'] = (follows & (shift(arrays['learned'][indices]) > 0)).astype(np.float32)
+    if self.words:
+      rows['words'] = arrays['starts'][indices].cumsum(1).astype(np.int32)
+    return rows
+
+
+def _pieces(ends: np.ndarray, room: int) -> np.ndarray:
+  """Documents cut to at most `room` tokens -> int64 [P, 4]: first token, the one after the last,
+  whether a document begins there, whether one ends."""
+  firsts = np.concatenate([[0], ends[:-1]])
+  counts = -(-(ends - firsts) // room)  # an empty document has no piece
+  document = np.repeat(np.arange(len(ends)), counts)
+  number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+  first = firsts[document] + number * room
+  last = np.minimum(first + room, ends[document])
+  begins, finishes = number == 0, number == counts[document] - 1
+  return np.stack([first, last, begins, finishes], axis=1).astype(np.int64)
+
+
+def packed(
+  length: int,
+  batch_size: int,
+  paths: Sequence[str] = (),
+  split: str = 'train',
+  field: str = 'text',
+  prompt: str = '',
+  unit: str = 'paragraph',
+  tokenizer: Tokenizer | None = None,
+  words: bool = False,
+  steps: Sequence[Step] = (),
+  data_dir: str = '',
+  seed: int = 0,
+  train: bool = True,
+) -> PackedData:
+  """Documents packed into rows, for masked and for causal language models.
+
+  Args:
+    paths, field, unit, steps, data_dir: see `documents.documents`.
+    split: 'train' is the first 90 % of the documents, 'valid' the rest, 'all' both.
+    prompt: a second field, which stands before `field` and is not to be learned: for instructions.
+    words: give word numbers, for masking whole words.
+  """
+  coder = tokenizer or Bytes()
+  if prompt:
+    found: Sequence[Parts] = _instructions(paths, prompt, field, data_dir)
+  else:
+    found = [[(text, True)] for text in documents(paths, field, unit, data_dir, steps)]
+  corpus = encode(found, coder)
+  chosen = part_of(range(len(found)), split, describe(paths))
+  corpus = corpus.part(chosen[0], chosen[-1] + 1)
+  special = coder.special
+  around = 'cls' in special and 'sep' in special
+  prefix = special['cls' if around else 'bos'] if around or 'bos' in special else None
+  suffix = special['sep' if around else 'eos'] if around or 'eos' in special else None
+  some = lambda x: () if x is None else (x,)
+  facts = {'bytes': sum(len(t.encode()) for i in chosen for t, _ in found[i])}
+  facts |= {'special': tuple(sorted({*special.values()})), 'mask': special.get('mask', -1)}
+  data = PackedData(
+    corpus, coder.size, length, batch_size, some(prefix), some(suffix), around, words, seed, train,
+    facts, coder,
+  )  # fmt: skip
+  data.info['source'] = (
+    f'{describe(paths)}: {len(chosen):,} documents of {len(corpus.tokens):,} tokens in '
+    f'{data.size:,} rows, {data.padding:.2%} padding'
+  )
+  return data
+
+
+def _instructions(paths: Sequence[str], prompt: str, field: str, data_dir: str) -> list[Parts]:
+  """Documents of two parts; only the second is to be learned."""
+  result: list[Parts] = []
+  for path in paths:
+    for where, record in records(path, data_dir):
+      if not isinstance(record.get(prompt), str) or not isinstance(record.get(field), str):
+        raise InputError(f'{where}: texts under {prompt!r} and {field!r} are expected; it has '
+                         f'{sorted(record)}')  # fmt: skip
+      result.append([(record[prompt], False), (record[field], True)])
+  if not result:
+    raise InputError('instructions need paths to read')
+  return result

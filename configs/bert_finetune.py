@@ -1,0 +1,128 @@
+"""A pre-trained BERT, fine-tuned: to classes of texts (SST-2, GLUE), to tags of words (named
+entities), or to answers to questions (SQuAD's format).
+
+    python -m bmx.main --config=configs/bert_finetune.py --config.init.path=DIR
+    --config.data.path=train.csv --config.eval.valid.path=valid.csv
+    python -m bmx.main --config=configs/bert_finetune.py:ner --config.init.path=DIR ...
+    python -m bmx.main --config=configs/bert_finetune.py:qa --config.init.path=DIR ...
+
+DIR is a run of bmx (configs/bert_small.py) or a Hugging Face directory of BERT or RoBERTa; the
+sizes, the tokenizer and all weights but the new head come from there. --config.init.fresh=. trains
+the same model from scratch.
+"""
+
+from bmx.config import base, check_variant
+
+
+def get_config(variant: str = ''):
+  check_variant(variant, 'ner', 'qa', 'tiny')
+  c = base('BERT, fine-tuned')
+  c.init.fresh = 'head'
+  c.length = 64
+  c.batch_size = 32
+  c.epochs = 2.0
+  c.data_dir = ''  # of TFDS
+  encoder = {
+    'call': 'bmx.adapt.restore:encoder',
+    'path': c.init.get_ref('path'),
+    'dropout': 0.1,
+    'attention': 'auto',  # by the kind of device
+    'dtype': c.get_ref('dtype'),
+  }
+  tokenizer = {'call': 'bmx.data.tokenizer:load', 'path': c.init.get_ref('path')}
+  c.task = {
+    'call': 'bmx.tasks.encoder:TextClassification',
+    'model': {'call': 'bmx.models.bert:Classifier', 'outputs': 2, 'encoder': encoder},
+  }
+  c.data = {
+    'call': 'bmx.data.labelled:classified',
+    'path': 'tfds:glue/sst2/train',
+    'fit': 'tfds:glue/sst2/train',
+    'text': 'sentence',
+    'pair': '',
+    'label': 'label',
+    'length': c.get_ref('length'),
+    'data_dir': c.get_ref('data_dir'),
+    'tokenizer': tokenizer,
+  }
+  c.eval.valid = {
+    'path': 'tfds:glue/sst2/validation',
+    'batch_size': 128,
+    'metrics': ('bmx.tasks.metrics:matthews',),
+  }
+  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 2e-4, 'warmup': 100, 'floor': 0.0}
+  c.optimizer = {
+    'call': 'bmx.optim.optimizers:adamw',
+    'weight_decay': 0.01,
+    'layer_decay': 0.8,  # blocks near the words move less
+    'clip': 1.0,
+    'freeze': '',
+  }
+  c.every = {'log': 100, 'eval': 500, 'save': 500}
+  c.keep = {'last': 2, 'metric': 'eval/valid/accuracy', 'mode': 'max'}
+  if variant == 'ner':
+    c.task.call, c.task.model.call = 'bmx.tasks.encoder:TokenClassification', TAGGER
+    c.task.model.outputs = 13  # WNUT-17: six kinds of entity
+    c.data = {
+      'call': 'bmx.data.labelled:tagged',
+      'path': 'wnut17train.conll',
+      'fit': 'wnut17train.conll',
+      'length': c.get_ref('length'),
+      'tokenizer': tokenizer,
+    }
+    metrics = ('bmx.tasks.metrics:entity_f1',)
+    c.eval.valid = {'path': 'emerging.dev.conll', 'batch_size': 128, 'metrics': metrics}
+    c.eval.test = {'path': 'emerging.test.annotated', 'batch_size': 128, 'metrics': metrics}
+    c.epochs = 10.0
+    c.keep.metric = 'eval/valid/entity_f1'
+  if variant == 'qa':
+    c.task.call, c.task.model.call = 'bmx.tasks.encoder:QuestionAnswering', TAGGER
+    c.length = 128
+    c.data = {
+      'call': 'bmx.data.labelled:questions',
+      'path': 'squad.json',
+      'split': 'train',
+      'holdout': 0.2,  # of the articles
+      'length': c.get_ref('length'),
+      'tokenizer': tokenizer,
+    }
+    c.eval.valid = {
+      'split': 'valid',
+      'batch_size': 128,
+      'metrics': ('bmx.tasks.metrics:exact_match', 'bmx.tasks.metrics:answer_f1'),
+    }
+    c.epochs = 10.0
+    c.keep.metric = 'eval/valid/answer_f1'
+  if variant == 'tiny':
+    _tiny(c)
+  return c
+
+
+TAGGER = 'bmx.models.bert:Tagger'
+
+
+def _tiny(c):
+  """Comments and code of the standard library told apart; needs no pre-trained model."""
+  c.init.fresh = ''
+  c.length, c.batch_size, c.epochs, c.steps = 32, 16, 0.0, 60
+  c.task.model.encoder = {
+    'call': 'bmx.models.bert:BERT',
+    'vocab': 512,
+    'length': c.get_ref('length'),
+    'width': 64,
+    'depth': 2,
+    'heads': 4,
+    'dropout': 0.0,
+    'attention': 'auto',
+  }
+  c.data = {
+    'call': 'bmx.data.labelled:library',
+    'split': 'train',
+    'holdout': 0.1,
+    'length': c.get_ref('length'),
+    'tokenizer': {'call': 'bmx.data.tokenizer:trained', 'vocab': 512, 'unit': 'line'},
+  }
+  c.eval.valid = {'split': 'valid', 'metrics': ('bmx.tasks.metrics:matthews',)}
+  c.schedule.update(peak=2e-3, warmup=4)
+  c.optimizer.layer_decay = 0.9
+  c.every = {'log': 15, 'eval': 0, 'save': 30}
