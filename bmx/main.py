@@ -14,7 +14,7 @@ from typing import Any
 from bmx.core import errors
 from bmx.plan import topology
 
-MODES = ('train', 'eval', 'predict', 'plan')
+MODES = ('train', 'eval', 'predict', 'generate', 'plan')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,11 +43,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument('--workdir', default='', help='where the run lives; the same one resumes '
                       '(default: runs/NAME/TIMESTAMP)')  # fmt: skip
   parser.add_argument('--mode', default='train', choices=MODES)
-  parser.add_argument('--step', default='latest', help='checkpoint that eval and predict read: '
-                      'latest, best or a step')  # fmt: skip
-  parser.add_argument(
-    '--input', default='', help="file to predict (default: the recipe's test set)"
-  )
+  parser.add_argument('--step', default='latest', help='checkpoint that eval, predict and generate '
+                      'read: latest, best or a step')  # fmt: skip
+  parser.add_argument('--input', default='', help="file to predict (default: the recipe's test "
+                      'set), or of prompts: a line each, or .jsonl')  # fmt: skip
+  parser.add_argument('--prompt', action='append', default=[], help='text to go on with; several '
+                      'times for several')  # fmt: skip
   parser.add_argument('--topology', default='', help='what to plan for: v5e:4x4, two slices of it '
                       'v5e:4x4@2, h200:8')  # fmt: skip
   parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
@@ -87,7 +88,8 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     config, name = _stored(pathlib.Path(args.workdir), overrides, args.allow)
   if args.mode == 'plan':
     return _plan(args, config, name)
-  if args.mode != 'train' and not args.workdir:
+  weights = args.mode == 'generate' and config.init.path
+  if args.mode != 'train' and not args.workdir and not weights:
     raise errors.InputError(f'--mode={args.mode} needs --workdir=DIR of a run that has trained')
   workdir = pathlib.Path(args.workdir or f'runs/{name}/{time.strftime("%Y%m%d-%H%M%S")}')
 
@@ -98,7 +100,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
 
   writer.start_logging(workdir, jax.process_index())
   cache.enable(config.cache)
-  built = experiment.build(config, name)
+  built = experiment.build(config, name, read=args.mode != 'generate')
   return getattr(modes, args.mode)(built, workdir, args)
 
 

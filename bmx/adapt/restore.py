@@ -27,7 +27,7 @@ from bmx.core.errors import InputError
 from bmx.train.checkpoint import Checkpoints, nested
 from bmx.train.manifest import MANIFEST
 from bmx.train.rundir import read_config
-from bmx.train.state import Plan, TrainState
+from bmx.train.state import Plan
 
 log = logging.getLogger('bmx')
 
@@ -42,8 +42,8 @@ def is_run(folder: str) -> bool:
   return (path / 'checkpoints').is_dir()
 
 
-def start(plan: Plan, folder: str, fresh: str = '') -> TrainState:
-  """A new state whose parameters are those of `folder`, but for the names that `fresh` matches.
+def start(plan: Plan, folder: str, fresh: str = '') -> Any:
+  """A new TrainState whose parameters are those of `folder`, but for the names that `fresh` matches.
 
   What the folder has and the model has no place for (another head) is left there, and told.
 
@@ -51,7 +51,7 @@ def start(plan: Plan, folder: str, fresh: str = '') -> TrainState:
   """
   load = load_run if is_run(folder) else hub.load
   found = load(folder, plan.abstract.params, fresh)
-  state = plan.create()
+  state: Any = plan.create()
   names = tree.named(state.params)
   log.info('weights    %d of %d parameters from %s', len(found), len(names), folder)
   params = tree.map_named(lambda name, new: found.get(name, new), state.params)

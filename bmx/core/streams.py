@@ -9,6 +9,7 @@ varies over, so the draw for position p needs no draw before it.
 | INIT         | parameter initialisation                     | parameter path    |
 | STEP         | dropout and every other noise of a step      | step, then module |
 | EVAL         | noise of an evaluation, where a task has any | nothing           |
+| GENERATE     | tokens that are drawn                        | row, then token   |
 | PERMUTATION  | order of examples                            | epoch             |
 | SHIFT        | where the windows of a text begin            | epoch             |
 | AUGMENTATION | crops and flips                              | position          |
@@ -18,7 +19,7 @@ varies over, so the draw for position p needs no draw before it.
 
 import numpy as np
 
-INIT, STEP, EVAL = 0, 1, 2
+INIT, STEP, EVAL, GENERATE = 0, 1, 2, 3
 PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS = 16, 17, 18, 19, 20
 
 

@@ -144,7 +144,7 @@ def tagged(
   names = tuple(sorted({tag for words in known for _, tag in words}, key=lambda t: (t != 'O', t)))
   place = {name: i for i, name in enumerate(names)}
   shape = (len(found), length)
-  arrays = {k: np.zeros(shape, np.int32) for k in ('tokens', 'segment_ids', 'targets')}
+  arrays: Rows = {k: np.zeros(shape, np.int32) for k in ('tokens', 'segment_ids', 'targets')}
   arrays['weights'] = np.zeros(shape, np.float32)
   lost = 0
   for n, words in enumerate(found):
@@ -284,15 +284,15 @@ def _window(tokenizer: Subwords, question: list[int], part: list[int], length: i
 
 def _place(qa: Any, offsets: Sequence[tuple[int, int]], before: int) -> Rows:
   """Tokens of the first answer; 0 and 0 where it is not whole in the window."""
-  none = {'first': np.int32(0), 'last': np.int32(0)}
+  place = lambda first, last: {'first': np.array(first, np.int32), 'last': np.array(last, np.int32)}
   if not qa['answers']:
-    return none
+    return place(0, 0)
   answer = qa['answers'][0]
   begin, end = answer['answer_start'], answer['answer_start'] + len(answer['text'])
   inside = [i for i in range(before, len(offsets)) if offsets[i][1] > begin and offsets[i][0] < end]
   if not inside or offsets[inside[0]][0] > begin or offsets[inside[-1]][1] < end:
-    return none
-  return {'first': np.int32(inside[0]), 'last': np.int32(inside[-1])}
+    return place(0, 0)
+  return place(inside[0], inside[-1])
 
 
 def library(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ ROLES = {
 BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 of what is trained here
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """Text to ids and back."""
 
@@ -90,7 +91,7 @@ class Subwords:
   """
 
   def __init__(self, text: str, source: str = 'tokenizer.json'):
-    self.text = text
+    self._text = text
     try:
       self.inner = library().Tokenizer.from_str(text)
     except InputError:
@@ -107,11 +108,19 @@ class Subwords:
     return hash(self.text)
 
   @property
+  def text(self) -> str:
+    return self._text
+
+  @property
   def size(self) -> int:
     return self.inner.get_vocab_size()
 
-  @functools.cached_property
+  @property
   def special(self) -> dict[str, int]:
+    return self._special
+
+  @functools.cached_property
+  def _special(self) -> dict[str, int]:
     found = {role: [self.inner.token_to_id(s) for s in names] for role, names in ROLES.items()}
     found = {role: [i for i in ids if i is not None] for role, ids in found.items()}
     return {role: ids[0] for role, ids in found.items() if ids}
@@ -147,8 +156,11 @@ def load(path: str) -> Subwords:
   """A `tokenizer.json`, or the one in a folder (a run's, or a Hugging Face model's)."""
   file = pathlib.Path(path)
   file = file / 'tokenizer.json' if file.is_dir() else file
-  if not path or not file.is_file():
-    raise InputError(f'no tokenizer.json in {path!r}')
+  if not path:
+    raise InputError('no folder of a tokenizer is named: set --config.init.path=DIR of the run or '
+                     'the Hugging Face model to start from')  # fmt: skip
+  if not file.is_file():
+    raise InputError(f'no tokenizer.json in {path}')
   return Subwords(file.read_text(), str(file))
 
 

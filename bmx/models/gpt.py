@@ -161,8 +161,8 @@ class GPT(nn.Module):
   def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """The next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""
     positions = cache.positions(tokens.shape[1])
-    x, new = self.stack(self._embed(tokens, positions), positions, cache=cache)
-    return self.norm_out(x), new
+    x, cache = self.stack(self._embed(tokens, positions), positions, cache=cache)
+    return self.norm_out(x), cache
 
   def hidden_and_table(
     self,

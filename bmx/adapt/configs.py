@@ -1,0 +1,193 @@
+"""config.json <-> the part of a recipe that builds the same model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from bmx import config as recipes
+from bmx.adapt.layouts import (
+  ACTIVATIONS,
+  ARCHITECTURES,
+  BERT,
+  CLASSIFIER,
+  GPT2,
+  LLAMA,
+  LLAMA3,
+  PRETRAINING,
+  QWEN2,
+  ROBERTA,
+  Family,
+)
+from bmx.core.errors import InputError
+from bmx.models import bert
+from bmx.models.gpt import GPT
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+  """The name of what a config.json describes. Raises InputError for one that bmx does not know."""
+  names = config.get('architectures')
+  for name in names[:1] if isinstance(names, list) else []:
+    if name in list(ARCHITECTURES):
+      return name
+  raise InputError(f'architectures={names!r} is not one of {", ".join(ARCHITECTURES)}')
+
+
+def translate(config: Mapping[str, Any]) -> dict[str, Any]:
+  """config.json -> the part that builds the model. Raises InputError: see `hub.part`."""
+  name = architecture(config)
+  found, problems = ARCHITECTURES[name], []
+  family, head = found.family, found.head
+  for key, allowed in (family.only | found.only).items():
+    value = config.get(key)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if any(v not in allowed for v in values):
+      problems.append(f'{key}={value!r}: supported is {", ".join(map(repr, allowed)) or "none"}')
+  part = {'call': family.call, **family.fixed}
+  for argument, (key, default) in family.keys.items():
+    part[argument] = _value(config, argument, key, default, problems)
+  if 'positions' in part:
+    part |= _rope(config, problems)
+  labels = len(config.get('id2label') or {}) or config.get('num_labels') or 2
+  if problems:
+    lines = '\n  '.join(dict.fromkeys(problems))
+    raise InputError(f'bmx cannot reproduce this {name}:\n  {lines}')
+  if 'first_position' in part:
+    part['first_position'] += 1  # the rows up to that of padding belong to no position
+    part['length'] -= part['first_position']
+  if head is None:
+    return part
+  return {**head, 'encoder': part} | ({'outputs': labels} if head['call'] == CLASSIFIER else {})
+
+
+def _value(
+  config: Mapping[str, Any], argument: str, key: str, default: Any, problems: list[str]
+) -> Any:
+  value = default if config.get(key) is None else config[key]
+  if argument == 'activation':
+    if value not in list(ACTIVATIONS):
+      problems.append(f'{key}={value!r}: supported are {", ".join(ACTIVATIONS)}')
+    return ACTIVATIONS.get(str(value))
+  kind = int if default is None else type(default)
+  least = 1 if kind is int and default != 0 and argument != 'first_position' else 0
+  if type(value) not in ((int, float) if kind is float else (kind,)) or value < least:
+    problems.append(f'{key}={value!r}: expected {kind.__name__}, at least {kind(least)}')
+  return value
+
+
+def _rope(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+  """Rotary positions: `rope_parameters` of transformers 5, `rope_theta` and `rope_scaling` of 4."""
+  word = 'rope_parameters' if config.get('rope_parameters') else 'rope_scaling'
+  given = config.get(word) or {}
+  if not isinstance(given, dict):
+    problems.append(f'{word}={given!r}: expected a mapping')
+    given = {}
+  rope = {
+    'rope_theta': config.get('rope_theta') or 10_000.0,
+    'original_max_position_embeddings': config.get('max_position_embeddings'),
+    'partial_rotary_factor': config.get('partial_rotary_factor', 1.0),
+  } | {k: v for k, v in given.items() if v is not None}  # fmt: skip
+  kind = rope.pop('rope_type', rope.pop('type', 'default'))
+  if kind not in ('default', 'llama3'):
+    problems.append(f"{word}.rope_type={kind!r}: supported are 'default', 'llama3'")
+  share = rope.pop('partial_rotary_factor')
+  if share not in (None, 1):
+    problems.append(f'partial_rotary_factor={share!r}: supported is 1.0')
+  scaling = LLAMA3 if kind == 'llama3' else ()
+  for key in ('rope_theta', *scaling):
+    if type(rope.get(key)) not in (int, float):
+      problems.append(f'{word}.{key}={rope.get(key)!r}: expected float, such as 1.0')
+  for key in sorted(rope.keys() - {'rope_theta', *LLAMA3}):
+    problems.append(f'{word}.{key}={rope[key]!r}: supported are rope_theta, {", ".join(LLAMA3)}')
+  return {'theta': rope['rope_theta'], 'scaling': tuple(rope.get(key) for key in scaling)}
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+  """The config.json of a model: `part` backwards.
+
+  Raises InputError for a model that is no architecture of transformers, with what keeps it from
+  being the nearest one.
+  """
+  core: Any = getattr(model, 'encoder', model)
+  family = _family(core)
+  name = _architecture(model, family)
+  values = _facts(core) | {'dropout': core.dropout}
+  values['activation'] = next((k for k, v in ACTIVATIONS.items() if v == core.activation), '')
+  if family is ROBERTA:
+    values['length'] += values['first_position']
+    values['first_position'] -= 1
+  config = {'architectures': [name], 'model_type': family.model_type, **family.written}
+  config |= {k: v[0] for k, v in family.only.items() if v and isinstance(v[0], bool)}
+  config |= {key: values[argument] for argument, (key, _) in family.keys.items()}
+  if family is GPT2:
+    config['embd_pdrop'] = core.dropout
+  if 'positions' in family.fixed:
+    config |= _rope_keys(core)
+  if isinstance(model, bert.Classifier):
+    config['id2label'] = {str(i): f'LABEL_{i}' for i in range(model.outputs)}
+    config['label2id'] = {f'LABEL_{i}': i for i in range(model.outputs)}
+  again = recipes.build(translate(config), name)
+  same = _facts(getattr(again, 'encoder', again))
+  lines = [f'{k}={v!r}: it has {same[k]!r}' for k, v in _facts(core).items() if v != same[k]]
+  if lines:
+    raise InputError('\n  '.join([f'the model is no {name} of transformers:', *lines]))
+  return config
+
+
+def _rope_keys(core: GPT) -> dict[str, Any]:
+  """As transformers 5 reads it, and as 4 did."""
+  scaling = dict(zip(LLAMA3, core.scaling, strict=True)) if core.scaling else {}
+  rope = {'rope_type': 'llama3' if scaling else 'default', **scaling}
+  return {
+    'rope_parameters': rope | {'rope_theta': core.theta},
+    'rope_theta': core.theta,
+    'rope_scaling': rope if scaling else None,
+  }
+
+
+def _family(core: Any) -> Family:
+  if isinstance(core, bert.BERT):
+    return ROBERTA if core.first_position else BERT
+  if not isinstance(core, GPT):
+    raise InputError(f'a {type(core).__name__} is none of {", ".join(ARCHITECTURES)}')
+  if core.positions == 'learned':
+    return GPT2
+  plain = core.bias or core.out_bias or not core.qkv_bias
+  return LLAMA if plain else QWEN2
+
+
+def _architecture(model: Any, family: Family) -> str:
+  kind = type(model).__name__
+  head = {'call': f'bmx.models.bert:{kind}'} if hasattr(model, 'encoder') else None
+  if isinstance(model, bert.Pretraining):
+    head = {'call': PRETRAINING, 'next_sentence': model.next_sentence}
+  names = {n: a.head for n, a in ARCHITECTURES.items() if a.family is family}
+  for name, known in names.items():
+    if known == head:
+      return name
+  raise InputError(f'{head or kind} of {family.model_type} is none of {", ".join(names)}')
+
+
+# Arguments that say how a model trains and computes, not what it is.
+FREE = (
+  'dropout', 'vocab_pad', 'attention', 'scan', 'remat', 'microbatches', 'dtype', 'top_k',
+  'capacity', 'balance', 'router_z', 'parent', 'name',
+)  # fmt: skip
+
+
+def _facts(core: Any) -> dict[str, Any]:
+  """What a model is, each fact in one spelling."""
+  facts = {f.name: getattr(core, f.name) for f in dataclasses.fields(core) if f.name not in FREE}
+  facts['hidden'] = core.hidden or 4 * core.width
+  if isinstance(core, bert.BERT):
+    return facts
+  rotary = core.positions == 'rotary'
+  biases = {k: core.bias or getattr(core, k) for k in ('qkv_bias', 'out_bias', 'mlp_bias')}
+  return facts | biases | {
+    'bias': core.bias and core.norm == 'layer',
+    'kv_heads': core.kv_heads or core.heads,
+    'head_size': core.head_size or core.width // core.heads,
+    'theta': core.theta if rotary else 0.0,
+    'scaling': tuple(map(float, core.scaling)) if rotary else (),
+  }  # fmt: skip

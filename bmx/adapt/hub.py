@@ -1,0 +1,269 @@
+"""Folders of models as Hugging Face has them: config.json and safetensors, read and written."""
+
+import dataclasses
+import logging
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from bmx import config as recipes
+from bmx.adapt.configs import architecture, describe, translate
+from bmx.adapt.layouts import ARCHITECTURES, BERT, Rule
+from bmx.adapt.tensors import (
+  INDEX,
+  LAYERS,
+  SINGLE,
+  Target,
+  canonical,
+  read_json,
+  target_of,
+  tensors_of,
+)
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.core.writer import write_json
+from bmx.models import bert
+from bmx.ops.attention import as_xla
+from bmx.parallel import unbox, use
+
+log = logging.getLogger('bmx')
+
+Folder = str | os.PathLike[str]
+
+
+def part(folder: Folder) -> dict[str, Any]:
+  """The config part that builds the model of a folder.
+
+  Attention weights have no dropout in bmx, so `attn_pdrop` and its like are not taken.
+
+  Raises:
+    InputError: no config.json; an unknown architecture; all values that are missing, malformed, or
+      ask for what bmx does not compute.
+  """
+  return translate(_config(pathlib.Path(folder)))
+
+
+def model(path: str, **overrides: Any) -> nn.Module:
+  """The model of a folder, without its weights: {'call': 'bmx.adapt.hub:model', 'path': FOLDER}.
+
+  Args:
+    overrides: arguments of the GPT, or of the encoder under a head: dtype, attention, scan, ...
+  """
+  found = part(path)
+  found.get('encoder', found).update(overrides)
+  return recipes.build(found, path)
+
+
+def encoder(path: str, **overrides: Any) -> bert.BERT:
+  """The encoder of a folder, without its weights, and without the head it has there.
+
+  Raises InputError for a folder that holds a decoder.
+  """
+  found = part(path)
+  found = found.get('encoder', found)
+  if found['call'] != BERT.call:
+    raise InputError(f'{path} holds a {found["call"]}, which is no encoder')
+  return recipes.build(found | overrides, path)
+
+
+def load(folder: Folder, abstract: tree.Tree, fresh: str = '') -> dict[str, jax.Array]:
+  """The weights of a folder, each read into the shards that this process has.
+
+  One shard is read at a time, layer by layer where layers are stacked: the host needs room for it
+  and for what the file has of it. Rows of a table beyond the folder's vocabulary are zero.
+
+  Args:
+    abstract: the params, of `jax.ShapeDtypeStruct`s; what has no sharding is on the default device.
+    fresh: regex; parameters whose name it matches are not taken.
+
+  Returns:
+    Name as in `tree.named` -> array, in the abstract's dtype.
+
+  Raises:
+    InputError: see `part`; a folder or a file that cannot be read; all tensors that are missing,
+      too many, of another shape, or no floating-point numbers; a `fresh` that matches nothing.
+  """
+  folder = pathlib.Path(folder)
+  config = _config(folder)
+  body = translate(config)
+  body = body.get('encoder', body)
+  family = ARCHITECTURES[architecture(config)].family
+  tensors = canonical(tensors_of(folder), family, body.get('tied', True))
+  rules = family.rules('encoder' in abstract)
+  targets = {name: target_of(name, leaf, rules) for name, leaf in tree.named(abstract).items()}
+  drop = tree.named(tree.mask(abstract, fresh)) if fresh else {}
+  taken = {name: target for name, target in targets.items() if not drop.get(name)}
+  unused = tensors.keys() - _read_by(taken)
+  extra = sorted(x for x in unused - _read_by(targets) if not family.spare.match(x))
+  lines = [f'extra    {tensors[x].name} {tensors[x].shape}' for x in extra]
+  lines += [line for target in taken.values() for line in target.problems(tensors, body)]
+  if lines:
+    about = f'{folder} holds other tensors than the model has parameters:'
+    lines = '\n  '.join([about, *dict.fromkeys(lines)])
+    prefixed = any(x.name.startswith(family.prefix) for x in tensors.values())
+    raise InputError(lines if prefixed else lines.replace(f' {family.prefix}', ' '))
+  if unused:
+    log.info('%s: not taken: %s', folder, ', '.join(sorted(tensors[x].name for x in unused)))
+  return {name: target.array(tensors) for name, target in taken.items()}
+
+
+def _read_by(targets: Mapping[str, Target]) -> set[str]:
+  return {x for target in targets.values() for x in target.tensors}
+
+
+def save(
+  folder: Folder,
+  model: nn.Module,
+  params: tree.Tree,
+  tokenizer: str = '',
+  dtype: str = 'float32',
+  shard_bytes: int = 5 * 2**30,
+) -> None:
+  """Writes what `from_pretrained` of transformers reads; the host holds one file at a time.
+
+  Where there are several processes, all of them call, and the first one writes.
+
+  Args:
+    folder: is not there yet, or empty; it appears when all of it is written.
+    params: of the model, stacked or not.
+    tokenizer: the text of a tokenizer.json.
+    dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
+    shard_bytes: a file is no larger, unless one tensor is.
+
+  Raises:
+    InputError: a model that is no architecture of transformers; parameters that are not its own; a
+      folder with something in it.
+  """
+  folder = pathlib.Path(folder).resolve()
+  if dtype not in ('float32', 'bfloat16', 'float16'):
+    raise InputError(f"dtype {dtype!r} is not 'float32', 'bfloat16' or 'float16'")
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise InputError(f'{folder} is there already: name another folder, or remove it')
+  config = describe(model) | {'dtype': dtype}
+  pieces = _pieces(model, params, config['architectures'][0])
+  width = np.dtype(dtype).itemsize
+  sizes = {name: width * sum(piece.size for piece in some) for name, some in pieces.items()}
+  files = _files(sizes, shard_bytes)
+  draft = folder.with_name(f'{folder.name}.part')
+  first = jax.process_index() == 0
+  if first:
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+  for file, names in files.items():
+    arrays = {name: _joined(pieces[name], dtype) for name in names}
+    if first:
+      _write(draft / file, arrays)
+  if first:
+    if tokenizer:
+      (draft / 'tokenizer.json').write_text(tokenizer, encoding='utf-8')
+    if len(files) > 1:
+      places = {name: file for file, names in files.items() for name in names}
+      write_json(
+        draft / INDEX, {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': places}
+      )
+    write_json(draft / 'config.json', config)
+    draft.replace(folder)
+
+
+def _config(folder: pathlib.Path) -> dict[str, Any]:
+  if not folder.is_dir():
+    raise InputError(f'{folder} is no directory')
+  if not (folder / 'config.json').is_file():
+    raise InputError(f'{folder} has no config.json')
+  return read_json(folder / 'config.json')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """A parameter, or one layer of a stack of them, that a tensor is written from."""
+
+  rule: Rule
+  leaf: Any
+  layer: int | None
+  rows: int | None  # of a table: those of its padding stay here
+
+  @property
+  def size(self) -> int:
+    shape = self.leaf.shape if self.layer is None else self.leaf.shape[1:]
+    return math.prod(shape) // shape[0] * len(range(shape[0])[: self.rows])
+
+  def array(self) -> np.ndarray:
+    # A new array: what is fetched of one is kept with it, so the host would fill with the model.
+    leaf = jnp.copy(self.leaf) if self.layer is None else self.leaf[self.layer]
+    return self.rule.save(tree.fetch(leaf)[: self.rows])
+
+
+Pieces = dict[str, list[_Piece]]  # by the tensor's name; side by side in its last dimension
+
+
+def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
+  """Raises InputError for parameters that are not the model's."""
+  given = _unstacked(params)
+  shape = lambda leaf, layer: list(leaf.shape if layer is None else leaf.shape[1:])
+  has = {k: shape(*v) for k, v in given.items()}
+  expected = {k: shape(*v) for k, v in _unstacked(_shapes(model)).items()}
+  # Nobody asks for what a bare encoder pools, so it may have come without a pooler.
+  expected = {k: v for k, v in expected.items() if k in has or not k.startswith('pooler/')}
+  lines = tree.difference(has, expected)
+  if lines:
+    raise InputError('\n  '.join(['these are not the parameters of the model:', *lines]))
+  family = ARCHITECTURES[name].family
+  prefix = family.prefix if ARCHITECTURES[name].bare else ''
+  rules, pieces = family.rules(hasattr(model, 'encoder')), {}
+  for key, (leaf, layer) in given.items():
+    target = target_of(key, leaf, rules)
+    assert target.rule, key
+    tensor = target.tensors[0].removeprefix(prefix)
+    rows = model.vocab if 'v' in target.rule.dims else None
+    pieces.setdefault(tensor, []).append(_Piece(target.rule, leaf, layer, rows))
+  return {k: sorted(v, key=lambda piece: piece.rule.part) for k, v in pieces.items()}
+
+
+def _joined(pieces: Sequence[_Piece], dtype: str) -> np.ndarray:
+  arrays = [piece.array().astype(dtype, copy=False) for piece in pieces]
+  return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
+
+
+def _unstacked(params: tree.Tree) -> dict[str, tuple[Any, int | None]]:
+  """name -> (leaf, None), or (leaf of a stack, number of the layer)."""
+  found = {}
+  for name, leaf in tree.named(params).items():
+    layers = range(leaf.shape[0]) if LAYERS in name else [None]
+    found |= {name.replace(LAYERS, f'stack/block_{i}/'): (leaf, i) for i in layers}
+  return found
+
+
+def _shapes(model: Any) -> tree.Tree:
+  call = (lambda m, x: m.pool(m(x))) if isinstance(model, bert.BERT) else None
+  init = lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32), method=call)
+  with as_xla(), use(None):
+    return unbox(jax.eval_shape(init, jax.random.PRNGKey(0)))['params']
+
+
+def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
+  """File -> its tensors. sizes, limit: bytes."""
+  files, room = [[]], limit
+  for name, size in sizes.items():
+    if files[-1] and size > room:
+      files.append([])
+      room = limit
+    files[-1].append(name)
+    room -= size
+  if len(files) == 1:
+    return {SINGLE: files[0]}
+  return {f'model-{i:05}-of-{len(files):05}.safetensors': x for i, x in enumerate(files, 1)}
+
+
+def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  save_file(arrays, path, {'format': 'pt'})  # transformers reads no file that does not say so
+  with path.open('rb') as file:
+    os.fsync(file.fileno())

@@ -1,0 +1,213 @@
+"""Generation: cached decoding is the whole forward, rows do not see each other, layouts agree."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bmx.core.errors import InputError
+from bmx.models.bert import BERT
+from bmx.models.gpt import GPT
+from bmx.parallel import Layout, jit, make_mesh, unbox
+from bmx.parallel.sharding import param_pspecs, shardings
+from bmx.serve.beam import beam_search
+from bmx.serve.generate import Generator, Report, decoder, unstacked
+from bmx.serve.sample import Sampling
+
+V, LENGTH = 23, 48
+PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7], [7], [20, 21, 22, 0, 1]]
+GREEDY = Sampling(temperature=0.0)
+ONE = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
+
+
+def gpt(**options):
+  return GPT(vocab=V, length=LENGTH, width=32, depth=2, heads=4, **options)
+
+
+@functools.cache
+def weights(model, sharp=6.0):
+  """Parameters whose next tokens are far from equally likely."""
+  make = lambda key: unbox(model.init(key, jnp.zeros((1, 4), jnp.int32)))['params']
+  return jax.tree.map(lambda x: x * sharp, jit(make, ONE)(jax.random.PRNGKey(0)))
+
+
+def generate(model, prompts, tokens, how=GREEDY, layout=ONE, seed=0, **options):
+  generator = Generator(*decoder(model, weights(model), layout), layout, how, **options)
+  return np.concatenate([made for made, _ in generator.stream(prompts, tokens, seed)], axis=1)
+
+
+def slowly(model, prompt, tokens):
+  """The likeliest token of a whole forward, again and again."""
+  run = jit(lambda p, ids: model.apply({'params': p}, ids), ONE)
+  ids = list(prompt)
+  for _ in range(tokens):
+    padded = np.array([ids + [0] * (LENGTH - len(ids))], np.int32)
+    ids.append(int(np.asarray(run(weights(model), padded))[0, len(ids) - 1, :V].argmax()))
+  return ids[len(prompt) :]
+
+
+MODELS = {
+  'gpt2': {},
+  'llama': {'positions': 'rotary', 'kv_heads': 2, 'norm': 'rms', 'gated': True, 'bias': False},
+  'scanned': {'scan': True, 'vocab_pad': 9, 'tied': False},
+  'window': {'positions': 'sinusoidal', 'window': 5},
+  'experts': {'experts': 4, 'capacity': 0.0},
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_prompts_of_unequal_length_go_on_as_each_alone(name):
+  model = gpt(**MODELS[name])
+  made = generate(model, PROMPTS, 12, chunk=5)
+  for prompt, row in zip(PROMPTS, made, strict=True):
+    assert row.tolist() == slowly(model, prompt, 12)
+  assert len({tuple(row) for row in made.tolist()}) > 1
+
+
+@pytest.mark.parametrize('how', [GREEDY, Sampling(0.9, 7, 0.8, 1.3)])
+def test_chunks_change_nothing(how):
+  whole, parts = (generate(gpt(), PROMPTS, 9, how, chunk=n) for n in (9, 2))
+  np.testing.assert_array_equal(whole, parts)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+  how = Sampling(temperature=1.0)
+  together, alone = generate(gpt(), PROMPTS, 8, how), generate(gpt(), PROMPTS[:1], 8, how)
+  np.testing.assert_array_equal(together[:1], alone)
+  other = generate(gpt(), PROMPTS, 8, how, seed=1)
+  assert (other != together).any()
+
+
+@pytest.mark.parametrize('mesh', [{'data': 4, 'model': 2}, {'fsdp': 8}, {'model': 4, 'data': 2}])
+def test_devices_agree(mesh):
+  """Three prompts over as many parts as the mesh has: the rest is padding."""
+  model = gpt(positions='rotary', kv_heads=4, vocab_pad=1, scan=True)
+  layout = Layout(make_mesh(mesh))
+  alone = generate(model, PROMPTS[:3], 10)
+  boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))
+  places = shardings(param_pspecs(boxed['params'], layout), layout.mesh)
+  placed = jax.device_put(weights(model), places)
+  generator = Generator(*decoder(model, placed, layout), layout, GREEDY)
+  made = np.concatenate([m for m, _ in generator.stream(PROMPTS[:3], 10)], axis=1)
+  np.testing.assert_array_equal(made, alone)
+
+
+def test_a_row_ends_with_its_end():
+  free = generate(gpt(), PROMPTS, 12)
+  end = int(free[1, 4])
+  made = generate(gpt(), PROMPTS, 12, end=end, chunk=3)
+  for row, whole in zip(made, free[:, : made.shape[1]], strict=True):
+    stop = whole.tolist().index(end) + 1 if end in whole else len(whole)
+    np.testing.assert_array_equal(row[:stop], whole[:stop])
+    assert (row[stop:] == -1).all()
+
+
+def test_a_row_that_is_stopped_makes_no_more():
+  generator = Generator(*decoder(gpt(), weights(gpt()), ONE), ONE, GREEDY, chunk=2)
+  rows = []
+  for made, stop in generator.stream(PROMPTS, 8):
+    rows.append(made)
+    stop([0])
+  made = np.concatenate(rows, axis=1)
+  assert (made[0, :2] >= 0).all() and (made[0, 2:] == -1).all() and (made[1:] >= 0).all()
+
+
+def test_programs_are_compiled_once_and_time_is_told():
+  generator = Generator(*decoder(gpt(), weights(gpt()), ONE), ONE, GREEDY, chunk=4)
+  reports = [Report(), Report()]
+  for report in reports:
+    list(generator.stream(PROMPTS, 8, report=report))
+  assert reports[0].compile_seconds > 0 == reports[1].compile_seconds
+  assert reports[1].tokens == 32 and reports[1].prompt_tokens == sum(map(len, PROMPTS))
+  assert reports[1].rate == pytest.approx(32 / reports[1].decode_seconds)
+
+
+def test_stacked_weights_are_the_same_weights():
+  scanned, plain = gpt(scan=True), gpt()
+  ids = np.array([PROMPTS[1]], np.int32)
+  run = lambda m, p: np.asarray(jit(lambda p: m.apply({'params': p}, ids), ONE)(p))
+  stacked = weights(scanned)
+  np.testing.assert_allclose(run(plain, unstacked(stacked)), run(scanned, stacked), atol=1e-4)
+
+
+BAD = {
+  'no prompt': ([], 4, 'no prompt'),
+  'empty': ([[1], []], 4, 'an empty one'),
+  'long': ([[1] * 40], 9, 'a prompt of 40 tokens and 9 more do not fit the 48 positions'),
+  'unknown': ([[1, V]], 4, f'token id {V}, the model a vocabulary of {V}'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_prompts_that_cannot_be(name):
+  prompts, tokens, said = BAD[name]
+  with pytest.raises(InputError, match=said):
+    generate(gpt(), prompts, tokens)
+
+
+def test_an_encoder_says_no_next_token():
+  with pytest.raises(InputError, match='BERT does not say next tokens'):
+    decoder(BERT(vocab=V, length=8), {}, ONE)
+
+
+def log_probability(model, prompt, ids):
+  run = jit(lambda p, x: jax.nn.log_softmax(model.apply({'params': p}, x)), ONE)
+  log = np.asarray(run(weights(model), np.array([prompt + ids], np.int32)), np.float64)[0]
+  return sum(log[len(prompt) - 1 + i, t] for i, t in enumerate(ids))
+
+
+def test_one_beam_is_greedy():
+  model = gpt()
+  made, _ = beam_search(*decoder(model, weights(model), ONE), ONE, [PROMPTS[0]], 6, 1)
+  assert made[0] == slowly(model, PROMPTS[0], 6)
+
+
+def test_as_many_beams_as_there_are_texts_find_the_best():
+  """V beams and two tokens: all V² texts are looked at."""
+  model = gpt(positions='rotary')
+  made, score = beam_search(*decoder(model, weights(model), ONE), ONE, PROMPTS[:1], 2, V, power=0.0)
+  texts = [[a, b] for a in range(V) for b in range(V)]
+  run = jit(lambda p, x: jax.nn.log_softmax(model.apply({'params': p}, x)), ONE)
+  ids = np.array([PROMPTS[0] + t for t in texts], np.int32)
+  log = np.asarray(run(weights(model), ids))
+  n = len(PROMPTS[0])
+  total = [log[i, n - 1, a] + log[i, n, b] for i, (a, b) in enumerate(texts)]
+  assert made[0] == texts[int(np.argmax(total))]
+  assert score[0] == pytest.approx(max(total), abs=1e-4)
+
+
+@pytest.mark.parametrize('end', [-1, 5])
+def test_beams_are_an_oracles(end):
+  """The same search in plain Python over whole forwards."""
+  model, beams, tokens = gpt(), 3, 5
+  run = jit(lambda p, x: jax.nn.log_softmax(model.apply({'params': p}, x)), ONE)
+
+  def step(ids):
+    padded = np.array([PROMPTS[1] + ids + [0] * (20 - len(ids))], np.int32)
+    return np.asarray(run(weights(model), padded), np.float64)[0, len(PROMPTS[1]) + len(ids) - 1]
+
+  kept = [(0.0, [], False)]
+  for _ in range(tokens):
+    new = [k for k in kept if k[2]]
+    for score, ids, done in kept:
+      if not done:
+        log = step(ids)
+        new += [(score + log[t], [*ids, t], t == end) for t in range(V)]
+    kept = sorted(new, key=lambda k: -k[0])[:beams]
+  best = max(kept, key=lambda k: k[0] / len(k[1]))
+  made, score = beam_search(
+    *decoder(model, weights(model), ONE), ONE, [PROMPTS[1]], tokens, beams, end
+  )
+  assert made[0] == [t for t in best[1] if t != end]
+  assert score[0] == pytest.approx(best[0] / len(best[1]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('prompts', 'beams', 'said'),
+  [([[1], [1, 2]], 2, 'of one length'), ([[1]], 0, 'beams=0'), ([[1] * 46], 2, 'do not fit')],
+)
+def test_beams_that_cannot_be(prompts, beams, said):
+  with pytest.raises(InputError, match=said):
+    beam_search(*decoder(gpt(), weights(gpt()), ONE), ONE, prompts, 4, beams)

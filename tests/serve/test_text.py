@@ -1,0 +1,148 @@
+"""Prompts to texts: whole characters, stops, ends, and what a person sees on the terminal."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bmx.core.errors import InputError
+from bmx.data.tokenizer import Bytes, trained
+from bmx.models.gpt import GPT
+from bmx.parallel import Layout, jit, make_mesh, unbox
+from bmx.serve.text import Options, Pieces, Writer
+
+ONE = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
+CONFIG = 'configs/gpt_char.py:tiny'
+
+
+def writer(length=40, tokenizer=None, **options):
+  model = GPT(vocab=256, length=length, width=32, depth=1, heads=2)
+  make = lambda key: unbox(model.init(key, jnp.zeros((1, 4), jnp.int32)))['params']
+  params = jit(make, ONE)(jax.random.PRNGKey(0))
+  return Writer(model, params, ONE, tokenizer or Bytes(), Options(**options))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+  st.text(max_size=30), st.integers(1, 5), st.sampled_from([(), ('b',), ('ab', 'ba'), ('é\n',)])
+)
+def test_pieces_together_are_the_text_before_its_stop(text, size, stop):
+  ids = list(text.encode())
+  pieces = Pieces(Bytes(), stop)
+  told = [pieces.add(ids[i : i + size]) for i in range(0, len(ids), size)]
+  told.append(pieces.rest())
+  places = [text.find(s) for s in stop if s in text]
+  assert ''.join(told) == (text[: min(places)] if places else text)
+  assert '\ufffd' not in ''.join(told[:-1]).replace('\ufffd' if '\ufffd' in text else '', '')
+  assert pieces.stopped == bool(places)
+
+
+def test_what_is_told_early_is_never_taken_back():
+  pieces = Pieces(Bytes(), ('END',))
+  assert [pieces.add(list(b)) for b in (b'one E', b'N', b'x EN', b'D two')] == [
+    'one ', '', 'ENx ', '',
+  ]  # fmt: skip
+  assert pieces.rest() == ''
+
+
+def test_a_stream_is_what_is_written():
+  options = {'tokens': 20, 'temperature': 1.0}
+  streamed = list(writer(stream=True, **options).stream(['ab'], seed=3))
+  assert ''.join(p for (p,) in streamed) == writer(stream=False, **options).write(['ab'], seed=3)[0]
+  assert len(streamed) > 3
+
+
+def test_a_stop_ends_its_row_only():
+  plain = writer(tokens=12, temperature=0.0, stream=False).write(['ab', 'q'])
+  stop = next(c for c in plain[0] if c not in plain[1] and c != '\ufffd')
+  stopped = writer(tokens=12, temperature=0.0, stop=(stop,), stream=False).write(['ab', 'q'])
+  assert stopped == [plain[0][: plain[0].index(stop)], plain[1]]
+
+
+def test_as_many_tokens_as_the_positions_hold(caplog):
+  caplog.set_level('INFO')
+  text = writer(length=8, tokens=100, temperature=0.0, stream=False).write(['abcde'])[0]
+  assert len(Bytes().encode([text])[0]) <= 3 * 3 and 'making 3 tokens' in caplog.text
+
+
+BAD = {
+  'empty': ({}, [''], 'the prompt is empty'),
+  'long': ({'length': 4}, ['abcd'], 'a prompt of 4 tokens leaves no room in the 4 positions'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_prompts_that_cannot_be(name):
+  options, prompts, said = BAD[name]
+  with pytest.raises(InputError, match=said):
+    writer(**options).write(prompts)
+
+
+def test_another_models_tokenizer(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  with pytest.raises(InputError, match='has 300 ids, the model a vocabulary of 256'):
+    writer(tokenizer=trained('bpe', 300))
+
+
+@pytest.mark.parametrize('bad', [{'tokens': 0}, {'beams': 0}, {'temperature': -1.0}])
+def test_options_that_cannot_be(bad):
+  with pytest.raises(InputError, match=next(iter(bad))):
+    Options(**bad)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  from bmx import config as recipes
+  from bmx import experiment
+  from bmx.train import loop
+
+  config, name = recipes.load(CONFIG, ['steps=10', 'mesh.data=1'])
+  path = tmp_path_factory.mktemp('run') / 'run'
+  loop.run(experiment.build(config, name, jax.devices()[:1]), path)
+  return path
+
+
+def test_the_door(bmx, workdir):
+  """The same seed gives the same text; the prompt comes first; the speed is told."""
+  command = (
+    '--workdir',
+    workdir,
+    '--mode=generate',
+    '--prompt=def f',
+    '--config.generate.tokens=9',
+  )
+  first, again = bmx(*command), bmx(*command)
+  assert first.returncode == 0, first.stderr
+  assert first.stdout.startswith('def f') and first.stdout == again.stdout
+  assert 'tokens/s' in first.stderr and 'of step 10' in first.stderr
+  other = bmx(*command, '--config.seed=1')
+  assert other.returncode == 0 and other.stdout != first.stdout
+
+
+def test_a_file_of_prompts(bmx, workdir, tmp_path):
+  file = tmp_path / 'prompts.jsonl'
+  file.write_text('{"prompt": "class A"}\n{"prompt": "x"}\n')
+  done = bmx('--workdir', workdir, '--mode=generate', '--input', file)
+  assert done.returncode == 0, done.stderr
+  lines = (workdir / 'generations.jsonl').read_text().splitlines()
+  assert [json.loads(line)['prompt'] for line in lines] == ['class A', 'x']
+  assert all(json.loads(line)['text'] for line in lines)
+
+
+REFUSED = {
+  'none': ((), 'give --prompt=TEXT'),
+  'long': (('--prompt=' + 'x' * 40,), 'a prompt of 40 tokens leaves no room in the 32 positions'),
+  'word': (('--prompt=x', '--config.generate.tmp=1'), r"unknown config key 'generate.tmp'"),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_the_door_refuses(bmx, workdir, name):
+  arguments, said = REFUSED[name]
+  done = bmx('--workdir', workdir, '--mode=generate', *arguments)
+  assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
+  assert not np.any([line.startswith('  File') for line in done.stderr.splitlines()])
