@@ -36,12 +36,10 @@ def build(
     c['stop'], c['keep'] = c['stop'] | {'metric': ''}, c['keep'] | {'metric': ''}
   _check_ranges(c)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
-  platform = layout.mesh.devices.flat[0].platform
-  preset = hardware.preset(platform, c['dtype'], layout.mesh.shape['seq'])
-  settled = recipes.settle(c['task'], preset, 'task.')
   data = _data(c, c['data'], 'data', layout, train=True)
   evals = {key: _eval(c, key, entry, layout) for key, entry in c['eval'].items()}
   steps = _steps(c, data)
+  settled = recipes.settle(c['task'], _preset(c, layout, data, evals), 'task.')
   task = recipes.build(settled, 'task')
   for facts in (data.info, *(e.data.info for e in evals.values())):
     task.check(facts)
@@ -91,11 +89,29 @@ def _init(plan: Plan, init: Mapping[str, Any]) -> Any:
   return restore.start(plan, init['path'], init['fresh'])
 
 
+# Data of text -> the arrays of its batches besides tokens, targets and weights.
+TEXTS = {
+  'bmx.data.text:text': (),
+  'bmx.data.text:tokens': (),
+  'bmx.data.packing:packed': ('segment_ids', 'positions'),
+  'bmx.data.pairs:pairs': ('segment_ids', 'types', 'next'),
+}
+
+
 def _shapes(part: dict[str, Any]) -> dict[str, Any]:
-  texts = ('bmx.data.text:text', 'bmx.data.text:tokens', 'bmx.data.packing:packed')
-  if part['call'] not in texts:
+  if part['call'] not in TEXTS:
     return part
-  return {k: v for k, v in part.items() if k != 'tokenizer'} | {'call': 'bmx.data.text:shapes'}
+  known = {k: v for k, v in part.items() if k != 'tokenizer'}
+  return known | {'call': 'bmx.data.text:shapes', 'more': TEXTS[part['call']]}
+
+
+def _preset(
+  c: Mapping[str, Any], layout: Layout, data: Data, evals: Mapping[str, Eval]
+) -> dict[str, Any]:
+  platform, shards = layout.mesh.devices.flat[0].platform, layout.mesh.shape['seq']
+  specs = [d.spec for d in (data, *(e.data for e in evals.values()))]
+  lengths = [s['tokens'].shape[1] for s in specs if 'tokens' in s]
+  return hardware.preset(platform, c['dtype'], shards, lengths)
 
 
 CHOICES = ('attention', 'dtype', 'remat', 'scan')  # words of a model that decide how it computes

@@ -17,7 +17,7 @@ from bmx.config import base, check_variant
 def get_config(variant: str = ''):
   check_variant(variant, 'ner', 'qa', 'tiny')
   c = base('BERT, fine-tuned')
-  c.init.fresh = 'head'
+  c.init.fresh = 'head|pooler'  # 'head' where the pooler was trained too, by next sentences
   c.length = 64
   c.batch_size = 32
   c.epochs = 2.0
@@ -47,6 +47,7 @@ def get_config(variant: str = ''):
   }
   c.eval.valid = {
     'path': 'tfds:glue/sst2/validation',
+    'length': c.get_ref('length'),
     'batch_size': 128,
     'metrics': ('bmx.tasks.metrics:matthews',),
   }
@@ -71,8 +72,9 @@ def get_config(variant: str = ''):
       'tokenizer': tokenizer,
     }
     metrics = ('bmx.tasks.metrics:entity_f1',)
-    c.eval.valid = {'path': 'emerging.dev.conll', 'batch_size': 128, 'metrics': metrics}
-    c.eval.test = {'path': 'emerging.test.annotated', 'batch_size': 128, 'metrics': metrics}
+    entry = {'batch_size': 64, 'length': 128, 'metrics': metrics}  # no word is cut off there
+    c.eval.valid = {'path': 'emerging.dev.conll', **entry}
+    c.eval.test = {'path': 'emerging.test.annotated', **entry}
     c.epochs = 10.0
     c.keep.metric = 'eval/valid/entity_f1'
   if variant == 'qa':

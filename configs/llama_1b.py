@@ -30,6 +30,7 @@ def get_config(variant: str = ''):
       'hidden': 8192,
       'positions': 'rotary',
       'theta': 500_000.0,
+      'scaling': (32.0, 1.0, 4.0, 8192.0),  # as its published weights were extended
       'norm': 'rms',
       'activation': 'silu',
       'gated': True,

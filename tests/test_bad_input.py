@@ -102,7 +102,7 @@ BAD_CONFIGS = {
   'axis': (DIGITS, 'mesh.modle=2', "'mesh.modle'; did you mean 'model'"),
   'rule': (DIGITS, 'rules.embed=fspd', "no mesh axis 'fspd'; did you mean 'fsdp'"),
   'classes': (DIGITS, 'classes=9', 'the data has 10 classes, but the model'),
-  'vocabulary': (GPT, 'task.model.vocab=100', 'token ids up to 255, the model a vocabulary of 100'),
+  'vocabulary': (GPT, 'task.model.vocab=100', 'has 256 ids, the model a vocabulary of 100'),
   'metric of test': (DIGITS, 'stop.metric=eval/test/loss', 'nothing may be chosen by the test set'),
   'best by test': (DIGITS, 'keep.metric=eval/test/loss', 'nothing may be chosen by the test set'),
   'metric': (GPT, 'keep.metric=valid/loss', r"metric='valid/loss' is no metric; did you"),
@@ -187,6 +187,7 @@ KINDS = {
   'npz': ('classification:Classification', MLP, {'call': 'bmx.data.source:arrays', 'classes': 3}),
   'bin': ('language:CausalLM', LM, TOKENS),
   'jsonl': ('language:CausalLM', {**LM, 'vocab': 256}, {'call': 'bmx.data.text:text', 'length': 8}),
+  'txt': ('language:CausalLM', {**LM, 'vocab': 256}, {'call': 'bmx.data.text:text', 'length': 8}),
 }
 
 
@@ -222,6 +223,9 @@ DATA = {
   'short.bin': (content(bytes(8)), 'too few for one window of 8'),
   'line.jsonl': (content('{"text": "aaaa"}\n{"tex\n'), 'line.jsonl, line 2: not JSON'),
   'field.jsonl': (content('{"body": "aaaa"}\n'), "line 1: no text under 'text'"),
+  'latin.txt': (content(b'caf\xe9 au lait'), 'latin.txt is not UTF-8: byte 0xe9 at offset 3'),
+  'empty.txt': (content(' \n'), 'empty.txt is empty'),
+  'few.txt': (content('abcdefgh'), 'too few for one window of 8'),
   'nowhere.csv': (lambda path: None, 'no file'),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from bmx.adapt.tensors import (
   target_of,
   tensors_of,
 )
-from bmx.core import tree
+from bmx.core import processes, tree
 from bmx.core.errors import InputError
 from bmx.core.writer import write_json
 from bmx.models import bert
@@ -108,9 +108,9 @@ def load(folder: Folder, abstract: tree.Tree, fresh: str = '') -> dict[str, jax.
   lines += [line for target in taken.values() for line in target.problems(tensors, body)]
   if lines:
     about = f'{folder} holds other tensors than the model has parameters:'
-    lines = '\n  '.join([about, *dict.fromkeys(lines)])
-    prefixed = any(x.name.startswith(family.prefix) for x in tensors.values())
-    raise InputError(lines if prefixed else lines.replace(f' {family.prefix}', ' '))
+    text = '\n  '.join([about, *dict.fromkeys(lines)])
+    bare = not any(x.name.startswith(family.prefix) for x in tensors.values())
+    raise InputError(text.replace(f' {family.prefix}', ' ') if bare else text)
   if unused:
     log.info('%s: not taken: %s', folder, ', '.join(sorted(tensors[x].name for x in unused)))
   return {name: target.array(tensors) for name, target in taken.items()}
@@ -146,7 +146,8 @@ def save(
   folder = pathlib.Path(folder).resolve()
   if dtype not in ('float32', 'bfloat16', 'float16'):
     raise InputError(f"dtype {dtype!r} is not 'float32', 'bfloat16' or 'float16'")
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+  there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+  if processes.anywhere(there):
     raise InputError(f'{folder} is there already: name another folder, or remove it')
   config = describe(model) | {'dtype': dtype}
   pieces = _pieces(model, params, config['architectures'][0])
@@ -159,18 +160,9 @@ def save(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
   for file, names in files.items():
-    arrays = {name: _joined(pieces[name], dtype) for name in names}
-    if first:
-      _write(draft / file, arrays)
+    _write(draft / file if first else None, {name: pieces[name] for name in names}, dtype)
   if first:
-    if tokenizer:
-      (draft / 'tokenizer.json').write_text(tokenizer, encoding='utf-8')
-    if len(files) > 1:
-      places = {name: file for file, names in files.items() for name in names}
-      write_json(
-        draft / INDEX, {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': places}
-      )
-    write_json(draft / 'config.json', config)
+    _finish(draft, config, files, sum(sizes.values()), tokenizer)
     draft.replace(folder)
 
 
@@ -263,7 +255,27 @@ def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
   return {f'model-{i:05}-of-{len(files):05}.safetensors': x for i, x in enumerate(files, 1)}
 
 
-def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+def _write(path: pathlib.Path | None, pieces: Pieces, dtype: str) -> None:
+  """All processes fetch the tensors; those without a path write none."""
+  arrays = {name: _joined(some, dtype) for name, some in pieces.items()}
+  if path is None:
+    return
   save_file(arrays, path, {'format': 'pt'})  # transformers reads no file that does not say so
   with path.open('rb') as file:
     os.fsync(file.fileno())
+
+
+def _finish(
+  draft: pathlib.Path,
+  config: Mapping[str, Any],
+  files: Mapping[str, list[str]],
+  total: int,
+  tokenizer: str,
+) -> None:
+  """Writes all but the tensors. total: their bytes."""
+  if tokenizer:
+    (draft / 'tokenizer.json').write_text(tokenizer, encoding='utf-8')
+  if len(files) > 1:
+    places = {name: file for file, names in files.items() for name in names}
+    write_json(draft / INDEX, {'metadata': {'total_size': total}, 'weight_map': places})
+  write_json(draft / 'config.json', config)

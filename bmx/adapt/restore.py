@@ -1,10 +1,8 @@
 """Weights to start from: those of a run of bmx, or of a Hugging Face directory."""
 
-import importlib
 import json
 import logging
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from bmx import config as recipes
-
-
-class _Hub:
-  def __getattr__(self, name):
-    return getattr(importlib.import_module('bmx.adapt.hub'), name)
-
-
-hub = _Hub()
+from bmx.adapt import hub
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.train.checkpoint import Checkpoints, nested
@@ -43,7 +34,7 @@ def is_run(folder: str) -> bool:
 
 
 def start(plan: Plan, folder: str, fresh: str = '') -> Any:
-  """A new TrainState whose parameters are those of `folder`, but for the names that `fresh` matches.
+  """A new TrainState whose parameters are those of `folder`, but for names that `fresh` matches.
 
   What the folder has and the model has no place for (another head) is left there, and told.
 
@@ -70,7 +61,8 @@ def load_run(folder: str, abstract: Any, fresh: str = '') -> dict[str, jax.Array
   leaves = json.loads((path / MANIFEST).read_text())['leaves']
   kind = 'ema' if any(name.startswith('ema/') for name in leaves) else 'params'
   there = {k.removeprefix(f'{kind}/'): v for k, v in leaves.items() if k.startswith(f'{kind}/')}
-  wanted = {k: v for k, v in tree.named(abstract).items() if not (fresh and re.search(fresh, k))}
+  new = tree.named(tree.mask(abstract, fresh)) if fresh else {}
+  wanted = {k: v for k, v in tree.named(abstract).items() if not new.get(k)}
   lines = tree.difference(there, tree.signature(nested(wanted)))
   left = [line.split()[1] for line in lines if line.startswith('extra')]
   bad = [line for line in lines if not line.startswith('extra')]
@@ -80,7 +72,7 @@ def load_run(folder: str, abstract: Any, fresh: str = '') -> dict[str, jax.Array
     )
   if left:
     log.info('left       in %s: %s', folder, ', '.join(left[:8]) + ' ...' * (len(left) > 8))
-  return _read(path / 'state', kind, wanted) if wanted else {}
+  return _read(path, kind, wanted) if wanted else {}
 
 
 def _read(path: pathlib.Path, kind: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -1,6 +1,7 @@
 """Chips as data: vendors' peaks, dense, without sparsity. Sources: the vendors' data sheets."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -39,13 +40,23 @@ def chip(device: Any) -> Chip | None:
 ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cuda': 'cudnn', 'rocm': 'xla', 'cpu': 'xla'}
 
 
-def preset(platform: str, dtype: str, shards: int = 1) -> dict[str, Any]:
-  """The choices for a kind of device: config word -> value. `shards` cut the sequence.
+LANES = 128  # what divides a length that splash attention computes
+
+
+def preset(
+  platform: str, dtype: str, shards: int = 1, lengths: Iterable[int] = ()
+) -> dict[str, Any]:
+  """The choices for a kind of device: config word -> value. `shards` cut the sequence; `lengths`
+  are those of all data's rows.
 
   >>> preset('gpu', 'bfloat16'), preset('gpu', 'float32')
   ({'attention': 'cudnn'}, {'attention': 'xla'})
+  >>> preset('tpu', 'bfloat16', lengths=(1024,)), preset('tpu', 'bfloat16', lengths=(50,))
+  ({'attention': 'splash'}, {'attention': 'xla'})
   """
   attention = ATTENTION.get(platform, 'xla') if shards == 1 else 'ring'
   if attention == 'cudnn' and dtype not in ('bfloat16', 'float16'):
+    attention = 'xla'
+  if attention == 'splash' and any(length % LANES for length in lengths):
     attention = 'xla'
   return {'attention': attention}

@@ -46,9 +46,14 @@ def encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:
 
   Raises InputError where there is not one token.
   """
-  identity = hashlib.sha256(tokenizer.text.encode())
+  kind = type(tokenizer).__qualname__, tokenizer.size, tokenizer.special, tokenizer.text
+  identity = hashlib.sha256(repr(kind).encode())
   for parts in documents:
-    identity.update(digest([f'{learn}{text}' for text, learn in parts]).encode())
+    for text, learn in parts:
+      data = text.encode()
+      identity.update(b'%d %d ' % (learn, len(data)))
+      identity.update(data)
+    identity.update(b';')
   folder = cache.place('tokens') / identity.hexdigest()
   if not folder.is_dir():
     _write(folder, _encode(documents, tokenizer))
@@ -86,12 +91,3 @@ def _write(folder: pathlib.Path, corpus: Corpus) -> None:
     part.rename(folder)
   except OSError:  # another process was first
     shutil.rmtree(part)
-
-
-def digest(texts: Sequence[str]) -> str:
-  """SHA-256 of texts in order."""
-  total = hashlib.sha256()
-  for text in texts:
-    total.update(text.encode(errors='surrogatepass'))
-    total.update(b'\0')
-  return total.hexdigest()

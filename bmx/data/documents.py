@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -36,29 +37,48 @@ def documents(
     unit: what one document of a plain text is: the 'file', a 'paragraph' (between empty lines), or
       a 'line'.
 
-  Raises InputError: no such file, empty, not UTF-8 (file and offset), no such field.
+  Raises InputError: no such file, empty, not UTF-8 (file and offset), no such field, half of a
+  surrogate pair (which JSON can hold and UTF-8 cannot) after all steps.
   """
-  return list(_documents(tuple(paths), field, unit, data_dir, tuple(steps)))
+  arguments = (tuple(paths), field, unit, data_dir, tuple(steps))
+  try:
+    hash(arguments)
+  except TypeError:  # a step of the user's own
+    return list(_documents(*arguments))
+  return list(_kept(tuple(map(_stamp, paths)), *arguments))
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+  """Another one where a file was changed."""
+  try:
+    found = os.stat(path)
+  except OSError:
+    return ()
+  return found.st_mtime_ns, found.st_size
 
 
 @functools.lru_cache(maxsize=8)  # a recipe's splits read the same files
+def _kept(_, *arguments):
+  return _documents(*arguments)
+
+
 def _documents(paths, field, unit, data_dir, steps):
   if unit not in UNITS:
     raise InputError(f'unit {unit!r} is not one of {", ".join(UNITS)}')
   if not paths:
-    found = [p.read_text(errors='replace') for p in library_files()]
+    found = [p.read_text('utf-8', 'replace') for p in library_files()]
   else:
     found = [text for path in paths for text in read(path, field, unit, data_dir)]
   if steps:
     found, counts = clean(found, steps)
     log.info('%s', report(counts))
-  return tuple(found)
+  return tuple(whole(text, f'document {n} of {describe(paths)}') for n, text in enumerate(found, 1))
 
 
 def read(path: str, field: str = 'text', unit: str = 'file', data_dir: str = '') -> list[str]:
   """The documents of one path, see `documents`."""
   if path.startswith('tfds:') or pathlib.Path(path).suffix in ('.jsonl', '.csv'):
-    return [_field(r, field, where) for where, r in records(path, data_dir)]
+    return [said(r, field, where) for where, r in records(path, data_dir)]
   if path.endswith('.json'):
     return [p['context'] for _, p in squad_paragraphs(path)]
   text = read_text(pathlib.Path(path))
@@ -70,7 +90,7 @@ def read(path: str, field: str = 'text', unit: str = 'file', data_dir: str = '')
 
 
 def _paragraphs(text: str) -> list[str]:
-  return re.split(r'\n[ \t]*\n', text)
+  return re.split(r'\r?\n(?:[ \t]*\r?\n)+', text)
 
 
 def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
@@ -88,21 +108,44 @@ def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
 def _tfds(path: str, data_dir: str) -> list[tuple[str, Record]]:
   from bmx.data.source import tfds_source
 
-  name, slash, split = path.removeprefix('tfds:').partition('/')
-  if not slash:
+  name, _, split = path.removeprefix('tfds:').rpartition('/')  # a name may be 'glue/sst2'
+  if not name:
     raise InputError(f'{path}: write tfds:NAME/SPLIT')
   source, _ = tfds_source(name, split, data_dir)
+  if not len(source):
+    raise InputError(f'{path} is empty')
   found = source.__getitems__(list(range(len(source))))
-  plain = lambda v: v.decode() if isinstance(v, bytes) else v.item() if hasattr(v, 'item') else v
   return [
-    (f'{path}, example {i}', {k: plain(v) for k, v in r.items()}) for i, r in enumerate(found)
+    (f'{path}, example {i}', {k: _plain(v) for k, v in r.items()}) for i, r in enumerate(found)
   ]
 
 
-def _field(record: Record, field: str, where: str) -> str:
+def _plain(value: Any) -> Any:
+  """Texts and numbers as Python has them; what else TFDS gives (images) as it is."""
+  if isinstance(value, bytes):
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      return value
+  return value.item() if getattr(value, 'ndim', None) == 0 else value
+
+
+def whole(text: str, where: str) -> str:
+  """The text. Raises InputError where UTF-8 cannot hold it."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(
+      f'{where} holds {text[error.start]!r}, half of a surrogate pair, at character {error.start}; '
+      'in documents the step bmx.data.clean:Unicode takes it away'
+    ) from None
+  return text
+
+
+def said(record: Record, field: str, where: str) -> str:
+  """The text of a field. Raises InputError where there is none."""
   if not isinstance(record.get(field), str):
-    near = did_you_mean(field, record)
-    raise InputError(f'{where}: no text under {field!r}{near}; it has {sorted(record)}')
+    raise InputError(f'{where}: no text under {field!r}{did_you_mean(field, record)}')
   return record[field]
 
 
@@ -111,14 +154,18 @@ def squad_paragraphs(path: str) -> list[tuple[str, dict[str, Any]]]:
 
   Raises InputError where it is not one.
   """
+  text = read_text(pathlib.Path(path))
   try:
-    articles = json.loads(read_text(pathlib.Path(path)))['data']
+    articles = json.loads(text)['data']
     found = [(a.get('title', ''), p) for a in articles for p in a['paragraphs']]
-    if all(isinstance(p['context'], str) and isinstance(p['qas'], list) for _, p in found):
-      return found
-  except (ValueError, KeyError, TypeError, AttributeError):
-    pass
-  raise InputError(f"{path} is not in SQuAD's format: data, paragraphs, context, qas")
+    right = all(isinstance(p['context'], str) and isinstance(p['qas'], list) for _, p in found)
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    right, found = False, []
+  if not right:
+    raise InputError(f"{path} is not in SQuAD's format: data, paragraphs, context, qas")
+  if not found:
+    raise InputError(f'{path} is empty')
+  return found
 
 
 def library_files() -> list[pathlib.Path]:

@@ -9,12 +9,13 @@ import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Rows
-from bmx.data.documents import describe, documents, records, squad_paragraphs
+from bmx.data.documents import describe, documents, records, said, squad_paragraphs, whole
 from bmx.data.loader import ArrayData, split_indices
 from bmx.data.records import number, read_text
 from bmx.data.tokenizer import Subwords
 
 HOLDOUT = ('all', 'train', 'valid')
+MISSING = (None, '')  # what a record says of what it does not know
 
 
 @dataclasses.dataclass
@@ -45,30 +46,33 @@ def classified(
 
   Args:
     path: .jsonl, .csv or 'tfds:NAME/SPLIT'.
-    text, pair, label: fields of a record; `pair` '' is none. Records without `label` are of class
-      -1 (a hidden test set), or all without it (a file to predict).
-    length: tokens of a row; longer texts are cut, and how many is told.
-    fit: the path whose classes count; '' is `path`. An evaluation of another file names the
-      training file here.
+    text, pair, label: fields of a record; `pair` '' is none. There is no `label` where all records
+      lack it (a file to predict) or have -1 (a hidden test set).
+    length: tokens of a row; longer texts are cut (of a pair the longer one), and how many is told.
+    fit: the path whose classes count, all of it; '' is `path`. An evaluation of another file names
+      the training file here.
     split, holdout: 'train' and 'valid' where that share is held out.
   """
-  found = records(path, data_dir)
-  chosen = split_indices(len(found), split, holdout, HOLDOUT)
-  found = [found[i] for i in chosen]
-  texts = [_said(r, text, where) for where, r in found]
-  seconds = [_said(r, pair, where) for where, r in found] if pair else None
-  arrays, cut = _rows(tokenizer, texts, seconds, length)
+  every = records(path, data_dir)
+  found = [every[i] for i in split_indices(len(every), split, holdout, HOLDOUT)]
+  texts: list[Any] = [_text(r, text, where) for where, r in found]
+  if pair:
+    texts = [(a, _text(r, pair, where)) for a, (where, r) in zip(texts, found, strict=True)]
+  arrays, cut = _rows(tokenizer, texts, length)
   info = _info(tokenizer, length, f'{path}: {len(texts):,} texts, {cut:,} of them cut')
-  if all(label not in r for _, r in found):
+  told, where = [r.get(label) for _, r in found], [w for w, _ in found]
+  if all(v in MISSING or number(v) == -1 for v in told):
+    if train:
+      raise InputError(f'{path}: no record has a {label!r}{did_you_mean(label, found[0][1])}')
     return TextData(arrays, info, batch_size, seed, train, tokenizer=tokenizer)
-  said = [r.get(label) for _, r in found]
   if regression:
-    arrays['y'] = _numbers(said, [w for w, _ in found], label)
+    arrays['y'] = _numbers(told, where, label)
     info['targets'] = 1
   else:
-    known = records(fit, data_dir) if fit and fit != path else found
-    names = sorted({str(r[label]) for _, r in known if label in r}, key=_by_number)
-    arrays['label'] = _labels(said, names, [w for w, _ in found])
+    known = records(fit, data_dir) if fit and fit != path else every
+    values = [r.get(label) for _, r in known]
+    names = sorted({str(v) for v in values if v not in MISSING}, key=_by_number)
+    arrays['label'] = _labels(told, names, where)
     info |= {'classes': len(names), 'names': tuple(names)}
   return TextData(arrays, info, batch_size, seed, train, tokenizer=tokenizer)
 
@@ -77,11 +81,8 @@ def _info(tokenizer: Subwords, length: int, source: str) -> dict[str, Any]:
   return {'vocab': tokenizer.size, 'length': length, 'source': source}
 
 
-def _said(record: dict[str, Any], field: str, where: str) -> str:
-  if not isinstance(record.get(field), str):
-    near = did_you_mean(field, record)
-    raise InputError(f'{where}: no text under {field!r}{near}; it has {sorted(record)}')
-  return record[field]
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+  return whole(said(record, field, where), where)
 
 
 def _by_number(name: str) -> tuple[float, str]:
@@ -90,38 +91,48 @@ def _by_number(name: str) -> tuple[float, str]:
   return (float('inf') if value is None else value), name
 
 
-def _labels(said: Sequence[Any], names: Sequence[str], where: Sequence[str]) -> np.ndarray:
+def _labels(told: Sequence[Any], names: Sequence[str], where: Sequence[str]) -> np.ndarray:
   place = {name: i for i, name in enumerate(names)}
-  for value, at in zip(said, where, strict=True):
+  for value, at in zip(told, where, strict=True):
     if str(value) not in place:
       raise InputError(f'{at}: class {value!r} is not one of {", ".join(names)}')
-  return np.array([place[str(v)] for v in said], np.int32)
+  return np.array([place[str(v)] for v in told], np.int32)
 
 
-def _numbers(said: Sequence[Any], where: Sequence[str], label: str) -> np.ndarray:
-  values = [number(v) for v in said]
+def _numbers(told: Sequence[Any], where: Sequence[str], label: str) -> np.ndarray:
+  values = [number(v) for v in told]
   if None in values:
     row = values.index(None)
-    raise InputError(f'{where[row]}: {label} is {said[row]!r}, expected a number')
+    raise InputError(f'{where[row]}: {label} is {told[row]!r}, expected a number')
   return np.array(values, np.float32)[:, None]
 
 
-def _rows(
-  tokenizer: Subwords, texts: Sequence[str], seconds: Sequence[str] | None, length: int
-) -> tuple[Rows, int]:
-  """Encoded and padded -> (rows, texts that had to be cut)."""
-  pairs: Any = texts if seconds is None else list(zip(texts, seconds, strict=True))
-  found = tokenizer.inner.encode_batch(list(pairs))
+def _rows(tokenizer: Subwords, texts: Sequence[Any], length: int) -> tuple[Rows, int]:
+  """Texts, or pairs of texts, encoded and padded -> (rows, texts that had to be cut)."""
+  found = _encoded(tokenizer, texts, length)
   arrays = {k: np.zeros((len(found), length), np.int32) for k in ('tokens', 'segment_ids', 'types')}
-  last = tokenizer.special.get('sep')
   for n, one in enumerate(found):
-    size = min(len(one.ids), length)
-    arrays['tokens'][n, :size] = one.ids[:size]
-    if last is not None and len(one.ids) > length:
-      arrays['tokens'][n, -1] = last
+    size = len(one.ids)
+    arrays['tokens'][n, :size] = one.ids
     arrays['segment_ids'][n, :size] = 1
-    arrays['types'][n, :size] = one.type_ids[:size]
-  return arrays, sum(len(one.ids) > length for one in found)
+    arrays['types'][n, :size] = one.type_ids
+  return arrays, sum(bool(one.overflowing) for one in found)
+
+
+def _encoded(
+  tokenizer: Subwords, texts: Sequence[Any], length: int, words: bool = False
+) -> Sequence[Any]:
+  """What the tokenizer says of texts, pairs of texts or lists of `words`, with special tokens and
+  cut to `length`."""
+  inner, pair = tokenizer.inner, isinstance(next(iter(texts), None), tuple)
+  least = inner.num_special_tokens_to_add(pair) + 1 + pair
+  if length < least:
+    raise InputError(f'length={length}: these texts need at least {least} tokens')
+  inner.enable_truncation(length)  # of a pair the longer one is cut
+  try:
+    return inner.encode_batch(list(texts), is_pretokenized=words)
+  finally:
+    inner.no_truncation()
 
 
 def tagged(
@@ -130,6 +141,8 @@ def tagged(
   length: int,
   batch_size: int,
   fit: str = '',
+  split: str = 'all',
+  holdout: float = 0.0,
   seed: int = 0,
   train: bool = True,
 ) -> TextData:
@@ -138,22 +151,25 @@ def tagged(
   each word.
 
   Args:
-    fit: the path whose tags count; '' is `path`.
+    fit: the path whose tags count, all of it; '' is `path`.
+    split, holdout: 'train' and 'valid' where that share of the sentences is held out.
   """
-  found, known = read_conll(path), read_conll(fit) if fit and fit != path else read_conll(path)
+  every = read_conll(path)
+  known = read_conll(fit) if fit and fit != path else every
+  found = [every[i] for i in split_indices(len(every), split, holdout, HOLDOUT)]
   names = tuple(sorted({tag for words in known for _, tag in words}, key=lambda t: (t != 'O', t)))
   place = {name: i for i, name in enumerate(names)}
   shape = (len(found), length)
   arrays: Rows = {k: np.zeros(shape, np.int32) for k in ('tokens', 'segment_ids', 'targets')}
   arrays['weights'] = np.zeros(shape, np.float32)
   lost = 0
-  for n, words in enumerate(found):
-    one = tokenizer.inner.encode([w for w, _ in words], is_pretokenized=True)
-    size = min(len(one.ids), length)
-    arrays['tokens'][n, :size] = one.ids[:size]
+  encoded = _encoded(tokenizer, [[w for w, _ in words] for words in found], length, words=True)
+  for n, (words, one) in enumerate(zip(found, encoded, strict=True)):
+    size = len(one.ids)
+    arrays['tokens'][n, :size] = one.ids
     arrays['segment_ids'][n, :size] = 1
     seen: set[int] = set()
-    for t, word in enumerate(one.word_ids[:size]):
+    for t, word in enumerate(one.word_ids):
       if word is None or word in seen:
         continue
       seen.add(word)
@@ -170,13 +186,13 @@ def read_conll(path: str) -> list[list[tuple[str, str]]]:
   """Sentences of (word, tag). Raises InputError naming file and line."""
   sentences: list[list[tuple[str, str]]] = [[]]
   for n, line in enumerate(read_text(pathlib.Path(path)).split('\n'), 1):
-    cells = line.split('\t') if '\t' in line else line.split()
+    cells = [c.strip() for c in line.split('\t')] if '\t' in line else line.split()
     if not line.strip() or cells[0] == '-DOCSTART-':
       sentences.append([])
       continue
-    if len(cells) < 2:
+    if len(cells) < 2 or not cells[0] or not cells[-1]:
       raise InputError(f'{path}, line {n}: a word and its tag are expected, not {line!r}')
-    sentences[-1].append((cells[0].strip(), cells[-1].strip()))
+    sentences[-1].append((cells[0], cells[-1]))
   sentences = [s for s in sentences if s]
   if not sentences:
     raise InputError(f'{path} is empty')
@@ -207,9 +223,9 @@ class QuestionData(TextData):
       self.windows, rows['prediction'], rows['score'], strict=True
     ):
       text = self.contexts[window.question]
-      said = text[window.offsets[int(first)][0] : window.offsets[int(last)][1]]
+      told = text[window.offsets[int(first)][0] : window.offsets[int(last)][1]]
       if window.question not in best or score > best[window.question][0]:
-        best[window.question] = float(score), said
+        best[window.question] = float(score), told
     return [(best[q][1], list(texts)) for q, texts in enumerate(self.gold)]
 
 
@@ -228,22 +244,31 @@ def questions(
   `tokens`, `segment_ids`, `types`, `context`, and the answer's `first` and `last` token.
 
   Args:
-    stride: tokens by which a window goes on from the one before; 0 is half a window.
+    stride: tokens by which a window goes on from the one before, at most its length; 0 is half.
     split, holdout: 'valid' is that share of the *articles*, so that no paragraph is in both.
   """
+  missing = {'cls', 'sep'} - set(tokenizer.special)
+  if missing:
+    raise InputError(f'questions need a tokenizer with [CLS] and [SEP]; no {sorted(missing)}')
+  if length < 7 or stride < 0:
+    raise InputError(f'length={length}, stride={stride}: at least 7 and 0 are expected')
   paragraphs = squad_paragraphs(path)
   titles = list(dict.fromkeys(title for title, _ in paragraphs))
   chosen = {titles[i] for i in split_indices(len(titles), split, holdout, HOLDOUT)}
   asked = [(p['context'], q) for t, p in paragraphs if t in chosen for q in p['qas']]
   if not asked:
     raise InputError(f'{path} has no question')
+  for n, (_, qa) in enumerate(asked, 1):
+    if not _is_question(qa):
+      raise InputError(f'{path}, question {n}: expected are question, and answers with text and '
+                       f'answer_start, not {str(qa)[:80]}')  # fmt: skip
   rows, windows = [], []
   encode = tokenizer.inner.encode
   for n, (context, qa) in enumerate(asked):
     question = encode(qa['question'], add_special_tokens=False).ids
     text = encode(context, add_special_tokens=False)
     room = length - 3 - min(len(question), length // 2)
-    for start in _starts(len(text.ids), room, stride or max(room // 2, 1)):
+    for start in _starts(len(text.ids), room, min(stride or max(room // 2, 1), room)):
       part = slice(start, start + room)
       rows.append(_window(tokenizer, question[: length // 2], text.ids[part], length))
       before = 2 + min(len(question), length // 2)
@@ -253,11 +278,21 @@ def questions(
   arrays = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
   info = _info(tokenizer, length, f'{path}, {split}: {len(asked):,} questions')
   info['questions'] = len(asked)
-  gold = [sorted({a['text'] for a in qa['answers']}) for _, qa in asked]
+  gold = [sorted({a['text'] for a in qa.get('answers', ())}) for _, qa in asked]
   return QuestionData(
     arrays, info, batch_size, seed, train, tokenizer=tokenizer, windows=windows,
     contexts=[c for c, _ in asked], gold=gold,
   )  # fmt: skip
+
+
+def _is_question(qa: Any) -> bool:
+  try:
+    answers = [(a['text'], a['answer_start']) for a in qa.get('answers', ())]
+    texts = [qa['question'], *[text for text, _ in answers]]
+  except (AttributeError, KeyError, TypeError):
+    return False
+  whole_numbers = all(type(start) is int for _, start in answers)
+  return whole_numbers and all(isinstance(text, str) for text in texts)
 
 
 def _starts(size: int, room: int, stride: int) -> list[int]:
@@ -285,10 +320,11 @@ def _window(tokenizer: Subwords, question: list[int], part: list[int], length: i
 def _place(qa: Any, offsets: Sequence[tuple[int, int]], before: int) -> Rows:
   """Tokens of the first answer; 0 and 0 where it is not whole in the window."""
   place = lambda first, last: {'first': np.array(first, np.int32), 'last': np.array(last, np.int32)}
-  if not qa['answers']:
+  if not qa.get('answers'):
     return place(0, 0)
-  answer = qa['answers'][0]
-  begin, end = answer['answer_start'], answer['answer_start'] + len(answer['text'])
+  text, begin = (qa['answers'][0][k] for k in ('text', 'answer_start'))
+  begin += len(text) - len(text.lstrip())  # no token need hold the space around it
+  end = begin + len(text.strip())
   inside = [i for i in range(before, len(offsets)) if offsets[i][1] > begin and offsets[i][0] < end]
   if not inside or offsets[inside[0]][0] > begin or offsets[inside[-1]][1] < end:
     return place(0, 0)
@@ -311,7 +347,7 @@ def library(
   code = [line for line in lines if line and not line.startswith('#')][: 4 * len(comments) : 4]
   texts, labels = comments + code, [1] * len(comments) + [0] * len(code)
   chosen = split_indices(len(texts), split, holdout, HOLDOUT)
-  arrays, cut = _rows(tokenizer, [texts[i] for i in chosen], None, length)
+  arrays, cut = _rows(tokenizer, [texts[i] for i in chosen], length)
   arrays['label'] = np.array(labels, np.int32)[chosen]
   source = f'{describe(())}, {split}: {len(chosen):,} lines, {cut:,} of them cut'
   info = _info(tokenizer, length, source) | {'classes': 2, 'names': ('code', 'comment')}

@@ -13,7 +13,7 @@ from bmx.core.errors import InputError
 from bmx.core.types import Batch, Rows
 from bmx.data.clean import Step
 from bmx.data.corpus import Corpus, Parts, encode
-from bmx.data.documents import describe, documents, part_of, records
+from bmx.data.documents import describe, documents, part_of, records, said, whole
 from bmx.data.loader import RESIDENT_BYTES, Shuffled
 from bmx.data.tokenizer import Bytes, Tokenizer
 
@@ -78,6 +78,8 @@ class PackedData(Shuffled):
     if room < 1:
       raise InputError(f'length={self.length}: a row has no room for a token')
     self.pieces = _pieces(self.corpus.ends, room)  # [P, 4]: first, last, begins, ends a document
+    if not len(self.pieces):
+      raise InputError('the text has not one token')
     self.sizes = np.diff(self.pieces[:, :2], axis=1)[:, 0] + self._frame(self.pieces).sum(1)
     row, self.size = best_fit(self.sizes, self.length)
     order = np.argsort(row, kind='stable')
@@ -184,6 +186,8 @@ def packed(
     words: give word numbers, for masking whole words.
   """
   coder = tokenizer or Bytes()
+  if prompt and steps:
+    raise InputError('steps clean plain documents; with `prompt` there are instructions')
   if prompt:
     found: Sequence[Parts] = _instructions(paths, prompt, field, data_dir)
   else:
@@ -196,7 +200,7 @@ def packed(
   prefix = special['cls' if around else 'bos'] if around or 'bos' in special else None
   suffix = special['sep' if around else 'eos'] if around or 'eos' in special else None
   some = lambda x: () if x is None else (x,)
-  facts = {'bytes': sum(len(t.encode()) for i in chosen for t, _ in found[i])}
+  facts = {'bytes': sum(len(t.encode()) for i in chosen for t, learn in found[i] if learn)}
   facts |= {'special': tuple(sorted({*special.values()})), 'mask': special.get('mask', -1)}
   data = PackedData(
     corpus, coder.size, length, batch_size, some(prefix), some(suffix), around, words, seed, train,
@@ -214,10 +218,8 @@ def _instructions(paths: Sequence[str], prompt: str, field: str, data_dir: str) 
   result: list[Parts] = []
   for path in paths:
     for where, record in records(path, data_dir):
-      if not isinstance(record.get(prompt), str) or not isinstance(record.get(field), str):
-        raise InputError(f'{where}: texts under {prompt!r} and {field!r} are expected; it has '
-                         f'{sorted(record)}')  # fmt: skip
-      result.append([(record[prompt], False), (record[field], True)])
+      parts = [whole(said(record, name, where), where) for name in (prompt, field)]
+      result.append([(parts[0], False), (parts[1], True)])
   if not result:
     raise InputError('instructions need paths to read')
   return result

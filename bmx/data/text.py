@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, Rows
-from bmx.data.corpus import digest, encode
+from bmx.data.corpus import encode
 from bmx.data.documents import describe, documents, part_of
 from bmx.data.loader import RESIDENT_BYTES, Shuffled
 from bmx.data.tokenizer import Bytes, Tokenizer
@@ -106,11 +107,9 @@ def text(
   """
   paths = (path,) if path else ()
   found, coder = documents(paths, field, data_dir=data_dir), tokenizer or Bytes()
-  name, facts = describe(paths), {'sha256': digest(found)}
-  if isinstance(coder, Bytes):
-    ids = np.frombuffer('\n'.join(found).encode(), np.uint8)
-  else:
-    ids = _stream(found, coder)
+  name, whole = describe(paths), '\n'.join(found).encode()
+  facts = {'sha256': hashlib.sha256(whole).hexdigest()}
+  ids = np.frombuffer(whole, np.uint8) if isinstance(coder, Bytes) else _stream(found, coder)
   ids = part_of(ids, split, name)
   size = len(ids) if isinstance(coder, Bytes) else len(coder.decode(ids).encode())
   facts |= {'source': name, 'bytes': size}
@@ -168,6 +167,7 @@ class TokenShapes:
   vocab: int
   length: int
   batch_size: int
+  more: tuple[str, ...] = ()  # arrays of integers besides; 'next' has one for each row
 
   @property
   def size(self) -> int:
@@ -179,7 +179,9 @@ class TokenShapes:
 
   @property
   def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-    return token_spec(self.batch_size, self.length)
+    shape = lambda k: (self.batch_size, self.length)[: 1 if k == 'next' else 2]
+    more = {k: jax.ShapeDtypeStruct(shape(k), np.int32) for k in self.more}
+    return token_spec(self.batch_size, self.length) | more
 
   def order(self, step: int) -> np.ndarray:
     raise InputError('there are shapes only, and no data')
@@ -194,6 +196,8 @@ class TokenShapes:
     raise InputError('there are shapes only, and no data')
 
 
-def shapes(length: int, batch_size: int, vocab: int = 256, **_: Any) -> TokenShapes:
-  """Stands for `text` and `tokens` where nothing is read."""
-  return TokenShapes(vocab, length, batch_size)
+def shapes(
+  length: int, batch_size: int, vocab: int = 256, more: tuple[str, ...] = (), **_: Any
+) -> TokenShapes:
+  """Stands for data of text where nothing is read."""
+  return TokenShapes(vocab, length, batch_size, more)

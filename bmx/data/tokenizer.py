@@ -1,5 +1,6 @@
 """Text to token ids and back: bytes, or sub-words by Hugging Face `tokenizers`."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -8,11 +9,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 from bmx.core import cache
 from bmx.core.errors import InputError
+from bmx.data.clean import Step
 from bmx.data.documents import documents
+from bmx.data.records import read_text
 
 # What a special token is for -> the spellings that published tokenizers use.
 ROLES = {
@@ -25,6 +29,7 @@ ROLES = {
   'eos': ('<|endoftext|>', '<|end_of_text|>', '<|eot_id|>', '<|im_end|>', '<eos>'),
 }
 BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 of what is trained here
+LEARNED = 2  # raised where the same text would give another tokenizer: what was kept is not used
 
 
 @runtime_checkable
@@ -113,7 +118,11 @@ class Subwords:
 
   @property
   def size(self) -> int:
-    return self.inner.get_vocab_size()
+    return self._size
+
+  @functools.cached_property
+  def _size(self) -> int:
+    return max(self.inner.get_vocab().values(), default=-1) + 1  # some files leave ids out
 
   @property
   def special(self) -> dict[str, int]:
@@ -161,7 +170,7 @@ def load(path: str) -> Subwords:
                      'the Hugging Face model to start from')  # fmt: skip
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')
-  return Subwords(file.read_text(), str(file))
+  return Subwords(read_text(file), str(file))
 
 
 def trained(
@@ -172,15 +181,19 @@ def trained(
   unit: str = 'line',
   data_dir: str = '',
   lowercase: bool = True,
+  steps: Sequence[Step] = (),
 ) -> Subwords:
   """A tokenizer learned from texts; kept in the cache folder, so that it is learned once.
+
+  The same texts give the same tokenizer, but for 'unigram': its training sums in another order each
+  time.
 
   Args:
     kind: 'wordpiece' (BERT's; ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]), 'bpe' (on bytes, as
       GPT-2's; id 0 is <|endoftext|>) or 'unigram' (SentencePiece's, the special tokens of
       'wordpiece').
-    vocab: ids wanted; a small text gives fewer.
-    paths, field, unit, data_dir: see `documents.documents`.
+    vocab: ids wanted; a small text gives fewer. Of more letters than fit, the rarest are [UNK].
+    paths, field, unit, data_dir, steps: see `documents.documents`.
     lowercase: 'wordpiece' and 'unigram' only.
   """
   makers = {'wordpiece': _wordpiece, 'bpe': _bpe, 'unigram': _unigram}
@@ -188,46 +201,93 @@ def trained(
     raise InputError(f'tokenizer kind {kind!r} is not one of {", ".join(makers)}')
   if vocab < 300:
     raise InputError(f'tokenizer vocab={vocab}: at least 300, which hold all bytes')
+  if kind == 'unigram' and jax.process_count() > 1:
+    raise InputError(
+      "tokenizer kind 'unigram' is not learned the same in each of several processes: learn it in "
+      'one, and name its file with bmx.data.tokenizer:load'
+    )
   version = library().__version__
-  texts = documents(paths, field, unit, data_dir)
-  identity = hashlib.sha256(repr((version, kind, vocab, lowercase)).encode())
+  texts = documents(paths, field, unit, data_dir, steps)
+  identity = hashlib.sha256(repr((LEARNED, version, kind, vocab, lowercase)).encode())
   for text in texts:
     identity.update(hashlib.sha256(text.encode()).digest())
   file = cache.place('tokenizers') / f'{identity.hexdigest()}.json'
   if file.is_file():
-    return Subwords(file.read_text(), str(file))
-  inner, trainer = makers[kind](vocab, lowercase)
-  inner.train_from_iterator(texts, trainer)
+    return Subwords(read_text(file), str(file))
+  try:
+    inner = makers[kind](texts, vocab, lowercase)
+  except Exception as error:  # the library raises plain Exceptions
+    raise InputError(f'tokenizer kind={kind}, vocab={vocab}: {error}') from None
   made = Subwords(inner.to_str(), kind)
   file.parent.mkdir(parents=True, exist_ok=True)
   part = file.with_suffix(f'.{os.getpid()}')
-  part.write_text(made.text)
+  part.write_bytes(made.text.encode())
   part.replace(file)
   return made
 
 
-def _wordpiece(vocab: int, lowercase: bool) -> tuple[Any, Any]:
+def _wordpiece(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
+  """The library numbers the letters within words in the order in which it meets them, another one
+  each time, and breaks ties by number. So their list is learned first, and given to it sorted."""
+  t, special = library(), list[str](BERT_SPECIAL)
+  inner, letters = _letters(texts, _wordpieces(lowercase), special)
+  limits: dict[str, Any] = {}
+  if len(special) + len(letters) > vocab:  # each may stand alone and within a word
+    kept = _frequent(texts, inner.normalizer, (vocab - len(special)) // 2)
+    limits = {'initial_alphabet': kept, 'limit_alphabet': len(kept)}
+    _, letters = _letters(texts, _wordpieces(lowercase), special, **limits)
+  trainer = t.trainers.WordPieceTrainer(
+    vocab_size=vocab, special_tokens=special + letters, show_progress=False, **limits
+  )
+  inner = _wordpieces(lowercase)
+  inner.train_from_iterator(texts, trainer)
+  inner = _wordpieces(lowercase, inner.get_vocab(with_added_tokens=False))
+  inner.add_special_tokens(special)
+  inner.decoder = t.decoders.WordPiece()
+  return _framed(inner)
+
+
+def _wordpieces(lowercase: bool, vocab: dict[str, int] | None = None) -> Any:
   t = library()
-  inner = t.Tokenizer(t.models.WordPiece(unk_token='[UNK]'))
+  inner = t.Tokenizer(t.models.WordPiece(vocab, unk_token='[UNK]'))
   inner.normalizer = t.normalizers.BertNormalizer(lowercase=lowercase)
   inner.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
-  inner.decoder = t.decoders.WordPiece()
-  _frame(inner)
-  options = {'special_tokens': list(BERT_SPECIAL), 'show_progress': False}
-  return inner, t.trainers.WordPieceTrainer(vocab_size=vocab, **options)
+  return inner
 
 
-def _bpe(vocab: int, lowercase: bool) -> tuple[Any, Any]:
+def _letters(
+  texts: Sequence[str], inner: Any, special: list[str], **limits: Any
+) -> tuple[Any, list[str]]:
+  """The letters that begin words, then those within them (##a), each sorted."""
+  trainer = library().trainers.WordPieceTrainer(
+    vocab_size=0, special_tokens=special, show_progress=False, **limits
+  )
+  inner.train_from_iterator(texts, trainer)
+  found = set(inner.get_vocab()) - set(special)
+  return inner, sorted(found, key=lambda piece: (len(piece), piece))
+
+
+def _frequent(texts: Sequence[str], normalizer: Any, count: int) -> list[str]:
+  counts = collections.Counter[str]()
+  for text in texts:
+    counts.update(normalizer.normalize_str(text))
+  letters = [c for c in counts if not c.isspace()]
+  return sorted(letters, key=lambda c: (-counts[c], c))[:count]
+
+
+def _bpe(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
   t = library()
   inner = t.Tokenizer(t.models.BPE())
   inner.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
   inner.decoder = t.decoders.ByteLevel()
   alphabet = t.pre_tokenizers.ByteLevel.alphabet()
   options = {'special_tokens': ['<|endoftext|>'], 'show_progress': False}
-  return inner, t.trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, **options)
+  trainer = t.trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, **options)
+  inner.train_from_iterator(texts, trainer)
+  return inner
 
 
-def _unigram(vocab: int, lowercase: bool) -> tuple[Any, Any]:
+def _unigram(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
   t = library()
   inner = t.Tokenizer(t.models.Unigram())
   steps = [t.normalizers.NFKC()] + [t.normalizers.Lowercase()] * lowercase
@@ -235,13 +295,15 @@ def _unigram(vocab: int, lowercase: bool) -> tuple[Any, Any]:
   inner.pre_tokenizer = t.pre_tokenizers.Metaspace()
   inner.decoder = t.decoders.Metaspace()
   options = {'special_tokens': list(BERT_SPECIAL), 'unk_token': '[UNK]', 'show_progress': False}
-  return inner, t.trainers.UnigramTrainer(vocab_size=vocab, **options)
+  inner.train_from_iterator(texts, t.trainers.UnigramTrainer(vocab_size=vocab, **options))
+  return _framed(inner)
 
 
-def _frame(inner: Any) -> None:
+def _framed(inner: Any) -> Any:
   """One sequence is [CLS] A [SEP], two are [CLS] A [SEP] B [SEP] with types 0 and 1."""
   inner.post_processor = library().processors.TemplateProcessing(
     single='[CLS] $A [SEP]',
     pair='[CLS] $A [SEP] $B:1 [SEP]:1',
     special_tokens=[(name, BERT_SPECIAL.index(name)) for name in ('[CLS]', '[SEP]')],
   )
+  return inner

@@ -93,7 +93,7 @@ class BERT(nn.Module):
       )
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
-    if types is None:
+    if types is None or self.types == 1:  # RoBERTa reads pairs, too, as of one kind
       types = jnp.zeros_like(tokens)
     x = self.embed(tokens)
     table = gather(self.position.astype(x.dtype), ('position', 'embed'))

@@ -1,5 +1,7 @@
 """Decoder-only language models: GPT-2 and the Llama family, by their arguments."""
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -161,8 +163,8 @@ class GPT(nn.Module):
   def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """The next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""
     positions = cache.positions(tokens.shape[1])
-    x, cache = self.stack(self._embed(tokens, positions), positions, cache=cache)
-    return self.norm_out(x), cache
+    x, new = self.stack(self._embed(tokens, positions), positions, cache=cache)
+    return self.norm_out(x), cast(Cache, new)
 
   def hidden_and_table(
     self,

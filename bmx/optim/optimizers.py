@@ -64,8 +64,9 @@ def adamw(
     freeze: regex of parameters that stay as they are, and have no moments; '' is none.
   """
   core = optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay, decay, freeze))
-  core = optax.chain(core, by_layer(layer_decay)) if layer_decay != 1 else core
-  return wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
+  tx = wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
+  # Around the frozen, too: they count as layers.
+  return optax.chain(tx, by_layer(layer_decay)) if layer_decay != 1 else tx
 
 
 BLOCK = re.compile(r'(^|/)block_(\d+)/')
@@ -103,7 +104,11 @@ def by_layer(rate: float) -> optax.GradientTransformation:
     layers = depth(updates)
     return tree.map_named(lambda name, u: scale(name, u, layers), updates), state
 
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+  def init(params):
+    depth(params)
+    return optax.EmptyState()
+
+  return optax.GradientTransformation(init, update)
 
 
 def wrap(

@@ -44,16 +44,18 @@ class MaskedLM(ModelTask):
 
   def check(self, info: Mapping[str, Any]) -> None:
     check_text(self.model, info)
-    given = info.get('mask', self.mask), tuple(info.get('special', self.special))
-    if given[0] < 0:
+    mask, special = info.get('mask', self.mask), info.get('special', self.special)
+    if mask < 0:
       raise InputError('masked language modelling needs a tokenizer with [MASK]; the data has none')
-    if given != (self.mask, tuple(sorted(self.special))):
+    if mask != self.mask or sorted(special) != sorted(self.special):
       raise InputError(
-        f"the tokenizer's [MASK] is {given[0]} and its special ids are {given[1]}; set "
+        f"the tokenizer's [MASK] is {mask} and its special ids are {tuple(sorted(special))}; set "
         f'task.mask and task.special, now {self.mask} and {tuple(self.special)}'
       )
     if not 0 < self.rate < 1:
       raise InputError(f'task.rate={self.rate} is no share of the tokens')
+    if getattr(self.model, 'vocab', 0) <= len(self.special):
+      raise InputError('masked language modelling needs a vocabulary beyond the special ids')
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return *text_inputs(batch), batch.get('places')
@@ -66,7 +68,8 @@ class MaskedLM(ModelTask):
 
   def corrupt(self, batch: Batch, key: Array) -> Batch:
     """With masked `tokens`, and for the M = rate·T places of each row that are to be told: `places`
-    int [B, M], `targets` int [B, M], `weights` [B, M], 0 where the row has no more."""
+    int [B, M], `targets` int [B, M], `weights` [B, M], 0 where the row has no more. `rows` [B] is 0
+    for a row that does not count."""
     tokens = find(batch, 'tokens')
     which, how, drawn = jax.random.split(key, 3)
     real = ~jnp.isin(tokens, jnp.array(self.special, tokens.dtype))
@@ -80,12 +83,14 @@ class MaskedLM(ModelTask):
     new = jnp.where(draw < 0.8, self.mask, jnp.where(draw < 0.9, random, targets))
     new = jnp.where(chosen, new, targets).astype(tokens.dtype)
     rows = jnp.arange(len(tokens))[:, None]
-    row_weight = batch['weights'].max(1) if batch['weights'].ndim > 1 else batch['weights']
+    weights = batch['weights']
+    counted = ((weights.max(1) if weights.ndim > 1 else weights) > 0).astype(jnp.float32)
     return batch | {
       'tokens': tokens.at[rows, places].set(new),
       'places': places,
       'targets': targets,
-      'weights': chosen * (row_weight > 0)[:, None].astype(jnp.float32),
+      'weights': chosen * counted[:, None],
+      'rows': counted,
     }
 
   def _draw(self, key, shape):
@@ -98,21 +103,25 @@ class MaskedLM(ModelTask):
   def _choose(self, real, batch, key, room):
     """-> (places int [B, M], which of them count bool [B, M])."""
     score = jax.random.uniform(key, real.shape)
-    budget = jnp.round(self.rate * real.sum(1, keepdims=True)).clip(1, room)
+    budgets = [max(1, round(self.rate * n)) for n in range(real.shape[1] + 1)]
+    budget = jnp.array(budgets)[real.sum(1, keepdims=True)]
     if not self.whole:
       places = jnp.argsort(jnp.where(real, score, 2.0), axis=1)[:, :room]
       real = jnp.take_along_axis(real, places, axis=1)
       return places, real & (jnp.arange(room)[None, :] < budget)
     words = find(batch, 'words')
+    words = (words - words.min(axis=1, keepdims=True)).clip(0, real.shape[1] - 1)
+    size = jax.vmap(lambda w, r: jnp.zeros(len(w), jnp.int32).at[w].add(r))(words, real)
+    real &= jnp.take_along_axis(size, words, axis=1) <= budget  # longer words are never chosen
     # All tokens of a word have one score; a stable sort keeps them together.
-    score = jnp.take_along_axis(score, words.clip(0, real.shape[1] - 1), axis=1)
+    score = jnp.take_along_axis(score, words, axis=1)
     order = jnp.argsort(jnp.where(real, score, 2.0), axis=1, stable=True)
     word = jnp.take_along_axis(jnp.where(real, words, -1), order, axis=1)
     place = jnp.arange(real.shape[1])[None, :]
     ends = (word != jnp.roll(word, -1, 1)) | (place == real.shape[1] - 1)
     last = jax.lax.cummin(jnp.where(ends, place, real.shape[1]), axis=1, reverse=True)
     # Counted from the front: a word that does not fit any more ends the choice.
-    return order[:, :room], ((word >= 0) & (last < jnp.maximum(budget, 1)))[:, :room]
+    return order[:, :room], ((word >= 0) & (last < budget))[:, :room]
 
   def measure(self, out: Any, batch: Batch) -> Metrics:
     logits, next = out
@@ -122,7 +131,7 @@ class MaskedLM(ModelTask):
     if next is None:
       return metrics
     label = find(batch, 'next')
-    row = (weights.max(1) > 0).astype(jnp.float32)
+    row = find(batch, 'rows')
     second = weighted(cross_entropy(next, label), row)
     # A row weighs as much as the tokens that are masked in a full one: two means, added.
     total = loss[0] + weights.shape[1] * second[0]
@@ -208,6 +217,8 @@ class QuestionAnswering(ModelTask):
       raise InputError('question answering needs questions, and the data has none')
     if classes(self.model) not in (0, 2):
       raise InputError(f'question answering needs outputs=2, not {classes(self.model)}')
+    if self.longest < 1:
+      raise InputError(f'task.longest={self.longest}: an answer has at least one token')
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return text_inputs(batch)
@@ -215,10 +226,18 @@ class QuestionAnswering(ModelTask):
   def measure(self, out: Array, batch: Batch) -> Metrics:
     first, last, weights = find(batch, 'first'), find(batch, 'last'), batch['weights']
     allowed = self._allowed(batch)
-    scores = jnp.where(allowed[..., None], out.astype(jnp.float32), NEVER)
+    scores = jnp.where(allowed[..., None], self._in_order(out, batch), NEVER)
     loss = cross_entropy(scores[..., 0], first) + cross_entropy(scores[..., 1], last)
     hits = (scores[..., 0].argmax(-1) == first) & (scores[..., 1].argmax(-1) == last)
     return {'loss': weighted(loss / 2, weights), 'accuracy': counts(hits, weights)}
+
+  def _in_order(self, out: Array, batch: Batch) -> Array:
+    """Scores float32 [B, T, 2] of the tokens as they were counted, where a layout has reordered
+    them."""
+    out = out.astype(jnp.float32)
+    if 'positions' not in batch:
+      return out
+    return jnp.take_along_axis(out, jnp.argsort(batch['positions'], axis=1)[..., None], axis=1)
 
   def _allowed(self, batch: Batch) -> Array:
     """The context, and the first token, which says that there is no answer."""
@@ -227,7 +246,7 @@ class QuestionAnswering(ModelTask):
 
   def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
     """The best span [B, 2] in the context, and how much better than no answer it scores [B]."""
-    start, end = (out[..., i].astype(jnp.float32) for i in (0, 1))
+    start, end = jnp.moveaxis(self._in_order(out, batch), -1, 0)
     context = find(batch, 'context') > 0
     span = start[:, :, None] + end[:, None, :]
     ahead = jnp.arange(out.shape[1])[None, :] - jnp.arange(out.shape[1])[:, None]

@@ -71,13 +71,18 @@ def check_text(model: nn.Module, info: Mapping[str, Any]) -> None:
       f"the data's tokenizer has {info['vocab']} ids, the model a vocabulary of {vocab}: use the "
       "model's own tokenizer, or set its vocab"
     )
-  if length and info['length'] > length:
-    raise InputError(f'rows of {info["length"]} tokens, but a model of {length} positions')
+  rows = info.get('length', 0)
+  if length and rows > length:
+    raise InputError(f'rows of {rows} tokens, but a model of {length} positions')
 
 
 def perplexity(rows: Rows) -> float:
   """exp of the mean negative log-likelihood of the tokens: 'log_likelihood', 'weights' [N, T]."""
-  return math.exp(-_told(rows) / float(rows['weights'].sum()))
+  count = float(rows['weights'].sum(dtype=np.float64))
+  if not count:
+    raise InputError('perplexity: no token of the split has a weight')
+  mean = -_told(rows) / count
+  return math.inf if mean > 709 else math.exp(mean)  # the largest float64
 
 
 def bits_per_byte(rows: Rows, data: Data) -> float:
@@ -92,4 +97,5 @@ def bits_per_byte(rows: Rows, data: Data) -> float:
 
 def _told(rows: Rows) -> float:
   """Nats, summed in float64."""
-  return float((rows['log_likelihood'].astype(np.float64) * rows['weights']).sum())
+  told = np.where(rows['weights'] > 0, rows['log_likelihood'], 0).astype(np.float64)
+  return float((told * rows['weights']).sum())

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import pathlib
 import sys
-import sysconfig
 
 import jax
 import numpy as np
@@ -14,7 +12,10 @@ from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
 from bmx.data import text as module
-from bmx.data.text import TokenData, standard_library, text, tokens
+from bmx.data.documents import library_files
+from bmx.data.text import TokenData, text, tokens
+
+from .letters import Letters
 
 B = 4
 
@@ -131,7 +132,7 @@ def test_windows_of_no_length():
 
 def test_splits_are_nine_tenths_and_the_rest(tmp_path):
   path = tmp_path / 'a.txt'
-  path.write_bytes(bytes(i % 251 for i in range(1000)))
+  path.write_bytes(bytes(i % 127 for i in range(1000)))
   parts = {s: text(8, 2, str(path), split=s).tokens for s in ('train', 'valid', 'all')}
   assert [len(parts[s]) for s in ('train', 'valid', 'all')] == [900, 100, 1000]
   joined = np.concatenate([parts['train'], parts['valid']])
@@ -161,17 +162,47 @@ def test_field_of_json_lines(tmp_path):
 def test_a_record_without_the_field_is_named(tmp_path):
   path = tmp_path / 'a.jsonl'
   path.write_text('{"text": "a"}\n\n{"body": "b"}\n')
-  message = r"a\.jsonl, line 3: no text under 'text'; it has \['body'\]"
+  message = r"a\.jsonl, line 3: no text under 'text'; known: body"
   with pytest.raises(InputError, match=message):
     text(2, 2, str(path))
 
 
 def test_text_that_is_not_there(tmp_path):
-  with pytest.raises(InputError, match='no text file .*nowhere'):
+  with pytest.raises(InputError, match='no file .*nowhere'):
     text(2, 2, str(tmp_path / 'nowhere.txt'))
   (tmp_path / 'empty.txt').touch()
-  with pytest.raises(InputError, match='empty.txt is empty'):
+  with pytest.raises(InputError, match=r'empty\.txt is empty'):
     text(2, 2, str(tmp_path / 'empty.txt'))
+
+
+def test_text_that_is_not_utf8(tmp_path):
+  path = tmp_path / 'a.txt'
+  path.write_bytes('Größe'.encode('latin-1'))
+  with pytest.raises(InputError, match=r'a\.txt is not UTF-8: byte 0xf6 at offset 2'):
+    text(2, 2, str(path))
+
+
+def test_documents_of_a_tokenizer_end_with_its_end_of_text(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  path = tmp_path / 'a.jsonl'
+  path.write_text('\n'.join(json.dumps({'text': t}) for t in ('abc', '', 'de', 'fghi')))
+  ids = {}
+  for end in ({}, {'eos': 130}):
+    source = text(2, 2, str(path), 'all', tokenizer=Letters(end))
+    ids[len(end)] = source.tokens.tolist()
+    assert (source.info['vocab'], source.info['bytes']) == (140, 9)
+    assert source.info['sha256'] == hashlib.sha256(b'abc\n\nde\nfghi').hexdigest()
+  assert ids[0] == [ord(c) for c in 'abcdefghi']
+  assert ids[1] == [*map(ord, 'abc'), 130, 130, *map(ord, 'de'), 130, *map(ord, 'fghi'), 130]
+
+
+def test_the_bytes_of_a_split_are_counted(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  path = tmp_path / 'a.txt'
+  path.write_text('abcdefghij' * 10)
+  for coder in (None, Letters({'eos': 130})):
+    size = {s: text(2, 2, str(path), s, tokenizer=coder).info['bytes'] for s in ('train', 'valid')}
+    assert size == {'train': 90, 'valid': 10}
 
 
 @pytest.mark.parametrize(
@@ -229,14 +260,10 @@ def test_tokens_that_are_not_there(tmp_path):
 
 
 def test_the_standard_library_is_real_text():
-  data = standard_library()
-  assert data == standard_library()
-  folder = pathlib.Path(sysconfig.get_path('stdlib'))
-  names = sorted(p.name for p in folder.iterdir() if p.suffix == '.py')
-  assert len(names) > 100
-  assert data.startswith((folder / names[0]).read_bytes())
-  assert data.endswith((folder / names[-1]).read_bytes())
-  assert len(data) == sum((folder / n).stat().st_size + 1 for n in names) - 1
+  files = library_files()
+  assert len(files) > 100
+  assert files == sorted(files)
+  data = b'\n'.join(path.read_bytes() for path in files)
   source = text(64, 12)
   assert source.info['sha256'] == hashlib.sha256(data).hexdigest()
   assert sys.version.split()[0] in source.info['source']

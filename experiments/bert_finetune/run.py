@@ -1,0 +1,114 @@
+"""A BERT of 6.3 M parameters that starts with no weights of others: pre-trained on a million words,
+fine-tuned three ways, beside the same model from scratch and beside a regression on bigrams.
+
+    BMX_TEST_DATA=DIR python experiments/bert_finetune/run.py WORK [STAGE ...]
+
+DIR holds wikitext2/valid.txt, tfds/ (sst2_rebuilt), xquad/xquad.en.json, ner_wnut17/. Runs live in
+WORK and are taken up again. Stages: pretrain, sst2, ner, qa, bigrams (all by default). Writes
+results.json beside this file; README.md reads it.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+DATA = os.environ.get('BMX_TEST_DATA', '')
+SEEDS = (0, 1, 2)
+
+TEXTS = (f'{DATA}/wikitext2/valid.txt', 'tfds:sst2_rebuilt/train', f'{DATA}/xquad/xquad.en.json')
+PRETRAIN = [
+  f'paths={TEXTS}', 'field=sentence', f'data_dir={DATA}/tfds', 'length=128', 'batch_size=16',
+  'steps=4000', 'every.eval=500', 'every.save=500',
+]  # fmt: skip
+# Half of the phrases of SST-2 have 10 tokens, 5 % more than 32; its sentences up to 58.
+SST2 = [
+  f'data_dir={DATA}/tfds', 'data.path=tfds:sst2_rebuilt/train', 'data.fit=tfds:sst2_rebuilt/train',
+  'eval.valid.path=tfds:sst2_rebuilt/validation', 'eval.valid.length=64', 'length=32',
+]  # fmt: skip
+NER = [
+  f'data.path={DATA}/ner_wnut17/wnut17train.conll',
+  f'data.fit={DATA}/ner_wnut17/wnut17train.conll',
+  f'eval.valid.path={DATA}/ner_wnut17/emerging.dev.conll',
+  f'eval.test.path={DATA}/ner_wnut17/emerging.test.annotated',
+]
+QA = [f'data.path={DATA}/xquad/xquad.en.json']
+# stage -> (variant, its data, metrics to report)
+TASKS = {
+  'sst2': ('', SST2, ('eval/valid/accuracy', 'eval/valid/matthews')),
+  'ner': (':ner', NER, ('eval/valid/entity_f1', 'eval/test/entity_f1')),
+  'qa': (':qa', QA, ('eval/valid/exact_match', 'eval/valid/answer_f1')),
+}
+
+
+def train(recipe: str, workdir: pathlib.Path, overrides: list[str]) -> dict:
+  """One run (or what is left of it) -> its summary."""
+  command = [sys.executable, '-m', 'bmx.main', f'--config=configs/{recipe}', f'--workdir={workdir}']
+  command += [f'--config.{o}' for o in overrides]
+  subprocess.run(command, check=True, cwd=ROOT)
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+def finetune(stage: str, work: pathlib.Path) -> dict:
+  """Pre-trained and from scratch, every seed -> metrics of the last step."""
+  variant, data, metrics = TASKS[stage]
+  result = {}
+  for kind, fresh in (('pretrained', 'head|pooler'), ('scratch', '.')):
+    found = []
+    for seed in SEEDS:
+      start = [f'init.path={work / "pretrain"}', f'init.fresh={fresh}', f'seed={seed}']
+      workdir = work / f'{stage}-{kind}-{seed}'
+      found.append(train(f'bert_finetune.py{variant}', workdir, [*data, *start]))
+    for metric in metrics:
+      values = [s['metrics'][metric] for s in found]
+      result[f'{kind} {metric}'] = {
+        'mean': round(statistics.mean(values), 4), 'values': [round(v, 4) for v in values]
+      }  # fmt: skip
+    result[f'{kind} seconds'] = [s['seconds'] for s in found]
+  return result
+
+
+def pretrain(work: pathlib.Path) -> dict:
+  summary = train('bert_small.py', work / 'pretrain', PRETRAIN)
+  metrics = {k: round(v, 4) for k, v in summary['metrics'].items() if k.startswith('eval/')}
+  return metrics | {k: summary[k] for k in ('parameters', 'steps', 'seconds')}
+
+
+def bigrams(_: pathlib.Path) -> dict:
+  """Logistic regression on words and pairs of words, the same training and validation texts."""
+  from sklearn.feature_extraction.text import CountVectorizer
+  from sklearn.linear_model import LogisticRegression
+
+  from bmx.data.documents import records
+
+  parts = {}
+  for split in ('train', 'validation'):
+    found = [r for _, r in records(f'tfds:sst2_rebuilt/{split}', f'{DATA}/tfds')]
+    parts[split] = [r['sentence'] for r in found], [r['label'] for r in found]
+  count = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r'\S+')
+  x = count.fit_transform(parts['train'][0])
+  model = LogisticRegression(C=1.0, max_iter=300).fit(x, parts['train'][1])
+  score = model.score(count.transform(parts['validation'][0]), parts['validation'][1])
+  return {'accuracy': round(float(score), 4), 'features': x.shape[1]}
+
+
+def main() -> None:
+  work, stages = pathlib.Path(sys.argv[1]).absolute(), sys.argv[2:]
+  path = HERE / 'results.json'
+  results = json.loads(path.read_text()) if path.exists() else {}
+  for stage in stages or ('pretrain', 'bigrams', *TASKS):
+    run = {'pretrain': pretrain, 'bigrams': bigrams}.get(stage)
+    results[stage] = run(work) if run else finetune(stage, work)
+    results[stage]['date'] = datetime.date.today().isoformat()
+    results[stage]['machine'] = f'{os.cpu_count()} × {platform.machine()} CPU'
+    path.write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,153 @@
+"""Starting from a run of bmx: the weights that are wanted, all of them, and nothing else."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from bmx import config as recipes
+from bmx import experiment
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.train import loop
+from bmx.train.checkpoint import Checkpoints
+from tests.conftest import ROOT
+
+SMALL = ('steps=6', 'mesh.data=1', 'every.log=3', 'every.save=3')
+
+
+def build(recipe, *overrides, devices=1):
+  config, name = recipes.load(str(ROOT / f'configs/{recipe}'), overrides)
+  return experiment.build(config, name, jax.devices()[:devices])
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+    yield
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+  path = tmp_path_factory.mktemp('runs') / 'bert'
+  loop.run(build('bert_small.py:tiny', *SMALL), path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def decoder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('runs') / 'gpt'
+  loop.run(build('gpt_char.py:tiny', *SMALL, 'ema=0.5'), path)
+  return path
+
+
+@functools.cache
+def stored(path):
+  """All leaves of the newest checkpoint, read whole."""
+  checkpoints = Checkpoints(path / 'checkpoints')
+  state = checkpoints.saver.restore(checkpoints.folder / str(checkpoints.steps()[-1]))
+  checkpoints.close()
+  return {k: np.asarray(v) for k, v in tree.named(state).items()}
+
+
+def finetune(path, *overrides, **options):
+  return build(
+    'bert_finetune.py', f'init.path={path}', 'data.path=x.csv', 'data.fit=x.csv', 'data.text=t',
+    'eval.valid.path=x.csv', 'length=16', 'batch_size=4', 'schedule.warmup=1', 'mesh.data=1',
+    *overrides, **options,
+  )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  lines = [f'{"good" if i % 2 else "bad"} film {i},{i % 2}' for i in range(16)]
+  (tmp_path / 'x.csv').write_text('t,label\n' + '\n'.join(lines) + '\n')
+
+
+def test_the_encoder_is_the_runs_and_the_head_is_new(pretrained, caplog):
+  caplog.set_level('INFO')
+  state = finetune(pretrained).init()
+  there = stored(pretrained)
+  for name, leaf in tree.named(state.params).items():
+    if name.startswith(('head/', 'encoder/pooler')):
+      assert f'params/{name}' not in there
+      continue
+    np.testing.assert_array_equal(leaf, there[f'params/{name}'])
+  assert 'left' in caplog.text and 'transform/kernel' in caplog.text
+  assert int(state.step) == 0 and not any(np.abs(m).any() for m in jax.tree.leaves(state.opt_state))
+
+
+def test_from_scratch_is_the_same_model_with_new_weights(pretrained):
+  state = finetune(pretrained, 'init.fresh=.').init()
+  kernel = 'encoder/stack/block_0/attention/query/kernel'
+  there = stored(pretrained)[f'params/{kernel}']
+  mine = np.asarray(tree.named(state.params)[kernel])
+  assert mine.shape == there.shape and (mine != there).mean() > 0.99
+
+
+def test_every_layout_starts_from_the_same_weights(decoder):
+  one = build('gpt_char.py:tiny', f'init.path={decoder}', 'mesh.data=1').init()
+  options = ('mesh.data=1', 'mesh.fsdp=4', 'mesh.model=2')
+  many = build('gpt_char.py:tiny', f'init.path={decoder}', *options, devices=8).init()
+  assert tree.digest(one.params) == tree.digest(many.params)
+  spread = [x.sharding.is_fully_replicated for x in jax.tree.leaves(many.params)]
+  assert not all(spread)
+
+
+def test_the_moving_average_is_what_a_run_gives(decoder):
+  state = build('gpt_char.py:tiny', f'init.path={decoder}', 'mesh.data=1', 'ema=0.9').init()
+  for name, leaf in tree.named(state.params).items():
+    np.testing.assert_array_equal(leaf, stored(decoder)[f'ema/{name}'])
+  assert tree.digest(state.ema) == tree.digest(state.params)
+
+
+def test_a_run_that_goes_on_does_not_start_again(pretrained, tmp_path):
+  overrides = ('epochs=0.0', 'every.save=2', 'every.log=2', 'schedule.warmup=1')
+  loop.run(finetune(pretrained, *overrides, 'steps=2'), tmp_path / 'run')
+
+  def again():
+    raise AssertionError('weights were read a second time')
+
+  x = dataclasses.replace(finetune(pretrained, *overrides, 'steps=4'), init=again)
+  assert loop.run(x, tmp_path / 'run')['steps'] == 4
+
+
+BAD = {
+  'nowhere': ('nowhere', '', "init.path='nowhere' is no folder"),
+  'size': (
+    None,
+    'task.model.width=32',
+    r'(?s)does not fit.*differs +embed/table: has \[\[256, 64\]',
+  ),
+  'depth': (None, 'task.model.depth=3', r'(?s)differs +stack/blocks'),
+  'untied': (None, 'task.model.tied=False', r'missing +head/table'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_weights_that_do_not_fit(decoder, name):
+  path, override, said = BAD[name]
+  overrides = [f'init.path={path or decoder}', 'mesh.data=1', *[override] * bool(override)]
+  with pytest.raises(InputError, match=said):
+    build('gpt_char.py:tiny', *overrides).init()
+
+
+def test_a_folder_without_a_tokenizer(decoder):
+  with pytest.raises(InputError, match=r'no tokenizer\.json in'):
+    finetune(decoder)
+
+
+def test_a_model_without_an_encoder(decoder, pretrained):
+  (decoder / 'tokenizer.json').write_text((pretrained / 'tokenizer.json').read_text())
+  with pytest.raises(InputError, match='without an encoder'):
+    finetune(decoder)
+  (decoder / 'tokenizer.json').unlink()
+
+
+def test_nothing_to_start_from():
+  with pytest.raises(InputError, match=r'--config\.init\.path=DIR'):
+    finetune('')

@@ -1,0 +1,323 @@
+"""Encoders of the BERT family: what sees what, and that how it is computed does not matter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
+from bmx.parallel import Layout, make_mesh
+from bmx.parallel import jit as placed_jit
+from bmx.parallel.sharding import param_pspecs, shardings, unbox
+from bmx.tasks.encoder import MaskedLM
+from bmx.train.step import Gradient
+from tests.models.test_gpt import stacked
+from tests.models.weights import jit, shapes, variables
+
+B, T, V = 2, 12, 24
+KEY = jax.random.PRNGKey(1)
+
+
+def bert(**options):
+  defaults = {'vocab': V, 'length': T, 'width': 16, 'depth': 2, 'heads': 4, 'dropout': 0.0}
+  return BERT(**defaults | options)
+
+
+def tokens(batch=B, length=T, seed=0):
+  return np.random.default_rng(seed).integers(0, V, (batch, length)).astype(np.int32)
+
+
+@functools.cache
+def compiled(model):
+  """run(params, tokens, positions, segment_ids, types), each of which may be None."""
+  return jit(lambda params, *inputs: model.apply({'params': params}, *inputs))
+
+
+@functools.cache
+def start(model, scale=0.3):
+  return variables(model, tokens(), scale=scale)['params']
+
+
+def segments(*sizes, batch=B):
+  """segment_ids and positions of documents in a row; what is left over is padding."""
+  ids = np.concatenate([np.full(n, i, np.int32) for i, n in enumerate(sizes, 1)])
+  places = np.concatenate([np.arange(n, dtype=np.int32) for n in sizes])
+  pad = lambda x: np.tile(np.pad(x, (0, T - len(x))), (batch, 1))
+  return pad(ids), pad(places)
+
+
+def test_a_token_sees_its_segment_and_no_other():
+  """Row s has another token at s: what changes is what sees s. The last segment is padding."""
+  model = bert()
+  ids, places = segments(5, 4, batch=T)
+  base = np.tile(tokens(1), (T, 1))
+  changed = np.where(np.eye(T, dtype=bool), (base + 1) % V, base)
+  run = compiled(model)
+  before, after = (run(start(model), x, places, ids, None) for x in (base, changed))
+  sees = np.abs(after - before).max(-1) > 0
+  np.testing.assert_array_equal(sees, ids == ids.T)
+  alone = run(start(model), changed, None, None, None)
+  assert (np.abs(alone - run(start(model), base, None, None, None)).max(-1) > 1e-5).all()
+
+
+def test_padding_changes_nothing():
+  """A row of 7 tokens, with whatever behind it, is the row of 7 tokens."""
+  model = bert()
+  ids, _ = segments(7)
+  padded = compiled(model)(start(model), tokens(), None, ids, None)
+  alone = compiled(model)(start(model), tokens()[:, :7], None, None, None)
+  np.testing.assert_allclose(padded[:, :7], alone, atol=1e-5)
+  assert np.isfinite(padded).all()
+
+
+def test_packed_documents_are_as_each_alone():
+  model, run = bert(), compiled(bert())
+  ids, places = segments(5, 7)
+  types = np.random.default_rng(4).integers(0, 2, (B, T)).astype(np.int32)
+  packed = run(start(model), tokens(), places, ids, types)
+  for part in (slice(0, 5), slice(5, 12)):
+    room = part.stop - part.start
+    row = lambda x, part=part, room=room: np.pad(x[:, part], ((0, 0), (0, T - room)))
+    alone = run(start(model), row(tokens()), None, segments(room)[0], row(types))
+    np.testing.assert_allclose(packed[:, part], alone[:, :room], atol=1e-5)
+
+
+def numpy_bert(params, ids, types, heads):
+  """Devlin et al. 2019 in the words of Vaswani et al. 2017, in float64: post-norm, exact GELU."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+  def norm(x, p):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * p['scale'] + p['bias']
+
+  def dense(x, p):
+    return np.tensordot(x, p['kernel'], 1) + p['bias']
+
+  def attention(x, p):
+    q, k, v = (dense(x, p[n]) for n in ('query', 'key', 'value'))
+    y = np.zeros_like(q)
+    for b in range(len(x)):
+      for h in range(heads):
+        weights = np.exp(q[b, :, h] @ k[b, :, h].T / np.sqrt(q.shape[-1]))
+        y[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, :, h]
+    return np.tensordot(y, p['out']['kernel'], 2) + p['out']['bias']
+
+  gelu = lambda x: x * (1 + erf(x / np.sqrt(2))) / 2
+  x = p['embed']['table'][ids] + p['position'][: ids.shape[1]] + p['type'][types]
+  x = norm(x, p['norm'])
+  for i in range(len(p['stack'])):
+    block = p['stack'][f'block_{i}']
+    x = norm(x + attention(x, block['attention']), block['attention_norm'])
+    y = gelu(dense(x, block['feed_forward']['up']))
+    x = norm(x + dense(y, block['feed_forward']['down']), block['feed_forward_norm'])
+  return x
+
+
+def test_it_is_the_papers_encoder():
+  model, types = bert(), np.tile(np.arange(T) // 5 % 2, (B, 1)).astype(np.int32)
+  expected = numpy_bert(start(model), tokens(), types, heads=4)
+  given = compiled(model)(start(model), tokens(), None, None, types)
+  np.testing.assert_allclose(given, expected, atol=2e-5)
+
+
+def test_what_a_token_is_made_of():
+  """Positions are counted from 0 and types are 0 unless they are said; both matter."""
+  model, run = bert(), compiled(bert())
+  count, zeros = np.tile(np.arange(T, dtype=np.int32), (B, 1)), np.zeros((B, T), np.int32)
+  said = run(start(model), tokens(), count, zeros, zeros)
+  np.testing.assert_array_equal(said, run(start(model), tokens(), None, zeros, None))
+  for positions, types in ((count[:, ::-1].copy(), zeros), (count, zeros + 1)):
+    other = run(start(model), tokens(), positions, zeros, types)
+    assert np.abs(other - said).max() > 1e-2
+
+
+def test_positions_may_begin_at_a_later_row():
+  """RoBERTa's two first rows belong to no position."""
+  model = bert(first_position=2)
+  params = start(model)
+  assert params['position'].shape == (T + 2, 16)
+  plain = params | {'position': params['position'][2:]}
+  given = compiled(model)(params, tokens(), None, None, None)
+  expected = compiled(bert())(plain, tokens(), None, None, None)
+  np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.parametrize('types', [0, 1])
+def test_a_model_that_tells_no_segments_apart_reads_pairs(types):
+  """As RoBERTa reads questions: data that says two types is data that says none."""
+  model = bert(types=types)
+  pair = np.tile(np.arange(T) // 5 % 2, (B, 1)).astype(np.int32)
+  given, expected = (compiled(model)(start(model), tokens(), None, None, t) for t in (pair, None))
+  assert np.isfinite(given).all()
+  np.testing.assert_array_equal(given, expected)
+  assert ('type' in start(model)) == bool(types)
+
+
+def near(given, expected):
+  """Gradients, each against the largest: that of a key's bias is 0 but for rounding."""
+  largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
+  jax.tree.map(close, given, expected)
+
+
+def test_a_scan_is_a_loop():
+  """Values and gradients, with and without remat, dropout off."""
+  weights = np.random.default_rng(2).normal(size=(B, T, 16)).astype(np.float32)
+  ids = segments(5, 7)[0]
+
+  def both(model, params):
+    total = lambda p: (model.apply({'params': p}, tokens(), None, ids) * weights).sum()
+    return jit(jax.value_and_grad(total))(params)
+
+  params = start(bert())
+  value, gradient = both(bert(), params)
+  given, gradients = both(bert(scan=True, remat=True), stacked(params))
+  np.testing.assert_allclose(given, value, rtol=1e-5)
+  near(gradients, stacked(gradient))
+
+
+def test_the_vocabulary_may_be_padded():
+  """The same scores of the same tokens, and no probability for what is none."""
+  params = start(Pretraining(bert()))
+  wider = dict(params) | {'bias': np.pad(params['bias'], (0, 8), constant_values=9.0)}
+  table = np.pad(params['encoder']['embed']['table'], ((0, 8), (0, 0)), constant_values=1.0)
+  wider['encoder'] = params['encoder'] | {'embed': {'table': table}}
+  model = Pretraining(bert(vocab_pad=8))
+  expected, _ = compiled(Pretraining(bert()))(params, tokens())
+  logits, none = compiled(model)(wider, tokens())
+  assert none is None
+  assert logits.shape == (B, T, V + 8)
+  np.testing.assert_allclose(logits[..., :V], expected, atol=1e-5)
+  assert not np.any(jax.nn.softmax(logits)[..., V:])
+  assert model.padded_parameters == 8 * 17
+  assert tree.count(wider) - tree.count(params) == 8 * 17
+
+
+def test_heads_say_what_their_encoder_is():
+  e = bert(vocab_pad=8)
+  for model in (Pretraining(e), Classifier(e, 3), Tagger(e, 3)):
+    assert (model.vocab, model.length) == (V, T)
+  assert Classifier(e).padded_parameters == Tagger(e).padded_parameters == 8 * 16
+
+
+def test_what_a_model_has_by_its_arguments():
+  has = lambda model: set(tree.named(shapes(model, tokens())['params']))
+  plain, both = has(Pretraining(bert())), has(Pretraining(bert(), next_sentence=True))
+  pooler = {'encoder/pooler/kernel', 'encoder/pooler/bias'}
+  assert both - plain == pooler | {'next/kernel', 'next/bias'}
+  assert pooler < has(Classifier(bert()))
+  assert not pooler & has(Tagger(bert()))
+  assert not [n for n in plain if 'head' in n or 'norm_out' in n]
+
+
+def test_initial_values():
+  """Normal of 0.02, biases zero, scales one (Devlin et al. 2019)."""
+  model = Pretraining(bert(width=64, heads=2, depth=1), next_sentence=True)
+  params = jit(lambda key: unbox(model.init(key, tokens()))['params'])(KEY)
+  for name, value in tree.named(params).items():
+    if name.endswith('bias'):
+      assert not np.any(value), name
+    elif name.endswith('scale'):
+      assert np.all(value == 1), name
+    else:
+      assert np.std(value) == pytest.approx(0.02, rel=0.15), name
+
+
+def test_dropout_is_for_training():
+  model = Classifier(bert(dropout=0.3, depth=1))
+  params = start(model)
+  run = jit(
+    lambda key: model.apply({'params': params}, tokens(), train=True, rngs={'dropout': key})
+  )
+  np.testing.assert_array_equal(run(KEY), run(KEY))
+  assert np.abs(run(KEY) - run(jax.random.PRNGKey(2))).max() > 1e-3
+  plain = compiled(Classifier(bert(depth=1)))(params, tokens())
+  np.testing.assert_array_equal(compiled(model)(params, tokens()), plain)
+
+
+def test_bfloat16_is_near_float32():
+  exact, half = bert(), bert(dtype='bfloat16')
+  given = compiled(half)(start(exact), tokens(), None, None, None)
+  assert given.dtype == jnp.bfloat16
+  expected = compiled(exact)(start(exact), tokens(), None, None, None)
+  assert np.abs(np.asarray(given, np.float32) - expected).max() < 0.1
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+  ({'length': T - 1}, f"sequence of {T} tokens is longer than the model's {T - 1} positions"),
+  ({'heads': 5}, 'width 16 is not divisible by 5 heads'),
+  ({'activation': 'swish9'}, "activation 'swish9' is not one of"),
+  ({'attention': 'flash9'}, "attention 'flash9' is not one of"),
+  ({'dropout': 1.0}, 'dropout=1.0 is no share'),
+  ({'depth': 0}, r'depth=\(0,\)'),
+])  # fmt: skip
+def test_what_is_refused(options, message):
+  with pytest.raises(InputError, match=message):
+    shapes(bert(**options), tokens())
+
+
+def batch():
+  random = np.random.default_rng(3)
+  ids, places = segments(5, 6, batch=8)
+  return {
+    'tokens': tokens(8),
+    'segment_ids': ids,
+    'positions': places,
+    'types': random.integers(0, 2, (8, T)).astype(np.int32),
+    'next': random.integers(0, 2, 8).astype(np.int32),
+    'weights': np.ones(8, np.float32),
+  }
+
+
+def pretraining(**options):
+  return MaskedLM(Pretraining(bert(scan=True, **options), next_sentence=True), rate=0.3)
+
+
+def placed(mesh, fn):
+  """`fn(task, params, rows)`, parameters and rows placed as their names say."""
+  count = int(np.prod(list(mesh.values()), dtype=int))
+  layout = Layout(make_mesh(mesh, jax.devices()[:count]))
+  task = pretraining(attention='ring' if layout.mesh.shape['seq'] > 1 else 'xla')
+  boxed = jax.eval_shape(pretraining().init, KEY, batch())['params']
+  places = shardings(param_pspecs(boxed, layout), layout.mesh)
+  params = jax.device_put(start(pretraining().model), places)
+  rows = jax.device_put(batch(), layout.batch(batch()))
+  options = {'compiler_options': {'xla_backend_optimization_level': 0}}
+  return jax.device_get(placed_jit(functools.partial(fn, task), layout, **options)(params, rows))
+
+
+def sums(task, params, rows):
+  return task.loss(params, {}, rows, KEY, train=True)[1][0]
+
+
+def gradient(task, params, rows):
+  return Gradient(task)(params, {}, rows, KEY)[:2]
+
+
+@pytest.fixture(scope='module')
+def alone():
+  return placed({}, gradient)
+
+
+def same_sums(given, expected):
+  for name, (total, count) in expected.items():
+    assert given[name].tolist() == pytest.approx([total, count], rel=1e-5), name
+
+
+def test_loss_and_gradient_do_not_depend_on_the_layout(alone):
+  """Of masked words, whose places are the same everywhere, and of next sentences."""
+  grads, metrics = placed({'data': 2, 'fsdp': 2, 'model': 2}, gradient)
+  same_sums(metrics, alone[1])
+  near(grads, alone[0])
+
+
+@pytest.mark.parametrize('mesh', [
+  {'fsdp': 4, 'seq': 2}, {'data': 2, 'pipe': 2, 'model': 2},
+], ids=['seq', 'pipe'])  # fmt: skip
+def test_the_loss_does_not_depend_on_the_layout(mesh, alone):
+  same_sums(placed(mesh, sums), alone[1])

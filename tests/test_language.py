@@ -1,0 +1,148 @@
+"""A model of language through its life: text, tokenizer, pre-training, three ways to fine-tune,
+predictions, weights out to another format and in again, text from it."""
+
+import json
+import math
+
+import jax
+import pytest
+
+from bmx import config as recipes
+from bmx import experiment
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.train import loop
+from tests.conftest import ROOT
+
+FILMS = [f'{mood} film number {i}' for i in range(40) for mood in ('good', 'bad')]
+SMALL = ('mesh.data=1', 'every.log=10', 'every.save=20', 'every.eval=20')
+
+
+def run(recipe, path, *overrides):
+  config, name = recipes.load(str(ROOT / f'configs/{recipe}'), [*SMALL, *overrides])
+  return loop.run(experiment.build(config, name, jax.devices()[:1]), path)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Texts of every kind, and an encoder that has read them."""
+  path = tmp_path_factory.mktemp('language')
+  (path / 'corpus.txt').write_text('\n'.join(FILMS * 3))
+  rows = [f'{text},{int(text.startswith("good"))}' for text in FILMS]
+  for name in ('train', 'valid'):
+    (path / f'{name}.csv').write_text('sentence,label\n' + '\n'.join(rows) + '\n')
+  tagged = ['\n'.join(f'{w}\t{"B-mood" if w in ("good", "bad") else "O"}' for w in text.split())
+            for text in FILMS]  # fmt: skip
+  (path / 'words.conll').write_text('\n\n'.join(tagged) + '\n')
+  (path / 'squad.json').write_text(json.dumps({'data': [article(i) for i in range(10)]}))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(path / 'cache'))
+    sizes = ('vocab=320', 'length=16', 'steps=60', 'data.unit=line')
+    paths = f'paths=("{path}/corpus.txt",)'
+    run('bert_small.py:tiny', path / 'bert', paths, *sizes)
+    yield path
+
+
+def article(n):
+  context = f'the {n} films were good. nobody saw {n + 5} others.'
+  answer = {'text': str(n + 5), 'answer_start': context.index(str(n + 5), 20)}
+  question = {'id': str(n), 'question': 'how many did nobody see?', 'answers': [answer]}
+  return {'title': str(n), 'paragraphs': [{'context': context, 'qas': [question]}]}
+
+
+def start(folder):
+  return f'init.path={folder / "bert"}', 'epochs=0.0', 'steps=60', 'schedule.warmup=2'
+
+
+def test_classes(folder):
+  data = (f'data.path={folder}/train.csv', f'data.fit={folder}/train.csv', 'length=16')
+  held = f'eval.valid.path={folder}/valid.csv'
+  summary = run('bert_finetune.py', folder / 'sst2', *start(folder), *data, held,
+                'schedule.peak=2e-3')  # fmt: skip
+  assert summary['metrics']['eval/valid/accuracy'] == 1
+  assert summary['metrics']['eval/valid/matthews'] == 1
+
+
+def test_tags(folder):
+  data = (f'data.path={folder}/words.conll', f'data.fit={folder}/words.conll', 'length=16')
+  held = [f'eval.{name}.path={folder}/words.conll' for name in ('valid', 'test')]
+  held += [f'eval.{name}.length=16' for name in ('valid', 'test')]
+  summary = run('bert_finetune.py:ner', folder / 'ner', *start(folder), *data, *held,
+                'task.model.outputs=2', 'schedule.peak=2e-3')  # fmt: skip
+  assert summary['metrics']['eval/test/entity_f1'] == 1
+
+
+def test_answers(folder):
+  data = (f'data.path={folder}/squad.json', 'length=16', 'batch_size=4')
+  summary = run('bert_finetune.py:qa', folder / 'qa', *start(folder), *data, 'schedule.peak=2e-3')
+  metrics = summary['metrics']
+  assert 0 <= metrics['eval/valid/exact_match'] <= metrics['eval/valid/answer_f1'] <= 1
+  assert metrics['eval/valid/answer_f1'] > 0
+
+
+def test_predictions_are_json_lines(bmx, folder):
+  """Of a file that has no classes."""
+  if not (folder / 'sst2').is_dir():
+    test_classes(folder)
+  (folder / 'new.csv').write_text('sentence\nbad film number 3\ngood film number 99\n')
+  done = bmx('--workdir', folder / 'sst2', '--mode=predict', '--input', folder / 'new.csv')
+  assert done.returncode == 0, done.stderr
+  lines = (folder / 'sst2' / 'predictions.jsonl').read_text().splitlines()
+  assert [json.loads(line)['prediction'] for line in lines] == [0, 1]
+
+
+def test_perplexity_and_bits_per_byte(tmp_path):
+  config, name = recipes.load(str(ROOT / 'configs/gpt_char.py:tiny'), [*SMALL, 'steps=4'])
+  functions = ('bmx.tasks.language:perplexity', 'bmx.tasks.language:bits_per_byte')
+  config.eval.valid.metrics = functions
+  summary = loop.run(experiment.build(config, name, jax.devices()[:1]), tmp_path / 'run')
+  nats = summary['metrics']['eval/valid/loss']
+  assert summary['metrics']['eval/valid/perplexity'] == pytest.approx(math.exp(nats), rel=1e-4)
+  # Every byte but the first is told.
+  assert summary['metrics']['eval/valid/bits_per_byte'] == pytest.approx(
+    nats / math.log(2), rel=1e-4
+  )
+
+
+def test_out_to_another_format_and_in_again(folder, tmp_path):
+  from bmx.adapt import hub, restore
+
+  bert = folder / 'bert'
+  model = restore.model(str(bert))
+  x = finetune(folder, str(bert))
+  encoder = x.init().params['encoder']
+  text = (bert / 'tokenizer.json').read_text()
+  hub.save(str(tmp_path / 'hub'), model.encoder, encoder, tokenizer=text)
+  again = finetune(folder, str(tmp_path / 'hub')).init().params['encoder']
+  assert tree.digest(again) == tree.digest(encoder)
+
+
+def finetune(folder, path):
+  data = (f'data.path={folder}/train.csv', f'data.fit={folder}/train.csv', 'length=16')
+  overrides = [*SMALL, f'init.path={path}', *data, f'eval.valid.path={folder}/valid.csv']
+  overrides += ['schedule.warmup=1']
+  config, name = recipes.load(str(ROOT / 'configs/bert_finetune.py'), overrides)
+  return experiment.build(config, name, jax.devices()[:1])
+
+
+BAD = {
+  'vocabulary': ('task.model.encoder.vocab=50', 'ids, the model a vocabulary of 50'),
+  'positions': ('task.model.encoder.length=8', 'rows of 16 tokens, but a model of 8 positions'),
+  'mask': ('task.mask=5', r'\[MASK\] is 4 and its special ids'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_a_tokenizer_that_does_not_fit(folder, name):
+  override, said = BAD[name]
+  overrides = [
+    *SMALL,
+    f'paths=("{folder}/corpus.txt",)',
+    'vocab=320',
+    'length=16',
+    'data.unit=line',
+    override,
+  ]
+  config, name = recipes.load(str(ROOT / 'configs/bert_small.py:tiny'), overrides)
+  with pytest.raises(InputError, match=said):
+    experiment.build(config, name, jax.devices()[:1])
