@@ -126,23 +126,18 @@ def finetune(folder, path):
 
 
 BAD = {
-  'vocabulary': ('task.model.encoder.vocab=50', 'ids, the model a vocabulary of 50'),
-  'positions': ('task.model.encoder.length=8', 'rows of 16 tokens, but a model of 8 positions'),
-  'mask': ('task.mask=5', r'\[MASK\] is 4 and its special ids'),
+  'vocabulary': ('vocab=50', 'ids, the model a vocabulary of 50'),
+  'mask': ('vocab=512', r'\[MASK\] is 4 and its special ids .* set task.mask and task.special'),
 }
 
 
 @pytest.mark.parametrize('name', BAD)
 def test_a_tokenizer_that_does_not_fit(folder, name):
+  """The recipe is for the ids of bert-base-uncased."""
   override, said = BAD[name]
-  overrides = [
-    *SMALL,
-    f'paths=("{folder}/corpus.txt",)',
-    'vocab=320',
-    'length=16',
-    'data.unit=line',
-    override,
-  ]
-  config, name = recipes.load(str(ROOT / 'configs/bert_small.py:tiny'), overrides)
+  (folder / 'pairs.txt').write_text('\n\n'.join(f'{a}. {a} again.' for a in FILMS))
+  paths = (f'paths=("{folder}/pairs.txt",)', f'tokenizer={folder}/bert', 'dtype=float32')
+  overrides = [*SMALL, *paths, 'length=16', override]
+  config, _ = recipes.load(str(ROOT / 'configs/bert_base.py'), overrides)
   with pytest.raises(InputError, match=said):
     experiment.build(config, name, jax.devices()[:1])

@@ -2,20 +2,8 @@
 
 from bmx.parallel.mesh import AXES, describe, describe_place, make_mesh
 from bmx.parallel.pipeline import pipeline, stages
-from bmx.parallel.sharding import (
-  Layout,
-  Stored,
-  axes_of,
-  constrain,
-  current,
-  gather,
-  jit,
-  named,
-  one_device,
-  shard_map,
-  unbox,
-  use,
-)
+from bmx.parallel.sharding import Layout, current, jit, named, unbox, use
+from bmx.parallel.traced import Stored, axes_of, constrain, gather, one_device, shard_map
 
 __all__ = [
   'AXES',

@@ -14,8 +14,7 @@ from bmx.core.errors import InputError
 from bmx.data import text as module
 from bmx.data.documents import library_files
 from bmx.data.text import TokenData, text, tokens
-
-from .letters import Letters
+from tests.data.letters import Letters
 
 B = 4
 

@@ -15,8 +15,7 @@ from bmx.data import tokenizer as module
 from bmx.data.clean import Unicode
 from bmx.data.tokenizer import Bytes, Subwords, Tokenizer, load, trained
 from bmx.train.rundir import RunDir
-
-from .letters import sentences
+from tests.data.letters import sentences
 
 KINDS = ('wordpiece', 'bpe', 'unigram')
 BERT = {'pad': 0, 'unk': 1, 'cls': 2, 'sep': 3, 'mask': 4}

@@ -19,8 +19,11 @@ from bmx.train.step import Gradient
 from tests.models.test_gpt import stacked
 from tests.models.weights import jit, shapes, variables
 
-B, T, V = 2, 12, 24
+B, T, V = 12, 12, 24
 KEY = jax.random.PRNGKey(1)
+COUNT = np.tile(np.arange(T, dtype=np.int32), (B, 1))
+ZEROS = np.zeros((B, T), np.int32)
+PAIR = (COUNT // 5) % 2
 
 
 def bert(**options):
@@ -28,19 +31,22 @@ def bert(**options):
   return BERT(**defaults | options)
 
 
-def tokens(batch=B, length=T, seed=0):
-  return np.random.default_rng(seed).integers(0, V, (batch, length)).astype(np.int32)
+def tokens(batch=B, seed=0):
+  return np.random.default_rng(seed).integers(0, V, (batch, T)).astype(np.int32)
 
 
 @functools.cache
 def compiled(model):
-  """run(params, tokens, positions, segment_ids, types), each of which may be None."""
   return jit(lambda params, *inputs: model.apply({'params': params}, *inputs))
 
 
 @functools.cache
 def start(model, scale=0.3):
   return variables(model, tokens(), scale=scale)['params']
+
+
+def run(model, ids, positions=COUNT, segment_ids=ZEROS + 1, types=ZEROS, params=None):
+  return compiled(model)(params or start(model), ids, positions, segment_ids, types)
 
 
 def segments(*sizes, batch=B):
@@ -52,38 +58,34 @@ def segments(*sizes, batch=B):
 
 
 def test_a_token_sees_its_segment_and_no_other():
-  """Row s has another token at s: what changes is what sees s. The last segment is padding."""
-  model = bert()
-  ids, places = segments(5, 4, batch=T)
+  """Row s has another token at s: what changes is what sees s, before it and behind it. The last
+  segment is padding."""
+  ids, places = segments(5, 4)
   base = np.tile(tokens(1), (T, 1))
   changed = np.where(np.eye(T, dtype=bool), (base + 1) % V, base)
-  run = compiled(model)
-  before, after = (run(start(model), x, places, ids, None) for x in (base, changed))
-  sees = np.abs(after - before).max(-1) > 0
-  np.testing.assert_array_equal(sees, ids == ids.T)
-  alone = run(start(model), changed, None, None, None)
-  assert (np.abs(alone - run(start(model), base, None, None, None)).max(-1) > 1e-5).all()
+  before, after = (run(bert(), x, places, ids) for x in (base, changed))
+  np.testing.assert_array_equal(np.abs(after - before).max(-1) > 0, ids == ids.T)
+  whole = run(bert(), changed) - run(bert(), base)
+  assert np.abs(whole).max(-1).min() > 1e-5
 
 
 def test_padding_changes_nothing():
   """A row of 7 tokens, with whatever behind it, is the row of 7 tokens."""
-  model = bert()
-  ids, _ = segments(7)
-  padded = compiled(model)(start(model), tokens(), None, ids, None)
-  alone = compiled(model)(start(model), tokens()[:, :7], None, None, None)
+  padded = run(bert(), tokens(), segment_ids=segments(7)[0])
+  cut = [x[:, :7] for x in (tokens(), COUNT, ZEROS + 1, ZEROS)]
+  alone = compiled(bert())(start(bert()), *cut)
   np.testing.assert_allclose(padded[:, :7], alone, atol=1e-5)
   assert np.isfinite(padded).all()
 
 
 def test_packed_documents_are_as_each_alone():
-  model, run = bert(), compiled(bert())
   ids, places = segments(5, 7)
   types = np.random.default_rng(4).integers(0, 2, (B, T)).astype(np.int32)
-  packed = run(start(model), tokens(), places, ids, types)
+  packed = run(bert(), tokens(), places, ids, types)
   for part in (slice(0, 5), slice(5, 12)):
     room = part.stop - part.start
     row = lambda x, part=part, room=room: np.pad(x[:, part], ((0, 0), (0, T - room)))
-    alone = run(start(model), row(tokens()), None, segments(room)[0], row(types))
+    alone = run(bert(), row(tokens()), segment_ids=segments(room)[0], types=row(types))
     np.testing.assert_allclose(packed[:, part], alone[:, :room], atol=1e-5)
 
 
@@ -119,66 +121,43 @@ def numpy_bert(params, ids, types, heads):
 
 
 def test_it_is_the_papers_encoder():
-  model, types = bert(), np.tile(np.arange(T) // 5 % 2, (B, 1)).astype(np.int32)
-  expected = numpy_bert(start(model), tokens(), types, heads=4)
-  given = compiled(model)(start(model), tokens(), None, None, types)
-  np.testing.assert_allclose(given, expected, atol=2e-5)
+  expected = numpy_bert(start(bert()), tokens(), PAIR, heads=4)
+  np.testing.assert_allclose(run(bert(), tokens(), types=PAIR), expected, atol=2e-5)
 
 
-def test_what_a_token_is_made_of():
-  """Positions are counted from 0 and types are 0 unless they are said; both matter."""
-  model, run = bert(), compiled(bert())
-  count, zeros = np.tile(np.arange(T, dtype=np.int32), (B, 1)), np.zeros((B, T), np.int32)
-  said = run(start(model), tokens(), count, zeros, zeros)
-  np.testing.assert_array_equal(said, run(start(model), tokens(), None, zeros, None))
-  for positions, types in ((count[:, ::-1].copy(), zeros), (count, zeros + 1)):
-    other = run(start(model), tokens(), positions, zeros, types)
-    assert np.abs(other - said).max() > 1e-2
+def test_positions_and_types_matter_and_are_counted_from_zero():
+  said = run(bert(), tokens())
+  silent = compiled(bert())(start(bert()), tokens())
+  np.testing.assert_allclose(said, silent, atol=1e-6)
+  for other in ({'positions': COUNT[:, ::-1].copy()}, {'types': PAIR}):
+    assert np.abs(run(bert(), tokens(), **other) - said).max() > 1e-2
 
 
 def test_positions_may_begin_at_a_later_row():
   """RoBERTa's two first rows belong to no position."""
-  model = bert(first_position=2)
-  params = start(model)
+  params = start(bert(first_position=2))
   assert params['position'].shape == (T + 2, 16)
   plain = params | {'position': params['position'][2:]}
-  given = compiled(model)(params, tokens(), None, None, None)
-  expected = compiled(bert())(plain, tokens(), None, None, None)
-  np.testing.assert_array_equal(given, expected)
+  given = run(bert(first_position=2), tokens())
+  np.testing.assert_array_equal(given, run(bert(), tokens(), params=plain))
 
 
 @pytest.mark.parametrize('types', [0, 1])
 def test_a_model_that_tells_no_segments_apart_reads_pairs(types):
   """As RoBERTa reads questions: data that says two types is data that says none."""
   model = bert(types=types)
-  pair = np.tile(np.arange(T) // 5 % 2, (B, 1)).astype(np.int32)
-  given, expected = (compiled(model)(start(model), tokens(), None, None, t) for t in (pair, None))
+  given = run(model, tokens(), types=PAIR)
   assert np.isfinite(given).all()
-  np.testing.assert_array_equal(given, expected)
+  np.testing.assert_array_equal(given, run(model, tokens()))
   assert ('type' in start(model)) == bool(types)
 
 
-def near(given, expected):
-  """Gradients, each against the largest: that of a key's bias is 0 but for rounding."""
-  largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
-  jax.tree.map(close, given, expected)
-
-
-def test_a_scan_is_a_loop():
-  """Values and gradients, with and without remat, dropout off."""
-  weights = np.random.default_rng(2).normal(size=(B, T, 16)).astype(np.float32)
-  ids = segments(5, 7)[0]
-
-  def both(model, params):
-    total = lambda p: (model.apply({'params': p}, tokens(), None, ids) * weights).sum()
-    return jit(jax.value_and_grad(total))(params)
-
-  params = start(bert())
-  value, gradient = both(bert(), params)
-  given, gradients = both(bert(scan=True, remat=True), stacked(params))
-  np.testing.assert_allclose(given, value, rtol=1e-5)
-  near(gradients, stacked(gradient))
+@pytest.mark.parametrize('remat', [False, True])
+def test_a_scan_is_a_loop(remat):
+  ids, places = segments(5, 7)
+  inputs = tokens(), places, ids, PAIR
+  given = run(bert(scan=True, remat=remat), *inputs, params=stacked(start(bert())))
+  np.testing.assert_allclose(given, run(bert(), *inputs), atol=1e-5)
 
 
 def test_the_vocabulary_may_be_padded():
@@ -241,10 +220,9 @@ def test_dropout_is_for_training():
 
 
 def test_bfloat16_is_near_float32():
-  exact, half = bert(), bert(dtype='bfloat16')
-  given = compiled(half)(start(exact), tokens(), None, None, None)
+  given = run(bert(dtype='bfloat16'), tokens(), params=start(bert()))
   assert given.dtype == jnp.bfloat16
-  expected = compiled(exact)(start(exact), tokens(), None, None, None)
+  expected = run(bert(), tokens())
   assert np.abs(np.asarray(given, np.float32) - expected).max() < 0.1
 
 
@@ -261,7 +239,7 @@ def test_what_is_refused(options, message):
     shapes(bert(**options), tokens())
 
 
-def batch():
+def rows_of_pairs():
   random = np.random.default_rng(3)
   ids, places = segments(5, 6, batch=8)
   return {
@@ -283,10 +261,10 @@ def placed(mesh, fn):
   count = int(np.prod(list(mesh.values()), dtype=int))
   layout = Layout(make_mesh(mesh, jax.devices()[:count]))
   task = pretraining(attention='ring' if layout.mesh.shape['seq'] > 1 else 'xla')
-  boxed = jax.eval_shape(pretraining().init, KEY, batch())['params']
+  boxed = jax.eval_shape(pretraining().init, KEY, rows_of_pairs())['params']
   places = shardings(param_pspecs(boxed, layout), layout.mesh)
   params = jax.device_put(start(pretraining().model), places)
-  rows = jax.device_put(batch(), layout.batch(batch()))
+  rows = jax.device_put(rows_of_pairs(), layout.batch(rows_of_pairs()))
   options = {'compiler_options': {'xla_backend_optimization_level': 0}}
   return jax.device_get(placed_jit(functools.partial(fn, task), layout, **options)(params, rows))
 
@@ -307,6 +285,13 @@ def alone():
 def same_sums(given, expected):
   for name, (total, count) in expected.items():
     assert given[name].tolist() == pytest.approx([total, count], rel=1e-5), name
+
+
+def near(given, expected):
+  """Gradients, each against the largest: that of a key's bias is 0 but for rounding."""
+  largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
+  jax.tree.map(close, given, expected)
 
 
 def test_loss_and_gradient_do_not_depend_on_the_layout(alone):

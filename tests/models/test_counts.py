@@ -6,6 +6,7 @@ import pytest
 
 import bmx.config
 from bmx.core import tree
+from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
@@ -27,6 +28,8 @@ def of_tokens(model):
   ('configs/llama_8b.py', 8_030_261_248, 0),
   ('configs/llama_70b.py', 70_553_706_496, 0),
   ('configs/moe.py', 46_702_792_704, 0),  # Mixtral 8x7B as published
+  ('configs/bert_base.py', 110_106_428, 0),  # with both heads, as published
+  ('configs/bert_small.py', 11_726_096, 0),  # see `test_bert_small_by_hand`
 ])  # fmt: skip
 def test_recipes(recipe, expected, padded, pytestconfig):
   config, _ = bmx.config.load(str(pytestconfig.rootpath / recipe))
@@ -67,6 +70,73 @@ PUBLISHED = {
 def test_published(name):
   expected, options = PUBLISHED[name]
   assert of_tokens(GPT(**options, scan=True)) == expected
+
+
+BASE = {'vocab': 30522, 'length': 512}
+LARGE = {'width': 1024, 'depth': 24, 'heads': 16, 'scan': True}
+ROBERTA = {'vocab': 50265, 'length': 512, 'first_position': 2, 'types': 1}
+
+# Devlin et al. 2019 and Liu et al. 2019, as transformers counts their weights. An encoder's pooler
+# is there where a head reads it: a classifier of 2 is the encoder with it, and 2 · width + 2.
+ENCODERS = {
+  'BERT base, both heads': (110_106_428, Pretraining(BERT(**BASE), True)),
+  'BERT base, masked words': (109_514_298, Pretraining(BERT(**BASE))),
+  'BERT base, two classes': (109_483_778, Classifier(BERT(**BASE), 2)),
+  'BERT base, pooled': (109_482_240 + 768 + 1, Classifier(BERT(**BASE), 1)),
+  'BERT base, tags': (108_891_648 + 9 * 768 + 9, Tagger(BERT(**BASE), 9)),
+  'BERT large': (335_141_888 + 1024 + 1, Classifier(BERT(**BASE, **LARGE), 1)),
+  'BERT large, both heads': (336_226_108, Pretraining(BERT(**BASE, **LARGE), True)),
+  'RoBERTa base': (124_645_632 + 768 + 1, Classifier(BERT(**ROBERTA), 1)),
+  'RoBERTa base, masked words': (124_697_433, Pretraining(BERT(**ROBERTA))),
+}
+
+
+@pytest.mark.parametrize('name', ENCODERS)
+def test_encoders(name):
+  expected, model = ENCODERS[name]
+  assert of_tokens(model) == expected
+
+
+def test_encoders_are_those_of_hugging_face():
+  pytest.importorskip('torch')
+  t = pytest.importorskip('transformers')
+  sizes = {'hidden_size': 12, 'num_hidden_layers': 2, 'num_attention_heads': 2,
+           'intermediate_size': 20, 'vocab_size': 31}  # fmt: skip
+  count = lambda model: sum(p.numel() for p in model.parameters())
+  ours = {'vocab': 31, 'width': 12, 'depth': 2, 'heads': 2, 'hidden': 20}
+  e = BERT(**ours, length=16, types=3)
+  config = t.BertConfig(**sizes, max_position_embeddings=16, type_vocab_size=3)
+  assert of_tokens(Pretraining(e, True)) == count(t.BertForPreTraining(config))
+  assert of_tokens(Pretraining(e)) == count(t.BertForMaskedLM(config))
+  assert of_tokens(Classifier(e, 2)) == count(t.BertForSequenceClassification(config))
+  assert of_tokens(Tagger(e, 2)) == count(t.BertForTokenClassification(config))
+  e = BERT(**ours, length=16, types=1, first_position=2)
+  config = t.RobertaConfig(**sizes, max_position_embeddings=18, type_vocab_size=1)
+  assert of_tokens(Pretraining(e)) == count(t.RobertaForMaskedLM(config))
+
+
+def test_bert_small_by_hand(pytestconfig):
+  """configs/bert_small.py: the figure above, layer by layer."""
+  vocab, length, width, hidden = 10_000, 50, 512, 2048
+  dense = lambda a, b: a * b + b
+  norm = 2 * width
+  words = (vocab + length + 2) * width + norm
+  block = 4 * dense(width, width) + dense(width, hidden) + dense(hidden, width) + 2 * norm
+  head = dense(width, width) + norm + vocab
+  total = words + 2 * block + head
+  e = BERT(vocab, length, width, depth=2, heads=8)
+  assert of_tokens(Pretraining(e)) == total
+  recipe, _ = bmx.config.load(str(pytestconfig.rootpath / 'configs/bert_small.py'))
+  settled = bmx.config.settle(bmx.config.plain(recipe)['task'], {'attention': 'xla'})
+  assert of_tokens(bmx.config.build(settled, 'task').model) == total
+
+
+@pytest.mark.parametrize('head', [Pretraining, Classifier, Tagger])
+def test_padding_scan_and_remat_of_encoders_count_nothing(head):
+  base = {'vocab': 113, 'length': 32, 'width': 32, 'depth': 3, 'heads': 2}
+  plain = of_tokens(head(BERT(**base)))
+  for options in ({'vocab_pad': 15}, {'scan': True}, {'scan': True, 'remat': True}):
+    assert of_tokens(head(BERT(**base, **options))) == plain
 
 
 @pytest.mark.parametrize('options', [

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bmx.ops.positions import rotary, sinusoidal
+from bmx.ops.positions import rotary, scaled, sinusoidal
 
 
 def heads(length=9, size=8, seed=0):
@@ -73,3 +73,70 @@ def test_sinusoidal():
 def test_sinusoidal_rows_have_one_norm():
   given = np.linalg.norm(sinusoidal(rows(50), 16), axis=-1)
   np.testing.assert_allclose(given, np.sqrt(8), rtol=1e-5)
+
+
+LLAMA3 = {'factor': 8.0, 'low': 1.0, 'high': 4.0, 'length': 8192}  # of Llama 3.1
+SCALINGS = [LLAMA3, {'factor': 32.0, 'low': 1.0, 'high': 4.0, 'length': 8192},
+            {'factor': 2.0, 'low': 0.5, 'high': 30.0, 'length': 512}]  # fmt: skip
+
+
+def frequencies(size=128, theta=500_000.0):
+  return theta ** (-2 * np.arange(size // 2) / size)
+
+
+def published(frequency, factor, low, high, length):
+  """Llama 3.1's `apply_scaling`, a wave at a time, in float64."""
+  wavelength = 2 * np.pi / frequency
+  if wavelength < length / high:
+    return frequency
+  if wavelength > length / low:
+    return frequency / factor
+  smooth = (length / wavelength - low) / (high - low)
+  return (1 - smooth) * frequency / factor + smooth * frequency
+
+
+@pytest.mark.parametrize('scaling', SCALINGS)
+def test_scaled_is_the_published_rule(scaling):
+  given = scaled(jnp.asarray(frequencies(), jnp.float32), **scaling)
+  expected = [published(f, **scaling) for f in frequencies()]
+  np.testing.assert_allclose(given, expected, rtol=2e-5)
+  slower = frequencies() / np.asarray(given)
+  np.testing.assert_allclose(slower[[0, -1]], [1, scaling['factor']], rtol=1e-5)
+  between = (slower > 1.001) & (slower < 0.999 * scaling['factor'])
+  assert between.any(), 'some waves are a mixture'
+
+
+@pytest.mark.parametrize('scaling', SCALINGS)
+def test_scaled_is_hugging_faces(scaling):
+  pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  rope = pytest.importorskip('transformers.modeling_rope_utils')
+  parameters = {
+    'rope_type': 'llama3',
+    'rope_theta': 500_000.0,
+    'factor': scaling['factor'],
+    'low_freq_factor': scaling['low'],
+    'high_freq_factor': scaling['high'],
+    'original_max_position_embeddings': scaling['length'],
+  }
+  config = transformers.LlamaConfig(
+    hidden_size=512, num_attention_heads=4, rope_parameters=parameters,
+    max_position_embeddings=131_072,
+  )  # fmt: skip
+  expected, attention = rope.ROPE_INIT_FUNCTIONS['llama3'](config, 'cpu')
+  assert attention == 1.0
+  given = scaled(jnp.asarray(frequencies(), jnp.float32), **scaling)
+  np.testing.assert_allclose(given, expected.numpy(), rtol=2e-5)
+
+
+def test_rotary_turns_by_scaled_frequencies():
+  """As many radians a position as the rule says: (1, 0) at position p is (cos, sin) of p · f."""
+  x = np.zeros((1, 5, 1, 128), np.float32)
+  x[..., :64] = 1
+  positions = np.array([[0, 1, 7, 100, 1000]])
+  turned = np.asarray(rotary(x, positions, 500_000.0, tuple(LLAMA3.values())))[0, :, 0]
+  angle = positions[0][:, None] * np.array([published(f, **LLAMA3) for f in frequencies()])
+  np.testing.assert_allclose(turned[:, :64], np.cos(angle), atol=3e-4)
+  np.testing.assert_allclose(turned[:, 64:], np.sin(angle), atol=3e-4)
+  plain = np.asarray(rotary(x, positions, 500_000.0))[0, :, 0]
+  assert np.abs(turned - plain).max() > 0.1

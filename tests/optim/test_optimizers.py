@@ -8,8 +8,11 @@ import pytest
 
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.optim.optimizers import adam, adamw, sgd, wrap
+from bmx.models.bert import BERT, Classifier
+from bmx.models.gpt import GPT
+from bmx.optim.optimizers import adam, adamw, by_layer, sgd, wrap
 from bmx.optim.schedules import constant
+from tests.models.weights import jit, shapes
 
 SHAPES = {
   'dense': {'kernel': (3, 2), 'bias': (2,)},
@@ -198,3 +201,103 @@ def test_wrap_around_lion():
 def test_wrap_without_anything_is_the_inner_transform():
   inner = optax.lion(0.1)
   assert wrap(inner) is inner
+
+
+def text_model(kind, scan):
+  """Three layers; -> abstract parameters."""
+  sizes = {'vocab': 5, 'length': 4, 'width': 4, 'depth': 3, 'heads': 2, 'scan': scan}
+  ids = jnp.zeros((1, 2), jnp.int32)
+  models = {
+    'classifier': lambda: Classifier(BERT(**sizes), 2),
+    'gpt': lambda: GPT(**sizes, tied=False),
+    'experts': lambda: GPT(**sizes, tied=False, experts=2),
+  }
+  return shapes(models[kind](), ids)['params']
+
+
+def expected_factor(name, shape, rate):
+  """0.5^(3 - i) for layer i, by hand."""
+  if name.endswith(('embed/table', 'position', 'type', 'encoder/norm/scale', 'encoder/norm/bias')):
+    return rate**4
+  for i in range(3):
+    if f'/block_{i}/' in name:
+      return rate ** (3 - i)
+  if '/blocks/' in name:
+    return np.array([rate**3, rate**2, rate]).reshape(3, *[1] * (len(shape) - 1))
+  return 1.0
+
+
+HEADS = {
+  'classifier': {'head', 'encoder/pooler'},
+  'gpt': {'head/table', 'norm_out'},
+  'experts': {'head/table', 'norm_out'},
+}
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('kind', HEADS)
+def test_layers_have_rates(kind, scan):
+  """Half the rate a layer down; heads keep theirs."""
+  params = text_model(kind, scan)
+  ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params)
+  tx = by_layer(0.5)
+  updates, _ = jit(tx.update)(ones, tx.init(ones), ones)
+  whole = set()
+  for name, value in tree.named(updates).items():
+    expected = np.broadcast_to(expected_factor(name, value.shape, 0.5), value.shape)
+    np.testing.assert_array_equal(value, expected, err_msg=name)
+    whole |= {name} if np.all(expected == 1) else set()
+  assert {next(h for h in HEADS[kind] if n.startswith(h)) for n in whole} == HEADS[kind]
+  assert len(tree.named(updates)) > len(whole) + 10
+
+
+def adamw_step(params, **options):
+  """-> the first update, of gradients that are 1, at rate 1: -1 but for epsilon and decay."""
+  tx = adamw(constant(1.0), weight_decay=0.0, **options)
+  params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params)
+  return tree.named(jit(tx.update)(params, tx.init(params), params)[0])
+
+
+FROZEN = {
+  'nothing': '',
+  'the words': 'embed|position|type',
+  'the upper layers': 'block_[12]',
+  'all layers': 'encoder/stack',
+  'all but the head': 'encoder',
+}
+
+
+@pytest.mark.parametrize('name', FROZEN)
+def test_layers_have_rates_beside_what_is_frozen(name):
+  """The same: a frozen layer is a layer still."""
+  regex = FROZEN[name]
+  updates = adamw_step(text_model('classifier', scan=False), layer_decay=0.5, freeze=regex)
+  moved = set()
+  for leaf, value in updates.items():
+    frozen = (bool(regex) and any(part in leaf for part in regex.split('|'))) or (
+      regex == 'block_[12]' and ('block_1' in leaf or 'block_2' in leaf)
+    )
+    expected = 0.0 if frozen else -expected_factor(leaf, value.shape, 0.5)
+    np.testing.assert_allclose(value, np.full(value.shape, expected), rtol=1e-5, err_msg=leaf)
+    moved |= {leaf} if not frozen else set()
+  assert {'head/kernel', 'head/bias'} <= moved
+  assert (len(moved) == len(updates)) == (not regex)
+
+
+def test_a_rate_of_one_changes_nothing():
+  params = text_model('classifier', scan=True)
+  plain, same = adamw_step(params), adamw_step(params, layer_decay=1.0)
+  jax.tree.map(np.testing.assert_array_equal, plain, same)
+  assert all(np.allclose(v, -1, rtol=1e-4) for v in plain.values())
+
+
+@pytest.mark.parametrize('rate', [0.0, -0.5, 1.01, float('nan')])
+def test_rates_that_are_none(rate):
+  for make in (by_layer, lambda rate: adamw(constant(0.1), layer_decay=rate)):
+    with pytest.raises(InputError, match=r'layer_decay=.*: expected 0 < layer_decay <= 1'):
+      make(rate)
+
+
+def test_layers_that_are_not_there():
+  with pytest.raises(InputError, match='layer_decay=0.5: no parameter is in a block'):
+    adamw(constant(0.1), layer_decay=0.5).init(values(0))

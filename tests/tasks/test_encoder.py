@@ -83,7 +83,7 @@ def within(hits, n, p):
 
 
 def even(counts):
-  """Whether counts may be draws of equally likely things: chi-square, one in a million is refused."""
+  """Whether counts may be draws of equally likely things: chi-square, wrong once in a million."""
   expected = counts.sum() / len(counts)
   return ((counts - expected) ** 2 / expected).sum() < chi2.ppf(1 - 1e-6, len(counts) - 1)
 
@@ -493,7 +493,8 @@ def test_the_answer_is_the_best_span_in_the_context(longest):
 def answer_loss(out, rows):
   """(loss, hits) of each row: softmax over the context and the first token."""
   losses, hits = [], []
-  for scores, context, *place in zip(*(out, *(rows[k] for k in ('context', 'first', 'last')))):
+  for b, scores in enumerate(out):
+    context, *place = (rows[k][b] for k in ('context', 'first', 'last'))
     open = np.append(0, np.flatnonzero(context))
     logs = [log_softmax(scores[open, i]) for i in (0, 1)]
     at = [int(np.flatnonzero(open == p)[0]) for p in place]

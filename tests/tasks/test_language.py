@@ -1,5 +1,7 @@
 """Causal language modelling against the sum written out."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from bmx.core.errors import InputError
 from bmx.models.gpt import GPT
 from bmx.parallel.sharding import unbox
-from bmx.tasks.language import CausalLM
+from bmx.tasks.language import CausalLM, bits_per_byte, perplexity
 from tests.models.weights import drawn, jit
 
 B, T, V = 3, 8, 20
@@ -99,7 +101,7 @@ def test_an_untrained_model_knows_nothing():
 
 @pytest.mark.parametrize(('info', 'message'), [
   ({'classes': 3}, 'needs tokens, and the data has none'),
-  ({'vocab': V + 1, 'length': T}, f'token ids up to {V}, the model a vocabulary of {V}'),
+  ({'vocab': V + 1, 'length': T}, f'tokenizer has {V + 1} ids, the model a vocabulary of {V}'),
   ({'vocab': V, 'length': T + 1}, f'rows of {T + 1} tokens, but a model of {T} positions'),
 ])  # fmt: skip
 def test_what_is_refused(info, message):
@@ -115,3 +117,67 @@ def test_padding_of_the_vocabulary_holds_no_tokens():
 def test_shorter_rows_and_smaller_vocabularies_pass():
   task().check({'vocab': V, 'length': T})
   task().check({'vocab': V - 5, 'length': T - 5})
+  task().check({'vocab': V})
+
+
+def told(*probabilities, weights=None):
+  """Rows of tokens that had these probabilities."""
+  log = np.log(np.array(probabilities, np.float32))
+  weights = np.ones_like(log) if weights is None else np.array(weights, np.float32)
+  return {'log_likelihood': log, 'weights': weights}
+
+
+def knowing(size):
+  return types.SimpleNamespace(info={'bytes': size})
+
+
+def test_perplexity_by_hand():
+  """The inverse of the geometric mean: (1/2 · 1/4 · 1/8)^(-1/3) = 4."""
+  assert perplexity(told([0.5, 0.25], [0.125, 0.9], weights=[[1, 1], [1, 0]])) == pytest.approx(4)
+  assert perplexity(told([1 / 7] * 9)) == pytest.approx(7)
+  assert perplexity(told([1.0, 1.0])) == 1
+  assert perplexity(told([0.5, 0.125], weights=[[0.75, 0.25]])) == pytest.approx(2**1.5)
+
+
+def test_bits_per_byte_by_hand():
+  """1 + 2 + 3 bits for the tokens of four bytes, however many the tokens are."""
+  rows = told([0.5, 0.25], [0.125, 0.9], weights=[[1, 1], [1, 0]])
+  assert bits_per_byte(rows, knowing(4)) == pytest.approx(1.5)
+  assert bits_per_byte(told([1 / 64]), knowing(4)) == pytest.approx(1.5)
+  assert bits_per_byte(told([1 / 256] * 5), knowing(5)) == pytest.approx(8)
+
+
+def test_tokens_without_weight_count_nothing():
+  rows = told([0.5, 0.25], weights=[[1, 0]])
+  rows['log_likelihood'][0, 1] = np.nan
+  assert perplexity(rows) == pytest.approx(2)
+  assert bits_per_byte(rows, knowing(1)) == pytest.approx(1)
+
+
+def test_many_tokens_are_summed_exactly():
+  """Two million of 0.1 nats: float32 would stop adding."""
+  rows = {'log_likelihood': np.full((2000, 1000), -0.1, np.float32)}
+  rows['weights'] = np.ones_like(rows['log_likelihood'])
+  assert perplexity(rows) == pytest.approx(np.exp(np.float64(np.float32(0.1))), rel=1e-12)
+
+
+def test_a_model_that_knows_less_than_nothing():
+  rows = {'log_likelihood': np.full((1, 3), -1e4, np.float32), 'weights': np.ones((1, 3))}
+  assert perplexity(rows) == np.inf
+  assert np.isnan(perplexity(rows | {'log_likelihood': np.full((1, 3), np.nan)}))
+
+
+def test_perplexity_and_bits_of_nothing():
+  with pytest.raises(InputError, match='perplexity: no token of the split has a weight'):
+    perplexity(told([0.5], weights=[[0]]))
+  with pytest.raises(InputError, match='the data does not tell the bytes of its text'):
+    bits_per_byte(told([0.5]), types.SimpleNamespace(info={}))
+
+
+def test_perplexity_is_that_of_the_loss():
+  """What a task predicts of each token is what it is trained on."""
+  rows, lm = batch(), task()
+  params = start(lm, rows)
+  total, count = evaluator(lm)(params, rows)['loss']
+  said = jax.device_get(jit(lambda params, rows: lm.predict(params, {}, rows))(params, rows))
+  assert perplexity(said | rows) == pytest.approx(np.exp(total / count), rel=1e-5)

@@ -1,0 +1,109 @@
+"""Called inside a traced program: where an activation is, how a stored weight is fetched."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from bmx.core.errors import InputError
+from bmx.parallel.sharding import Names, current
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Says where an activation is; nothing without a layout, or on one device."""
+  layout = current()
+  if layout is None or layout.devices == 1:
+    return x
+  if len(names) != x.ndim:
+    raise InputError(f'constrain: {len(names)} names {names} for an array of shape {x.shape}')
+  spec = layout.pspec(names, x.shape, 'an activation', compute=True)
+  return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
+
+
+def gather(w: jax.Array, names: Names) -> jax.Array:
+  """A stored weight as the computation wants it; its gradient goes back the way it is stored.
+
+  This is the whole of FSDP: all-gather forward, reduce-scatter backward. A plain constraint would
+  be its own transpose, and all-reduce whole gradients.
+  """
+  layout = current()
+  if layout is None or layout.devices == 1:
+    return w
+  stored, used = layout.pspec(names, w.shape), layout.pspec(names, w.shape, compute=True)
+  if stored == used:
+    return w
+  at = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
+
+  @jax.custom_vjp
+  def move(w):
+    return at(w, used)
+
+  move.defvjp(lambda w: (at(at(w, stored), used), None), lambda _, g: (at(g, stored),))
+  return move(w)
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+  """The mesh axes that cut a named dimension where it is computed with; () without a layout."""
+  layout = current()
+  if layout is None or not name:
+    return ()
+  return tuple(a for a in layout.compute[name] if layout.mesh.shape[a] > 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A place of `shard_map`: the operand comes as it is stored, and `fn` calls `fetch` on it."""
+
+  names: Names
+
+  def fetch(self, w: jax.Array) -> jax.Array:
+    """One device's part as it is computed with: `gather`, inside a shard_map. Its transpose adds
+    and scatters the gradients of all devices."""
+    layout = current()
+    if layout is None or layout.devices == 1:
+      return w
+    # libtpu 0.0.42 cannot move a scattered sum out of a loop of micro-batches, and fails where it
+    # tries (RET_CHECK in while_loop_all_reduce_code_motion); behind a barrier it does not try.
+    w = jax.lax.optimization_barrier(w)
+    for i, name in enumerate(self.names):
+      stored, used = (table[name] if name else () for table in (layout.rules, layout.compute))
+      for axis in reversed([a for a in stored if a not in used and layout.mesh.shape[a] > 1]):
+        w = jax.lax.all_gather(w, axis, axis=i, tiled=True)
+    return w
+
+
+def shard_map(fn: Callable[..., Any], places: Sequence[Names | Stored], out: Any) -> Any:
+  """`fn` of each device's part of its arguments, cut as the compute rules say of their names.
+
+  Args:
+    places: the names of the dimensions of each argument, or `Stored` with them.
+    out: those of the result, or a tuple of such where there are several.
+
+  Without a layout, or on one device, it is `fn` itself.
+  """
+  layout = current()
+  if layout is None or layout.devices == 1:
+    return fn
+
+  def call(*args):
+    specs = tuple(
+      layout.pspec(place.names, x.shape, 'an operand')
+      if isinstance(place, Stored)
+      else layout.pspec(place, x.shape, 'an operand', compute=True)
+      for place, x in zip(places, args, strict=True)
+    )
+    several = isinstance(out[0], tuple)
+    at = tuple(layout.pspec(o, compute=True) for o in (out if several else (out,)))
+    return jax.shard_map(
+      fn, mesh=layout.mesh, in_specs=specs, out_specs=at if several else at[0], check_vma=False
+    )(*args)
+
+  return call
+
+
+def one_device() -> bool:
+  """True where no mesh of more than one device is in context, so any reshape is free."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1

@@ -1,0 +1,73 @@
+"""The same weights, the same prompts, the same tokens as Hugging Face's generate."""
+
+import jax
+import numpy as np
+import pytest
+
+from bmx.adapt import hub
+from bmx.parallel import Layout, make_mesh, unbox
+from bmx.serve.beam import beam_search
+from bmx.serve.generate import Generator, decoder
+from bmx.serve.sample import Sampling
+from bmx.train.checkpoint import nested
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+
+ONE = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
+PROMPTS = [[3, 14, 15, 9, 26, 5], [35, 8], [9, 7, 9, 32]]
+TOKENS = 12
+SIZES = {'n_layer': 2, 'n_embd': 32, 'n_head': 4, 'vocab_size': 67, 'n_positions': 48}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Weights whose next tokens are far from equally likely: rounding breaks no tie."""
+  torch.manual_seed(0)
+  config = transformers.GPT2Config(**SIZES, initializer_range=0.4, bos_token_id=0, eos_token_id=0)
+  path = tmp_path_factory.mktemp('gpt2')
+  transformers.GPT2LMHeadModel(config).save_pretrained(path)
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def ours(folder):
+  model = hub.model(folder)
+  ids = jax.ShapeDtypeStruct((1, 4), np.int32)
+  abstract = unbox(jax.eval_shape(model.init, jax.random.PRNGKey(0), ids)['params'])
+  flat = hub.load(folder, abstract)
+  return decoder(model, nested(flat), ONE)
+
+
+def theirs(folder, prompts, **options):
+  """Padded on the left, as its own documentation asks."""
+  model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+  length = max(map(len, prompts))
+  ids = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
+  mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+  with torch.no_grad():
+    out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=TOKENS,
+                         min_new_tokens=TOKENS, pad_token_id=0, **options)  # fmt: skip
+  return out[:, length:].numpy()
+
+
+@pytest.mark.parametrize('penalty', [1.0, 1.5])
+def test_greedy(folder, ours, penalty):
+  """A penalty without padding: there Hugging Face counts the padding as said."""
+  prompts = PROMPTS if penalty == 1 else PROMPTS[:1]
+  how = Sampling(temperature=0.0, penalty=penalty)
+  generator = Generator(*ours, ONE, how)
+  made = np.concatenate([m for m, _ in generator.stream(prompts, TOKENS)], axis=1)
+  expected = theirs(folder, prompts, repetition_penalty=penalty)
+  assert (made[:, :1] == expected[:, :1]).all() and (made != 0).mean() > 0.9
+  ends = [(row == 0).argmax() if (row == 0).any() else TOKENS for row in made]
+  for row, other, end in zip(made, expected, ends, strict=True):
+    np.testing.assert_array_equal(row[:end], other[:end])  # theirs may not say the end so early
+
+
+@pytest.mark.parametrize('beams', [2, 5])
+def test_beams(folder, ours, beams):
+  """Texts of one length: where none ends, how ends are counted does not matter."""
+  expected = theirs(folder, PROMPTS[:1], num_beams=beams)
+  made, _ = beam_search(*ours, ONE, PROMPTS[:1], TOKENS, beams, end=-1)
+  assert made[0] == expected[0].tolist()
