@@ -81,7 +81,7 @@ def get_config(variant: str = ''):
     c.task.call, c.task.model.call = 'bmx.tasks.encoder:QuestionAnswering', TAGGER
     c.length = 128
     c.data = {
-      'call': 'bmx.data.labelled:questions',
+      'call': 'bmx.data.questions:questions',
       'path': 'squad.json',
       'split': 'train',
       'holdout': 0.2,  # of the articles

@@ -141,3 +141,14 @@ def test_a_tokenizer_that_does_not_fit(folder, name):
   config, _ = recipes.load(str(ROOT / 'configs/bert_base.py'), overrides)
   with pytest.raises(InputError, match=said):
     experiment.build(config, name, jax.devices()[:1])
+
+
+def test_a_run_keeps_its_tokenizer(folder, tmp_path):
+  """Another text would give other ids to the same words."""
+  (tmp_path / 'corpus.txt').write_text('\n'.join(FILMS))
+  command = ('vocab=320', 'length=16', 'steps=4', 'schedule.warmup=1', 'data.unit=line',
+             f'paths=("{tmp_path}/corpus.txt",)')  # fmt: skip
+  run('bert_small.py:tiny', tmp_path / 'run', *command)
+  (tmp_path / 'corpus.txt').write_text('\n'.join(f'{text} strange' for text in FILMS))
+  with pytest.raises(InputError, match=r'tokenizer\.json is another tokenizer'):
+    run('bert_small.py:tiny', tmp_path / 'run', *command, 'steps=6')

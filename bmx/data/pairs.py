@@ -21,8 +21,8 @@ END = re.compile(r'(?<=[.!?])\s+|\n+')  # where a sentence ends
 
 @dataclasses.dataclass
 class PairData(Shuffled):
-  """Rows "[CLS] A [SEP] B [SEP]": `tokens`, `segment_ids`, `types`, and `next` 1 where B follows A
-  in its document (half of the rows), 0 where B is from another document (Devlin et al. 2019).
+  """Rows "[CLS] A [SEP] B [SEP]": `tokens`, `segment_ids`, `types`, and `next` 0 where B follows A
+  in its document (half of the rows), 1 where B is from another document (Devlin et al. 2019).
 
   B is drawn anew each time that a row is read in training, and always the same in evaluation.
 
@@ -65,7 +65,7 @@ class PairData(Shuffled):
     rows = {k: np.zeros(shape, np.int32) for k in ('tokens', 'segment_ids', 'types')}
     for n, (a, b) in enumerate(zip(first, second, strict=True)):
       self._put(rows, n, self._sentence(a), self._sentence(b))
-    rows['next'] = follows.astype(np.int32)
+    rows['next'] = (~follows).astype(np.int32)  # as published weights have it
     return rows | {'weights': np.ones(len(indices), np.float32)}
 
   def _elsewhere(self, first: np.ndarray, draw: np.ndarray) -> np.ndarray:

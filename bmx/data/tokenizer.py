@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
     """For each id of `encode`, whether a word begins there: bool [n]."""
     ...
 
-  def decode(self, ids: Sequence[int]) -> str: ...
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Bytes:
     space = [np.isin(ids, (9, 10, 13, 32)) for ids in self.encode(texts)]
     return [~s & np.concatenate([[True], s[:-1]]) if len(s) else s for s in space]
 
-  def decode(self, ids: Sequence[int]) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return bytes(int(i) for i in ids).decode(errors='replace')
 
 
@@ -143,7 +143,7 @@ class Subwords:
   def _encodings(self, texts: Sequence[str]) -> Any:
     return self.inner.encode_batch(list(texts), add_special_tokens=False)
 
-  def decode(self, ids: Sequence[int]) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
@@ -216,7 +216,9 @@ def trained(
     return Subwords(read_text(file), str(file))
   try:
     inner = makers[kind](texts, vocab, lowercase)
-  except Exception as error:  # the library raises plain Exceptions
+  except Exception as error:
+    if type(error) is not Exception:  # the library raises plain ones
+      raise
     raise InputError(f'tokenizer kind={kind}, vocab={vocab}: {error}') from None
   made = Subwords(inner.to_str(), kind)
   file.parent.mkdir(parents=True, exist_ok=True)

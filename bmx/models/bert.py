@@ -162,7 +162,8 @@ class Pretraining(_Headed):
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array | None]:
     """tokens int [B, T], places int [B, M] (None: all of T) -> (logits [B, M, V + pad], with no
-    probability on the padding; scores that the second segment follows or not, [B, 2] or None)."""
+    probability on the padding; scores that the second segment follows (0) or not (1), [B, 2], or
+    None without that head)."""
     e = self.encoder
     hidden = e(tokens, positions, segment_ids, types, train=train)
     x = hidden if places is None else jnp.take_along_axis(hidden, places[:, :, None], axis=1)

@@ -32,7 +32,7 @@ from bmx.train import start
 from bmx.train.checkpoint import RETRY_SECONDS, Checkpoints
 from bmx.train.evaluate import Evaluator
 from bmx.train.guard import all_finite, first_bad
-from bmx.train.rundir import RunDir
+from bmx.train.rundir import RunDir, check_tokenizer
 from bmx.train.signals import Signals
 from bmx.train.state import TrainState, plan_state
 from bmx.train.step import make_dispatch, make_train_step, step_key
@@ -380,6 +380,7 @@ def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple
   if bad:
     raise InputError(f'checkpoint {step} is damaged: {"; ".join(bad)}; choose another with --step')
   x = experiment
+  check_tokenizer(workdir, getattr(getattr(x.data, 'tokenizer', None), 'text', ''))
   plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
   state = checkpoints.restore(step, plan.abstract)
   checkpoints.close()

@@ -121,7 +121,8 @@ class RunDir:
     }
     text = getattr(getattr(self.experiment.data, 'tokenizer', None), 'text', '')
     if text:
-      (self.path / 'tokenizer.json').write_text(text)
+      check_tokenizer(self.path, text)
+      (self.path / 'tokenizer.json').write_text(text, encoding='utf-8')
     if self.resumed:
       old = read_config(self.path)
       if json.loads(json.dumps(new, default=str)) == old:
@@ -137,6 +138,17 @@ class RunDir:
     summary = json.loads(path.read_text())
     done = summary['steps'] >= self.experiment.steps or summary.get('stopped_early')
     return summary if done else None
+
+
+def check_tokenizer(workdir: pathlib.Path, text: str) -> None:
+  """Raises InputError where the run has another tokenizer: its ids would mean other words."""
+  path = workdir / 'tokenizer.json'
+  if text and path.is_file() and path.read_text(encoding='utf-8') != text:
+    raise InputError(
+      f'{path} is another tokenizer than the one that the config makes now: its text, or the '
+      "library tokenizers, has changed. Name the run's own in the recipe: tokenizer = "
+      "{'call': 'bmx.data.tokenizer:load', 'path': ...}"
+    )
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Letters:
     begins = lambda text: [a == ' ' != b for a, b in zip(' ' + text[:-1], text, strict=True)]
     return [np.array(begins(text) if text else [], bool) for text in texts]
 
-  def decode(self, ids: Sequence[int]) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return ''.join(chr(i) for i in ids if i < 128)
 
 

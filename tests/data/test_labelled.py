@@ -1,18 +1,24 @@
 """Labelled text: every label stays with its text, every answer is found again in its window."""
 
 import json
+import types
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx import config as recipes
+from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.core.types import Data
 from bmx.data import labelled
-from bmx.data.labelled import classified, library, questions, read_conll, tagged
+from bmx.data.labelled import classified, library, read_conll, tagged
+from bmx.data.questions import questions
 from bmx.data.tokenizer import trained
+from bmx.parallel import Layout, make_mesh
 from bmx.tasks.metrics import exact_match
 from tests.data.letters import sentences
 
@@ -162,6 +168,7 @@ def test_long_texts_are_cut_and_counted(tmp_path, coder, pair):
   data = classified(path, 'text', 'label', coder, 10, 2, pair=pair)
   arrays = data.arrays
   assert f'{3 if pair else 2} of them cut' in data.info['source']
+  assert len(coder.encode(['the ' * 30])[0]) == 30  # as it was
   for n, (a, b) in enumerate(cells):
     tokens, real = arrays['tokens'][n], arrays['segment_ids'][n]
     assert tokens[real.sum() - 1] == SEP
@@ -213,13 +220,13 @@ def test_prepared_tfds(data_dir, coder):
 
 
 def test_comments_of_the_library_are_told_from_code(coder, monkeypatch):
-  code = [f'the = {n}' for n in range(70)]
+  code = [f'over {n}' for n in range(70)]
   lines = ['#!/bin/sh', '#x', '', *[f'  # the cat {n}\n#   a dog' for n in range(10)], *code]
   monkeypatch.setattr(labelled, 'documents', lambda: ['\n'.join(lines), '# last\n'])
   whole = library(coder, 16, 4, 'all')
   said = dict(zip(texts_of(whole), whole.arrays['label'].tolist(), strict=True))
   comments = [f'the cat {n}' for n in range(10)] + ['a dog', 'last']
-  assert said == dict.fromkeys(comments, 1) | {f'the = {n}': 0 for n in range(0, 70, 4)}
+  assert said == dict.fromkeys(comments, 1) | {f'over {n}': 0 for n in range(0, 70, 4)}
   assert whole.info['names'] == ('code', 'comment')
   sizes = {split: library(coder, 16, 4, split).size for split in ('train', 'valid')}
   assert sizes == {'train': 35, 'valid': 4}
@@ -494,8 +501,25 @@ def test_published_answers_stand_in_their_windows(published):
   assert right >= 0.995 * len(rows)
 
 
-def test_recipes_of_tags_can_predict(tmp_path, coder):
-  """A file to predict is named by path and split, whatever the recipe's kind of data."""
-  for call in (classified, tagged, questions):
-    known = recipes.parameters(call, 'call')
-    assert {'path', 'split', 'holdout', 'train'} <= set(known)
+PREDICTED = {
+  'classified': (['text', 'good', 'bad'], 'a.csv', {'text': 'text', 'label': 'label'}),
+  'tagged': (['a\tO', '', 'b\tO'], 'a.conll', {}),
+  'questions': ([json.dumps({'data': [article('A', ['a [dog]', 'the [cat]'])]})], 'a.json', {}),
+}
+
+
+@pytest.mark.parametrize(('call', 'case'), PREDICTED.items(), ids=PREDICTED)
+def test_a_file_to_predict_is_read_whole(tmp_path, coder, call, case):
+  lines, name, options = case
+  known = ['text,label', 'x,1', 'y,0'] if call == 'classified' else lines
+  train = write(tmp_path / f'train.{name}', known)
+  c: dict[str, Any] = recipes.plain(recipes.base()) | {'batch_size': 2}
+  part = {'path': train, 'tokenizer': coder, 'length': 12, 'split': 'train', 'holdout': 0.0}
+  room = 'questions' if call == 'questions' else 'labelled'
+  c['data'] = {'call': f'bmx.data.{room}:{call}'} | part | options
+  layout = Layout(make_mesh(c['mesh'], jax.devices()[:1]), c['rules'], c['compute'])
+  trained_on = recipes.build(c['data'], 'data', batch_size=2)
+  x = types.SimpleNamespace(config=c, layout=layout, data=trained_on)
+  data = experiment.input_data(x, write(tmp_path / name, lines))  # type: ignore
+  assert data.size == 2
+  assert not data.train  # type: ignore

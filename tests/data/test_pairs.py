@@ -38,7 +38,7 @@ def drawn(data, count, start=0):
   """(A, B, whether B follows) of many rows."""
   places = np.arange(start, start + count)
   rows = data.rows(places % data.size, places)
-  return rows['tokens'][:, 1] - 1000, rows['tokens'][:, 3] - 1000, rows['next']
+  return rows['tokens'][:, 1] - 1000, rows['tokens'][:, 3] - 1000, 1 - rows['next']
 
 
 def test_half_of_the_rows_follow():
@@ -171,7 +171,7 @@ def test_documents_are_cut_into_sentences(tmp_path):
   assert data.size == 5
   assert data.info['special'] == (0, 130, 131, 132)
   assert (data.info['vocab'], data.info['mask']) == (140, 132)
-  assert '8 sentences of 4 documents' in data.info['source']
+  assert '8 sentences of 4 documents' in str(data.info['source'])
 
 
 def test_splits_are_of_documents(tmp_path):

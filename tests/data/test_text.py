@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def windows(source, epoch):
   return {k: v[by_place] for k, v in rows.items()}
 
 
-def file(path, ids, dtype=np.uint16):
+def file(path, ids, dtype: Any = np.uint16):
   if path.suffix == '.npy':
     np.save(path, np.asarray(ids, dtype))
   else:
@@ -265,5 +266,5 @@ def test_the_standard_library_is_real_text():
   data = b'\n'.join(path.read_bytes() for path in files)
   source = text(64, 12)
   assert source.info['sha256'] == hashlib.sha256(data).hexdigest()
-  assert sys.version.split()[0] in source.info['source']
+  assert sys.version.split()[0] in str(source.info['source'])
   assert source.tokens.tobytes() == data[: int(len(data) * 0.9)]

@@ -83,9 +83,9 @@ def within(hits, n, p):
 
 
 def even(counts):
-  """Whether counts may be draws of equally likely things: chi-square, wrong once in a million."""
+  """Whether counts may be draws of equally likely things: chi-square, wrong once in 10,000."""
   expected = counts.sum() / len(counts)
-  return ((counts - expected) ** 2 / expected).sum() < chi2.ppf(1 - 1e-6, len(counts) - 1)
+  return ((counts - expected) ** 2 / expected).sum() < chi2.ppf(1 - 1e-4, len(counts) - 1)
 
 
 def test_so_many_tokens_are_masked(drawn_once):
@@ -142,7 +142,7 @@ def test_what_replaces_is_any_token_and_no_special_one(drawn_once):
   there = chosen_of(new)
   before, after = rows['tokens'][there], new['tokens'][there]
   other = (after != before) & (after != MASK)
-  assert not np.isin(after[other], SPECIAL).any()
+  assert set(after[other]) == set(REAL)
   index = np.full(V, -1)
   index[REAL] = np.arange(len(REAL))
   assert even(np.bincount(index[after[other]], minlength=len(REAL)))
