@@ -18,6 +18,7 @@ from bmx.parallel import Layout, constrain, jit
 from bmx.serve.sample import Sampling, draw
 from bmx.train.checkpoint import nested
 
+PIECE = 512  # tokens of a prompt that are read at once: scores are [PIECE, slots], not squared
 ROUND = 16  # prompts are padded to a multiple of this, so that few programs serve all
 
 
@@ -166,7 +167,10 @@ class Generator:
     model, variables = self.model, {'params': params}
     batch, length = ids.shape
     cache = model.empty_cache(batch, slots, first)
-    hidden, cache = model.apply(variables, ids, cache, method='extend')
+    hidden: Any = None
+    for start in range(0, length, PIECE):
+      piece = ids[:, start : start + PIECE]
+      hidden, cache = model.apply(variables, piece, cache, method='extend')
     logits = model.apply(variables, hidden[:, -1:], method='logits')[:, 0]
     real = jnp.arange(length)[None, :] >= first[:, None]
     seen = jnp.zeros(logits.shape, bool)

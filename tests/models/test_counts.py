@@ -72,9 +72,9 @@ def test_published(name):
   assert of_tokens(GPT(**options, scan=True)) == expected
 
 
-BASE = {'vocab': 30522, 'length': 512}
-LARGE = {'width': 1024, 'depth': 24, 'heads': 16, 'scan': True}
-ROBERTA = {'vocab': 50265, 'length': 512, 'first_position': 2, 'types': 1}
+BASE = {'vocab': 30522, 'length': 512, 'scan': True}
+LARGE = {'width': 1024, 'depth': 24, 'heads': 16}
+ROBERTA = BASE | {'vocab': 50265, 'first_position': 2, 'types': 1}
 
 # Devlin et al. 2019 and Liu et al. 2019, as transformers counts their weights. An encoder's pooler
 # is there where a head reads it: a classifier of 2 is the encoder with it, and 2 · width + 2.

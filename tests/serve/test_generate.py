@@ -12,6 +12,7 @@ from bmx.models.bert import BERT
 from bmx.models.gpt import GPT
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.parallel.sharding import param_pspecs, shardings
+from bmx.serve import generate as module
 from bmx.serve.beam import beam_search
 from bmx.serve.generate import Generator, Report, decoder, unstacked
 from bmx.serve.sample import Sampling
@@ -70,6 +71,12 @@ def test_prompts_of_unequal_length_go_on_as_each_alone(name):
 def test_chunks_change_nothing(how):
   whole, parts = (generate(gpt(), PROMPTS, 9, how, chunk=n) for n in (9, 2))
   np.testing.assert_array_equal(whole, parts)
+
+
+def test_a_long_prompt_is_read_in_pieces(monkeypatch):
+  whole = generate(gpt(), PROMPTS, 6)
+  monkeypatch.setattr(module, 'PIECE', 8)
+  np.testing.assert_array_equal(generate(gpt(), PROMPTS, 6), whole)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():

@@ -1,0 +1,86 @@
+"""The same models as people write them in PyTorch."""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def mlp(widths: tuple[int, ...]) -> nn.Module:
+  layers: list[nn.Module] = [nn.Flatten()]
+  for a, b in zip(widths[:-1], widths[1:], strict=True):
+    layers += [nn.Linear(a, b), nn.ReLU()]
+  return nn.Sequential(*layers[:-1])
+
+
+def cnn() -> nn.Module:
+  return nn.Sequential(
+    nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Flatten(), nn.Linear(7 * 7 * 64, 128), nn.ReLU(), nn.Linear(128, 10),
+  )  # fmt: skip
+
+
+class Block(nn.Module):
+  """nanoGPT's, without biases, with flash attention where PyTorch has it."""
+
+  def __init__(self, width: int, heads: int):
+    super().__init__()
+    self.heads = heads
+    self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in range(2))
+    self.qkv = nn.Linear(width, 3 * width, bias=False)
+    self.out = nn.Linear(width, width, bias=False)
+    self.up = nn.Linear(width, 4 * width, bias=False)
+    self.down = nn.Linear(4 * width, width, bias=False)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    b, t, d = x.shape
+    qkv = self.qkv(self.norms[0](x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+    y = nn.functional.scaled_dot_product_attention(*qkv.unbind(0), is_causal=True)
+    x = x + self.out(y.transpose(1, 2).reshape(b, t, d))
+    return x + self.down(nn.functional.gelu(self.up(self.norms[1](x)), approximate='tanh'))
+
+
+class GPT(nn.Module):
+  """GPT-2 with a tied head."""
+
+  def __init__(self, vocab: int, length: int, width: int, depth: int, heads: int):
+    super().__init__()
+    self.embed, self.position = nn.Embedding(vocab, width), nn.Embedding(length, width)
+    self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+    self.norm = nn.LayerNorm(width, bias=False)
+
+  def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]))
+    for block in self.blocks:
+      x = block(x)
+    return self.norm(x) @ self.embed.weight.T
+
+
+def mnist_loader(image: np.ndarray, label: np.ndarray, batch: int):
+  """As torchvision's MNIST reads: a PIL image, a tensor, a normalised one, example by example."""
+  from PIL import Image
+
+  class Digits(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+      return len(label)
+
+    def __getitem__(self, i: int):
+      picture = Image.fromarray(image[i, :, :, 0])
+      x = torch.from_numpy(np.array(picture)).view(28, 28, 1).permute(2, 0, 1).contiguous()
+      return (x.to(torch.float32).div(255) - 0.1307) / 0.3081, int(label[i])
+
+  return torch.utils.data.DataLoader(Digits(), batch_size=batch, shuffle=True)
+
+
+def epoch(model: nn.Module, loader):
+  """The loop of every tutorial."""
+  optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), weight_decay=0.1)
+
+  def run() -> None:
+    for x, y in loader:
+      optimizer.zero_grad()
+      loss = nn.functional.cross_entropy(model(x), y)
+      loss.backward()
+      optimizer.step()
+
+  return run

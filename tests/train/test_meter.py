@@ -1,0 +1,71 @@
+"""What a log line says of speed, in whole runs: where time went, and what was computed."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from bmx import config as recipes
+from bmx import experiment
+from bmx.core.writer import read_metrics
+from bmx.train import loop, start
+from bmx.train.state import plan_state
+from tests.conftest import ROOT
+
+SLOW = 0.3  # seconds to read the rows of a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Sleepy:
+  """`inner`, read from a slow disk."""
+
+  inner: Any
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self.inner, name)
+
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> Any:
+    time.sleep(SLOW)
+    return self.inner.rows(indices, positions)
+
+  def resident(self) -> None:
+    return None
+
+
+def digits(*overrides):
+  words = ['mesh.data=1', 'dispatch=1', 'every.log=6', 'steps=12', *overrides]
+  config, _ = recipes.load(str(ROOT / 'configs/digits_mlp.py:tiny'), words)
+  return experiment.build(config, 'digits', jax.devices()[:1])
+
+
+def lines(x, path):
+  loop.run(x, path)
+  return [line for line in read_metrics(path / 'metrics.jsonl') if 'loss' in line]
+
+
+def test_a_slow_source_is_waiting_and_not_computing(tmp_path):
+  x = digits()
+  line = lines(dataclasses.replace(x, data=Sleepy(x.data)), tmp_path / 'run')[-1]
+  # Two threads read ahead, so a step takes half of a reading; what is computed is far less.
+  assert line['step_seconds'] > 0.4 * SLOW
+  assert line['data_wait_fraction'] > 0.7
+
+
+def test_every_line_says_how_fast(tmp_path):
+  """Where the window is long enough to be timed at all."""
+  x = digits('task.model.widths=(1024,1024)', 'batch_size=1024')
+  for line in lines(x, tmp_path / 'run'):
+    assert line['step_seconds'] == pytest.approx(1 / line['steps_per_second'])
+    assert line['examples_per_second'] == pytest.approx(1024 / line['step_seconds'])
+    assert 0 <= line['data_wait_fraction'] <= 1
+
+
+def test_the_work_of_a_known_product():
+  """One matrix product of 64 × 10 for each of B examples, forward and twice as much backward."""
+  x = digits('task.model.widths=()', 'task.model.activations=("relu",)')
+  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  batch = x.data.batch_size
+  assert start.step_flops(x, plan) == pytest.approx(3 * 2 * batch * 64 * 10, rel=0.05)
