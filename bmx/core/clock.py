@@ -26,16 +26,18 @@ class Clock:
     now: Callable[[], float] = time.perf_counter,
   ):
     self.steps, self.units, self.flops, self.peak, self.now = steps, units, flops, peak, now
-    self.start, self.step, self.waited, self.paused = now(), 0, 0.0, 0.0
+    self.start, self.step, self.paused = now(), 0, 0.0
+    self.waits: list[tuple[int, float]] = []  # (step that waited, seconds)
     self.rate = 0.0  # steps per second of the last window
 
   def begin(self, step: int) -> None:
     """A window opens: `step` steps are done."""
-    self.start, self.step, self.waited, self.paused = self.now(), step, 0.0, 0.0
+    self.start, self.step, self.paused, self.waits = self.now(), step, 0.0, []
 
-  def wait(self, seconds: float) -> None:
-    """The loop stood still for data."""
-    self.waited += seconds
+  def wait(self, seconds: float, step: int) -> None:
+    """The loop stood still for the data of the steps up to `step`. A window is closed late, when
+    the loop already waits for steps of the next one."""
+    self.waits.append((step, seconds))
 
   def pause(self, seconds: float) -> None:
     """Time that is not training: an evaluation, the wait for a checkpoint."""
@@ -52,15 +54,17 @@ class Clock:
       return {}
     done = max(step - self.step, 1)
     self.rate = done / seconds
+    waited = sum(s for number, s in self.waits if number <= step)
     line = {
       'steps_per_second': self.rate,
       'step_seconds': seconds / done,
-      'data_wait_fraction': min(self.waited / seconds, 1.0),
+      'data_wait_fraction': min(waited / seconds, 1.0),
     }
     line |= {f'{k}_per_second': v * self.rate for k, v in self.units.items()}
     if self.peak and self.flops:
       line['mfu'] = self.flops * self.rate / self.peak
-    self.start, self.step, self.waited, self.paused = at, step, 0.0, 0.0
+    self.start, self.step, self.paused = at, step, 0.0
+    self.waits = [(number, s) for number, s in self.waits if number > step]
     return line
 
   def left(self, step: int) -> float:

@@ -112,7 +112,8 @@ def text(
   ids = np.frombuffer(whole, np.uint8) if isinstance(coder, Bytes) else _stream(found, coder)
   ids = part_of(ids, split, name)
   size = len(ids) if isinstance(coder, Bytes) else len(coder.decode(ids).encode())
-  facts |= {'source': name, 'bytes': size}
+  facts |= {'source': name, 'bytes': size, 'mask': coder.special.get('mask', -1)}
+  facts |= {'special': tuple(sorted(coder.special.values()))}
   return TokenData(ids, coder.size, length, batch_size, seed, train, facts, coder)
 
 

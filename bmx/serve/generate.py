@@ -55,7 +55,10 @@ def decoder(model: Any, params: Variables, layout: Layout) -> tuple[Any, Variabl
   """
   if not hasattr(model, 'extend'):
     raise InputError(f'{type(model).__name__} does not say next tokens: generation needs a decoder')
-  plain = model.clone(scan=False, remat=False, attention='xla')
+  how = {'scan': False, 'remat': False, 'attention': 'xla'}
+  if getattr(model, 'experts', 0):
+    how['capacity'] = 0.0  # no token may be dropped because of the rows beside it
+  plain = model.clone(**how)
   cast = lambda name, x: x if 'norm' in name else x.astype(model.dtype)
   make = lambda params: tree.map_named(cast, unstacked(params))
   return plain, jit(make, layout)(params)

@@ -196,7 +196,7 @@ class Trainer:
     todo = groups(self.step, self.x.steps, self.x.every, self.depth)
     while some := list(itertools.islice(todo, AHEAD)):
       for (step, n), (group, waited) in zip(some, self.feed.groups(some), strict=True):
-        self.clock.wait(waited)
+        self.clock.wait(waited, step + n)
         yield step, n, group
 
   def _read(self) -> None:

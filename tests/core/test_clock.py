@@ -38,17 +38,29 @@ def test_rates():
 
 def test_a_slow_source_shows():
   watch, clock = start()
-  for _ in range(4):
+  for step in range(4):
     watch.sleep(0.3)
-    clock.wait(0.3)
+    clock.wait(0.3, step + 1)
     watch.sleep(0.1)
   assert clock.close(4)['data_wait_fraction'] == pytest.approx(0.75)
+
+
+def test_a_wait_is_of_the_window_whose_steps_waited():
+  """A window is closed when the loop has already waited for the next one."""
+  watch, clock = start()
+  watch.sleep(1.0)
+  clock.wait(0.5, 4)
+  at = watch()
+  watch.sleep(1.0)
+  clock.wait(0.8, 5)
+  assert clock.close(4, at)['data_wait_fraction'] == pytest.approx(0.5)
+  assert clock.close(5)['data_wait_fraction'] == pytest.approx(0.8)
 
 
 def test_pauses_are_not_training():
   watch, clock = start()
   watch.sleep(1.0)
-  clock.wait(0.5)
+  clock.wait(0.5, 2)
   watch.sleep(50.0)
   clock.pause(50.0)
   watch.sleep(1.0)
@@ -74,7 +86,7 @@ def test_no_mfu_without_a_peak_or_a_count(options):
 def test_a_window_starts_where_the_last_one_ended():
   watch, clock = start()
   watch.sleep(1.0)
-  clock.wait(1.0)
+  clock.wait(1.0, 1)
   clock.pause(0.5)
   clock.close(10)
   watch.sleep(4.0)

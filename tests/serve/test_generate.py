@@ -67,6 +67,11 @@ def test_prompts_of_unequal_length_go_on_as_each_alone(name):
   assert len({tuple(row) for row in made.tolist()}) > 1
 
 
+def test_experts_drop_no_token_because_of_the_rows_beside_it():
+  full, free = gpt(experts=4, capacity=0.5), gpt(experts=4, capacity=0.0)
+  np.testing.assert_array_equal(generate(full, PROMPTS, 6), generate(free, PROMPTS, 6))
+
+
 @pytest.mark.parametrize('how', [GREEDY, Sampling(0.9, 7, 0.8, 1.3)])
 def test_chunks_change_nothing(how):
   whole, parts = (generate(gpt(), PROMPTS, 9, how, chunk=n) for n in (9, 2))
