@@ -348,6 +348,7 @@ class Trainer:
       'parameters': start.published_parameters(self.x, self.plan),
       'state_digest': tree.digest(self.state),
       'device': f'{self.x.layout.devices} × {device.device_kind}',
+      'peak_memory_bytes': (device.memory_stats() or {}).get('peak_bytes_in_use'),
       'energy': None,  # not measured: no meter on this device
     }
     if jax.process_index() == 0:
