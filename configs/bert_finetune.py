@@ -106,7 +106,7 @@ TAGGER = 'bmx.models.bert:Tagger'
 def _tiny(c):
   """Comments and code of the standard library told apart; needs no pre-trained model."""
   c.init.fresh = ''
-  c.length, c.batch_size, c.epochs, c.steps = 32, 16, 0.0, 60
+  c.length, c.batch_size, c.epochs, c.steps = 32, 32, 0.0, 75
   c.task.model.encoder = {
     'call': 'bmx.models.bert:BERT',
     'vocab': 512,
