@@ -252,31 +252,56 @@ def settle(
   return {key: one(key, value) for key, value in values.items()}
 
 
-TRUSTED = ('bmx.', 'optax:', 'optax.', 'flax.linen:', 'flax.linen.')
+# Rooms whose functions build parts and touch no file but those that a part names.
+TRUSTED = (
+  'bmx.models.', 'bmx.tasks.', 'bmx.data.', 'bmx.optim.', 'bmx.train.step:',
+  'bmx.adapt.restore:model', 'bmx.adapt.restore:encoder', 'bmx.adapt.hub:model',
+  'bmx.adapt.hub:encoder', 'optax:', 'optax.', 'flax.linen:', 'flax.linen.',
+)  # fmt: skip
+_allowed: set[str] = set()  # packages that the person who started this process trusts
 
 
-def check_calls(config: Mapping[str, Any], allow: Sequence[str] = ()) -> None:
-  """A stored config may call bmx, optax, flax.linen, and packages that the user allows.
+def trust(packages: Sequence[str]) -> None:
+  """Lets stored configs of this process call these packages too."""
+  _allowed.update(packages)
 
-  Raises InputError naming the first other callee; nothing of it has been imported then.
+
+def check_calls(config: Mapping[str, Any]) -> None:
+  """A stored config may call what bmx builds parts of, optax, flax.linen, and packages that the
+  user trusts.
+
+  Raises InputError naming the first other callee; nothing of another package has been imported
+  then.
   """
-  trusted = (*TRUSTED, *(f'{package}{mark}' for package in allow for mark in '.:'))
+  trusted = (*TRUSTED, *(f'{package}{mark}' for package in _allowed for mark in '.:'))
   for key, value in config.items():
     if isinstance(value, Mapping):
-      check_calls(value, allow)
+      check_calls(value)
     paths = value if isinstance(value, list | tuple) else [value]
     for path in paths if key in ('call', 'metrics') else ():
       if not str(path).startswith(trusted):
         package = str(path).partition(':')[0].partition('.')[0]
         raise InputError(
-          f'the stored config calls {path!r}, and what is stored is data: it may call bmx, optax '
-          f'and flax.linen only. If you trust it: --allow={package}'
+          f'the stored config calls {path!r}, and what is stored is data: it may call the parts of '
+          f'bmx, optax and flax.linen only. If you trust it: --allow={package}'
         )
+      if str(path).startswith('bmx.'):
+        _check_own(str(path))
+
+
+def _check_own(path: str) -> None:
+  """What a module of ours has imported, or keeps for itself, is no part."""
+  module, _, name = path.partition(':')
+  if name.startswith('_') or getattr(resolve(path), '__module__', None) != module:
+    raise InputError(f'the stored config calls {path!r}, which is no part of a recipe')
 
 
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
   """A stored config with the default of every word that bmx did not have when it was stored."""
-  return plain(base()) | dict(values)
+  known = plain(base())
+  words = {k: {**v, **values[k]} for k, v in known.items() if v and isinstance(v, Mapping)
+           and isinstance(values.get(k), Mapping)}  # fmt: skip
+  return known | dict(values) | words
 
 
 def from_plain(values: Mapping[str, Any]) -> Any:

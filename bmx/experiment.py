@@ -102,7 +102,8 @@ def _shapes(part: dict[str, Any]) -> dict[str, Any]:
   if part['call'] not in TEXTS:
     return part
   known = {k: v for k, v in part.items() if k != 'tokenizer'}
-  return known | {'call': 'bmx.data.text:shapes', 'more': TEXTS[part['call']]}
+  words = ('words',) if part.get('words') else ()
+  return known | {'call': 'bmx.data.text:shapes', 'more': TEXTS[part['call']] + words}
 
 
 def _preset(

@@ -82,10 +82,11 @@ def _overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
   from bmx import config as recipes
 
+  recipes.trust(args.allow)
   if args.config:
     config, name = recipes.load(args.config, overrides)
   else:
-    config, name = _stored(pathlib.Path(args.workdir), overrides, args.allow)
+    config, name = _stored(pathlib.Path(args.workdir), overrides)
   if args.mode == 'plan':
     return _plan(args, config, name)
   weights = args.mode == 'generate' and config.init.path
@@ -150,13 +151,13 @@ def _choose_platform(mode: str) -> None:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
-def _stored(workdir: pathlib.Path, overrides: list[str], allow: list[str]) -> tuple[Any, str]:
+def _stored(workdir: pathlib.Path, overrides: list[str]) -> tuple[Any, str]:
   """The config of a run: data that somebody else may have written, so it calls no strange code."""
   from bmx import config as recipes
   from bmx.train.rundir import read_config
 
   stored = read_config(workdir)
-  recipes.check_calls(stored['config'], allow)
+  recipes.check_calls(stored['config'])
   config = recipes.from_plain(stored['config'])
   recipes.apply(config, overrides)
   return config, stored.get('name', 'run')

@@ -5,12 +5,13 @@ import json
 import logging
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bmx import experiment as experiments
-from bmx.core import errors
-from bmx.core.types import Experiment
+from bmx.adapt import restore
+from bmx.core import errors, tree
+from bmx.core.types import Data, Experiment, Rows
 from bmx.core.writer import brief, write_json
 from bmx.data import documents, tokenizer
 from bmx.data.tokenizer import Tokenizer
@@ -18,10 +19,11 @@ from bmx.plan.compile import compile_step, verdict
 from bmx.serve.generate import Report
 from bmx.serve.text import Options, Writer
 from bmx.train import loop
-from bmx.train.evaluate import Evaluator, predictions
-from bmx.train.state import eval_params
+from bmx.train.evaluate import Evaluator, join, predictions
+from bmx.train.state import plan_state
 
 log = logging.getLogger('bmx')
+TOGETHER = 32  # prompts of a file that are gone on with at a time
 
 
 def train(experiment: Experiment, workdir: pathlib.Path, _: argparse.Namespace) -> int:
@@ -57,13 +59,24 @@ def predict(experiment: Experiment, workdir: pathlib.Path, args: argparse.Namesp
   part = path.with_name(path.name + '.part')
   count = 0
   with part.open('w') as file:
-    for rows in predictions(data, x.task, x.layout, state):
-      for i in range(len(rows['prediction'])):
-        file.write(json.dumps({k: v[i].tolist() for k, v in rows.items()}) + '\n')
-        count += 1
+    for line in _lines(data, predictions(data, x.task, x.layout, state)):
+      file.write(json.dumps(line) + '\n')
+      count += 1
   part.replace(path)
   log.info('%d predictions of step %d in %s', count, step, path)
   return errors.DONE
+
+
+def _lines(data: Data, parts: Iterator[Rows]) -> Iterator[dict[str, Any]]:
+  """What is written of each example; of questions, whose answer may stand in several windows, the
+  text of the best one."""
+  if hasattr(data, 'answers'):
+    answers = data.answers(join(list(parts)))  # type: ignore
+    yield from ({'answer': said, 'known': known} for said, known in answers)
+    return
+  for rows in parts:
+    for i in range(len(rows['prediction'])):
+      yield {k: v[i].tolist() for k, v in rows.items()}
 
 
 def plan(experiment: Experiment, _: pathlib.Path, args: argparse.Namespace) -> int:
@@ -80,20 +93,25 @@ def generate(experiment: Experiment, workdir: pathlib.Path, args: argparse.Names
   """Goes on with each --prompt, on the terminal, or with each line of --input, one JSON object each
   in WORKDIR/generations.jsonl."""
   x = experiment
+  if bool(args.prompt) == bool(args.input):
+    raise errors.InputError(
+      'give --prompt=TEXT, several times for several, or --input=FILE; one of the two'
+    )
+  if args.prompt and args.workdir and not (workdir / 'checkpoints').is_dir():
+    raise errors.InputError(f'{workdir} holds no run: give --workdir=DIR of one that has trained')
   options = Options(**x.config['generate'])
-  prompts = args.prompt or _prompts(args.input)
-  params, folder = _weights(x, workdir, args.step)
-  writer = Writer(x.task.model, params, x.layout, _tokenizer(x, folder), options)  # type: ignore
+  if not hasattr(x.task.model, 'extend'):  # type: ignore
+    raise errors.InputError('generation needs a decoder, a model that says next tokens')
+  prompts = args.prompt or documents.read(args.input, 'prompt', 'line')
+  folder, params = _weights(x, workdir, args.step)
+  coder = _tokenizer(x, folder)
+  writer = Writer(x.task.model, params, x.layout, coder, options)  # type: ignore
+  del params  # the writer has its own
   report = Report()
   if args.prompt:
     _tell(writer, prompts, x.seed, report)
   else:
-    texts = writer.write(prompts, x.seed, report)
-    lines = [json.dumps({'prompt': p, 'text': t}) for p, t in zip(prompts, texts, strict=True)]
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / 'generations.jsonl'
-    path.write_text('\n'.join(lines) + '\n')
-    log.info('%d texts in %s', len(texts), path)
+    _write(writer, prompts, x.seed, report, workdir)
   if report.tokens:
     log.info(
       '%d prompt tokens in %.2f s, then %d tokens at %s tokens/s (compiled in %.1f s)',
@@ -103,27 +121,25 @@ def generate(experiment: Experiment, workdir: pathlib.Path, args: argparse.Names
   return errors.DONE
 
 
-def _prompts(path: str) -> list[str]:
-  if not path:
-    raise errors.InputError('give --prompt=TEXT, several times for several, or --input=FILE')
-  return documents.read(path, 'prompt', 'line')
-
-
-def _weights(x: Experiment, workdir: pathlib.Path, step: str) -> tuple[Any, pathlib.Path]:
-  """The plain weights to use -> (params, the folder that they are from)."""
+def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.Path, Any]:
+  """The plain weights to use -> (the folder that they are from, params); nothing else is read."""
+  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
   init = x.config['init']['path']
-  if (workdir / 'checkpoints').is_dir() or not init:
-    state, found = loop.restored(x, workdir, step)
-    log.info('weights    of step %d of %s', found, workdir)
-    return x.task.view(eval_params(state), state.collections), workdir
-  state = x.init()
-  return x.task.view(state.params, state.collections), pathlib.Path(init)
+  folder, step = str(workdir), which
+  if init and not (workdir / 'checkpoints').is_dir():
+    if which != 'latest':
+      raise errors.InputError(f'--step={which} is of a run, and init.path={init} is used as it is')
+    folder, step = init, 'latest'
+  found = restore.load(folder, plan.abstract.params, step=step)
+  return pathlib.Path(folder), x.task.view(tree.nested(found), {})
 
 
 def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
-  """The one that lies beside the weights; bytes where there is none and the model reads bytes."""
-  if (folder / 'tokenizer.json').is_file():
-    return tokenizer.load(str(folder))
+  """The one that lies beside the weights, or where they came from; bytes where there is none and
+  the model reads bytes."""
+  for place in (folder, pathlib.Path(x.config['init']['path'] or folder)):
+    if (place / 'tokenizer.json').is_file():
+      return tokenizer.load(str(place))
   vocab = getattr(x.task.model, 'vocab', 0)  # type: ignore
   if vocab != 256:
     raise errors.InputError(
@@ -146,6 +162,23 @@ def _tell(writer: Writer, prompts: Sequence[str], seed: int, report: Report) -> 
     return
   for prompt, text in zip(prompts, writer.write(prompts, seed, report), strict=True):
     out.write(f'{prompt}{text}\n\n')
+
+
+def _write(
+  writer: Writer, prompts: Sequence[str], seed: int, report: Report, workdir: pathlib.Path
+) -> None:
+  """A few prompts at a time, so that any number of them fits."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / 'generations.jsonl'
+  part = path.with_name(path.name + '.part')
+  with part.open('w') as file:
+    for first in range(0, len(prompts), TOGETHER):
+      some = prompts[first : first + TOGETHER]
+      texts = writer.write(some, seed, report, first)
+      for prompt, text in zip(some, texts, strict=True):
+        file.write(json.dumps({'prompt': prompt, 'text': text}) + '\n')
+  part.replace(path)
+  log.info('%d texts in %s', len(prompts), path)
 
 
 eval = evaluate  # the mode's name

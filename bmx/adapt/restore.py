@@ -8,14 +8,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from bmx import config as recipes
 from bmx.adapt import hub
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.train.checkpoint import Checkpoints, nested
+from bmx.train.checkpoint import Checkpoints
 from bmx.train.manifest import MANIFEST
 from bmx.train.rundir import read_config
 from bmx.train.state import Plan
@@ -26,6 +25,8 @@ log = logging.getLogger('bmx')
 def is_run(folder: str) -> bool:
   """Whether a folder is a run of bmx. Raises InputError where it is no folder at all."""
   path = pathlib.Path(folder)
+  if not folder:
+    raise InputError('no weights are named: set --config.init.path=DIR, or --workdir of a run')
   if not path.is_dir():
     raise InputError(
       f'init.path={folder!r} is no folder: name a run of bmx, or one of Hugging Face'
@@ -40,30 +41,38 @@ def start(plan: Plan, folder: str, fresh: str = '') -> Any:
 
   Raises InputError listing every parameter that is missing or has another shape.
   """
-  load = load_run if is_run(folder) else hub.load
   found = load(folder, plan.abstract.params, fresh)
-  state: Any = plan.create()
-  names = tree.named(state.params)
+  names = tree.named(plan.abstract.params)
   log.info('weights    %d of %d parameters from %s', len(found), len(names), folder)
-  params = tree.map_named(lambda name, new: found.get(name, new), state.params)
-  average = jax.tree.map(jnp.copy, params) if state.ema is not None else None
-  return state.replace(params=params, ema=average)
+  return plan.create(found)
 
 
-def load_run(folder: str, abstract: Any, fresh: str = '') -> dict[str, jax.Array]:
-  """name -> array, from the newest checkpoint of a run (its moving average where it has one)."""
+def load(folder: str, abstract: Any, fresh: str = '', step: str = 'latest') -> dict[str, jax.Array]:
+  """name -> array placed as `abstract` says, but for the names that `fresh` matches. step: of a
+  run, 'latest', 'best' or a number."""
+  if is_run(folder):
+    return _load_run(folder, abstract, fresh, step)
+  return hub.load(folder, abstract, fresh)
+
+
+def _load_run(folder: str, abstract: Any, fresh: str, which: str) -> dict[str, jax.Array]:
+  """From a checkpoint of a run: its moving average where it has one."""
   checkpoints = Checkpoints(pathlib.Path(folder) / 'checkpoints')
-  step = checkpoints.newest_valid()
+  step = checkpoints.newest_valid() if which == 'latest' else checkpoints.choose(which)
   checkpoints.close()
   if step is None:
     raise InputError(f'{folder} has no checkpoint yet')
+  bad = checkpoints.verify(step) if which != 'latest' else []
+  if bad:
+    raise InputError(f'checkpoint {step} of {folder} is damaged: {"; ".join(bad)}')
+  log.info('weights    of step %d of %s', step, folder)
   path = checkpoints.folder / str(step)
   leaves = json.loads((path / MANIFEST).read_text())['leaves']
   kind = 'ema' if any(name.startswith('ema/') for name in leaves) else 'params'
   there = {k.removeprefix(f'{kind}/'): v for k, v in leaves.items() if k.startswith(f'{kind}/')}
   new = tree.named(tree.mask(abstract, fresh)) if fresh else {}
   wanted = {k: v for k, v in tree.named(abstract).items() if not new.get(k)}
-  lines = tree.difference(there, tree.signature(nested(wanted)))
+  lines = tree.difference(there, tree.signature(tree.nested(wanted)))
   left = [line.split()[1] for line in lines if line.startswith('extra')]
   bad = [line for line in lines if not line.startswith('extra')]
   if bad:
@@ -77,7 +86,7 @@ def load_run(folder: str, abstract: Any, fresh: str = '') -> dict[str, jax.Array
 
 def _read(path: pathlib.Path, kind: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
   """Only the leaves that are wanted, each placed as it says."""
-  target = {kind: nested(wanted)}
+  target = {kind: tree.nested(wanted)}
   arguments = ocp.args.PyTreeRestore(
     item=target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -101,9 +110,11 @@ def encoder(path: str, **overrides: Any) -> nn.Module:
 
 
 def _build(path: str, overrides: Mapping[str, Any], inner: str = '') -> Any:
-  stored = read_config(pathlib.Path(path))['config']
-  recipes.check_calls(stored)
-  part = stored['task'].get('model', {})
+  part = read_config(pathlib.Path(path))['config']['task'].get('model', {})
+  recipes.check_calls(part)
+  if part.get('call') == 'bmx.adapt.restore:model':
+    given = {**{k: v for k, v in part.items() if k != 'call'}, **overrides}
+    return encoder(**given) if inner else model(**given)
   if inner and inner not in part:
     raise InputError(f'{path} has a model {part.get("call")!r} without an {inner}')
   if 'encoder' in part:
@@ -111,6 +122,6 @@ def _build(path: str, overrides: Mapping[str, Any], inner: str = '') -> Any:
     part = settled if inner else {**part, 'encoder': settled}
   else:
     part = {**part, **overrides}
-  if part.get('call', '').startswith('bmx.adapt.restore:'):
-    return model(**{k: v for k, v in part.items() if k != 'call'})
+  # Nobody settles what another run's config left open.
+  part = recipes.settle(part, {'attention': 'xla'})
   return recipes.build(part, f'the model of {path}')

@@ -23,6 +23,22 @@ def named(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str,
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """`named` backwards, as nested dicts.
+
+  >>> nested({'a/b': 1, 'a/c': 2})
+  {'a': {'b': 1, 'c': 2}}
+  """
+  result: dict[str, Any] = {}
+  for name, value in flat.items():
+    *folders, leaf = name.split('/')
+    place = result
+    for folder in folders:
+      place = place.setdefault(folder, {})
+    place[leaf] = value
+  return result
+
+
 def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf=None) -> Tree:
   """`jax.tree.map` with the leaf's name as first argument."""
 

@@ -15,7 +15,7 @@ from bmx.data.clean import Step
 from bmx.data.corpus import Corpus, Parts, encode
 from bmx.data.documents import describe, documents, part_of, records, said, whole
 from bmx.data.loader import RESIDENT_BYTES, Shuffled
-from bmx.data.tokenizer import Bytes, Tokenizer
+from bmx.data.tokenizer import Bytes, Tokenizer, frame
 
 KEYS = ('tokens', 'segment_ids', 'positions')
 
@@ -196,15 +196,12 @@ def packed(
   chosen = part_of(range(len(found)), split, describe(paths))
   corpus = corpus.part(chosen[0], chosen[-1] + 1)
   special = coder.special
-  around = 'cls' in special and 'sep' in special
-  prefix = special['cls' if around else 'bos'] if around or 'bos' in special else None
-  suffix = special['sep' if around else 'eos'] if around or 'eos' in special else None
-  some = lambda x: () if x is None else (x,)
+  around = frame(special)
   facts = {'bytes': sum(len(t.encode()) for i in chosen for t, learn in found[i] if learn)}
   facts |= {'special': tuple(sorted({*special.values()})), 'mask': special.get('mask', -1)}
   data = PackedData(
-    corpus, coder.size, length, batch_size, some(prefix), some(suffix), around, words, seed, train,
-    facts, coder,
+    corpus, coder.size, length, batch_size, around.prefix, around.suffix, around.whole, words,
+    seed, train, facts, coder,
   )  # fmt: skip
   data.info['source'] = (
     f'{describe(paths)}: {len(chosen):,} documents of {len(corpus.tokens):,} tokens in '

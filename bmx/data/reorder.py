@@ -33,6 +33,10 @@ class Reordered:
     return self.inner.info
 
   @property
+  def tokenizer(self) -> Any:
+    return getattr(self.inner, 'tokenizer', None)
+
+  @property
   def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
     return {'positions': jax.ShapeDtypeStruct(self._shape, np.int32)} | self.inner.spec
 

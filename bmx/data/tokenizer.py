@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -28,6 +28,32 @@ ROLES = {
   'bos': ('<|begin_of_text|>', '<bos>'),
   'eos': ('<|endoftext|>', '<|end_of_text|>', '<|eot_id|>', '<|im_end|>', '<eos>'),
 }
+# Tokens that end a text, whichever of them a model was trained with.
+ENDS = ('<|endoftext|>', '<|end_of_text|>', '<|eot_id|>', '<|im_end|>', '<eos>', '</s>')
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """What stands around a document: ids before and after it; `whole`: also around its parts, where
+  it is cut."""
+
+  prefix: tuple[int, ...]
+  suffix: tuple[int, ...]
+  whole: bool
+
+
+def frame(special: Mapping[str, int]) -> Frame:
+  """[CLS] and [SEP] of an encoder's tokenizer, or the begin and end of text of a decoder's, as far
+  as there are.
+
+  >>> frame({'bos': 1, 'eos': 2}), frame({'cls': 3, 'sep': 4})
+  (Frame(prefix=(1,), suffix=(2,), whole=False), Frame(prefix=(3,), suffix=(4,), whole=True))
+  """
+  whole = 'cls' in special and 'sep' in special
+  ids = lambda role: (special[role],) if role in special else ()
+  return Frame(ids('cls' if whole else 'bos'), ids('sep' if whole else 'eos'), whole)
+
+
 BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 of what is trained here
 LEARNED = 2  # raised where the same text would give another tokenizer: what was kept is not used
 
@@ -44,6 +70,11 @@ class Tokenizer(Protocol):
   @property
   def special(self) -> dict[str, int]:
     """Role -> id of the special tokens there are; roles are the keys of `ROLES`."""
+    ...
+
+  @property
+  def ends(self) -> tuple[int, ...]:
+    """Ids that end a text."""
     ...
 
   @property
@@ -73,6 +104,10 @@ class Bytes:
   @property
   def special(self) -> dict[str, int]:
     return {}
+
+  @property
+  def ends(self) -> tuple[int, ...]:
+    return ()
 
   @property
   def text(self) -> str:
@@ -127,6 +162,11 @@ class Subwords:
   @property
   def special(self) -> dict[str, int]:
     return self._special
+
+  @property
+  def ends(self) -> tuple[int, ...]:
+    found = {self.inner.token_to_id(name) for name in ENDS} - {None}
+    return tuple(sorted({*found, *frame(self.special).suffix}))
 
   @functools.cached_property
   def _special(self) -> dict[str, int]:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
+from bmx.core.hardware import LANES
 
-BLOCKS = (512, 256, 128)  # of splash, in tokens: the largest that divides the length
+BLOCKS = (512, 256, LANES)  # of splash, in tokens: the largest that divides the length
 
 
 def cudnn(q, k, v, causal: bool, window: int, segment_ids) -> jax.Array:

@@ -7,9 +7,10 @@ from typing import Any
 
 from bmx.core.errors import InputError
 from bmx.core.types import Variables
-from bmx.data.tokenizer import Tokenizer
+from bmx.data.documents import whole
+from bmx.data.tokenizer import Tokenizer, frame
 from bmx.parallel import Layout
-from bmx.serve.beam import beam_search
+from bmx.serve.beam import BeamSearch
 from bmx.serve.generate import Generator, Report, decoder
 from bmx.serve.sample import Sampling
 
@@ -33,6 +34,10 @@ class Options:
   def __post_init__(self):
     if self.tokens < 1 or self.beams < 1:
       raise InputError(f'generate: tokens={self.tokens} and beams={self.beams} are at least 1')
+    if self.beams > 1 and self.penalty != 1:
+      raise InputError(f'generate: penalty={self.penalty} is for drawing, not for beams')
+    if not all(isinstance(s, str) and s for s in self.stop):
+      raise InputError(f'generate.stop={self.stop!r}: expected texts, such as ("\\n\\n", "END")')
     Sampling(self.temperature, self.top_k, self.top_p, self.penalty)
 
 
@@ -42,78 +47,72 @@ class Writer:
   def __init__(
     self, model: Any, params: Variables, layout: Layout, tokenizer: Tokenizer, options: Options
   ):
-    if tokenizer.size > model.vocab:
+    if tokenizer.size > getattr(model, 'vocab', tokenizer.size):
       raise InputError(
         f'the tokenizer has {tokenizer.size} ids, the model a vocabulary of {model.vocab}: it is '
         "not this model's tokenizer"
       )
-    self.model, self.params = decoder(model, params, layout)
-    self.layout, self.tokenizer, self.options = layout, tokenizer, options
-    self.end = tokenizer.special.get('eos', -1)
-    o = options
+    model, params = decoder(model, params, layout)
+    self.model, self.tokenizer, self.options, o = model, tokenizer, options, options
     how = Sampling(o.temperature, o.top_k, o.top_p, o.penalty)
-    chunk = min(STREAM if o.stream else WHOLE, o.tokens)
-    self.generator = Generator(self.model, self.params, layout, how, chunk, self.end)
+    self.generator = Generator(model, params, layout, how, tokenizer.ends)
+    self.search = BeamSearch(model, params, layout, o.beams, tokenizer.ends)
 
   def stream(
-    self, prompts: Sequence[str], seed: int = 0, report: Report | None = None
+    self, prompts: Sequence[str], seed: int = 0, report: Report | None = None, row: int = 0
   ) -> Iterator[list[str]]:
     """What each prompt's text goes on with, piece by piece; the pieces of a row together are its
-    text, which ends before the first of `stop`."""
+    text, which ends before the first of `stop`. row: number of the first prompt."""
+    o = self.options
     ids = self._encode(prompts)
-    tokens = self._room(ids)
-    if self.options.beams > 1:
-      yield self._beams(ids, tokens)
+    pieces = [Pieces(self.tokenizer, o.stop, before) for before in ids]
+    if o.beams > 1:
+      made, _ = self.search(ids, o.tokens)
+      yield [p.add(row) for p, row in zip(pieces, made, strict=True)]
+      yield [p.rest() for p in pieces]
       return
-    pieces = [Pieces(self.tokenizer, self.options.stop) for _ in prompts]
-    for made, stop in self.generator.stream(ids, tokens, seed, report):
-      told = [[i for i in row if i >= 0 and i != self.end] for row in made]
+    chunk = STREAM if o.stream and len(prompts) == 1 else WHOLE
+    for made, stop in self.generator.stream(ids, o.tokens, seed, report, chunk, row):
+      told = [[i for i in row if i >= 0 and i not in self.tokenizer.ends] for row in made]
       new = [p.add(row) for p, row in zip(pieces, told, strict=True)]
       stop([n for n, p in enumerate(pieces) if p.stopped])
       yield new
     yield [p.rest() for p in pieces]
 
-  def write(self, prompts: Sequence[str], seed: int = 0, report: Report | None = None) -> list[str]:
+  def write(
+    self, prompts: Sequence[str], seed: int = 0, report: Report | None = None, row: int = 0
+  ) -> list[str]:
     """What each prompt's text goes on with."""
-    return [''.join(parts) for parts in zip(*self.stream(prompts, seed, report), strict=True)]
+    pieces = list(self.stream(prompts, seed, report, row))
+    return [''.join(parts) for parts in zip(*pieces, strict=True)]
 
   def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-    begin = self.tokenizer.special.get('bos')
-    first = [] if begin is None else [begin]
-    ids = [first + i.tolist() for i in self.tokenizer.encode(prompts)]
-    if any(not i for i in ids):
+    """With what stands before a document in training. Raises InputError for a prompt without text,
+    or with half a character."""
+    prefix = list(frame(self.tokenizer.special).prefix)
+    texts = [whole(prompt, f'prompt {n}') for n, prompt in enumerate(prompts, 1)]
+    ids = [prefix + i.tolist() for i in self.tokenizer.encode(texts)]
+    if not all(ids):
       raise InputError('the prompt is empty: generation begins with a token; give --prompt=TEXT')
+    short = [len(i) for i in ids if len(i) + self.options.tokens > self.model.length]
+    if short:
+      log.info(
+        '%d of %d texts end early: the model has %d positions, %d are for the longest prompt',
+        len(short), len(ids), self.model.length, max(short),
+      )  # fmt: skip
     return ids
-
-  def _room(self, ids: Sequence[Sequence[int]]) -> int:
-    """Tokens to make: as many as are asked for, if the model's positions last."""
-    longest, positions = max(map(len, ids)), self.model.length
-    if longest >= positions:
-      raise InputError(
-        f'a prompt of {longest} tokens leaves no room in the {positions} positions of the model'
-      )
-    tokens = min(self.options.tokens, positions - longest)
-    if tokens < self.options.tokens:
-      log.info('making %d tokens: the model has %d positions', tokens, positions)
-    return tokens
-
-  def _beams(self, ids: Sequence[Sequence[int]], tokens: int) -> list[str]:
-    o, found = self.options, []
-    for prompt in ids:
-      made, _ = beam_search(
-        self.model, self.params, self.layout, [prompt], tokens, o.beams, self.end
-      )
-      piece = Pieces(self.tokenizer, o.stop)
-      found.append(piece.add(made[0]) + piece.rest())
-    return found
 
 
 class Pieces:
-  """Ids of one row to its text, as they come: whole characters only, up to a text that stops it."""
+  """Ids of one row to its text, as they come: whole characters only, up to a text that stops it.
 
-  def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
-    self.tokenizer, self.stop = tokenizer, tuple(s for s in stop if s)
-    self.ids: list[int] = []
+  Args:
+    before: ids of the prompt: what a token looks like depends on the one before it.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], before: Sequence[int] = ()):
+    self.tokenizer, self.stop, self.ids = tokenizer, tuple(stop), list(before)
+    self.start = len(tokenizer.decode(self.ids))
     self.told, self.stopped = 0, False
 
   def add(self, ids: Sequence[int]) -> str:
@@ -121,23 +120,23 @@ class Pieces:
     if self.stopped:
       return ''
     self.ids += [int(i) for i in ids]
-    text = self.tokenizer.decode(self.ids)
+    text = self._text()
     places = [place for place in (text.find(s) for s in self.stop) if place >= 0]
     if places:
       self.stopped = True
       return self._tell(text[: min(places)])
-    return self._tell(text[: len(text) - self._uncertain(text)])
+    # The end may become another character, or be the beginning of a stop.
+    sure = text.rstrip('\ufffd')
+    begun = [n for s in self.stop for n in range(1, len(s)) if sure.endswith(s[:n])]
+    return self._tell(sure[: len(sure) - max(begun, default=0)])
 
   def rest(self) -> str:
     """What was held back and is the end after all."""
-    return '' if self.stopped else self._tell(self.tokenizer.decode(self.ids))
+    return '' if self.stopped else self._tell(self._text())
+
+  def _text(self) -> str:
+    return self.tokenizer.decode(self.ids)[self.start :]
 
   def _tell(self, text: str) -> str:
     new, self.told = text[self.told :], max(self.told, len(text))
     return new
-
-  def _uncertain(self, text: str) -> int:
-    """Characters at the end that may become others, or the beginning of a stop."""
-    held = len(text) - len(text.rstrip('\ufffd'))
-    begun = [n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])]
-    return max([held, *begun])

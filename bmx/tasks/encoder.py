@@ -143,6 +143,11 @@ class MaskedLM(ModelTask):
       'next_accuracy': hits,
     }
 
+  @property
+  def told(self) -> tuple[str, ...]:
+    """A batch's `targets` are the tokens that follow, which are not what is predicted here."""
+    return ()
+
   def outputs(self, out: Any, batch: Batch) -> dict[str, Array]:
     """What would stand at every place: nothing is masked but what the text says."""
     return {'prediction': out[0].argmax(-1)}

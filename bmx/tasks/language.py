@@ -78,10 +78,11 @@ def check_text(model: nn.Module, info: Mapping[str, Any]) -> None:
 
 def perplexity(rows: Rows) -> float:
   """exp of the mean negative log-likelihood of the tokens: 'log_likelihood', 'weights' [N, T]."""
+  total = -_told(rows)
   count = float(rows['weights'].sum(dtype=np.float64))
   if not count:
     raise InputError('perplexity: no token of the split has a weight')
-  mean = -_told(rows) / count
+  mean = total / count
   return math.inf if mean > 709 else math.exp(mean)  # the largest float64
 
 
@@ -97,5 +98,8 @@ def bits_per_byte(rows: Rows, data: Data) -> float:
 
 def _told(rows: Rows) -> float:
   """Nats, summed in float64."""
+  missing = {'log_likelihood', 'weights'} - set(rows)
+  if missing:
+    raise InputError(f'no {", ".join(sorted(missing))} of tokens: this metric is for causal models')
   told = np.where(rows['weights'] > 0, rows['log_likelihood'], 0).astype(np.float64)
   return float((told * rows['weights']).sum())

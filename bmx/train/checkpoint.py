@@ -59,7 +59,7 @@ class Checkpoints:
     path = self.folder / str(step)
     try:
       self._clean(path)
-      self.saver.save(path, args=ocp.args.StandardSave(nested(tree.named(state))))
+      self.saver.save(path, args=ocp.args.StandardSave(tree.nested(tree.named(state))))
     except Exception as error:  # Orbax raises many kinds; none may end the training
       self._report(path, error)
       return
@@ -174,21 +174,6 @@ class Checkpoints:
     lines = tree.difference(leaves, tree.signature(abstract))
     if lines:
       raise InputError(f'checkpoint {path} does not fit the model:\n  ' + '\n  '.join(lines[:40]))
-    target = nested(tree.named(abstract))
+    target = tree.nested(tree.named(abstract))
     flat = tree.named(self.saver.restore(path, args=ocp.args.StandardRestore(target)))
     return tree.map_named(lambda name, _: flat[name], abstract)
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """
-  >>> nested({'a/b': 1, 'a/c': 2})
-  {'a': {'b': 1, 'c': 2}}
-  """
-  result: dict[str, Any] = {}
-  for name, value in flat.items():
-    *folders, leaf = name.split('/')
-    place = result
-    for folder in folders:
-      place = place.setdefault(folder, {})
-    place[leaf] = value
-  return result

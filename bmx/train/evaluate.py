@@ -109,6 +109,7 @@ def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> It
     positions = step * data.batch_size + np.arange(n)
     known = data.rows(data.order(step)[:n], positions)
     told = ('targets', 'weights') if 'targets' in known else ('label', 'y')
+    told = getattr(task, 'told', told)
     yield rows | {k: known[k] for k in told if k in known}
 
 

@@ -35,6 +35,7 @@ FREE = [
   'profile',
   'cache',
   'generate',
+  'init',
 ]
 PACKAGES = ('bmx', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
@@ -63,6 +64,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
     for k in names
     if a.get(k, missing) != b.get(k, missing)
   ]
+
+
+def _free(leaf: str) -> bool:
+  """Whether a resumed run may change it. A tokenizer is judged by what it says, not by where it
+  comes from: see `check_tokenizer`."""
+  words = leaf.split('.')
+  return words[0] in FREE or 'tokenizer' in words
 
 
 class RunDir:
@@ -96,7 +104,7 @@ class RunDir:
     changes = differences(stored['config'], json.loads(json.dumps(self.experiment.config)))
     lines = [f'  {name}: {old!r} there, {new!r} given' for name, old, new in changes]
     forbidden = [line for line, change in zip(lines, changes, strict=True)
-                 if change[0].split('.')[0] not in FREE]  # fmt: skip
+                 if not _free(change[0])]  # fmt: skip
     if forbidden:
       raise InputError(
         f'{self.path} holds the run of another config:\n' + '\n'.join(forbidden) + '\n'
@@ -122,7 +130,9 @@ class RunDir:
     text = getattr(getattr(self.experiment.data, 'tokenizer', None), 'text', '')
     if text:
       check_tokenizer(self.path, text)
-      (self.path / 'tokenizer.json').write_text(text, encoding='utf-8')
+      part = self.path / 'tokenizer.json.part'
+      part.write_text(text, encoding='utf-8')
+      part.replace(self.path / 'tokenizer.json')
     if self.resumed:
       old = read_config(self.path)
       if json.loads(json.dumps(new, default=str)) == old:
@@ -146,8 +156,8 @@ def check_tokenizer(workdir: pathlib.Path, text: str) -> None:
   if text and path.is_file() and path.read_text(encoding='utf-8') != text:
     raise InputError(
       f'{path} is another tokenizer than the one that the config makes now: its text, or the '
-      "library tokenizers, has changed. Name the run's own in the recipe: tokenizer = "
-      "{'call': 'bmx.data.tokenizer:load', 'path': ...}"
+      "library tokenizers, has changed. To go on with the run's own, let the recipe say "
+      "tokenizer={'call': 'bmx.data.tokenizer:load', 'path': WORKDIR}"
     )
 
 

@@ -42,11 +42,12 @@ class Plan:
 
   Attributes:
     abstract: TrainState of `jax.ShapeDtypeStruct`s with shardings.
-    create: () -> TrainState, each array made where it belongs.
+    create: () -> TrainState, each array made where it belongs; create(given), a dict of
+      name -> array, takes these parameters.
   """
 
   abstract: TrainState
-  create: Callable[[], TrainState]
+  create: Callable[..., TrainState]
 
   @property
   def shardings(self) -> Any:
@@ -72,10 +73,12 @@ def plan_state(
     batch = {k: jnp.zeros(v.shape, v.dtype) for k, v in spec.items()}
     return dict(task.init(key, batch))
 
-  def create():
+  def create(given=None):
     key = jax.random.PRNGKey(seed)
     collections = unbox(variables(jax.random.fold_in(key, streams.INIT)))
     params = collections.pop('params')
+    if given:  # before the optimizer sees them: some keep a copy
+      params = tree.map_named(lambda name, new: given.get(name, new), params)
     zero = jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params) if ema else None
     norm = jnp.zeros(2, jnp.float32)

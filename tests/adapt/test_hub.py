@@ -19,12 +19,12 @@ from bmx import config as recipes
 from bmx.adapt import hub
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.core.tree import nested
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
 from bmx.parallel import Layout, make_mesh, unbox
 from bmx.parallel.sharding import param_pspecs, shardings
-from bmx.train.checkpoint import nested
 from tests.conftest import ROOT
 from tests.models.weights import drawn, jit
 

@@ -13,7 +13,7 @@ from bmx.models.gpt import GPT
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.parallel.sharding import param_pspecs, shardings
 from bmx.serve import generate as module
-from bmx.serve.beam import beam_search
+from bmx.serve.beam import BeamSearch
 from bmx.serve.generate import Generator, Report, decoder, unstacked
 from bmx.serve.sample import Sampling
 
@@ -34,9 +34,24 @@ def weights(model, sharp=6.0):
   return jax.tree.map(lambda x: x * sharp, jit(make, ONE)(jax.random.PRNGKey(0)))
 
 
-def generate(model, prompts, tokens, how=GREEDY, layout=ONE, seed=0, **options):
-  generator = Generator(*decoder(model, weights(model), layout), layout, how, **options)
-  return np.concatenate([made for made, _ in generator.stream(prompts, tokens, seed)], axis=1)
+def generate(
+  model, prompts, tokens, how=GREEDY, layout=ONE, seed=0, ends=(), chunk=16, params=None
+):
+  found = decoder(model, weights(model) if params is None else params, layout)
+  generator = Generator(*found, layout, how, ends)
+  parts = generator.stream(prompts, tokens, seed, chunk=chunk)
+  return np.concatenate([made for made, _ in parts], axis=1)
+
+
+def search(model, beams, prompts, tokens, layout=ONE, **options):
+  params = options.pop('params', weights(model))
+  return BeamSearch(*decoder(model, params, layout), layout, beams, **options)(prompts, tokens)
+
+
+def placed(model, layout):
+  boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))
+  places = shardings(param_pspecs(boxed['params'], layout), layout.mesh)
+  return jax.device_put(weights(model), places)
 
 
 def slowly(model, prompt, tokens):
@@ -92,24 +107,53 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
   assert (other != together).any()
 
 
-@pytest.mark.parametrize('mesh', [{'data': 4, 'model': 2}, {'fsdp': 8}, {'model': 4, 'data': 2}])
+MESHES = [{'data': 4, 'model': 2}, {'fsdp': 8}, {'model': 4, 'data': 2}]
+
+
+@pytest.mark.parametrize('mesh', MESHES)
 def test_devices_agree(mesh):
-  """Three prompts over as many parts as the mesh has: the rest is padding."""
+  """Three prompts over as many parts as the mesh has: the rest is padding. In several chunks, and
+  with a row that is stopped: what decoding starts from is always in one place."""
   model = gpt(positions='rotary', kv_heads=4, vocab_pad=1, scan=True)
   layout = Layout(make_mesh(mesh))
   alone = generate(model, PROMPTS[:3], 10)
-  boxed = jax.eval_shape(model.init, jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))
-  places = shardings(param_pspecs(boxed['params'], layout), layout.mesh)
-  placed = jax.device_put(weights(model), places)
-  generator = Generator(*decoder(model, placed, layout), layout, GREEDY)
-  made = np.concatenate([m for m, _ in generator.stream(PROMPTS[:3], 10)], axis=1)
+  params = placed(model, layout)
+  made = generate(model, PROMPTS[:3], 10, layout=layout, params=params, chunk=3)
   np.testing.assert_array_equal(made, alone)
+  generator = Generator(*decoder(model, params, layout), layout, GREEDY)
+  rows = []
+  for some, stop in generator.stream(PROMPTS[:3], 8, chunk=2):
+    rows.append(some)
+    stop([1])
+  assert (np.concatenate(rows, axis=1)[1, 2:] == -1).all()
+
+
+@pytest.mark.parametrize('mesh', MESHES[:2])
+def test_beams_on_devices_agree(mesh):
+  model = gpt(positions='rotary', kv_heads=4, vocab_pad=1, scan=True)
+  layout = Layout(make_mesh(mesh))
+  made, score = search(model, 3, PROMPTS[:3], 6, layout, params=placed(model, layout))
+  alone, expected = search(model, 3, PROMPTS[:3], 6)
+  assert made == alone
+  np.testing.assert_allclose(score, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('mesh', [{'seq': 2, 'data': 4}, {'pipe': 2, 'data': 4}])
+def test_a_mesh_that_generation_cannot_use(mesh):
+  with pytest.raises(InputError, match=f'mesh.{next(iter(mesh))}=1'):
+    decoder(gpt(scan=True), weights(gpt(scan=True)), Layout(make_mesh(mesh)))
+
+
+def test_a_row_ends_where_the_positions_do():
+  made = generate(gpt(), [[1] * 44, [2]], 9)
+  assert (made[0, :4] >= 0).all() and (made[0, 4:] == -1).all() and (made[1] >= 0).all()
+  np.testing.assert_array_equal(made[1:], generate(gpt(), [[2]], 9))
 
 
 def test_a_row_ends_with_its_end():
   free = generate(gpt(), PROMPTS, 12)
   end = int(free[1, 4])
-  made = generate(gpt(), PROMPTS, 12, end=end, chunk=3)
+  made = generate(gpt(), PROMPTS, 12, ends=(end, V + 3), chunk=3)
   for row, whole in zip(made, free[:, : made.shape[1]], strict=True):
     stop = whole.tolist().index(end) + 1 if end in whole else len(whole)
     np.testing.assert_array_equal(row[:stop], whole[:stop])
@@ -117,9 +161,9 @@ def test_a_row_ends_with_its_end():
 
 
 def test_a_row_that_is_stopped_makes_no_more():
-  generator = Generator(*decoder(gpt(), weights(gpt()), ONE), ONE, GREEDY, chunk=2)
+  generator = Generator(*decoder(gpt(), weights(gpt()), ONE), ONE, GREEDY)
   rows = []
-  for made, stop in generator.stream(PROMPTS, 8):
+  for made, stop in generator.stream(PROMPTS, 8, chunk=2):
     rows.append(made)
     stop([0])
   made = np.concatenate(rows, axis=1)
@@ -127,10 +171,10 @@ def test_a_row_that_is_stopped_makes_no_more():
 
 
 def test_programs_are_compiled_once_and_time_is_told():
-  generator = Generator(*decoder(gpt(), weights(gpt()), ONE), ONE, GREEDY, chunk=4)
+  generator = Generator(*decoder(gpt(), weights(gpt()), ONE), ONE, GREEDY)
   reports = [Report(), Report()]
   for report in reports:
-    list(generator.stream(PROMPTS, 8, report=report))
+    list(generator.stream(PROMPTS, 8, report=report, chunk=4))
   assert reports[0].compile_seconds > 0 == reports[1].compile_seconds
   assert reports[1].tokens == 32 and reports[1].prompt_tokens == sum(map(len, PROMPTS))
   assert reports[1].rate == pytest.approx(32 / reports[1].decode_seconds)
@@ -146,8 +190,8 @@ def test_stacked_weights_are_the_same_weights():
 
 BAD = {
   'no prompt': ([], 4, 'no prompt'),
-  'empty': ([[1], []], 4, 'an empty one'),
-  'long': ([[1] * 40], 9, 'a prompt of 40 tokens and 9 more do not fit the 48 positions'),
+  'empty': ([[1], []], 4, 'prompt 2 is empty'),
+  'long': ([[1] * 48], 9, 'prompt 1 has 48 tokens, which leaves no room in the 48 positions'),
   'unknown': ([[1, V]], 4, f'token id {V}, the model a vocabulary of {V}'),
 }
 
@@ -172,14 +216,14 @@ def log_probability(model, prompt, ids):
 
 def test_one_beam_is_greedy():
   model = gpt()
-  made, _ = beam_search(*decoder(model, weights(model), ONE), ONE, [PROMPTS[0]], 6, 1)
+  made, _ = search(model, 1, PROMPTS[:1], 6)
   assert made[0] == slowly(model, PROMPTS[0], 6)
 
 
 def test_as_many_beams_as_there_are_texts_find_the_best():
   """V beams and two tokens: all V² texts are looked at."""
   model = gpt(positions='rotary')
-  made, score = beam_search(*decoder(model, weights(model), ONE), ONE, PROMPTS[:1], 2, V, power=0.0)
+  made, score = search(model, V, PROMPTS[:1], 2, power=0.0)
   texts = [[a, b] for a in range(V) for b in range(V)]
   run = jit(lambda p, x: jax.nn.log_softmax(model.apply({'params': p}, x)), ONE)
   ids = np.array([PROMPTS[0] + t for t in texts], np.int32)
@@ -209,17 +253,20 @@ def test_beams_are_an_oracles(end):
         new += [(score + log[t], [*ids, t], t == end) for t in range(V)]
     kept = sorted(new, key=lambda k: -k[0])[:beams]
   best = max(kept, key=lambda k: k[0] / len(k[1]))
-  made, score = beam_search(
-    *decoder(model, weights(model), ONE), ONE, [PROMPTS[1]], tokens, beams, end
-  )
+  made, score = search(model, beams, [PROMPTS[1]], tokens, ends=(end,))
   assert made[0] == [t for t in best[1] if t != end]
   assert score[0] == pytest.approx(best[0] / len(best[1]), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-  ('prompts', 'beams', 'said'),
-  [([[1], [1, 2]], 2, 'of one length'), ([[1]], 0, 'beams=0'), ([[1] * 46], 2, 'do not fit')],
-)
-def test_beams_that_cannot_be(prompts, beams, said):
-  with pytest.raises(InputError, match=said):
-    beam_search(*decoder(gpt(), weights(gpt()), ONE), ONE, prompts, 4, beams)
+def test_beams_of_unequal_prompts_are_those_of_each_alone():
+  model = gpt(positions='rotary')
+  together, score = search(model, 3, PROMPTS, 7)
+  for n, prompt in enumerate(PROMPTS):
+    alone, expected = search(model, 3, [prompt], 7)
+    assert together[n] == alone[0] and score[n] == pytest.approx(expected[0], abs=1e-4)
+
+
+@pytest.mark.parametrize('beams', [0, V + 1])
+def test_beams_that_cannot_be(beams):
+  with pytest.raises(InputError, match=f'beams={beams}'):
+    search(gpt(), beams, PROMPTS, 4)

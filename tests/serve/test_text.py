@@ -26,10 +26,11 @@ def writer(length=40, tokenizer=None, **options):
   return Writer(model, params, ONE, tokenizer or Bytes(), Options(**options))
 
 
+STOPS = [(), ('b',), ('ab', 'ba'), ('é\n', 'x'), ('aé',)]
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(
-  st.text(max_size=30), st.integers(1, 5), st.sampled_from([(), ('b',), ('ab', 'ba'), ('é\n',)])
-)
+@given(st.text(max_size=30), st.integers(1, 5), st.sampled_from(STOPS))
 def test_pieces_together_are_the_text_before_its_stop(text, size, stop):
   ids = list(text.encode())
   pieces = Pieces(Bytes(), stop)
@@ -49,6 +50,20 @@ def test_what_is_told_early_is_never_taken_back():
   assert pieces.rest() == ''
 
 
+def test_a_stop_within_a_character_that_is_not_whole_yet():
+  pieces = Pieces(Bytes(), ('ENé',))
+  assert pieces.add(list('x ENé'.encode())[:5]) == 'x '
+  assert pieces.add(list('é'.encode())[1:]) == '' and pieces.stopped
+
+
+def test_words_are_apart_from_the_prompt(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  (tmp_path / 'a.txt').write_text('once upon a time there was a king\n' * 9)
+  coder = trained('wordpiece', 300, (str(tmp_path / 'a.txt'),))
+  before, after = coder.encode(['once upon a', 'time there'])
+  assert Pieces(coder, (), before.tolist()).add(after.tolist()) == ' time there'
+
+
 def test_a_stream_is_what_is_written():
   options = {'tokens': 20, 'temperature': 1.0}
   streamed = list(writer(stream=True, **options).stream(['ab'], seed=3))
@@ -66,12 +81,18 @@ def test_a_stop_ends_its_row_only():
 def test_as_many_tokens_as_the_positions_hold(caplog):
   caplog.set_level('INFO')
   text = writer(length=8, tokens=100, temperature=0.0, stream=False).write(['abcde'])[0]
-  assert len(Bytes().encode([text])[0]) <= 3 * 3 and 'making 3 tokens' in caplog.text
+  assert len(Bytes().encode([text])[0]) <= 3 * 3 and '1 of 1 texts end early' in caplog.text
 
 
 BAD = {
+  'none': ({}, [], 'there is no prompt'),
   'empty': ({}, [''], 'the prompt is empty'),
-  'long': ({'length': 4}, ['abcd'], 'a prompt of 4 tokens leaves no room in the 4 positions'),
+  'half': ({}, ['ab\ud800'], 'prompt 1'),
+  'long': (
+    {'length': 4},
+    ['abcd'],
+    'prompt 1 has 4 tokens, which leaves no room',
+  ),
 }
 
 
@@ -88,7 +109,16 @@ def test_another_models_tokenizer(tmp_path, monkeypatch):
     writer(tokenizer=trained('bpe', 300))
 
 
-@pytest.mark.parametrize('bad', [{'tokens': 0}, {'beams': 0}, {'temperature': -1.0}])
+@pytest.mark.parametrize(
+  'bad',
+  [
+    {'tokens': 0},
+    {'beams': 0},
+    {'temperature': -1.0},
+    {'stop': (1,)},
+    {'penalty': 2.0, 'beams': 2},
+  ],
+)
 def test_options_that_cannot_be(bad):
   with pytest.raises(InputError, match=next(iter(bad))):
     Options(**bad)
@@ -135,7 +165,10 @@ def test_a_file_of_prompts(bmx, workdir, tmp_path):
 
 REFUSED = {
   'none': ((), 'give --prompt=TEXT'),
-  'long': (('--prompt=' + 'x' * 40,), 'a prompt of 40 tokens leaves no room in the 32 positions'),
+  'long': (
+    ('--prompt=' + 'x' * 40,),
+    'prompt 1 has 40 tokens, which leaves no room',
+  ),
   'word': (('--prompt=x', '--config.generate.tmp=1'), r"unknown config key 'generate.tmp'"),
 }
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from bmx.adapt import hub
+from bmx.core.tree import nested
 from bmx.parallel import Layout, make_mesh, unbox
-from bmx.serve.beam import beam_search
+from bmx.serve.beam import BeamSearch
 from bmx.serve.generate import Generator, decoder
 from bmx.serve.sample import Sampling
-from bmx.train.checkpoint import nested
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -69,5 +69,5 @@ def test_greedy(folder, ours, penalty):
 def test_beams(folder, ours, beams):
   """Texts of one length: where none ends, how ends are counted does not matter."""
   expected = theirs(folder, PROMPTS[:1], num_beams=beams)
-  made, _ = beam_search(*ours, ONE, PROMPTS[:1], TOKENS, beams, end=-1)
+  made, _ = BeamSearch(*ours, ONE, beams)(PROMPTS[:1], TOKENS)
   assert made[0] == expected[0].tolist()
