@@ -2,7 +2,8 @@
 entities), or to answers to questions (SQuAD's format).
 
     python -m bmx.main --config=configs/bert_finetune.py --config.init.path=DIR
-    --config.data.path=train.csv --config.eval.valid.path=valid.csv
+    --config.data.path=train.csv --config.data.fit=train.csv --config.data.text=sentence
+    --config.eval.valid.path=valid.csv
     python -m bmx.main --config=configs/bert_finetune.py:ner --config.init.path=DIR ...
     python -m bmx.main --config=configs/bert_finetune.py:qa --config.init.path=DIR ...
 

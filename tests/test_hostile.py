@@ -119,3 +119,20 @@ def test_a_stored_config_calls_no_strange_code():
   recipes.trust(['mine'])
   recipes.check_calls(config)
   recipes._allowed.clear()
+
+
+FOREIGN = (
+  'bmx.config:load',  # runs a file
+  'bmx.adapt.hub:save_file',  # what a module of ours has imported
+  'bmx.data.corpus:_write',
+  'bmx.data.documents:json',
+  'bmx.main:main',
+  'bmx.core.cache:sweep',
+)
+
+
+@pytest.mark.parametrize('path', FOREIGN)
+def test_what_is_stored_calls_parts_only(path):
+  config = {'task': {'model': {'call': 'bmx.models.gpt:GPT', 'vocab': {'call': path, 'path': 'x'}}}}
+  with pytest.raises(InputError, match='the stored config calls'):
+    recipes.check_calls(config)

@@ -3,6 +3,8 @@ predictions, weights out to another format and in again, text from it."""
 
 import json
 import math
+import re
+import shlex
 
 import jax
 import pytest
@@ -152,3 +154,38 @@ def test_a_run_keeps_its_tokenizer(folder, tmp_path):
   (tmp_path / 'corpus.txt').write_text('\n'.join(f'{text} strange' for text in FILMS))
   with pytest.raises(InputError, match=r'tokenizer\.json is another tokenizer'):
     run('bert_small.py:tiny', tmp_path / 'run', *command, 'steps=6')
+
+
+SMALLER = (
+  '--config.task.model.encoder.width=64', '--config.task.model.encoder.heads=4',
+  '--config.vocab=320', '--config.steps=4', '--config.schedule.warmup=1', '--config.every.save=4',
+  '--config.batch_size=8',
+)  # fmt: skip
+
+
+def test_the_language_commands_of_the_readme(bmx, folder, tmp_path):
+  """As they stand, with less of everything."""
+  readme = (ROOT / 'README.md').read_text()
+  block = next(b for b in re.findall(r'```bash\n(.*?)```', readme, re.DOTALL) if 'bert_small' in b)
+  for name in ('corpus.txt', 'train.csv', 'valid.csv'):
+    (tmp_path / name).write_text((folder / name).read_text())
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  pretrain, finetune, _ = block.splitlines()
+  less = [w for w in SMALLER if 'vocab' not in w and 'encoder' not in w]
+  for line, more in ((pretrain, SMALLER), (finetune, (*less, '--config.epochs=0.0'))):
+    done = bmx(*shlex.split(line)[3:], *more, cwd=tmp_path)
+    assert done.returncode == 0, (line, done.stderr)
+  assert (tmp_path / 'runs/bert/tokenizer.json').is_file()
+
+
+def test_the_python_of_the_page(tmp_path, monkeypatch):
+  """From a run to Hugging Face's format, and to a text."""
+  monkeypatch.chdir(tmp_path)
+  run('gpt_char.py:tiny', tmp_path / 'runs/first', 'steps=4', 'schedule.warmup=1',
+      'task.model.bias=True')  # fmt: skip
+  page = (ROOT / 'docs/language.md').read_text()
+  code = [b for b in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if 'import' in b]
+  assert len(code) == 2
+  scope: dict = {}
+  exec(compile('\n'.join(code), 'language.md', 'exec'), scope)
+  assert len(scope['texts']) == 2 and (tmp_path / 'DIR/model.safetensors').is_file()

@@ -1,4 +1,4 @@
-"""Texts with what is said of them: classes or numbers, tags of words, answers to questions."""
+"""Texts with what is said of them: classes or numbers, tags of words."""
 
 import dataclasses
 import pathlib

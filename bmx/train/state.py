@@ -54,6 +54,14 @@ class Plan:
     return jax.tree.map(lambda x: x.sharding, self.abstract)
 
 
+def abstract_params(task: Task, layout: Layout) -> Any:
+  """Shapes and places of the parameters of a model of tokens: what weights are read into."""
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  spec = dict.fromkeys(('tokens', 'targets'), ids)
+  spec |= {'weights': jax.ShapeDtypeStruct((1, 1), jnp.float32)}
+  return plan_state(task, optax.identity(), spec, layout).abstract.params
+
+
 def plan_state(
   task: Task,
   tx: optax.GradientTransformation,

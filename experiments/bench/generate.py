@@ -75,7 +75,7 @@ def ours(folder: str, prompts: np.ndarray):
 def compare(sizes: dict[str, int]) -> dict:
   torch.manual_seed(0)
   config = transformers.GPT2Config(
-    **sizes, bos_token_id=0, eos_token_id=0, initializer_range=0.1
+    **sizes, bos_token_id=None, eos_token_id=None, initializer_range=0.1
   )  # far from ties, which rounding would break
   with tempfile.TemporaryDirectory() as folder:
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)

@@ -5,14 +5,17 @@ import functools
 
 import jax
 import numpy as np
+import optax.contrib
 import pytest
 
 from bmx import config as recipes
 from bmx import experiment
+from bmx.adapt import restore
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.train import loop
 from bmx.train.checkpoint import Checkpoints
+from bmx.train.state import plan_state
 from tests.conftest import ROOT
 
 SMALL = ('steps=6', 'mesh.data=1', 'every.log=3', 'every.save=3')
@@ -151,3 +154,12 @@ def test_a_model_without_an_encoder(decoder, pretrained):
 def test_nothing_to_start_from():
   with pytest.raises(InputError, match=r'--config\.init\.path=DIR'):
     finetune('')
+
+
+def test_the_optimizer_sees_the_weights_that_are_read(decoder):
+  """Some transforms keep a copy of the parameters that they were made with."""
+  x = build('gpt_char.py:tiny', f'init.path={decoder}', 'mesh.data=1')
+  tx = optax.contrib.schedule_free_sgd(0.1)
+  state = restore.start(plan_state(x.task, tx, x.data.spec, x.layout), str(decoder))
+  assert tree.digest(state.opt_state.z) == tree.digest(state.params)
+  np.testing.assert_array_equal(state.params['position'], stored(decoder)['ema/position'])
