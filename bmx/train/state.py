@@ -56,9 +56,9 @@ class Plan:
 
 def abstract_params(task: Task, layout: Layout) -> Any:
   """Shapes and places of the parameters of a model of tokens: what weights are read into."""
-  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  spec = dict.fromkeys(('tokens', 'targets'), ids)
-  spec |= {'weights': jax.ShapeDtypeStruct((1, 1), jnp.float32)}
+  shape = layout.devices, layout.mesh.shape['seq']  # which every layout divides
+  spec = dict.fromkeys(('tokens', 'targets'), jax.ShapeDtypeStruct(shape, jnp.int32))
+  spec['weights'] = jax.ShapeDtypeStruct(shape, jnp.float32)
   return plan_state(task, optax.identity(), spec, layout).abstract.params
 
 
