@@ -74,12 +74,17 @@ def test_tags(folder):
   assert summary['metrics']['eval/test/entity_f1'] == 1
 
 
-def test_answers(folder):
+def test_answers(bmx, folder):
   data = (f'data.path={folder}/squad.json', 'length=16', 'batch_size=4')
   summary = run('bert_finetune.py:qa', folder / 'qa', *start(folder), *data, 'schedule.peak=2e-3')
   metrics = summary['metrics']
   assert 0 <= metrics['eval/valid/exact_match'] <= metrics['eval/valid/answer_f1'] <= 1
   assert metrics['eval/valid/answer_f1'] > 0
+  done = bmx('--workdir', folder / 'qa', '--mode=predict')
+  assert done.returncode == 0, done.stderr
+  lines = (folder / 'qa' / 'predictions.jsonl').read_text().splitlines()
+  told = [json.loads(line) for line in lines]
+  assert len(told) == 2 and all(t['known'][0].isdigit() and t['answer'] for t in told)
 
 
 def test_predictions_are_json_lines(bmx, folder):

@@ -57,8 +57,9 @@ class Plan:
 def abstract_params(task: Task, layout: Layout) -> Any:
   """Shapes and places of the parameters of a model of tokens: what weights are read into."""
   shape = layout.devices, layout.mesh.shape['seq']  # which every layout divides
-  spec = dict.fromkeys(('tokens', 'targets'), jax.ShapeDtypeStruct(shape, jnp.int32))
-  spec['weights'] = jax.ShapeDtypeStruct(shape, jnp.float32)
+  ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+  weights = jax.ShapeDtypeStruct(shape, jnp.float32)
+  spec = {'tokens': ids, 'targets': ids, 'weights': weights}
   return plan_state(task, optax.identity(), spec, layout).abstract.params
 
 
