@@ -80,17 +80,18 @@ def _card(title: str, series: Series) -> str:
     for k, v in series.items()
   )
   name = html.escape(title.replace('_', ' '))
-  body = f'{_svg(series, colours)}<div class="legend">{legend}</div>'
+  body = f'{svg(series, colours)}<div class="legend">{legend}</div>'
   return f'<div class="card"><h2>{name}</h2>{body}</div>'
 
 
-def _svg(series: Series, colours: Mapping[str, str]) -> str:
+def svg(series: Series, colours: Mapping[str, str]) -> str:
+  """Lines over steps, as an SVG element. colours: of each series."""
   points = [p for s in series.values() for p in s]
   x0, x1 = _span([x for x, _ in points])
   y0, y1 = _span([y for _, y in points])
   sx = lambda x: LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 12)
   sy = lambda y: HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP)
-  parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+  parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
   for y in ticks(y0, y1):
     parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{sy(y):.1f}" y2="{sy(y):.1f}" '
                  f'stroke="#8883"/><text x="{LEFT - 6}" y="{sy(y) + 4:.1f}" text-anchor="end">'
