@@ -91,7 +91,7 @@ def svg(series: Series, colours: Mapping[str, str]) -> str:
   y0, y1 = _span([y for _, y in points])
   sx = lambda x: LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 12)
   sy = lambda y: HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP)
-  parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+  parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
   for y in ticks(y0, y1):
     parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{sy(y):.1f}" y2="{sy(y):.1f}" '
                  f'stroke="#8883"/><text x="{LEFT - 6}" y="{sy(y) + 4:.1f}" text-anchor="end">'

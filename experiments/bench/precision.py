@@ -1,4 +1,4 @@
-"""Mixed precision beside float32: loss curves of gpt_char, parameters and moments in float32 always.
+"""Mixed precision beside float32: loss curves of gpt_char; parameters and moments are float32.
 
     python experiments/bench/precision.py [TEXT]     # a text file; the standard library without
 
@@ -57,7 +57,8 @@ def main() -> None:
   series = {f'{d}, seed {n}': list(zip(steps, map(float, row), strict=True))
             for d in DTYPES for n, row in enumerate(values[d])}  # fmt: skip
   colours = dict(zip(series, ('#1f77b4', '#7fb8e0', '#d62728', '#f0a0a0'), strict=True))
-  (HERE / 'precision.svg').write_text(svg(series, colours) + '\n')
+  picture = svg(series, colours).replace('<svg ', '<svg xmlns="http://www.w3.org/2000/svg" ')
+  (HERE / 'precision.svg').write_text(picture + '\n')
 
 
 if __name__ == '__main__':
