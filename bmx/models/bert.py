@@ -4,8 +4,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bmx.core.errors import InputError
-from bmx.models.layers import Dtype, Einsum, Embed, Norm, activation, check_rate, check_sizes
+from bmx.models.layers import (
+  Dtype,
+  Einsum,
+  Embed,
+  Norm,
+  activation,
+  check_rate,
+  check_sizes,
+  places,
+)
 from bmx.models.transformer import Stack
 from bmx.ops.ring import NEVER
 from bmx.parallel import constrain, gather, named
@@ -87,12 +95,7 @@ class BERT(nn.Module):
     train: bool = False,
   ) -> jax.Array:
     """tokens, positions, segment_ids (0 is padding), types int [B, T] -> [B, T, D]."""
-    if tokens.shape[1] > self.length:
-      raise InputError(
-        f"a sequence of {tokens.shape[1]} tokens is longer than the model's {self.length} positions"
-      )
-    if positions is None:
-      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+    positions = places(tokens, positions, self.length)
     if types is None or self.types == 1:  # RoBERTa reads pairs, too, as of one kind
       types = jnp.zeros_like(tokens)
     x = self.embed(tokens)

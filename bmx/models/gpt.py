@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
-from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes
+from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes, places
 from bmx.models.transformer import Stack
 from bmx.ops.cache import Cache
 from bmx.ops.positions import sinusoidal
@@ -137,12 +137,7 @@ class GPT(nn.Module):
     train: bool = False,
   ) -> jax.Array:
     """What the head reads. tokens, positions, segment_ids int [B, T] -> [B, T, D]."""
-    if tokens.shape[1] > self.length:
-      raise InputError(
-        f"a sequence of {tokens.shape[1]} tokens is longer than the model's {self.length} positions"
-      )
-    if positions is None:
-      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+    positions = places(tokens, positions, self.length)
     x = self._embed(tokens, positions, train)
     return self.norm_out(self.stack(x, positions, segment_ids, train=train)[0])
 

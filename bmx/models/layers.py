@@ -45,6 +45,20 @@ def check_rate(dropout: float) -> None:
     raise InputError(f'dropout={dropout} is no share of units: 0 <= dropout < 1')
 
 
+def places(tokens: jax.Array, positions: jax.Array | None, length: int) -> jax.Array:
+  """Where tokens [B, T] stand in their sequences: `positions`, or 0, 1, 2, ... int [B, T].
+
+  Raises InputError for more tokens than a model of `length` positions has.
+  """
+  if tokens.shape[1] > length:
+    raise InputError(
+      f"a sequence of {tokens.shape[1]} tokens is longer than the model's {length} positions"
+    )
+  if positions is not None:
+    return positions
+  return jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+
+
 class Einsum(nn.Module):
   """The one contraction: `einsum(equation, x, kernel) + bias`.
 

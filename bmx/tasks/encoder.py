@@ -153,28 +153,25 @@ class MaskedLM(ModelTask):
     return {'prediction': out[0].argmax(-1)}
 
 
+class ReadsText(ModelTask):
+  """A task on texts, before what it makes of them."""
+
+  def check(self, info: Mapping[str, Any]) -> None:
+    check_text(self.model, info)
+    super().check(info)
+
+  def inputs(self, batch: Batch) -> tuple[Any, ...]:
+    return text_inputs(batch)
+
+
 @dataclasses.dataclass(frozen=True)
-class TextClassification(Classification):
+class TextClassification(ReadsText, Classification):
   """Which class a text is of. Reads `tokens` int [B, T] and `label` int [B]."""
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    check_text(self.model, info)
-    super().check(info)
-
-  def inputs(self, batch: Batch) -> tuple[Any, ...]:
-    return text_inputs(batch)
-
 
 @dataclasses.dataclass(frozen=True)
-class TextRegression(Regression):
+class TextRegression(ReadsText, Regression):
   """A number for a text. Reads `tokens` int [B, T] and `y` float [B, 1]."""
-
-  def check(self, info: Mapping[str, Any]) -> None:
-    check_text(self.model, info)
-    super().check(info)
-
-  def inputs(self, batch: Batch) -> tuple[Any, ...]:
-    return text_inputs(batch)
 
 
 @dataclasses.dataclass(frozen=True)
