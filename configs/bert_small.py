@@ -6,6 +6,9 @@ sequences of 50, batch 32.
 Paths may be plain text (a document a line), .jsonl and .csv (field `text`), SQuAD's .json, or
 tfds:NAME/SPLIT; without any it reads the source of the installed Python's standard library. A
 WordPiece tokenizer is learned from the same text, once, and lies beside the run.
+
+On a million words (rows of 128, 4,000 steps of 16) it says 30.2 % of the masked words (1 seed;
+2026-11-25, two CPU cores: experiments/bert_finetune/run.py), in 44 min beside other jobs.
 """
 
 from bmx.config import base, check_variant
