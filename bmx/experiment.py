@@ -78,12 +78,14 @@ def build(
     guard=c['guard'],
     dispatch=c['dispatch'],
     watchdog=c['watchdog']['seconds'],
-    init=functools.partial(_init, plan, c['init']),
+    init=functools.partial(_init, c['init'], plan),
     rebuild=rebuild,
   )
 
 
-def _init(plan: Plan, init: Mapping[str, Any]) -> Any:
+def _init(init: Mapping[str, Any], planned: Plan, plan: Plan | None = None) -> Any:
+  """A new state, as it was planned or (another optimizer, say) as `plan` has it."""
+  plan = plan or planned
   if not init['path']:
     return plan.create()
   return restore.start(plan, init['path'], init['fresh'])

@@ -146,5 +146,5 @@ class Experiment:
   guard: Mapping[str, Any]
   dispatch: int  # steps per jitted call; 0 chooses
   watchdog: float  # seconds without a finished step before the run is ended; 0 is never
-  init: Callable[[], Any]  # -> TrainState, placed
+  init: Callable[..., Any]  # (a train.state.Plan, or this one's own) -> TrainState, placed
   rebuild: Callable[[Mapping[str, Any]], 'Experiment']  # the same with some config leaves changed

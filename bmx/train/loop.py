@@ -157,7 +157,7 @@ class Trainer:
     """The newest valid checkpoint, or a new state."""
     found = self.checkpoints.newest_valid()
     if found is None:
-      self.state, self.loop, self.step = self.x.init(), LoopState(), 0
+      self.state, self.loop, self.step = self.x.init(self.plan), LoopState(), 0
     else:
       self.state = self.checkpoints.restore(found, self.plan.abstract)
       self.loop, self.step = LoopState(**self.checkpoints.loop(found)), found
@@ -348,7 +348,7 @@ class Trainer:
       'parameters': start.published_parameters(self.x, self.plan),
       'state_digest': tree.digest(self.state),
       'device': f'{self.x.layout.devices} × {device.device_kind}',
-      'peak_memory_bytes': (device.memory_stats() or {}).get('peak_bytes_in_use'),
+      'peak_memory_bytes': _peak_memory(),
       'energy': None,  # not measured: no meter on this device
     }
     if jax.process_index() == 0:
@@ -356,6 +356,11 @@ class Trainer:
       report.write(self.rundir.path, self.x.name, summary)
       log.info('%s', closing(summary, self.rundir.path))
     return summary
+
+
+def _peak_memory() -> int | None:
+  """Bytes, of one device of this process; None where a device keeps no count (a CPU)."""
+  return (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
 
 
 def closing(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:

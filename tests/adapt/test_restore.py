@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_does_not_start_again(pretrained, tmp_path):
   overrides = ('epochs=0.0', 'every.save=2', 'every.log=2', 'schedule.warmup=1')
   loop.run(finetune(pretrained, *overrides, 'steps=2'), tmp_path / 'run')
 
-  def again():
+  def again(plan):
     raise AssertionError('weights were read a second time')
 
   x = dataclasses.replace(finetune(pretrained, *overrides, 'steps=4'), init=again)
