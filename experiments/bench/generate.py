@@ -63,10 +63,10 @@ def ours(folder: str, prompts: np.ndarray):
   plan = plan_state(task, sgd(lambda step: 0.0), shapes(8, 1, model.vocab).spec, layout)
   state = start(plan, folder)
   how = Sampling(temperature=0.0)
-  generator = Generator(*decoder(model, state.params, layout), layout, how, chunk=TOKENS)
+  generator = Generator(*decoder(model, state.params, layout), layout, how)
 
   def run() -> np.ndarray:
-    parts = generator.stream(prompts.tolist(), TOKENS)
+    parts = generator.stream(prompts.tolist(), TOKENS, chunk=TOKENS)
     return np.concatenate([made for made, _ in parts], axis=1)
 
   return run
