@@ -71,4 +71,5 @@ def inverse_sqrt(peak: float, warmup: int = 1) -> Schedule:
 
 def _fits(steps: int, warmup: int) -> None:
   if warmup >= steps:
-    raise InputError(f'schedule: warmup={warmup} leaves nothing of steps={steps}')
+    raise InputError(f'schedule: warmup={warmup} leaves nothing of steps={steps}; '
+                     'set --config.schedule.warmup, or more steps')  # fmt: skip
