@@ -261,6 +261,7 @@ def _write(path: pathlib.Path | None, pieces: Pieces, dtype: str) -> None:
   if path is None:
     return
   save_file(arrays, path, {'format': 'pt'})  # transformers reads no file that does not say so
+  path.chmod(path.parent.stat().st_mode & 0o666)  # the library makes it its owner's only
   with path.open('rb') as file:
     os.fsync(file.fileno())
 

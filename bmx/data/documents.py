@@ -144,9 +144,11 @@ def whole(text: str, where: str) -> str:
 
 def said(record: Record, field: str, where: str) -> str:
   """The text of a field. Raises InputError where there is none."""
-  if not isinstance(record.get(field), str):
-    raise InputError(f'{where}: no text under {field!r}{did_you_mean(field, record)}')
-  return record[field]
+  value = record.get(field)
+  if not isinstance(value, str):
+    what = f'; it is {value!r:.40}' if field in record else did_you_mean(field, record)
+    raise InputError(f'{where}: no text under {field!r}{what}')
+  return value
 
 
 def squad_paragraphs(path: str) -> list[tuple[str, dict[str, Any]]]:

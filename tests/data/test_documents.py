@@ -89,7 +89,7 @@ REFUSED = {
   'Latin-1 JSON': ('a.json', b'{"\xe9', {}, r'a\.json is not UTF-8: byte 0xe9 at offset 2'),
   'field': ('a.jsonl', '{"texts": "a"}', {}, r"line 1: no text under 'text'; did you mean 'texts'"),
   'column': ('a.csv', 'body\nb\n', {}, r"record 1: no text under 'text'; known: body"),
-  'a number': ('a.jsonl', '{"text": 1}', {}, "no text under 'text'"),
+  'a number': ('a.jsonl', '{"text": 1}', {}, "no text under 'text'; it is 1"),
   'unit': ('a.txt', 'a', {'unit': 'lines'}, "unit 'lines' is not one of file, paragraph, line"),
   'surrogate': (
     'a.jsonl', '{"text": "a"}\n{"text": "bc\\udc80"}', {},
