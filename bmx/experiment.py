@@ -78,6 +78,8 @@ def build(
     guard=c['guard'],
     dispatch=c['dispatch'],
     watchdog=c['watchdog']['seconds'],
+    generate=c['generate'],
+    weights=c['init']['path'],
     init=functools.partial(_init, c['init'], plan),
     rebuild=rebuild,
   )

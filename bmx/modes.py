@@ -99,7 +99,7 @@ def generate(experiment: Experiment, workdir: pathlib.Path, args: argparse.Names
     )
   if args.prompt and args.workdir and not (workdir / 'checkpoints').is_dir():
     raise errors.InputError(f'{workdir} holds no run: give --workdir=DIR of one that has trained')
-  options = Options(**x.config['generate'])
+  options = Options(**x.generate)
   if not hasattr(x.task.model, 'extend'):  # type: ignore
     raise errors.InputError('generation needs a decoder, a model that says next tokens')
   prompts = args.prompt or documents.read(args.input, 'prompt', 'line')
@@ -124,12 +124,13 @@ def generate(experiment: Experiment, workdir: pathlib.Path, args: argparse.Names
 def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.Path, Any]:
   """The plain weights to use -> (the folder that they are from, params); nothing else is read."""
   plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
-  init = x.config['init']['path']
   folder, step = str(workdir), which
-  if init and not (workdir / 'checkpoints').is_dir():
+  if x.weights and not (workdir / 'checkpoints').is_dir():
     if which != 'latest':
-      raise errors.InputError(f'--step={which} is of a run, and init.path={init} is used as it is')
-    folder, step = init, 'latest'
+      raise errors.InputError(
+        f'--step={which} is of a run, and init.path={x.weights} is used as it is'
+      )
+    folder, step = x.weights, 'latest'
   found = restore.load(folder, plan.abstract.params, step=step)
   return pathlib.Path(folder), x.task.view(tree.nested(found), {})
 
@@ -137,7 +138,7 @@ def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.
 def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
   """The one that lies beside the weights, or where they came from; bytes where there is none and
   the model reads bytes."""
-  for place in (folder, pathlib.Path(x.config['init']['path'] or folder)):
+  for place in (folder, pathlib.Path(x.weights or folder)):
     if (place / 'tokenizer.json').is_file():
       return tokenizer.load(str(place))
   vocab = getattr(x.task.model, 'vocab', 0)  # type: ignore

@@ -20,7 +20,6 @@ from bmx.adapt.configs import architecture, describe, translate
 from bmx.adapt.layouts import ARCHITECTURES, BERT, Rule
 from bmx.adapt.tensors import (
   INDEX,
-  LAYERS,
   SINGLE,
   Target,
   canonical,
@@ -32,6 +31,7 @@ from bmx.core import processes, tree
 from bmx.core.errors import InputError
 from bmx.core.writer import write_json
 from bmx.models import bert
+from bmx.models.transformer import layers_apart
 from bmx.ops.attention import as_xla
 from bmx.parallel import unbox, use
 
@@ -199,10 +199,10 @@ Pieces = dict[str, list[_Piece]]  # by the tensor's name; side by side in its la
 
 def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
   """Raises InputError for parameters that are not the model's."""
-  given = _unstacked(params)
+  given = layers_apart(params)
   shape = lambda leaf, layer: list(leaf.shape if layer is None else leaf.shape[1:])
   has = {k: shape(*v) for k, v in given.items()}
-  expected = {k: shape(*v) for k, v in _unstacked(_shapes(model)).items()}
+  expected = {k: shape(*v) for k, v in layers_apart(_shapes(model)).items()}
   # Nobody asks for what a bare encoder pools, so it may have come without a pooler.
   expected = {k: v for k, v in expected.items() if k in has or not k.startswith('pooler/')}
   lines = tree.difference(has, expected)
@@ -223,15 +223,6 @@ def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
 def _joined(pieces: Sequence[_Piece], dtype: str) -> np.ndarray:
   arrays = [piece.array().astype(dtype, copy=False) for piece in pieces]
   return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
-
-
-def _unstacked(params: tree.Tree) -> dict[str, tuple[Any, int | None]]:
-  """name -> (leaf, None), or (leaf of a stack, number of the layer)."""
-  found = {}
-  for name, leaf in tree.named(params).items():
-    layers = range(leaf.shape[0]) if LAYERS in name else [None]
-    found |= {name.replace(LAYERS, f'stack/block_{i}/'): (leaf, i) for i in layers}
-  return found
 
 
 def _shapes(model: Any) -> tree.Tree:

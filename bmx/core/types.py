@@ -146,5 +146,7 @@ class Experiment:
   guard: Mapping[str, Any]
   dispatch: int  # steps per jitted call; 0 chooses
   watchdog: float  # seconds without a finished step before the run is ended; 0 is never
+  generate: Mapping[str, Any]  # how texts are made: the arguments of serve.text.Options
+  weights: str  # the folder that a new state's weights are from; '' is none
   init: Callable[..., Any]  # (a train.state.Plan, or this one's own) -> TrainState, placed
   rebuild: Callable[[Mapping[str, Any]], 'Experiment']  # the same with some config leaves changed

@@ -15,7 +15,7 @@ from bmx.data.clean import Step
 from bmx.data.corpus import Corpus, Parts, encode
 from bmx.data.documents import describe, documents, part_of, records, said, whole
 from bmx.data.loader import RESIDENT_BYTES, Shuffled
-from bmx.data.tokenizer import Bytes, Tokenizer, frame
+from bmx.data.tokenizer import Bytes, Tokenizer, frame, special_facts
 
 KEYS = ('tokens', 'segment_ids', 'positions')
 
@@ -195,10 +195,9 @@ def packed(
   corpus = encode(found, coder)
   chosen = part_of(range(len(found)), split, describe(paths))
   corpus = corpus.part(chosen[0], chosen[-1] + 1)
-  special = coder.special
-  around = frame(special)
+  around = frame(coder.special)
   facts = {'bytes': sum(len(t.encode()) for i in chosen for t, learn in found[i] if learn)}
-  facts |= {'special': tuple(sorted({*special.values()})), 'mask': special.get('mask', -1)}
+  facts |= special_facts(coder.special)
   data = PackedData(
     corpus, coder.size, length, batch_size, around.prefix, around.suffix, around.whole, words,
     seed, train, facts, coder,

@@ -14,7 +14,7 @@ from bmx.core.types import Batch, Rows
 from bmx.data.corpus import Corpus, encode
 from bmx.data.documents import describe, documents, part_of
 from bmx.data.loader import Shuffled
-from bmx.data.tokenizer import Subwords
+from bmx.data.tokenizer import Subwords, special_facts
 
 END = re.compile(r'(?<=[.!?])\s+|\n+')  # where a sentence ends
 
@@ -119,8 +119,7 @@ def pairs(
   cut = [[s for s in END.split(text) if s.strip()] for text in found]
   corpus = encode([[(s, True)] for sentences in cut for s in sentences], tokenizer)
   document = np.repeat(np.arange(len(cut)), [len(sentences) for sentences in cut])
-  special = tokenizer.special
-  facts = {'special': tuple(sorted(special.values())), 'mask': special.get('mask', -1)}
+  facts = special_facts(tokenizer.special)
   facts['source'] = f'{describe(paths)}: {len(document):,} sentences of {len(found):,} documents'
   return PairData(
     corpus, document, tokenizer.size, length, batch_size, seed, train, facts, tokenizer

@@ -16,7 +16,7 @@ from bmx.core.types import Batch, Rows
 from bmx.data.corpus import encode
 from bmx.data.documents import describe, documents, part_of
 from bmx.data.loader import RESIDENT_BYTES, Shuffled
-from bmx.data.tokenizer import Bytes, Tokenizer
+from bmx.data.tokenizer import Bytes, Tokenizer, special_facts
 
 
 @dataclasses.dataclass
@@ -112,8 +112,7 @@ def text(
   ids = np.frombuffer(whole, np.uint8) if isinstance(coder, Bytes) else _stream(found, coder)
   ids = part_of(ids, split, name)
   size = len(ids) if isinstance(coder, Bytes) else len(coder.decode(ids).encode())
-  facts |= {'source': name, 'bytes': size, 'mask': coder.special.get('mask', -1)}
-  facts |= {'special': tuple(sorted(coder.special.values()))}
+  facts |= {'source': name, 'bytes': size} | special_facts(coder.special)
   return TokenData(ids, coder.size, length, batch_size, seed, train, facts, coder)
 
 

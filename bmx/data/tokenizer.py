@@ -54,6 +54,15 @@ def frame(special: Mapping[str, int]) -> Frame:
   return Frame(ids('cls' if whole else 'bos'), ids('sep' if whole else 'eos'), whole)
 
 
+def special_facts(special: Mapping[str, int]) -> dict[str, Any]:
+  """What a task that masks must agree with: all special ids, and that of [MASK] (-1 is none).
+
+  >>> special_facts({'cls': 2, 'pad': 0})
+  {'special': (0, 2), 'mask': -1}
+  """
+  return {'special': tuple(sorted({*special.values()})), 'mask': special.get('mask', -1)}
+
+
 BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 of what is trained here
 LEARNED = 2  # raised where the same text would give another tokenizer: what was kept is not used
 
@@ -208,6 +217,8 @@ def load(path: str) -> Subwords:
   if not path:
     raise InputError('no folder of a tokenizer is named: set --config.init.path=DIR of the run or '
                      'the Hugging Face model to start from')  # fmt: skip
+  if not pathlib.Path(path).exists():
+    raise InputError(f'there is no {path}, which is to hold a tokenizer.json')
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')
   return Subwords(read_text(file), str(file))

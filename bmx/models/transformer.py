@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models.layers import Dtype, Einsum, Norm, activation
 from bmx.models.moe import Aux, MoE
@@ -191,6 +192,22 @@ class Block(nn.Module):
       self.hidden, self.experts, self.top_k, self.capacity, self.activation, self.gated,
       out_stddev=self.out_stddev, dtype=self.dtype, name='experts',
     )  # fmt: skip
+
+
+STACKED, ONE = 'blocks/', 'block_'  # how a Stack names its layers, see `Stack.scan`
+
+
+def layers_apart(params: Any) -> dict[str, tuple[jax.Array, int | None]]:
+  """Parameters as a Stack without scan names them: 'stack/block_3/...' -> (the stacked leaf, 3);
+  what is in no stack -> (the leaf, None). Nothing is copied."""
+  found = {}
+  for name, leaf in tree.named(params).items():
+    if f'/{STACKED}' not in name:
+      found[name] = leaf, None
+      continue
+    for i in range(leaf.shape[0]):
+      found[name.replace(f'/{STACKED}', f'/{ONE}{i}/')] = leaf, i
+  return found
 
 
 class Stack(nn.Module):

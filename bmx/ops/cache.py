@@ -64,10 +64,6 @@ class Cache(struct.PyTreeNode):
     zeros = lambda: tuple(jnp.zeros((batch, slots, heads, size), dtype) for _ in range(layers))
     return cls(zeros(), zeros(), jnp.int32(0), first.astype(jnp.int32))
 
-  @property
-  def slots(self) -> int:
-    return self.keys[0].shape[1]
-
   def layer(self, i: int) -> LayerCache:
     return LayerCache(self.keys[i], self.values[i], self.at, self.first)
 

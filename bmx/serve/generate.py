@@ -14,6 +14,7 @@ from flax import struct
 from bmx.core import streams, tree
 from bmx.core.errors import InputError
 from bmx.core.types import Variables
+from bmx.models.transformer import layers_apart
 from bmx.ops.cache import Cache
 from bmx.parallel import Layout, constrain, jit
 from bmx.serve.sample import Sampling, draw
@@ -71,14 +72,8 @@ def decoder(model: Any, params: Variables, layout: Layout) -> tuple[Any, Variabl
 
 def unstacked(params: Variables) -> Variables:
   """'stack/blocks/...' [L, ...] as 'stack/block_0/...', 'stack/block_1/...', ..."""
-  flat = {}
-  for name, leaf in tree.named(params).items():
-    head, blocks, rest = name.partition('/blocks/')
-    if not blocks:
-      flat[name] = leaf
-      continue
-    flat |= {f'{head}/block_{i}/{rest}': leaf[i] for i in range(leaf.shape[0])}
-  return tree.nested(flat)
+  apart = layers_apart(params)
+  return tree.nested({k: leaf if i is None else leaf[i] for k, (leaf, i) in apart.items()})
 
 
 def padded(

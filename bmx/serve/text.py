@@ -68,15 +68,15 @@ class Writer:
     pieces = [Pieces(self.tokenizer, o.stop, before) for before in ids]
     if o.beams > 1:
       made, _ = self.search(ids, o.tokens)
-      yield [p.add(row) for p, row in zip(pieces, made, strict=True)]
+      yield [p.add(new) for p, new in zip(pieces, made, strict=True)]
       yield [p.rest() for p in pieces]
       return
     chunk = STREAM if o.stream and len(prompts) == 1 else WHOLE
     for made, stop in self.generator.stream(ids, o.tokens, seed, report, chunk, row):
-      told = [[i for i in row if i >= 0 and i not in self.tokenizer.ends] for row in made]
-      new = [p.add(row) for p, row in zip(pieces, told, strict=True)]
+      told = [[i for i in new if i >= 0 and i not in self.tokenizer.ends] for new in made]
+      some = [p.add(new) for p, new in zip(pieces, told, strict=True)]
       stop([n for n, p in enumerate(pieces) if p.stopped])
-      yield new
+      yield some
     yield [p.rest() for p in pieces]
 
   def write(
@@ -94,12 +94,10 @@ class Writer:
     ids = [prefix + i.tolist() for i in self.tokenizer.encode(texts)]
     if not all(ids):
       raise InputError('the prompt is empty: generation begins with a token; give --prompt=TEXT')
-    short = [len(i) for i in ids if len(i) + self.options.tokens > self.model.length]
+    limit = self.model.length
+    short = sum(limit - self.options.tokens < len(i) < limit for i in ids)
     if short:
-      log.info(
-        '%d of %d texts end early: the model has %d positions, %d are for the longest prompt',
-        len(short), len(ids), self.model.length, max(short),
-      )  # fmt: skip
+      log.info('%d of %d texts may end early: the model has %d positions', short, len(ids), limit)
     return ids
 
 

@@ -1,6 +1,6 @@
 """Checkpoints: Orbax writes the arrays, a manifest says when they are whole.
 
-    checkpoints/STEP/state/         the TrainState, a nested dict of arrays
+    checkpoints/STEP/               the TrainState, a nested dict of arrays, as Orbax writes it
     checkpoints/STEP/loop.json      the host's part of the state
     checkpoints/STEP/manifest.json  written last: SHA-256 of every file; name, shape, dtype of each
     leaf
@@ -135,6 +135,16 @@ class Checkpoints:
     if not which.isdigit() or int(which) not in steps:
       raise InputError(f'no checkpoint of step {which!r}; there are {", ".join(map(str, steps))}')
     return int(which)
+
+  def choose_whole(self, which: str) -> int:
+    """`choose`, and raises InputError where its files are not what was written."""
+    step = self.choose(which)
+    bad = self.verify(step)
+    if bad:
+      raise InputError(
+        f'checkpoint {step} is damaged: {"; ".join(bad)}; choose another with --step'
+      )
+    return step
 
   def loop(self, step: int) -> dict[str, Any]:
     return json.loads((self.folder / str(step) / 'loop.json').read_text())

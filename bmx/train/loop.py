@@ -381,12 +381,9 @@ def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple
   if not folder.is_dir():
     raise InputError(f'{workdir} holds no run: give --workdir=DIR of one that has trained')
   checkpoints = Checkpoints(folder)
-  step = checkpoints.choose(which)
-  bad = checkpoints.verify(step)
-  if bad:
-    raise InputError(f'checkpoint {step} is damaged: {"; ".join(bad)}; choose another with --step')
+  step = checkpoints.choose_whole(which)
   x = experiment
-  check_tokenizer(workdir, getattr(getattr(x.data, 'tokenizer', None), 'text', ''))
+  check_tokenizer(workdir, x.data)
   plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
   state = checkpoints.restore(step, plan.abstract)
   checkpoints.close()

@@ -127,9 +127,8 @@ class RunDir:
       'xla_flags': os.environ.get('XLA_FLAGS', ''),
       'devices': [jax.device_count(), jax.devices()[0].device_kind],
     }
-    text = getattr(getattr(self.experiment.data, 'tokenizer', None), 'text', '')
+    text = check_tokenizer(self.path, self.experiment.data)
     if text:
-      check_tokenizer(self.path, text)
       part = self.path / 'tokenizer.json.part'
       part.write_text(text, encoding='utf-8')
       part.replace(self.path / 'tokenizer.json')
@@ -150,8 +149,12 @@ class RunDir:
     return summary if done else None
 
 
-def check_tokenizer(workdir: pathlib.Path, text: str) -> None:
-  """Raises InputError where the run has another tokenizer: its ids would mean other words."""
+def check_tokenizer(workdir: pathlib.Path, data: Any) -> str:
+  """The tokenizer.json of the data, '' where it has none.
+
+  Raises InputError where the run has another one: its ids would mean other words.
+  """
+  text = getattr(getattr(data, 'tokenizer', None), 'text', '')
   path = workdir / 'tokenizer.json'
   if text and path.is_file() and path.read_text(encoding='utf-8') != text:
     raise InputError(
@@ -159,6 +162,7 @@ def check_tokenizer(workdir: pathlib.Path, text: str) -> None:
       "library tokenizers, has changed. To go on with the run's own, let the recipe say "
       "tokenizer={'call': 'bmx.data.tokenizer:load', 'path': WORKDIR}"
     )
+  return text
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
