@@ -1,9 +1,10 @@
-"""A pre-trained BERT, fine-tuned: to classes of texts (SST-2, GLUE), to tags of words (named
-entities), or to answers to questions (SQuAD's format).
+"""A pre-trained BERT, fine-tuned: to classes of texts (SST-2, GLUE) or numbers, to tags of words
+(named entities), or to answers to questions (SQuAD's format).
 
     python -m bmx.main --config=configs/bert_finetune.py --config.init.path=DIR
     --config.data.path=train.csv --config.data.fit=train.csv --config.data.text=sentence
     --config.eval.valid.path=valid.csv
+    python -m bmx.main --config=configs/bert_finetune.py:regression --config.init.path=DIR ...
     python -m bmx.main --config=configs/bert_finetune.py:ner --config.init.path=DIR ...
     python -m bmx.main --config=configs/bert_finetune.py:qa --config.init.path=DIR ...
 
@@ -19,7 +20,7 @@ from bmx.config import base, check_variant
 
 
 def get_config(variant: str = ''):
-  check_variant(variant, 'ner', 'qa', 'tiny')
+  check_variant(variant, 'regression', 'ner', 'qa', 'tiny')
   c = base('BERT, fine-tuned')
   c.init.fresh = 'head|pooler'  # 'head' where the pooler was trained too, by next sentences
   c.length = 64
@@ -65,6 +66,11 @@ def get_config(variant: str = ''):
   }
   c.every = {'log': 100, 'eval': 500, 'save': 500}
   c.keep = {'last': 2, 'metric': 'eval/valid/accuracy', 'mode': 'max'}
+  if variant == 'regression':
+    c.task.call, c.task.model.outputs = 'bmx.tasks.encoder:TextRegression', 1
+    c.data.regression = True
+    c.eval.valid.metrics = ('bmx.tasks.metrics:pearson', 'bmx.tasks.metrics:spearman')
+    c.keep.metric = 'eval/valid/pearson'
   if variant == 'ner':
     c.task.call, c.task.model.call = 'bmx.tasks.encoder:TokenClassification', TAGGER
     c.task.model.outputs = 13  # WNUT-17: six kinds of entity

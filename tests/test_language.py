@@ -65,6 +65,17 @@ def test_classes(folder):
   assert summary['metrics']['eval/valid/matthews'] == 1
 
 
+def test_numbers(folder):
+  table = f'{folder}/numbers.csv'
+  rows = [f'{text},{1.5 if text.startswith("good") else -0.5}' for text in FILMS]
+  (folder / 'numbers.csv').write_text('sentence,label\n' + '\n'.join(rows) + '\n')
+  data = (f'data.path={table}', f'eval.valid.path={table}', 'length=16')
+  summary = run('bert_finetune.py:regression', folder / 'numbers', *start(folder), *data,
+                'schedule.peak=2e-3')  # fmt: skip
+  assert summary['metrics']['eval/valid/pearson'] > 0.95
+  assert summary['metrics']['eval/valid/loss'] < 0.1
+
+
 def test_tags(folder):
   data = (f'data.path={folder}/words.conll', f'data.fit={folder}/words.conll', 'length=16')
   held = [f'eval.{name}.path={folder}/words.conll' for name in ('valid', 'test')]
