@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
-from bmx.parallel import Stored, axes_of, gather, named, one_device, shard_map
+from bmx.ops.dense import contract
+from bmx.parallel import Stored, axes_of, gather, named, shard_map
 
 Dtype = Any
 Init = Callable[..., jax.Array]
@@ -92,22 +93,6 @@ class Einsum(nn.Module):
       bias = self.param('bias', named(self.bias_init, axes), self.shape[contracted:], jnp.float32)
       y += gather(bias.astype(self.dtype), axes).reshape((1,) * len(lead) + bias.shape)
     return y
-
-
-def contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-  """einsum; where no multi-device mesh is in context, over operands with one leading dimension.
-
-  There XLA:CPU computes the backward pass twice as fast; elsewhere merging a sharded B with a
-  sharded T would gather the whole sequence.
-  """
-  left, out = equation.split('->')
-  inputs, weights = left.split(',')
-  lead = len([c for c in inputs if c not in weights])
-  if lead < 2 or not one_device():
-    return jnp.einsum(equation, x, w)
-  flat = f'{inputs[0]}{inputs[lead:]},{weights}->{inputs[0]}{out[lead:]}'
-  y = jnp.einsum(flat, x.reshape(-1, *x.shape[lead:]), w)
-  return y.reshape(*x.shape[:lead], *y.shape[1:])
 
 
 class Embed(nn.Module):

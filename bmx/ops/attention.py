@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError
 from bmx.ops.kernels import BLOCKS, cudnn, splash
 from bmx.ops.ring import NEVER, ring
-from bmx.parallel import current, one_device, shard_map
+from bmx.parallel import current, one_device, platform, shard_map
 
 ROWS = 4  # causal block rows on one device: more skip more, each costs a kernel launch
 IMPLEMENTATIONS = ('xla', 'cudnn', 'splash', 'ring')
@@ -55,8 +55,8 @@ def attend(
   impl = 'xla' if _counting.get() else impl
   layout = current()
   shards = layout.mesh.shape['seq'] if layout else 1
-  platform = 'tpu' if interpret else _platform()
-  reason = impossible(impl, platform, q.dtype.name, length, k.shape[1], size, shards)
+  kind = 'tpu' if interpret else platform()
+  reason = impossible(impl, kind, q.dtype.name, length, k.shape[1], size, shards)
   if reason:
     raise InputError(reason)
   seen = Seen(causal, window, segment_ids, positions)
@@ -151,12 +151,6 @@ def impossible(
   if impl == 'splash' and (length != keys or length % BLOCKS[-1]):
     return f"attention 'splash' needs a length that {BLOCKS[-1]} divides, not {length}; {instead}"
   return ''
-
-
-def _platform() -> str:
-  """Of the devices that the program in the making is for."""
-  layout = current()
-  return layout.mesh.devices.flat[0].platform if layout else jax.default_backend()
 
 
 def _blocks(q, k, v, seen):

@@ -3,7 +3,7 @@
 from bmx.parallel.mesh import AXES, describe, describe_place, make_mesh
 from bmx.parallel.pipeline import pipeline, stages
 from bmx.parallel.sharding import Layout, current, jit, named, unbox, use
-from bmx.parallel.traced import Stored, axes_of, constrain, gather, one_device, shard_map
+from bmx.parallel.traced import Stored, axes_of, constrain, gather, one_device, platform, shard_map
 
 __all__ = [
   'AXES',
@@ -20,6 +20,7 @@ __all__ = [
   'named',
   'one_device',
   'pipeline',
+  'platform',
   'shard_map',
   'stages',
   'unbox',

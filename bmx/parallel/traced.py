@@ -107,3 +107,9 @@ def one_device() -> bool:
   """True where no mesh of more than one device is in context, so any reshape is free."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.empty or mesh.size == 1
+
+
+def platform() -> str:
+  """Of the devices that the program in the making is for: 'cpu', 'gpu', 'tpu'."""
+  layout = current()
+  return layout.mesh.devices.flat[0].platform if layout else jax.default_backend()
