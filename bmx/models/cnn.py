@@ -51,8 +51,19 @@ class CNN(nn.Module):
       if self.norm:
         x = BatchNorm(dtype=self.dtype, name=f'norm_{i}')(x, train=train)
       x = activation(self.activation)(x)
-      x = constrain(nn.max_pool(x, (2, 2), (2, 2)), 'batch', None, None, 'mlp')
+      x = constrain(halve(x), 'batch', None, None, 'mlp')
     # The flattened map is wide and its channels may be sharded: 'act_embed' gathers them first.
     x = constrain(x.reshape(x.shape[0], -1), 'batch', 'act_embed')
     head = MLP(self.outputs, self.widths, (self.activation,), self.dropout, dtype=self.dtype)
     return head(x, train=train)
+
+
+def halve(x: jax.Array) -> jax.Array:
+  """2×2 max pool: [B, I, J, C] -> [B, I // 2, J // 2, C]; an odd last row or column is left out.
+
+  As a maximum over axes: the gradient of a window reduction (select and scatter) is slow on CPUs.
+  Equal maxima share the gradient.
+  """
+  batch, rows, columns, channels = x.shape
+  x = x[:, : rows // 2 * 2, : columns // 2 * 2]
+  return x.reshape(batch, rows // 2, 2, columns // 2, 2, channels).max((2, 4))
