@@ -9,10 +9,11 @@ empty cache and with a full one; for GPT-2 also tokens a second of the same mode
 (torch.compile, flash attention, fused AdamW, bfloat16). Also attention forward and backward at head
 sizes 64 and 128, and matrix products at widths 768, 2048 and 8192. Writes gpu.json here. `--small`
 is a size for any CPU, which writes nothing: it shows that the script runs. Extra `reference`, with
-a CUDA build of torch.
+a CUDA build of torch; without torch there is no other side.
 """
 
 import datetime
+import importlib.util
 import json
 import pathlib
 import statistics
@@ -173,7 +174,7 @@ def main() -> None:
       tokens = np.random.default_rng(0).integers(0, vocab, 20_000_000 if not small else 40_000)
       tokens.astype(np.uint32).tofile(folder / 'tokens.bin')
       found = {'bmx': ours(name, models, folder)}
-    if sizes:
+    if sizes and importlib.util.find_spec('torch'):
       found['torch'] = theirs(sizes, batch)
       found['bmx/torch'] = found['bmx']['tokens_per_second'] / found['torch']['tokens_per_second']
     if chip and 'mfu' in found['bmx']:

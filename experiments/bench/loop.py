@@ -5,7 +5,7 @@ clock, log lines, against the same dispatch called again and again on one group 
 
 Windows of both in turn, wall time. Writes loop.json here: the median of the ratios, framework over
 bare, and the middle half of them; `save_stall`: the share of time that the loop stands still for
-checkpoints, one every 200 steps; `data_wait`: the share that it waits for data.
+checkpoints, as often as the recipe saves; `data_wait`: the share that it waits for data.
 """
 
 import datetime
@@ -95,9 +95,10 @@ def measure(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
 
 
 def shares(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
-  """Of the time of a plain run that saves every 200 steps."""
-  words = [*overrides, f'steps={10 * window}', f'every.log={window}', 'every.eval=0']
-  config, name = recipes.load(str(ROOT / 'configs' / recipe), [*words, 'every.save=200'])
+  """Of the time of a run as the recipe has it, without its evaluations."""
+  words = [*overrides, f'every.log={window}', 'every.eval=0']
+  config, name = recipes.load(str(ROOT / 'configs' / recipe), words)
+  recipes.apply(config, [f'steps={2 * config.every.save or 10 * window}'])
   x = experiment.build(config, name, jax.devices()[:1])
   with tempfile.TemporaryDirectory() as folder:
     trainer = Trainer(x, RunDir(f'{folder}/run', x))
@@ -116,7 +117,8 @@ def shares(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
   waits = [line['data_wait_fraction'] for line in lines if 'data_wait_fraction' in line]
   return {
     'save_stall': round(sum(stalls) / summary['seconds'], 4),
-    'data_wait': round(statistics.mean(waits), 4) if waits else None,
+    'data_wait': round(statistics.mean(waits), 4),
+    'steps_a_save': config.every.save,
   }
 
 

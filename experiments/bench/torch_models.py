@@ -74,6 +74,25 @@ def mnist_loader(image: np.ndarray, label: np.ndarray, batch: int):
   return torch.utils.data.DataLoader(Digits(), batch_size=batch, shuffle=True)
 
 
+def cifar_loader(image: np.ndarray, label: np.ndarray, batch: int):
+  """torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip, in its own steps."""
+
+  class Pictures(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+      return len(label)
+
+    def __getitem__(self, i: int):
+      x = torch.from_numpy(image[i]).permute(2, 0, 1)
+      x = nn.functional.pad(x, (4, 4, 4, 4))
+      top, left = torch.randint(9, (2,)).tolist()
+      x = x[:, top : top + 32, left : left + 32]
+      if torch.rand(()) < 0.5:
+        x = x.flip(2)
+      return x.to(torch.float32).div(255), int(label[i])
+
+  return torch.utils.data.DataLoader(Pictures(), batch_size=batch, shuffle=True)
+
+
 def epoch(model: nn.Module, loader):
   """The loop of every tutorial."""
   optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), weight_decay=0.1)
