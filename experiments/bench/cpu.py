@@ -97,8 +97,9 @@ MODELS = {
 }
 
 
-def ours(task, data, count: int) -> Window:
-  """What the loop dispatches, on `count` steps."""
+def ours(task, data, count: int, steps: int = 0) -> Window:
+  """What the loop dispatches: `count` steps on data that lie ready; or `steps` in calls of `count`,
+  on data as the feed makes them."""
   tx = adamw(constant(1e-3), b2=0.99, weight_decay=0.1)
   plan = plan_state(task, tx, data.spec, LAYOUT)
   feed = Feed(data, LAYOUT, count)
@@ -113,7 +114,15 @@ def ours(task, data, count: int) -> Window:
     state, *rest = compiled(state, constants, group, np.int32(count))
     jax.block_until_ready(rest)
 
-  return window
+  def fed() -> None:
+    nonlocal state
+    starts = range(0, steps, count)
+    groups = [(start, min(count, steps - start)) for start in starts]
+    for (_, n), (made, _) in zip(groups, feed.groups(groups), strict=True):
+      state, *rest = compiled(state, constants, made, np.int32(n))
+    jax.block_until_ready(rest)
+
+  return fed if steps else window
 
 
 def theirs(model, data, count: int, compiled: bool) -> Window:
@@ -165,15 +174,13 @@ def epoch() -> dict:
 
   folder = os.environ['BMX_TEST_DATA'] + '/tfds'
   data = tfds('mnist', 64, data_dir=folder)
-  steps = -(-data.size // 64)
-  window = ours(Classification(MLP(10, (256, 128))), data, 50)
+  run_ours = ours(Classification(MLP(10, (256, 128))), data, 50, steps=-(-data.size // 64))
   loader = torch_models.mnist_loader(data.arrays['image'], data.arrays['label'], 64)
   run = torch_models.epoch(torch_models.mlp((784, 256, 128, 10)), loader)
   took: dict[str, list[float]] = {'bmx': [], 'torch': []}
   for _ in range(4):
     began = time.perf_counter()
-    for _ in range(-(-steps // 50)):
-      window()
+    run_ours()
     took['bmx'].append(time.perf_counter() - began)
     began = time.perf_counter()
     run()

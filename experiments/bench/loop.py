@@ -79,7 +79,7 @@ class Windows(Trainer):
     self.began = time.perf_counter()
 
 
-def measure(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
+def ratio(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
   steps = window * (WINDOWS + 2)
   words = [*overrides, f'steps={steps}', f'every.log={window}', 'every.eval=0', 'every.save=0']
   config, name = recipes.load(str(ROOT / 'configs' / recipe), words)
@@ -91,7 +91,7 @@ def measure(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
   return {
     'framework/bare': [round(median, 4), round(low, 4), round(high, 4)],
     'steps_a_dispatch': trainer.depth,
-  } | shares(recipe, overrides, window)
+  }
 
 
 def shares(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
@@ -127,10 +127,14 @@ def main() -> None:
   path = pathlib.Path(__file__).with_suffix('.json')
   results = json.loads(path.read_text()) if path.exists() else {}
   for name in sys.argv[1:] or RUNS:
-    results[name] = measure(*RUNS[name]) | {
-      'date': datetime.date.today().isoformat(),
-      'machine': f'{len(os.sched_getaffinity(0))} × {platform.machine()} CPU',
-    }
+    results[name] = (
+      ratio(*RUNS[name])
+      | shares(*RUNS[name])
+      | {
+        'date': datetime.date.today().isoformat(),
+        'machine': f'{len(os.sched_getaffinity(0))} × {platform.machine()} CPU',
+      }
+    )
     path.write_text(json.dumps(results, indent=1) + '\n')
 
 
