@@ -77,6 +77,10 @@ class Data(Protocol):
     """-> int64 [B], the examples of the global batch of a step."""
     ...
 
+  def orders(self, step: int, n: int) -> np.ndarray:
+    """-> int64 [n, B], those of n steps from `step` on."""
+    ...
+
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> Rows:
     """Host rows of any subset; positions are step·B + row."""
     ...

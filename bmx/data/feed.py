@@ -70,7 +70,7 @@ class Feed:
 
   def _order(self, start: int, n: int) -> Batch:
     order = np.zeros((self.depth, self.data.batch_size), np.int32)
-    order[:n] = [self.data.order(start + i) for i in range(n)]
+    order[:n] = self.data.orders(start, n)
     at = NamedSharding(self.layout.mesh, PartitionSpec(None, *self.layout.pspec(['batch'])))
     return {'order': jax.make_array_from_callback(order.shape, at, lambda i: order[i])}
 

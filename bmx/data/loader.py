@@ -33,15 +33,17 @@ class Shuffled:
   train: bool
 
   def order(self, step: int) -> np.ndarray:
-    positions = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+    return self.orders(step, 1)[0]
+
+  def orders(self, step: int, n: int) -> np.ndarray:
+    positions = step * self.batch_size + np.arange(n * self.batch_size, dtype=np.int64)
     epochs, places = np.divmod(positions, self.size)
-    if not self.train:
-      return self.example(epochs, places)
-    result = np.empty_like(places)
-    for epoch in np.unique(epochs):
-      here = epochs == epoch
-      result[here] = self._permutation(int(epoch))[places[here]]
-    return self.example(epochs, result)
+    if self.train:
+      cuts = np.searchsorted(epochs, np.arange(epochs[0] + 1, epochs[-1] + 1))
+      parts = np.split(places, cuts)
+      shuffled = [self._permutation(int(epochs[0]) + i)[p] for i, p in enumerate(parts)]
+      places = np.concatenate(shuffled)
+    return self.example(epochs, places).reshape(n, self.batch_size)
 
   def example(self, epochs: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """The examples that have these numbers in these epochs."""

@@ -47,6 +47,9 @@ class Reordered:
   def order(self, step: int) -> np.ndarray:
     return self.inner.order(step)
 
+  def orders(self, step: int, n: int) -> np.ndarray:
+    return self.inner.orders(step, n)
+
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> Rows:
     return self._reorder(self.inner.rows(indices, positions))
 

@@ -186,6 +186,9 @@ class TokenShapes:
   def order(self, step: int) -> np.ndarray:
     raise InputError('there are shapes only, and no data')
 
+  def orders(self, step: int, n: int) -> np.ndarray:
+    raise InputError('there are shapes only, and no data')
+
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> Rows:
     raise InputError('there are shapes only, and no data')
 

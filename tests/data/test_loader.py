@@ -62,6 +62,14 @@ def test_a_later_step_can_be_asked_for_first(size, batch, seed, step):
   np.testing.assert_array_equal(fresh.order(step), used.order(step))
 
 
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(**SIZES, step=st.integers(0, 10**6), n=st.integers(1, 9), train=st.booleans())
+def test_steps_may_be_asked_for_together(size, batch, seed, step, n, train):
+  data = numbers(size, batch, seed, train)
+  together = data.orders(step, n)
+  np.testing.assert_array_equal(together, [data.order(step + i) for i in range(n)])
+
+
 def test_evaluation_reads_in_file_order():
   data = numbers(10, 4, seed=3, train=False)
   np.testing.assert_array_equal(positions(data, 3)[:10], np.arange(10))
