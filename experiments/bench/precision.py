@@ -21,7 +21,7 @@ from bmx.core.report import svg
 from bmx.core.writer import read_metrics
 
 HERE = pathlib.Path(__file__).parent
-DTYPES, SEEDS, STEPS = ('float32', 'bfloat16'), (0, 1), 400
+DTYPES, SEEDS, STEPS = ('float32', 'bfloat16'), (0, 1), 600
 
 
 def curve(dtype: str, seed: int, path: str) -> dict[int, float]:
