@@ -180,6 +180,7 @@ class Trainer:
     began = time.perf_counter()
     step = make_train_step(self.x.grad_fn, self.x.tx, ema=self.x.ema, spike=self.x.guard['spike'])
     patience = self.x.guard['patience']
+    self.rates = start.learning_rates(self.x)
     self.finite = jit(all_finite, self.x.layout, out_shardings=self.everywhere)
     dispatch = make_dispatch(step, self.feed.take, patience, self.depth)
     self.constants = self.feed.constants()
@@ -218,7 +219,7 @@ class Trainer:
   def _log(self, step: int, when: float) -> None:
     skipped = int(self.window.sums['skipped'][0])
     line = self.window.close() | {'skipped': skipped}
-    line['learning_rate'] = float(self.x.schedule(step - 1))
+    line['learning_rate'] = self.rates[step]
     self.loop.last |= line
     self._write(step, line | self.clock.close(step, when))
 

@@ -4,13 +4,15 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import costs, hardware, tree
 from bmx.core.types import Experiment
 from bmx.core.writer import table
 from bmx.data.feed import THREADS
 from bmx.ops.attention import as_xla
-from bmx.parallel import describe, describe_place
+from bmx.parallel import describe, describe_place, jit
 from bmx.train.state import Plan
 
 MAX_ROWS = 40
@@ -69,6 +71,16 @@ def choose_dispatch(x: Experiment, plan: Plan, flops: int) -> int:
     rows = sum(math.prod(s.shape) * s.dtype.itemsize for s in x.data.spec.values())
     depth = min(depth, int(GROUP_BYTES // rows))
   return max(1, min(depth, x.every.log or depth, x.steps))
+
+
+def learning_rates(x: Experiment) -> dict[int, float]:
+  """Step of a log line -> rate of the update before it. All from one program and of the whole run:
+  one at a time would wait for the steps in flight, and a resumed run must log the same bits."""
+  every = x.every.log or x.steps
+  marks = np.array(sorted({*range(every, x.steps, every), x.steps}), np.int32)
+  everywhere = NamedSharding(x.layout.mesh, PartitionSpec())
+  rates = jit(jax.vmap(x.schedule), x.layout, out_shardings=everywhere)(marks - 1)
+  return dict(zip(marks.tolist(), np.asarray(rates).tolist(), strict=True))
 
 
 def peak_flops(x: Experiment) -> float:

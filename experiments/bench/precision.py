@@ -2,8 +2,8 @@
 
     python experiments/bench/precision.py [TEXT]     # a text file; the standard library without
 
-Two seeds of each. Writes precision.json and precision.svg here: the largest distance of the mean
-curves behind the warm-up, beside the largest distance of two seeds of float32, which is the noise.
+Two seeds of each. Writes precision.svg here, and precision.json: the curves; the largest distance
+of the mean ones behind the warm-up; and beside it that of two seeds of float32, the noise.
 """
 
 import datetime
@@ -22,6 +22,8 @@ from bmx.core.writer import read_metrics
 
 HERE = pathlib.Path(__file__).parent
 DTYPES, SEEDS, STEPS = ('float32', 'bfloat16'), (0, 1), 600
+WARM = 100  # steps, which the recipe warms up over: all curves fall together there
+COLOURS = ('#1f77b4', '#7fb8e0', '#d62728', '#f0a0a0')
 
 
 def curve(dtype: str, seed: int, path: str) -> dict[int, float]:
@@ -35,12 +37,28 @@ def curve(dtype: str, seed: int, path: str) -> dict[int, float]:
   return {line['step']: line['loss'] for line in lines if 'loss' in line}
 
 
+def picture(series: dict[str, list[tuple[int, float]]]) -> str:
+  """A chart of its own: the curves over steps, below what they are."""
+  colours = dict(zip(series, COLOURS, strict=True))
+  keys = ''.join(
+    f'<rect x="{62 + 125 * n}" y="24" width="10" height="10" fill="{colours[name]}"/>'
+    f'<text x="{77 + 125 * n}" y="33">{name}</text>'
+    for n, name in enumerate(series)
+  )
+  chart = svg(series, colours).replace('<svg ', '<svg y="40" width="560" height="240" ')
+  return (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 284" width="840" '
+    'font-family="sans-serif" font-size="11"><rect width="560" height="284" fill="white"/>'
+    f'<text x="62" y="15">gpt_char: training loss in nats over steps</text>{keys}{chart}</svg>'
+  )
+
+
 def main() -> None:
   path = str(pathlib.Path(sys.argv[1]).absolute()) if len(sys.argv) > 1 else ''
   curves = {d: [curve(d, seed, path) for seed in SEEDS] for d in DTYPES}
   steps = sorted(curves['float32'][0])
   values = {d: np.array([[c[s] for s in steps] for c in some]) for d, some in curves.items()}
-  late = np.array(steps) > 100
+  late = np.array(steps) > WARM
   means = {d: v.mean(0) for d, v in values.items()}
   seeds = np.abs(values['float32'][0] - values['float32'][1])[late]
   result = {
@@ -53,12 +71,11 @@ def main() -> None:
     'date': datetime.date.today().isoformat(),
     'machine': f'{len(os.sched_getaffinity(0))} × {platform.machine()} CPU',
   }
-  (HERE / 'precision.json').write_text(json.dumps(result, indent=1) + '\n')
   series = {f'{d}, seed {n}': list(zip(steps, map(float, row), strict=True))
             for d in DTYPES for n, row in enumerate(values[d])}  # fmt: skip
-  colours = dict(zip(series, ('#1f77b4', '#7fb8e0', '#d62728', '#f0a0a0'), strict=True))
-  picture = svg(series, colours).replace('<svg ', '<svg xmlns="http://www.w3.org/2000/svg" ')
-  (HERE / 'precision.svg').write_text(picture + '\n')
+  (HERE / 'precision.json').write_text(json.dumps(result | {'curves': series}) + '\n')
+  shown = {k: [p for p in s if p[0] >= WARM] for k, s in series.items()}
+  (HERE / 'precision.svg').write_text(picture(shown) + '\n')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.data import loader
 from bmx.data.image import Augment, Normalise, augment
@@ -68,6 +69,17 @@ def test_steps_may_be_asked_for_together(size, batch, seed, step, n, train):
   data = numbers(size, batch, seed, train)
   together = data.orders(step, n)
   np.testing.assert_array_equal(together, [data.order(step + i) for i in range(n)])
+
+
+def test_an_order_is_that_of_its_positions_one_by_one():
+  """More than two epochs in one call, and batches longer than an epoch."""
+  for size, batch in ((10, 4), (3, 8)):
+    expected = []
+    for position in range(2 * batch, 9 * batch):
+      epoch, place = divmod(position, size)
+      permutation = streams.generator(5, streams.PERMUTATION, epoch).permutation(size)
+      expected.append(permutation[place])
+    np.testing.assert_array_equal(numbers(size, batch, 5).orders(2, 7).ravel(), expected)
 
 
 def test_evaluation_reads_in_file_order():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bmx.core import costs
+from bmx.ops import dense
 from bmx.ops.dense import contract
 
 # equation, shape of x, shape of w: w wider than x, narrower, of three dimensions on either side.
@@ -22,8 +23,10 @@ def draw(*shapes):
   return [jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes]
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # copies a transpose there only
 @pytest.mark.parametrize(('equation', 'left', 'right'), CASES)
-def test_derivatives_are_those_of_einsum(equation, left, right):
+def test_derivatives_are_those_of_einsum(equation, left, right, platform, monkeypatch):
+  monkeypatch.setattr(dense, 'platform', lambda: platform)
   x, w, dx, dw = draw(left, right, left, right)
   of = lambda product: lambda x, w: jnp.sin(product(equation, x, w)).sum()
   ours, plain = of(contract), of(jnp.einsum)
