@@ -1,6 +1,7 @@
 """From data to the device: groups of steps, made ahead of time, placed where the layout says."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bmx.core.types import Batch, Data, Rows
 from bmx.parallel import Layout
 
-THREADS = 2  # make rows ahead of the loop
+# Make rows ahead of the loop; one core is left to it, and to XLA where the device is the CPU.
+THREADS = min(2, max(1, (os.cpu_count() or 1) - 1))
 Group = tuple[int, int]  # (first step, number of steps)
 
 
@@ -65,8 +67,7 @@ class Feed:
     )
     for _ in groups:
       began = time.perf_counter()
-      rows = next(stream)
-      yield self._place(rows), time.perf_counter() - began
+      yield next(stream), time.perf_counter() - began
 
   def _order(self, start: int, n: int) -> Batch:
     order = np.zeros((self.depth, self.data.batch_size), np.int32)
@@ -87,7 +88,7 @@ class Feed:
     spans = [index[0].indices(shape[0])[:2] for index in where.values()]
     return slice(min(s[0] for s in spans), max(s[1] for s in spans))
 
-  def _place(self, rows: Rows) -> Batch:
+  def place(self, rows: Rows) -> Batch:
     first = self.local_rows().start
 
     def at(name, index):
@@ -104,7 +105,7 @@ class Feed:
 
 
 class _Groups:
-  """Group number -> stacked host rows [depth, b, ...] of this process."""
+  """Group number -> its rows [depth, B, ...], of which this process makes its own."""
 
   def __init__(self, feed: Feed, groups: Sequence[Group]):
     self.feed, self.list, self.local = feed, list(groups), feed.local_rows()
@@ -112,7 +113,7 @@ class _Groups:
   def __len__(self) -> int:
     return len(self.list)
 
-  def __getitem__(self, number: Any) -> Rows:
+  def __getitem__(self, number: Any) -> Batch:
     start, n = self.list[int(number)]
     data, depth = self.feed.data, self.feed.depth
     steps = np.arange(start, start + n)[:, None]
@@ -122,4 +123,4 @@ class _Groups:
     rows = {k: v.reshape(*positions.shape, *v.shape[1:]) for k, v in rows.items()}
     if n < depth:
       rows = {k: v[np.minimum(np.arange(depth), n - 1)] for k, v in rows.items()}
-    return rows
+    return self.feed.place(rows)

@@ -181,7 +181,8 @@ class Trainer:
     step = make_train_step(self.x.grad_fn, self.x.tx, ema=self.x.ema, spike=self.x.guard['spike'])
     patience = self.x.guard['patience']
     self.rates = start.learning_rates(self.x)
-    self.finite = jit(all_finite, self.x.layout, out_shardings=self.everywhere)
+    finite = jit(all_finite, self.x.layout, out_shardings=self.everywhere)
+    self.finite = finite.lower(self.state).compile()
     dispatch = make_dispatch(step, self.feed.take, patience, self.depth)
     self.constants = self.feed.constants()
     group, _ = next(self.feed.groups([(self.step, 1)]))

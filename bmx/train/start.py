@@ -111,6 +111,7 @@ def describe_start(x: Experiment, plan: Plan, flops: int, depth: int, step: int 
   device = x.layout.mesh.devices.flat[0]
   per = next(iter(units(x)))[:-1]
   resident = x.data.resident() is not None
+  threads = f'{THREADS} threads' if THREADS > 1 else 'a thread'
   facts = [
     f'{x.name}: {published_parameters(x, plan):,} parameters, '
     f'{flops / next(iter(units(x).values())):.4g} training FLOPs per {per} '
@@ -118,7 +119,7 @@ def describe_start(x: Experiment, plan: Plan, flops: int, depth: int, step: int 
     f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}',
     f'state      {_per_device(plan.abstract):,} bytes per device with moments',
     f'data       {x.data.size:,} examples, batch {x.data.batch_size}, '
-    f'{"held on the device" if resident else f"fed from the host by {THREADS} threads"}; '
+    f'{"held on the device" if resident else f"fed from the host by {threads}"}; '
     f'{x.data.info.get("source", "")}',
     f'rules      {_rules(x.layout)}',
     f'choices    {", ".join(f"{k} {v}" for k, v in sorted(x.choices.items()))}',

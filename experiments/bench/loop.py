@@ -94,11 +94,11 @@ def ratio(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
   }
 
 
-def shares(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
-  """Of the time of a run as the recipe has it, without its evaluations."""
-  words = [*overrides, f'every.log={window}', 'every.eval=0']
-  config, name = recipes.load(str(ROOT / 'configs' / recipe), words)
-  recipes.apply(config, [f'steps={2 * config.every.save or 10 * window}'])
+def shares(recipe: str, overrides: list[str]) -> dict[str, Any]:
+  """Of the time of a run as the recipe has it, without its evaluations: of two saves, or whole."""
+  config, name = recipes.load(str(ROOT / 'configs' / recipe), ['every.eval=0'])
+  if config.every.save:
+    recipes.apply(config, [*overrides, f'steps={2 * config.every.save}'])
   x = experiment.build(config, name, jax.devices()[:1])
   with tempfile.TemporaryDirectory() as folder:
     trainer = Trainer(x, RunDir(f'{folder}/run', x))
@@ -129,7 +129,7 @@ def main() -> None:
   for name in sys.argv[1:] or RUNS:
     results[name] = (
       ratio(*RUNS[name])
-      | shares(*RUNS[name])
+      | shares(*RUNS[name][:2])
       | {
         'date': datetime.date.today().isoformat(),
         'machine': f'{len(os.sched_getaffinity(0))} × {platform.machine()} CPU',

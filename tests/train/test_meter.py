@@ -49,7 +49,7 @@ def lines(x, path):
 def test_a_slow_source_is_waiting_and_not_computing(tmp_path):
   x = digits()
   line = lines(dataclasses.replace(x, data=Sleepy(x.data)), tmp_path / 'run')[-1]
-  # Two threads read ahead: a step takes up to half of a reading, and what is computed far less.
+  # Up to two threads read ahead: a step takes half of a reading, and what is computed far less.
   waited = line['data_wait_fraction'] * line['step_seconds']
   assert waited > 0.2 * SLOW
   assert line['data_wait_fraction'] > 0.5
