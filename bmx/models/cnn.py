@@ -61,9 +61,12 @@ class CNN(nn.Module):
 def halve(x: jax.Array) -> jax.Array:
   """2×2 max pool: [B, I, J, C] -> [B, I // 2, J // 2, C]; an odd last row or column is left out.
 
-  As a maximum over axes: the gradient of a window reduction (select and scatter) is slow on CPUs.
-  Equal maxima share the gradient.
+  As maxima of halves: the gradient of a window reduction (select and scatter) is slow on CPUs, and
+  that of a maximum over axes takes 2.5 times as long. Equal maxima share the gradient.
   """
   batch, rows, columns, channels = x.shape
   x = x[:, : rows // 2 * 2, : columns // 2 * 2]
-  return x.reshape(batch, rows // 2, 2, columns // 2, 2, channels).max((2, 4))
+  x = x.reshape(batch, -1, columns // 2, 2, channels)
+  x = jnp.maximum(x[..., 0, :], x[..., 1, :])
+  x = x.reshape(batch, rows // 2, 2, columns // 2, channels)
+  return jnp.maximum(x[:, :, 0], x[:, :, 1])
