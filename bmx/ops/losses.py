@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,52 +29,114 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
 
 def chunked_cross_entropy(
-  hidden: jax.Array, table: jax.Array, labels: jax.Array, vocab: int, chunks: int
+  hidden: jax.Array,
+  table: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  vocab: int,
+  chunks: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy of `hidden · tableᵀ` whose logits exist for one chunk of tokens at a time, in the
-  forward and, computed again, in the backward pass.
+  """Weighted cross-entropy of `hidden · tableᵀ` whose logits exist for one chunk of tokens at a
+  time, and once: a forward pass that will be differentiated computes the gradients beside them
+  (Hsu et al. 2024, section 3.2).
 
   hidden [B, T, D], table [V + pad, D] as it is stored, of which `vocab` rows count, labels int
-  [B, T] -> (loss float32 [B, T], whether the label is the likeliest, bool [B, T]).
+  [B, T], weights [B, T] -> (Σ weight · loss, float32; whether the label is the likeliest, bool
+  [B, T]). A weight of 0 hides even NaN. Weights are data: they get no gradient.
 
+  Logits are float32; their gradient is rounded to hidden's dtype before it meets hidden and table.
   Each device works on its own tokens and rows of the table, sums the table's gradient over its
   chunks in float32, and only then do devices add theirs: a reduction for every chunk would be most
   of what the step sends.
   """
   axes = axes_of('vocab')
-  local = functools.partial(_local_cross_entropy, vocab=vocab, chunks=chunks, axes=axes)
   token = ('batch', 'length')
-  return shard_map(local, ((*token, None), TABLE, token), (token, token))(hidden, table, labels)
+
+  def local(hidden, table, labels, weights):
+    head = Head(vocab, chunks, axes)
+    total, hit = _summed(head, hidden, TABLE.fetch(table), labels, weights)
+    return total[None, None], hit
+
+  places = ((*token, None), TABLE, token, token)
+  totals, hit = shard_map(local, places, (token, token))(hidden, table, labels, weights)
+  return totals.sum(), hit
 
 
-def _local_cross_entropy(hidden, table, labels, vocab, chunks, axes):
-  """One device's tokens against its rows of the table; `axes` cut the rows."""
-  batch, length = labels.shape
-  chunks = math.gcd(chunks, length)
-  wide, rows = TABLE.fetch(table).astype(jnp.float32), table.shape[0]
-  first = jax.lax.axis_index(axes) * rows if axes else 0
+class Head(NamedTuple):
+  """vocab: rows of the table that count, on all devices; axes: of the mesh, that cut the rows."""
+
+  vocab: int
+  chunks: int
+  axes: tuple[str, ...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(head, hidden, table, labels, weights):
+  """One device's tokens against its rows of the table -> (Σ weight · loss, hits)."""
+  one = lambda carry, item: (carry, _chunk(head, table, *item)[:2])
+  loss, hit = jax.lax.scan(one, None, _cut(head, (hidden, labels, weights)))[1]
+  return loss.sum(), _join(hit)
+
+
+def _summed_forward(head, hidden, table, labels, weights):
+  def one(total, item):
+    loss, hit, slope = _chunk(head, table, *item)
+    slope = slope().astype(hidden.dtype)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    grad = product('btv,vd->btd', slope, table.astype(hidden.dtype)).astype(hidden.dtype)
+    return total + product('btv,btd->vd', slope, item[0]), (loss, hit, grad)
+
+  start = jnp.zeros(table.shape, jnp.float32)
+  total, (loss, hit, grad) = jax.lax.scan(one, start, _cut(head, (hidden, labels, weights)))
+  return (loss.sum(), _join(hit)), (_join(grad), total.astype(table.dtype), labels)
+
+
+def _summed_backward(head, kept, cotangent):
+  """Devices that share tokens were each given a part of the sum's cotangent."""
+  grad, total, labels = kept
+  g = jax.lax.psum(cotangent[0], head.axes) if head.axes else cotangent[0]
+  return (grad * g.astype(grad.dtype), total * g.astype(total.dtype), None, None)
+
+
+_summed.defvjp(_summed_forward, _summed_backward)
+
+
+def _chunk(head, table, hidden, labels, weights):
+  """-> (weight · loss [B, t], hits [B, t], a function for the gradient of the logits)."""
+  rows, axes = table.shape[0], head.axes
   everywhere = lambda fn, x: fn(x, axes) if axes else x
+  first = jax.lax.axis_index(axes) * rows if axes else 0
+  ids = (first + jnp.arange(rows))[None, None]
+  table = table.astype(hidden.dtype)
+  logits = jnp.einsum('btd,vd->btv', hidden, table, preferred_element_type=jnp.float32)
+  logits = jnp.where(ids < head.vocab, logits, NEVER)
+  mine = ids == labels[..., None]
+  top = everywhere(jax.lax.pmax, logits.max(-1))
+  weight = everywhere(jax.lax.psum, jnp.exp(logits - top[..., None]).sum(-1))
+  picked = everywhere(jax.lax.psum, jnp.where(mine, logits, 0).sum(-1))
+  normaliser = jnp.log(weight) + top
+  weighs = weights > 0
+  loss = jnp.where(weighs, normaliser - picked, 0) * weights
 
-  @jax.checkpoint
-  def one(wide, hidden, labels):
-    logits = jnp.einsum(
-      'btd,vd->btv', hidden, wide.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
-    real = first + jnp.arange(rows) < vocab
-    logits = jnp.where(real[None, None], logits, NEVER)
-    top = everywhere(jax.lax.pmax, jax.lax.stop_gradient(logits.max(-1)))
-    weight = everywhere(jax.lax.psum, jnp.exp(logits - top[..., None]).sum(-1))
-    mine = (labels >= first) & (labels < first + rows)
-    place = jnp.clip(labels - first, 0, rows - 1)[..., None]
-    picked = jnp.where(mine, jnp.take_along_axis(logits, place, axis=-1)[..., 0], 0.0)
-    picked = everywhere(jax.lax.psum, picked)
-    return jnp.log(weight) + top - picked, picked >= top
+  def slope():
+    error = jnp.exp(logits - normaliser[..., None]) - mine
+    return jnp.where(weighs[..., None], error, 0) * weights[..., None]
 
+  return loss, picked >= top, slope
+
+
+def _cut(head, arrays):
+  """[B, T, ...] -> [chunks, B, T / chunks, ...]."""
+  batch, length = arrays[0].shape[:2]
+  chunks = math.gcd(head.chunks, length)
   cut = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunks, *x.shape[2:]), 2, 0)
-  join = lambda x: jnp.moveaxis(x, 0, 2).reshape(batch, length)
-  body = lambda carry, item: (carry, one(wide, *item))
-  loss, hit = jax.lax.scan(body, None, (cut(hidden), cut(labels)))[1]
-  return join(loss), join(hit)
+  return tuple(map(cut, arrays))
+
+
+def _join(x):
+  """The other way."""
+  x = jnp.moveaxis(x, 0, 2)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -50,10 +50,11 @@ class CausalLM(ModelTask):
     if self.method:
       vocab = getattr(self.model, 'vocab', 0)
       hidden, table = out
-      loss, hits = chunked_cross_entropy(hidden, table, targets, vocab, self.chunks)
+      total, hits = chunked_cross_entropy(hidden, table, targets, weights, vocab, self.chunks)
+      loss = jnp.stack([total, weights.astype(jnp.float32).sum()])
     else:
-      loss, hits = cross_entropy(out, targets), out.argmax(-1) == targets
-    return {'loss': weighted(loss, weights), 'accuracy': counts(hits, weights)}
+      loss, hits = weighted(cross_entropy(out, targets), weights), out.argmax(-1) == targets
+    return {'loss': loss, 'accuracy': counts(hits, weights)}
 
   def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
     log = jax.nn.log_softmax(out.astype(jnp.float32))
