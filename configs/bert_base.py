@@ -41,7 +41,7 @@ def get_config(variant: str = ''):
         'types': 2,
         'dropout': 0.1,
         'scan': True,
-        'remat': False,
+        'remat': 'none',
         'attention': 'auto',  # by the kind of device
         'dtype': c.get_ref('dtype'),
       },

@@ -43,7 +43,7 @@ def get_config(variant: str = ''):
         'types': 2,
         'dropout': 0.1,
         'scan': False,
-        'remat': False,
+        'remat': 'none',
         'attention': 'auto',  # by the kind of device
         'dtype': c.get_ref('dtype'),
       },

@@ -32,7 +32,7 @@ def get_config(variant: str = ''):
       'tied': True,
       'dropout': 0.0,
       'scan': True,
-      'remat': False,
+      'remat': 'auto',  # by the kind of device
       'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },

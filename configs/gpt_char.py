@@ -34,7 +34,7 @@ def get_config(variant: str = ''):
       'tied': True,
       'dropout': 0.0,  # nanoGPT's choice for a model this small
       'scan': False,
-      'remat': False,
+      'remat': 'none',
       'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },

@@ -37,7 +37,7 @@ def get_config(variant: str = ''):
       'bias': False,
       'tied': True,
       'scan': True,
-      'remat': True,
+      'remat': 'auto',  # by the kind of device
       'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },

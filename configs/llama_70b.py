@@ -36,7 +36,7 @@ def get_config(variant: str = ''):
       'bias': False,
       'tied': False,
       'scan': True,
-      'remat': True,
+      'remat': 'all',
       'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },

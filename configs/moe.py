@@ -41,7 +41,7 @@ def get_config(variant: str = ''):
       'balance': 0.01,  # Fedus et al. 2022
       'router_z': 0.001,  # Zoph et al. 2022
       'scan': True,
-      'remat': True,
+      'remat': 'all',
       'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },

@@ -40,6 +40,11 @@ def chip(device: Any) -> Chip | None:
 ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cuda': 'cudnn', 'rocm': 'xla', 'cpu': 'xla'}
 
 
+# What a backward pass computes again. On a GPU a saved element-wise result costs more than another
+# computation of it (GPT-2 124M on an H200, in a scan: README of experiments/bench).
+REMAT = {'tpu': 'products', 'gpu': 'products', 'cpu': 'none'}
+
+
 LANES = 128  # what divides a length that splash attention computes
 
 
@@ -50,13 +55,13 @@ def preset(
   are those of all data's rows.
 
   >>> preset('gpu', 'bfloat16'), preset('gpu', 'float32')
-  ({'attention': 'cudnn'}, {'attention': 'xla'})
+  ({'attention': 'cudnn', 'remat': 'products'}, {'attention': 'xla', 'remat': 'products'})
   >>> preset('tpu', 'bfloat16', lengths=(1024,)), preset('tpu', 'bfloat16', lengths=(50,))
-  ({'attention': 'splash'}, {'attention': 'xla'})
+  ({'attention': 'splash', 'remat': 'products'}, {'attention': 'xla', 'remat': 'products'})
   """
   attention = ATTENTION.get(platform, 'xla') if shards == 1 else 'ring'
   if attention == 'cudnn' and dtype not in ('bfloat16', 'float16'):
     attention = 'xla'
   if attention == 'splash' and any(length % LANES for length in lengths):
     attention = 'xla'
-  return {'attention': attention}
+  return {'attention': attention, 'remat': REMAT.get(platform, 'products')}

@@ -45,7 +45,7 @@ class BERT(nn.Module):
   vocab_pad: int = 0
   attention: str = 'xla'
   scan: bool = False
-  remat: bool = False
+  remat: str = 'none'
   dtype: Dtype = jnp.float32
 
   @property

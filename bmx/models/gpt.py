@@ -68,7 +68,7 @@ class GPT(nn.Module):
   balance: float = 0.01
   router_z: float = 0.001
   scan: bool = False
-  remat: bool = False
+  remat: str = 'none'
   microbatches: int = 0
   dtype: Dtype = jnp.float32
 

@@ -210,6 +210,20 @@ def layers_apart(params: Any) -> dict[str, tuple[jax.Array, int | None]]:
   return found
 
 
+KERNELS = ('dot_product_attention_fwd_wrapper', 'pallas_call')  # jax's cuDNN attention, and splash
+
+
+def _gives_product(primitive: Any, *_: Any, **params: Any) -> bool:
+  """A policy of `jax.checkpoint`: keep products with weights, which have no batch dimension, and
+  what attention kernels gave. Scores of plain attention, [B, N, T, S], are not kept."""
+  if primitive.name == 'dot_general':
+    return not any(params['dimension_numbers'][1])
+  return primitive.name in KERNELS
+
+
+REMAT = {'none': None, 'products': _gives_product, 'all': None}
+
+
 class Stack(nn.Module):
   """`depth` Blocks; where the mesh has an axis 'pipe', in stages.
 
@@ -217,7 +231,8 @@ class Stack(nn.Module):
     block: keyword arguments of `Block`.
     scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead
       of `depth` copies ('block_0', ...). A pipeline needs it.
-    remat: recompute a block's activations in the backward pass instead of keeping them.
+    remat: what the backward pass computes again instead of keeping it: 'none'; 'products', all but
+      what products with weights and fused attention gave; 'all' of a block.
     microbatches: of a pipeline; 0 is twice its stages, which leaves a third of the time as bubble.
 
   What experts tell is sown into the collection 'aux', each the mean over layers.
@@ -226,7 +241,7 @@ class Stack(nn.Module):
   depth: int
   block: Mapping[str, Any]
   scan: bool = False
-  remat: bool = False
+  remat: str = 'none'
   microbatches: int = 0
 
   @nn.compact
@@ -268,7 +283,11 @@ class Stack(nn.Module):
     return x, total, None if cache is None else cache.advance(layers, x.shape[1])
 
   def _block(self) -> Any:
-    return nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+    if self.remat not in REMAT:
+      raise InputError(f'remat {self.remat!r} is not one of {", ".join(REMAT)}')
+    if self.remat == 'none':
+      return Block
+    return nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
 
   def _scan(self, x, positions, segment_ids, train):
     scan: Any = nn.scan

@@ -60,7 +60,7 @@ def decoder(model: Any, params: Variables, layout: Layout) -> tuple[Any, Variabl
   if cut or jax.process_count() > 1:
     what = f'--config.mesh.{cut[0]}=1' if cut else 'one process'
     raise InputError(f'generation needs {what}: it runs on data, fsdp and model axes of one host')
-  how = {'scan': False, 'remat': False, 'attention': 'xla'}
+  how = {'scan': False, 'remat': 'none', 'attention': 'xla'}
   if getattr(model, 'experts', 0):
     how['capacity'] = 0.0  # no token may be dropped because of the rows beside it
   plain = model.clone(**how)

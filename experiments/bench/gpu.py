@@ -1,20 +1,24 @@
 """One GPU: whole training runs of GPT-2 124M and of the Llama-3.2-1B shape beside PyTorch.
 
     python experiments/bench/gpu.py [--small] [NAME ...]
+    python experiments/bench/gpu.py --part='ours' NAME WORD=VALUE ...   (one run, other settings)
 
-For each model, in one run on one device: tokens a second of bmx's own loop (data, optimizer, log
-lines; median of the log windows but the first two), MFU as the log line has it, the same against
-the rate that the device reaches on a large matrix product, peak memory, seconds to compile with an
-empty cache and with a full one; for GPT-2 also tokens a second of the same model as nanoGPT has it
+For each model, one after another on one device: tokens a second of bmx's own loop (data, optimizer,
+log lines; median of the log windows but the first two), MFU as the log line has it, the same
+against the rate that the device reaches on a large matrix product, peak memory, seconds to compile
+with an empty cache and with a full one; tokens a second of the same model as nanoGPT has it
 (torch.compile, flash attention, fused AdamW, bfloat16). Also attention forward and backward at head
-sizes 64 and 128, and matrix products at widths 768, 2048 and 8192. Writes gpu.json here. `--small`
-is a size for any CPU, which writes nothing: it shows that the script runs. Extra `reference`, with
-a CUDA build of torch; without torch there is no other side.
+sizes 64 and 128, and matrix products at widths 768, 2048 and 8192. Nothing is saved: a checkpoint
+of 15 GB would measure a disk. Writes gpu.json here. `--small` is a size for any CPU, which writes
+nothing: it shows that the script runs. Needs a CUDA build of torch; without torch there is no other
+side.
 """
 
+import argparse
 import datetime
 import importlib.util
 import json
+import logging
 import pathlib
 import statistics
 import subprocess
@@ -28,26 +32,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bmx.core import hardware
-from bmx.core.writer import read_metrics
 from bmx.ops.attention import attend
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-# name -> (recipe, overrides, sizes for PyTorch: vocab, length, width, depth, heads; batch)
-MODELS: dict[str, tuple[str, list[str], tuple[int, ...], int]] = {
-  'GPT-2 124M, T 1024': ('gpt2_124m', [], (50304, 1024, 768, 12, 12), 32),
-  'Llama 1B shape, T 2048': ('llama_1b', ['length=2048'], (), 8),
-  'Llama 1B shape, T 4096': ('llama_1b', ['length=4096'], (), 4),
-}
-SMALL: dict[str, tuple[str, list[str], tuple[int, ...], int]] = {
-  'small': (
+LLAMA = {'width': 2048, 'depth': 16, 'heads': 32, 'kv_heads': 8, 'hidden': 8192}
+# name -> (recipe, overrides, batch, arguments of the class in torch_models)
+MODELS: dict[str, tuple[str, list[str], int, tuple[str, dict[str, int]]]] = {
+  'GPT-2 124M, T 1024': (
+    'gpt2_124m', [], 32,
+    ('GPT', {'vocab': 50304, 'length': 1024, 'width': 768, 'depth': 12, 'heads': 12}),
+  ),
+  'Llama 1B shape, T 2048': (
+    'llama_1b', ['length=2048'], 8, ('Llama', {'vocab': 128256, 'length': 2048, **LLAMA})
+  ),
+  'Llama 1B shape, T 4096': (
+    'llama_1b', ['length=4096'], 4, ('Llama', {'vocab': 128256, 'length': 4096, **LLAMA})
+  ),
+}  # fmt: skip
+SMALL = {
+  'small GPT-2': (
     'gpt2_124m',
     ['vocab=256', 'length=64', 'task.model.width=64', 'task.model.depth=2', 'task.model.heads=4',
      'task.model.vocab_pad=0', 'dtype=float32'],
-    (256, 64, 64, 2, 4), 4,
+    4, ('GPT', {'vocab': 256, 'length': 64, 'width': 64, 'depth': 2, 'heads': 4}),
+  ),
+  'small Llama': (
+    'llama_1b',
+    ['vocab=256', 'length=64', 'task.model.width=64', 'task.model.depth=2', 'task.model.heads=4',
+     'task.model.kv_heads=2', 'task.model.hidden=128', 'dtype=float32'],
+    4, ('Llama', {'vocab': 256, 'length': 64, 'width': 64, 'depth': 2, 'heads': 4, 'kv_heads': 2,
+                  'hidden': 128}),
   ),
 }  # fmt: skip
-STEPS, LOG = 80, 10
+STEPS, LOG = 60, 10
 
 
 def seconds(fn: Callable[[], Any], times: int = 20) -> float:
@@ -86,104 +103,165 @@ def attention_rate(size: int, length: int, impl: str, dtype: Any) -> dict[str, f
   }
 
 
-def train(recipe: str, overrides: list[str], batch: int, folder: pathlib.Path) -> dict:
-  """A whole run in a process of its own -> its summary and log lines."""
-  cache, workdir = folder / 'programs', folder / f'run-{time.monotonic_ns()}'
+def attention_error(impl: str, dtype: Any) -> dict[str, float]:
+  """Of `impl` against 'xla' in float32: ‖difference‖ / ‖float32‖, the largest of the output's and
+  the three gradients'."""
+  keys = jax.random.split(jax.random.PRNGKey(1), 4)
+  q, out = jax.random.normal(keys[0], (2, 2, 256, 8, 64))
+  k, v = jax.random.normal(keys[1], (2, 2, 256, 2, 64))
+  ids = jnp.cumsum(jax.random.bernoulli(keys[2], 0.02, (2, 256)), 1, dtype=jnp.int32)
+  cases = {'causal': {'causal': True}, 'window': {'causal': True, 'window': 100}, 'full': {},
+           'segments': {'causal': True, 'segment_ids': ids}}  # fmt: skip
+
+  def both(impl, dtype, case):
+    def run(q, k, v, out):
+      value, back = jax.vjp(lambda *x: attend(*x, impl=impl, **case), q, k, v)
+      return [x.astype(jnp.float32) for x in (value, *back(out))]
+
+    return jax.jit(run)(*(x.astype(dtype) for x in (q, k, v, out)))
+
+  def error(case):
+    pairs = zip(both(impl, dtype, case), both('xla', jnp.float32, case), strict=True)
+    return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs)
+
+  with jax.default_matmul_precision('highest'):
+    return {name: error(case) for name, case in cases.items()}
+
+
+def rates(small: bool) -> dict[str, Any]:
+  """Of matrix products and attention."""
+  device = jax.devices()[0]
+  widths = (64,) if small else (768, 2048, 8192)
+  impl, dtype = ('xla', jnp.float32) if small else ('cudnn', jnp.bfloat16)
+  length = 128 if small else 4096
+  return {
+    'device': device.device_kind,
+    'jax': jax.__version__,
+    'matmul': {str(w): matmul_rate(w, 128 if small else 16384) for w in widths},
+    'attention': {str(h): attention_rate(h, length, impl, dtype) for h in (64, 128)},
+    'attention_error': attention_error(impl, dtype),
+  }
+
+
+def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
+  """bmx's own loop, without its checkpoints."""
+  from bmx import config as recipes
+  from bmx import experiment
+  from bmx.core import cache, hardware
+  from bmx.core.writer import read_metrics
+  from bmx.train import loop
+  from bmx.train.rundir import RunDir
+
+  class Unsaved(loop.Trainer):
+    def _save(self) -> None:
+      self._drain()
+
+    def _finish(self) -> dict[str, Any]:
+      return {'compile_seconds': self.loop.compile_seconds,
+              'peak_memory_bytes': loop._peak_memory()}  # fmt: skip
+
+  logging.basicConfig(level=logging.INFO, stream=sys.stderr, format='%(message)s')
+  recipe, overrides, batch, _ = (MODELS | SMALL)[name]
+  tokens = folder / 'tokens.bin'
   words = [f'batch_size={batch}', f'steps={STEPS}', f'every.log={LOG}', 'every.eval=0',
-           'every.save=0', 'grad.steps=1', 'schedule.warmup=10', f'cache={cache}',
-           f'data.path={folder / "tokens.bin"}', *overrides]  # fmt: skip
-  config = f'--config={folder / "recipe.py"}'
-  (folder / 'recipe.py').write_text(RECIPE % recipe)
-  command = [sys.executable, '-m', 'bmx.main', config, f'--workdir={workdir}']
-  subprocess.run([*command, *[f'--config.{w}' for w in words]], check=True, cwd=ROOT)
-  summary = json.loads((workdir / 'summary.json').read_text())
-  return summary | {'lines': read_metrics(workdir / 'metrics.jsonl')}
+           'every.save=0', 'grad.steps=1', 'schedule.warmup=10', f'data.path={tokens}',
+           *overrides, *words]  # fmt: skip
+  config, run = recipes.load(str(ROOT / 'configs' / f'{recipe}.py'), [])
+  config.eval = {}
+  with config.data.unlocked():
+    config.data.dtype = 'uint32'
+  recipes.apply(config, words)
+  if not tokens.exists():
+    ids = np.random.default_rng(0).integers(0, min(config.vocab, 50257), 20_000_000)
+    ids.astype(np.uint32).tofile(tokens)
+  cache.enable(str(folder / 'programs'))
+  x = experiment.build(config, run)
+  with tempfile.TemporaryDirectory() as place:
+    found = Unsaved(x, RunDir(f'{place}/run', x)).run()
+    lines = read_metrics(pathlib.Path(place) / 'run' / 'metrics.jsonl')
+  lines = [line for line in lines if 'tokens_per_second' in line]
+  median = lambda key: statistics.median(line[key] for line in lines[2:] or lines)
+  known = hardware.chip(x.layout.mesh.devices.flat[0])
+  if known:
+    found |= {'mfu': median('mfu'), 'flops': median('mfu') * known.flops}
+  keys = ('tokens_per_second', 'step_seconds', 'data_wait_fraction')
+  return found | {k: median(k) for k in keys} | {'loss': lines[-1]['loss']}
 
 
-# The recipe with tokens from a file and no evaluation.
-RECIPE = """
-import runpy
-def get_config(variant=''):
-  c = runpy.run_path('configs/%s.py')['get_config']()
-  c.eval = {}
-  with c.data.unlocked():
-    c.data.dtype = 'uint32'
-  return c
-"""
-
-
-def ours(name: str, models: Any, folder: pathlib.Path) -> dict[str, Any]:
-  recipe, overrides, _, batch = models[name]
-  cold = train(recipe, overrides, batch, folder)
-  warm = train(recipe, overrides, batch, folder)
-  lines = [line for line in warm['lines'] if 'tokens_per_second' in line][2:]
-  found = {'tokens_per_second': statistics.median(line['tokens_per_second'] for line in lines)}
-  if 'mfu' in lines[0]:
-    found['mfu'] = statistics.median(line['mfu'] for line in lines)
-  found['data_wait'] = statistics.median(line['data_wait_fraction'] for line in lines)
-  found['compile_seconds'] = [cold['compile_seconds'], warm['compile_seconds']]
-  found['peak_memory_bytes'] = warm['peak_memory_bytes']
-  return found | {'parameters': warm['parameters'], 'loss': lines[-1]['loss']}
-
-
-def theirs(sizes: tuple[int, ...], batch: int) -> dict[str, Any]:
+def theirs(name: str) -> dict[str, Any]:
   """nanoGPT's step on the same shape."""
   import torch
   import torch_models
 
+  torch.set_float32_matmul_precision('high')
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  model = torch.compile(torch_models.GPT(*sizes).to(device))
+  *_, batch, (kind, sizes) = (MODELS | SMALL)[name]
+  with torch.device(device):
+    model = torch.compile(getattr(torch_models, kind)(**sizes))
+    x = torch.randint(min(sizes['vocab'], 50257), (batch, sizes['length']))
   optimizer = torch.optim.AdamW(model.parameters(), 6e-4, (0.9, 0.95), fused=True)
-  x = torch.randint(sizes[0], (batch, sizes[1]), device=device)
-  took = []
-  for step in range(STEPS):
+
+  def steps(n: int) -> float:
     began = time.perf_counter()
-    with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
-      out = model(x)
-      loss = torch.nn.functional.cross_entropy(out.flatten(0, 1), x.flatten())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    if device == 'cuda':
-      torch.cuda.synchronize()
-    if step >= STEPS // 4:
-      took.append(time.perf_counter() - began)
-  return {'tokens_per_second': x.numel() / statistics.median(took), 'loss': float(loss.detach())}
+    for _ in range(n):
+      with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
+        out = model(x)
+        loss = torch.nn.functional.cross_entropy(out.flatten(0, 1), x.flatten())
+      optimizer.zero_grad(set_to_none=True)
+      loss.backward()
+      torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+      optimizer.step()
+    last = float(loss.detach())  # waits for the device
+    return (time.perf_counter() - began) / n if last == last else float('nan')
+
+  first = steps(1)
+  took = [steps(LOG) for _ in range(STEPS // LOG)][2:]
+  found = {'tokens_per_second': x.numel() / statistics.median(took), 'first_step_seconds': first}
+  if device == 'cuda':
+    found['peak_memory_bytes'] = torch.cuda.max_memory_allocated()
+  return found | {'torch': torch.__version__}
+
+
+def apart(*words: str) -> dict[str, Any]:
+  """A part in a process of its own, so that it has the device's memory to itself."""
+  out = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
+  return json.loads(out.stdout.splitlines()[-1])
+
+
+def compare(name: str, ceiling: float, folder: str) -> dict[str, Any]:
+  part = lambda kind, *words: apart(f'--part={kind}', f'--folder={folder}', name, *words)
+  cold, warm = part('ours'), part('ours')
+  found = {'bmx': warm | {'compile_seconds': [cold['compile_seconds'], warm['compile_seconds']]}}
+  if importlib.util.find_spec('torch'):
+    found['torch'] = part('theirs')
+    found['bmx/torch'] = warm['tokens_per_second'] / found['torch']['tokens_per_second']
+  if 'flops' in warm:
+    found['of_measured_matmul'] = warm['flops'] / ceiling
+  return found
 
 
 def main() -> None:
-  small = '--small' in sys.argv
-  names = [a for a in sys.argv[1:] if not a.startswith('--')]
-  models = SMALL if small else MODELS
-  device = jax.devices()[0]
-  chip = hardware.chip(device)
-  results: dict[str, Any] = {'device': device.device_kind, 'jax': jax.__version__}
-  results['date'] = datetime.date.today().isoformat()
-  widths = (64,) if small else (768, 2048, 8192)
-  results['matmul'] = {str(w): matmul_rate(w, 128 if small else 16384) for w in widths}
-  impl, dtype = ('xla', jnp.float32) if small else ('cudnn', jnp.bfloat16)
-  lengths = 128 if small else 4096
-  results['attention'] = {str(h): attention_rate(h, lengths, impl, dtype) for h in (64, 128)}
-  ceiling = max(results['matmul'].values())
-  for name in names or models:
-    sizes, batch = models[name][2:]
-    with tempfile.TemporaryDirectory() as place:
-      folder = pathlib.Path(place)
-      vocab = 256 if small else 50257
-      tokens = np.random.default_rng(0).integers(0, vocab, 20_000_000 if not small else 40_000)
-      tokens.astype(np.uint32).tofile(folder / 'tokens.bin')
-      found = {'bmx': ours(name, models, folder)}
-    if sizes and importlib.util.find_spec('torch'):
-      found['torch'] = theirs(sizes, batch)
-      found['bmx/torch'] = found['bmx']['tokens_per_second'] / found['torch']['tokens_per_second']
-    if chip and 'mfu' in found['bmx']:
-      found['of_measured_matmul'] = found['bmx']['mfu'] * chip.flops / ceiling
-    results[name] = found
-  text = json.dumps(results, indent=1)
-  sys.stdout.write(text + '\n')
-  if not small:
-    pathlib.Path(__file__).with_suffix('.json').write_text(text + '\n')
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--small', action='store_true')
+  parser.add_argument('--part', choices=('rates', 'ours', 'theirs'))
+  parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()))
+  parser.add_argument('words', nargs='*')
+  args = parser.parse_args()
+  if args.part:
+    name, *words = args.words or ['']
+    parts = {'rates': lambda: rates(args.small), 'theirs': lambda: theirs(name),
+             'ours': lambda: ours(name, words, args.folder)}  # fmt: skip
+    sys.stdout.write(json.dumps(parts[args.part]()) + '\n')
+    return
+  results = {'date': datetime.date.today().isoformat()}
+  results |= apart('--part=rates', *['--small'] * args.small)
+  path = pathlib.Path(__file__).with_suffix('.json')
+  for name in args.words or (SMALL if args.small else MODELS):
+    with tempfile.TemporaryDirectory() as folder:
+      results[name] = compare(name, max(results['matmul'].values()), folder)
+    if not args.small:
+      path.write_text(json.dumps(results, indent=1) + '\n')
+  sys.stdout.write(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__':

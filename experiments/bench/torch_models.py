@@ -52,9 +52,55 @@ class GPT(nn.Module):
     self.norm = nn.LayerNorm(width, bias=False)
 
   def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-    x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]))
+    x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
     for block in self.blocks:
       x = block(x)
+    return self.norm(x) @ self.embed.weight.T
+
+
+class LlamaBlock(nn.Module):
+  def __init__(self, width: int, heads: int, kv_heads: int, hidden: int):
+    super().__init__()
+    self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
+    self.norms = nn.ModuleList(nn.RMSNorm(width, 1e-5) for _ in range(2))
+    self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.size, bias=False)
+    self.out = nn.Linear(width, width, bias=False)
+    self.gate = nn.Linear(width, hidden, bias=False)
+    self.up = nn.Linear(width, hidden, bias=False)
+    self.down = nn.Linear(hidden, width, bias=False)
+
+  def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    b, t, d = x.shape
+    qkv = self.qkv(self.norms[0](x)).view(b, t, -1, self.size).transpose(1, 2)
+    q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
+    turn = lambda y: (y * cos + torch.cat(y.chunk(2, -1)[::-1], -1) * sin).to(v.dtype)
+    y = nn.functional.scaled_dot_product_attention(
+      turn(q), turn(k), v, is_causal=True, enable_gqa=True
+    )
+    x = x + self.out(y.transpose(1, 2).reshape(b, t, d))
+    y = self.norms[1](x)
+    return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
+
+
+class Llama(nn.Module):
+  """Llama with a tied head and rotary positions in halves."""
+
+  def __init__(
+    self, vocab: int, length: int, width: int, depth: int, heads: int, kv_heads: int, hidden: int
+  ):
+    super().__init__()
+    self.embed = nn.Embedding(vocab, width)
+    self.blocks = nn.ModuleList(LlamaBlock(width, heads, kv_heads, hidden) for _ in range(depth))
+    self.norm = nn.RMSNorm(width, 1e-5)
+    size = width // heads
+    angle = torch.outer(torch.arange(length), 500_000.0 ** -(torch.arange(0, size, 2) / size))
+    self.register_buffer('cos', torch.cat([angle.cos()] * 2, -1), persistent=False)
+    self.register_buffer('sin', torch.cat([-angle.sin(), angle.sin()], -1), persistent=False)
+
+  def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    x = self.embed(tokens)
+    for block in self.blocks:
+      x = block(x, self.cos, self.sin)
     return self.norm(x) @ self.embed.weight.T
 
 

@@ -152,7 +152,7 @@ def test_a_model_that_tells_no_segments_apart_reads_pairs(types):
   assert ('type' in start(model)) == bool(types)
 
 
-@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('remat', ['none', 'products', 'all'])
 def test_a_scan_is_a_loop(remat):
   ids, places = segments(5, 7)
   inputs = tokens(), places, ids, PAIR

@@ -33,7 +33,9 @@ def of_tokens(model):
 ])  # fmt: skip
 def test_recipes(recipe, expected, padded, pytestconfig):
   config, _ = bmx.config.load(str(pytestconfig.rootpath / recipe))
-  settled = bmx.config.settle(bmx.config.plain(config)['task'], {'attention': 'xla'})
+  settled = bmx.config.settle(
+    bmx.config.plain(config)['task'], {'attention': 'xla', 'remat': 'none'}
+  )
   task = bmx.config.build(settled, 'task')
   assert task.padded_parameters == padded
   assert of_tokens(task.model) == expected
@@ -127,7 +129,9 @@ def test_bert_small_by_hand(pytestconfig):
   e = BERT(vocab, length, width, depth=2, heads=8)
   assert of_tokens(Pretraining(e)) == total
   recipe, _ = bmx.config.load(str(pytestconfig.rootpath / 'configs/bert_small.py'))
-  settled = bmx.config.settle(bmx.config.plain(recipe)['task'], {'attention': 'xla'})
+  settled = bmx.config.settle(
+    bmx.config.plain(recipe)['task'], {'attention': 'xla', 'remat': 'none'}
+  )
   assert of_tokens(bmx.config.build(settled, 'task').model) == total
 
 
@@ -135,12 +139,12 @@ def test_bert_small_by_hand(pytestconfig):
 def test_padding_scan_and_remat_of_encoders_count_nothing(head):
   base = {'vocab': 113, 'length': 32, 'width': 32, 'depth': 3, 'heads': 2}
   plain = of_tokens(head(BERT(**base)))
-  for options in ({'vocab_pad': 15}, {'scan': True}, {'scan': True, 'remat': True}):
+  for options in ({'vocab_pad': 15}, {'scan': True}, {'scan': True, 'remat': 'all'}):
     assert of_tokens(head(BERT(**base, **options))) == plain
 
 
 @pytest.mark.parametrize('options', [
-  {}, {'tied': False}, {'vocab_pad': 15}, {'vocab_pad': 15, 'tied': False}, {'remat': True},
+  {}, {'tied': False}, {'vocab_pad': 15}, {'vocab_pad': 15, 'tied': False}, {'remat': 'all'},
 ])  # fmt: skip
 def test_padding_scan_and_remat_count_nothing(options):
   base = {'vocab': 113, 'length': 32, 'width': 32, 'depth': 3}

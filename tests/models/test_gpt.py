@@ -10,7 +10,7 @@ import pytest
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models.gpt import GPT
-from bmx.models.transformer import Stack
+from bmx.models.transformer import KERNELS, Stack
 from bmx.parallel.sharding import unbox
 from tests.models.weights import drawn, jit, shapes, variables
 
@@ -126,10 +126,11 @@ def test_a_scan_is_a_loop():
   assert_same(value_and_gradient(scan, stacked(params)), (value, stacked(gradient)))
 
 
+@pytest.mark.parametrize('remat', ['products', 'all'])
 @pytest.mark.parametrize('scan', [False, True])
-def test_remat_changes_nothing(scan):
+def test_remat_changes_nothing(scan, remat):
   """Dropout included: what is computed again drops the same units."""
-  kept, again = (gpt(dropout=0.3, scan=scan, remat=remat) for remat in (False, True))
+  kept, again = (gpt(dropout=0.3, scan=scan, remat=remat) for remat in ('none', remat))
   params = start(kept)
   assert_same(value_and_gradient(again, params), value_and_gradient(kept, params))
 
@@ -242,3 +243,29 @@ def test_too_long_a_sequence():
 def test_what_is_refused(options, message):
   with pytest.raises(InputError, match=message):
     shapes(gpt(**options), tokens())
+
+
+def products(fn, *args):
+  """Contractions of a program, those inside loops once."""
+  text = str(jax.make_jaxpr(fn)(*args))
+  return text.count('dot_general['), text.count('tanh ')
+
+
+# Products and activations. Scores, and their sums of values, in 4 blocks of rows; then query, key,
+# value, out and up, where all are repeated.
+REPEATED = {'none': (0, 0), 'products': (8, 1), 'all': (13, 1)}
+
+
+@pytest.mark.parametrize(('remat', 'again'), REPEATED.items())
+def test_what_is_computed_again(remat, again):
+  """Beside what 'none' computes."""
+  loss = lambda model: lambda p: (model.apply({'params': p}, tokens()) ** 2).sum()
+  model, plain = gpt(depth=1, remat=remat), gpt(depth=1)
+  count = lambda model: np.array(products(jax.grad(loss(model)), start(plain)))
+  np.testing.assert_array_equal(count(model) - count(plain), again)
+
+
+def test_the_kernels_whose_results_are_kept_are_those_of_jax():
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  assert cudnn._dot_product_attention_fwd_p_wrapper.name in KERNELS
