@@ -14,9 +14,11 @@ def test_gpu_script_runs():
   said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
   assert not said.returncode, said.stderr
   results = json.loads(said.stdout[said.stdout.index('{') :])
-  ours = results['small']['bmx']
-  assert ours['tokens_per_second'] > 0
-  assert ours['loss'] < 6  # log 256 = 5.5
-  assert {'compile_seconds', 'peak_memory_bytes', 'data_wait', 'parameters'} <= ours.keys()
+  for name in ('small GPT-2', 'small Llama'):
+    ours = results[name]['bmx']
+    assert ours['tokens_per_second'] > 0
+    assert ours['loss'] < 6  # log 256 = 5.5
+    assert {'compile_seconds', 'peak_memory_bytes', 'data_wait_fraction'} <= ours.keys()
   assert results['matmul']['64'] > 0
   assert all(rate > 0 for rates in results['attention'].values() for rate in rates.values())
+  assert max(results['attention_error'].values()) < 1e-5

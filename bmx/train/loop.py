@@ -166,7 +166,9 @@ class Trainer:
       self.loop.stopped = False
     self.saved = found
     self.window = Window(self.loop.window)
-    log.info('%s', start.describe_start(self.x, self.plan, self.flops, self.depth, found))
+    kept = start.keep_memory(self.x)
+    about = start.describe_start(self.x, self.plan, self.flops, self.depth, found, kept)
+    log.info('%s', about)
     log.info('workdir    %s', self.rundir.path)
     self.rundir.write_config(self.step, {'dispatch': self.depth, **self.x.choices})
     first = jax.process_index() == 0

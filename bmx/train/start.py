@@ -47,6 +47,11 @@ def loops(x: Experiment, plan: Plan) -> bool:
   return not (_on_cpu(x) and costs.convolves(*_forward(x, plan)))
 
 
+def keep_memory(x: Experiment) -> bool:
+  """See `hardware.keep_freed_memory`; False where the devices are no CPUs."""
+  return _on_cpu(x) and hardware.keep_freed_memory()
+
+
 def _on_cpu(x: Experiment) -> bool:
   return x.layout.mesh.devices.flat[0].platform == 'cpu'
 
@@ -94,11 +99,14 @@ def published_parameters(x: Experiment, plan: Plan) -> int:
   return tree.count(plan.abstract.params) - getattr(x.task, 'padded_parameters', 0)
 
 
-def describe_start(x: Experiment, plan: Plan, flops: int, depth: int, step: int | None) -> str:
+def describe_start(
+  x: Experiment, plan: Plan, flops: int, depth: int, step: int | None, kept: bool
+) -> str:
   """The start table: parameters and their places, and every choice that was made.
 
   Args:
     step: of the checkpoint that the run goes on from; None for a new run.
+    kept: what `keep_memory` gave.
   """
   params = tree.named(plan.abstract.params)
   rows = [('parameter', 'shape', 'sharding', 'count', 'bytes')]
@@ -116,7 +124,8 @@ def describe_start(x: Experiment, plan: Plan, flops: int, depth: int, step: int 
     f'{x.name}: {published_parameters(x, plan):,} parameters, '
     f'{flops / next(iter(units(x).values())):.4g} training FLOPs per {per} '
     '(contractions, forward × 3)',
-    f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}',
+    f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}'
+    f'{"; freed memory is kept for the next step" if kept else ""}',
     f'state      {_per_device(plan.abstract):,} bytes per device with moments',
     f'data       {x.data.size:,} examples, batch {x.data.batch_size}, '
     f'{"held on the device" if resident else f"fed from the host by {threads}"}; '

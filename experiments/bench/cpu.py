@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 import torch_models
 
+from bmx.core.hardware import keep_freed_memory
 from bmx.data.feed import Feed
 from bmx.data.loader import ArrayData
 from bmx.data.text import TokenData
@@ -190,10 +192,23 @@ def epoch() -> dict:
   return {'seconds': seconds, 'bmx/torch': [round(v, 3) for v in sorted(pairs)]}
 
 
+def processor() -> str:
+  """Its name and the widest vectors it has, which decide most ratios."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    return platform.processor()
+  name = re.search(r'model name\s*: (.*)', text)
+  wide = next((w for w in ('avx512f', 'avx2') if w in text), 'neither AVX2 nor AVX-512')
+  return f'{name[1] if name else platform.machine()}, {wide}'
+
+
 def main() -> None:
   kind, names = sys.argv[1], sys.argv[2:]
+  keep_freed_memory()  # as a run does; PyTorch's blocks are kept too
   path = pathlib.Path(__file__).with_suffix('.json')
-  results = json.loads(path.read_text()) if path.exists() else {}
+  every = json.loads(path.read_text()) if path.exists() else {}
+  results = every.setdefault(processor(), {})
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   clock = {'cpu': time.process_time, 'wall': time.perf_counter}.get(kind)
   about = {
@@ -205,7 +220,7 @@ def main() -> None:
     windows = 9 if name.startswith(('GPT 10', 'encoder')) else WINDOWS
     found = compare(name, clock, windows) if clock else epoch()
     results.setdefault(kind, {})[name] = found | about
-    path.write_text(json.dumps(results, indent=1) + '\n')
+    path.write_text(json.dumps(every, indent=1) + '\n')
     sys.stdout.write(f'{kind} {name}: {found}\n')
 
 

@@ -1,0 +1,44 @@
+"""What a process asks of its machine."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+import jax, jax.numpy as jnp
+from bmx.core.hardware import keep_freed_memory
+
+x = jnp.ones((3072, 64))
+product = jax.jit(lambda x: (jnp.tanh(x @ x.T) @ x).sum())  # twice 36 MiB of temporaries
+
+def faults():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  for _ in range(8):
+    product(x).block_until_ready()
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+plain, kept = faults(), keep_freed_memory()
+faults()
+print(plain, kept, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='an option of glibc')
+def test_freed_memory_is_kept():
+  """Pages that the kernel has to give: all of every call's temporaries before, hardly any after."""
+  run = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True, check=True)
+  plain, kept, after = run.stdout.split()
+  assert kept == 'True'
+  assert int(plain) > 8 * 2304  # at most 16 KiB a page
+  assert int(after) < int(plain) / 20
+
+
+def test_elsewhere_nothing_is_done(monkeypatch):
+  from bmx.core import hardware
+
+  monkeypatch.setattr(sys, 'platform', 'darwin')
+  assert hardware.keep_freed_memory() is False
