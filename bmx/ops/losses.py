@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Head(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(head, hidden, table, labels, weights):
+def _summed(head, hidden, table, labels, weights) -> Any:
   """One device's tokens against its rows of the table -> (Σ weight · loss, hits)."""
   one = lambda carry, item: (carry, _chunk(head, table, *item)[:2])
   loss, hit = jax.lax.scan(one, None, _cut(head, (hidden, labels, weights)))[1]
