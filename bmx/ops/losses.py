@@ -54,8 +54,8 @@ def chunked_cross_entropy(
 
   def local(hidden, table, labels, weights):
     head = Head(vocab, chunks, axes)
-    total, hit = _summed(head, hidden, TABLE.fetch(table), labels, weights)
-    return total[None, None], hit
+    found: Any = _summed(head, hidden, TABLE.fetch(table), labels, weights)
+    return found[0][None, None], found[1]
 
   places = ((*token, None), TABLE, token, token)
   totals, hit = shard_map(local, places, (token, token))(hidden, table, labels, weights)
@@ -71,7 +71,7 @@ class Head(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(head, hidden, table, labels, weights) -> Any:
+def _summed(head, hidden, table, labels, weights):
   """One device's tokens against its rows of the table -> (Σ weight · loss, hits)."""
   one = lambda carry, item: (carry, _chunk(head, table, *item)[:2])
   loss, hit = jax.lax.scan(one, None, _cut(head, (hidden, labels, weights)))[1]
