@@ -88,14 +88,13 @@ def _summed_forward(head, hidden, table, labels, weights):
 
   start = jnp.zeros(table.shape, jnp.float32)
   total, (loss, hit, grad) = jax.lax.scan(one, start, _cut(head, (hidden, labels, weights)))
-  return (loss.sum(), _join(hit)), (_join(grad), total.astype(table.dtype), labels)
+  return (loss.sum(), _join(hit)), (_join(grad), total.astype(table.dtype))
 
 
 def _summed_backward(head, kept, cotangent):
   """Devices that share tokens were each given a part of the sum's cotangent."""
-  grad, total, labels = kept
   g = jax.lax.psum(cotangent[0], head.axes) if head.axes else cotangent[0]
-  return (grad * g.astype(grad.dtype), total * g.astype(total.dtype), None, None)
+  return *((x * g).astype(x.dtype) for x in kept), None, None
 
 
 _summed.defvjp(_summed_forward, _summed_backward)
