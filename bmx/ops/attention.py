@@ -116,7 +116,8 @@ _counting: contextvars.ContextVar[bool] = contextvars.ContextVar('counting', def
 
 @contextlib.contextmanager
 def as_xla() -> Iterator[None]:
-  """Inside, every `impl` is traced as 'xla': for counting FLOPs, which no kernel changes."""
+  """Inside, every `impl` is traced as 'xla', and all of causal attention: for counting FLOPs, which
+  no kernel changes, as others count them (PaLM, appendix B)."""
   token = _counting.set(True)
   try:
     yield
@@ -157,7 +158,7 @@ def _blocks(q, k, v, seen):
   """Causal attention a block of queries at a time, each against the keys it can see: (ROWS + 1) /
   (2·ROWS) of the work. Slices of a sharded length would move data, so only on one device."""
   length, window, ids = q.shape[1], seen.window, seen.segment_ids
-  n = ROWS if one_device() and length % ROWS == 0 else 1
+  n = ROWS if one_device() and length % ROWS == 0 and not _counting.get() else 1
   step = length // n
   rows = []
   for start in range(0, length, step):

@@ -123,7 +123,7 @@ def describe_start(
   facts = [
     f'{x.name}: {published_parameters(x, plan):,} parameters, '
     f'{flops / next(iter(units(x).values())):.4g} training FLOPs per {per} '
-    '(contractions, forward × 3)',
+    '(contractions, attention in full, forward × 3)',
     f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}'
     f'{"; freed memory is kept for the next step" if kept else ""}',
     f'state      {_per_device(plan.abstract):,} bytes per device with moments',

@@ -237,6 +237,7 @@ def test_too_long_a_sequence():
   ({'norm': 'group'}, "norm 'group' is not 'layer' or 'rms'"),
   ({'activation': 'swish9'}, "activation 'swish9' is not one of"),
   ({'attention': 'flash9'}, "attention 'flash9' is not one of"),
+  ({'remat': 'some'}, "remat 'some' is not one of none, products, all"),
   ({'heads': 5}, 'width 16 is not divisible by 5 heads'),
   ({'kv_heads': 3}, '4 query heads do not group over 3 key heads'),
 ])  # fmt: skip

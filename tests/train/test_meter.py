@@ -70,3 +70,14 @@ def test_the_work_of_a_known_product():
   plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
   batch = x.data.batch_size
   assert start.step_flops(x, plan) == pytest.approx(3 * 2 * batch * 64 * 10, rel=0.05)
+
+
+def test_the_work_of_a_language_model_is_as_palm_counts_it():
+  """6 N + 12 L d T a token: N all that is multiplied, the padded head included (appendix B)."""
+  config, _ = recipes.load(str(ROOT / 'configs/gpt2_124m.py'), ['batch_size=16'])
+  x = experiment.build(config, devices=jax.devices()[:1], read=False)
+  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  depth, width, length = 12, 768, 1024
+  multiplied = depth * 12 * width**2 + 50304 * width
+  each = 6 * multiplied + 12 * depth * width * length
+  assert start.step_flops(x, plan) == 16 * length * each
