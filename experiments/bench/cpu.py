@@ -148,6 +148,7 @@ def theirs(model, data, count: int, compiled: bool) -> Window:
 
 
 def compare(name: str, clock: Callable[[], float], windows: int) -> dict:
+  keep_freed_memory()  # as a run does; PyTorch's blocks are kept too
   task, data, model, count = MODELS[name]
   runs = {
     'bmx': ours(task(), data(), count),
@@ -205,7 +206,6 @@ def processor() -> str:
 
 def main() -> None:
   kind, names = sys.argv[1], sys.argv[2:]
-  keep_freed_memory()  # as a run does; PyTorch's blocks are kept too
   path = pathlib.Path(__file__).with_suffix('.json')
   every = json.loads(path.read_text()) if path.exists() else {}
   results = every.setdefault(processor(), {})
