@@ -17,6 +17,7 @@ def get_config(variant: str = ''):
   c.dtype = 'bfloat16'
   c.task = {
     'call': 'bmx.tasks.language:CausalLM',
+    'chunks': 8,  # of the tokens: logits exist for one of them at a time
     'model': {
       'call': 'bmx.models.gpt:GPT',
       'vocab': c.get_ref('vocab'),
