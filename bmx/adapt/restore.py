@@ -120,5 +120,5 @@ def _build(path: str, overrides: Mapping[str, Any], inner: str = '') -> Any:
   else:
     part = {**part, **overrides}
   # Nobody settles what another run's config left open.
-  part = recipes.settle(part, {'attention': 'xla'})
+  part = recipes.settle(part, {'attention': 'xla', 'remat': 'none'})
   return recipes.build(part, f'the model of {path}')

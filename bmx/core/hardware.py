@@ -1,4 +1,5 @@
-"""Chips as data: vendors' peaks, dense, without sparsity. Sources: the vendors' data sheets."""
+"""Chips as data (vendors' peaks, dense, without sparsity, from their data sheets), and what a run
+chooses for a kind of device."""
 
 import ctypes
 import dataclasses
@@ -43,7 +44,7 @@ ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cuda': 'cudnn', 'rocm': 'xla', 'c
 
 
 # What a backward pass computes again. On a GPU a saved element-wise result costs more than another
-# computation of it (GPT-2 124M on an H200, in a scan: README of experiments/bench).
+# computation of it (a profile of GPT-2 124M on an H200, in a scan: experiments/bench/README.md).
 REMAT = {'tpu': 'products', 'gpu': 'products', 'cpu': 'none'}
 
 
@@ -78,8 +79,9 @@ def keep_freed_memory() -> bool:
   """Lets this process keep blocks of 32 to 128 MiB that it has freed -> whether it can.
 
   glibc gives such a block back at once, and XLA:CPU takes the temporaries of every call as one: a
-  step of a small CNN spent 20 of its 70 ms on page faults. Costs up to some 300 MiB. Elsewhere
-  than on Linux with glibc nothing is done.
+  step of a small CNN spent 20 of its 70 ms on page faults. Costs some 300 MiB, and up to 64 MiB for
+  each other thread that allocates. Nothing is done elsewhere than on Linux with a glibc that
+  accepts it (2.36 does).
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
   return mallopt is not None and all(mallopt(*option) for option in MALLOC.values())

@@ -232,7 +232,8 @@ class Stack(nn.Module):
     scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead
       of `depth` copies ('block_0', ...). A pipeline needs it.
     remat: what the backward pass computes again instead of keeping it: 'none'; 'products', all but
-      what products with weights and fused attention gave; 'all' of a block.
+      what products with weights and fused attention gave (a ring and experts run again); 'all' of a
+      block.
     microbatches: of a pipeline; 0 is twice its stages, which leaves a third of the time as bubble.
 
   What experts tell is sown into the collection 'aux', each the mean over layers.

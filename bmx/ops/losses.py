@@ -42,9 +42,10 @@ def chunked_cross_entropy(
 
   hidden [B, T, D], table [V + pad, D] as it is stored, of which `vocab` rows count, labels int
   [B, T], weights [B, T] -> (Σ weight · loss, float32; whether the label is the likeliest, bool
-  [B, T]). A weight of 0 hides even NaN. Weights are data: they get no gradient.
+  [B, T]). A weight of 0 hides even a NaN loss. Weights are data: they get no gradient.
 
-  Logits are float32; their gradient is rounded to hidden's dtype before it meets hidden and table.
+  Logits are float32; their gradient is rounded to hidden's dtype before it meets hidden and table
+  (float16 loses what is below 6e-8).
   Each device works on its own tokens and rows of the table, sums the table's gradient over its
   chunks in float32, and only then do devices add theirs: a reduction for every chunk would be most
   of what the step sends.

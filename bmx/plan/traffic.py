@@ -51,7 +51,8 @@ def _activations(x: Experiment, width: int) -> float:
   rows, length = x.data.spec['tokens'].shape
   cut = math.prod(mesh[a] for a in x.layout.rules['batch']) * mesh['seq']
   tokens = rows * length / micro / cut
-  again = model.remat == 'all'  # products are computed twice
+  again = model.remat == 'all'  # products with weights are computed twice
+  inner = model.remat != 'none'  # the ring and the experts are
   sent = 0.0
   if mesh['model'] > 1:
     passes = 4 + (2 if again else 0)
@@ -59,9 +60,9 @@ def _activations(x: Experiment, width: int) -> float:
   if mesh['seq'] > 1:
     head = model.width // model.heads
     keys = 2 * tokens * (model.kv_heads or model.heads) * head / mesh['model']
-    forward = keys * width * (2 if again else 1)
+    forward = keys * width * (2 if inner else 1)
     sent += model.depth * mesh['seq'] * (forward + keys * (width + 4))
   if mesh['expert'] > 1 and model.capacity:
     chosen = tokens * model.top_k * model.capacity
-    sent += model.depth * (6 if again else 4) * chosen * model.width * width
+    sent += model.depth * (6 if inner else 4) * chosen * model.width * width
   return sent

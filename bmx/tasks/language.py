@@ -16,7 +16,7 @@ from bmx.core.types import Array, Batch, Data, Rows
 from bmx.ops.losses import chunked_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find
 
-CHUNKED = 8192  # a vocabulary above this is worth a second pass over the head
+CHUNKED = 8192  # above this vocabulary logits are worth cutting into chunks
 
 
 @dataclasses.dataclass(frozen=True)

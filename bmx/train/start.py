@@ -18,8 +18,9 @@ from bmx.train.state import Plan
 MAX_ROWS = 40
 GROUP_FLOPS = 5e9  # about a tenth of a second of one CPU: dispatching then costs little
 MAX_DEPTH = 50
-# XLA:CPU gets the memory of all temporaries from the kernel anew at every call: a sixth of the time
-# of a 10.6 M GPT's step alone, a twentieth of it among four. A longer step would let a signal wait.
+# XLA:CPU gets the memory of large temporaries from the kernel anew at every call: a sixth of the
+# time of a 10.6 M GPT's step alone, a twentieth of it among four. A longer step would let a signal
+# wait.
 FEW, LONG_FLOPS = 4, 2e11
 GROUP_BYTES = 64e6  # of host-fed rows
 

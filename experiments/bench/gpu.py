@@ -6,9 +6,9 @@
 For each model, one after another on one device: tokens a second of bmx's own loop (data, optimizer,
 log lines; median of the log windows but the first two), MFU as the log line has it, the same
 against the rate that the device reaches on a large matrix product, peak memory, seconds to compile
-with an empty cache and with a full one; tokens a second of the same model as nanoGPT has it
-(torch.compile, flash attention, fused AdamW, bfloat16). Also attention forward and backward at head
-sizes 64 and 128, and matrix products at widths 768, 2048 and 8192. Nothing is saved: a checkpoint
+with an empty cache and with a full one; tokens a second of the same shape as nanoGPT would train
+it, on a batch that lies ready (torch.compile, flash attention, fused AdamW, bfloat16). Also
+attention forward and backward at head sizes 64 and 128, and matrix products at widths 768, 2048 and 8192. Nothing is saved: a checkpoint
 of 15 GB would measure a disk. Writes gpu.json here. `--small` is a size for any CPU, which writes
 nothing: it shows that the script runs. Needs a CUDA build of torch; without torch there is no other
 side.
@@ -162,7 +162,7 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
 
   logging.basicConfig(level=logging.INFO, stream=sys.stderr, format='%(message)s')
   recipe, overrides, batch, _ = (MODELS | SMALL)[name]
-  tokens = folder / 'tokens.bin'
+  tokens = folder / f'{name}.bin'
   words = [f'batch_size={batch}', f'steps={STEPS}', f'every.log={LOG}', 'every.eval=0',
            'every.save=0', 'grad.steps=1', 'schedule.warmup=10', f'data.path={tokens}',
            *overrides, *words]  # fmt: skip
@@ -189,7 +189,7 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
 
 
 def theirs(name: str) -> dict[str, Any]:
-  """nanoGPT's step on the same shape."""
+  """A step as nanoGPT has it, on the same shape and one batch that lies ready."""
   import torch
   import torch_models
 
@@ -234,7 +234,7 @@ def compare(name: str, ceiling: float, folder: str) -> dict[str, Any]:
   found = {'bmx': warm | {'compile_seconds': [cold['compile_seconds'], warm['compile_seconds']]}}
   if importlib.util.find_spec('torch'):
     found['torch'] = part('theirs')
-    found['bmx/torch'] = warm['tokens_per_second'] / found['torch']['tokens_per_second']
+    found['rate, bmx/torch'] = warm['tokens_per_second'] / found['torch']['tokens_per_second']
   if 'flops' in warm:
     found['of_measured_matmul'] = warm['flops'] / ceiling
   return found
@@ -244,13 +244,14 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('--small', action='store_true')
   parser.add_argument('--part', choices=('rates', 'ours', 'theirs'))
-  parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()))
+  parser.add_argument('--folder', type=pathlib.Path)
   parser.add_argument('words', nargs='*')
   args = parser.parse_args()
   if args.part:
     name, *words = args.words or ['']
+    folder = args.folder or pathlib.Path(tempfile.mkdtemp())
     parts = {'rates': lambda: rates(args.small), 'theirs': lambda: theirs(name),
-             'ours': lambda: ours(name, words, args.folder)}  # fmt: skip
+             'ours': lambda: ours(name, words, folder)}  # fmt: skip
     sys.stdout.write(json.dumps(parts[args.part]()) + '\n')
     return
   results = {'date': datetime.date.today().isoformat()}

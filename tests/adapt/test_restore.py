@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -163,3 +164,12 @@ def test_the_optimizer_sees_the_weights_that_are_read(decoder):
   state = restore.start(plan_state(x.task, tx, x.data.spec, x.layout), str(decoder))
   assert tree.digest(state.opt_state.z) == tree.digest(state.params)
   np.testing.assert_array_equal(state.params['position'], stored(decoder)['ema/position'])
+
+
+def test_a_model_of_a_run_that_left_choices_to_the_device(tmp_path):
+  """'auto' in a stored config is settled as any device can compute it."""
+  config, _ = recipes.load(str(ROOT / 'configs/gpt2_124m.py:tiny'))
+  assert config.task.model.remat == config.task.model.attention == 'auto'
+  (tmp_path / 'config.json').write_text(json.dumps({'config': recipes.plain(config)}))
+  made = restore.model(str(tmp_path))
+  assert (made.remat, made.attention) == ('none', 'xla')
