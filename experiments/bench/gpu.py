@@ -3,15 +3,15 @@
     python experiments/bench/gpu.py [--small] [NAME ...]
     python experiments/bench/gpu.py --part='ours' NAME WORD=VALUE ...   (one run, other settings)
 
-For each model, one after another on one device: tokens a second of bmx's own loop (data, optimizer,
-log lines; median of the log windows but the first two), MFU as the log line has it, the same
-against the rate that the device reaches on a large matrix product, peak memory, seconds to compile
-with an empty cache and with a full one; tokens a second of the same shape as nanoGPT would train
-it, on a batch that lies ready (torch.compile, flash attention, fused AdamW, bfloat16). Also
-attention forward and backward at head sizes 64 and 128, and matrix products at widths 768, 2048 and 8192. Nothing is saved: a checkpoint
-of 15 GB would measure a disk. Writes gpu.json here. `--small` is a size for any CPU, which writes
-nothing: it shows that the script runs. Needs a CUDA build of torch; without torch there is no other
-side.
+For each model, one after another on one device: tokens a second of bmx's own loop (data,
+optimizer, log lines; median of the log windows but the first two), MFU as the log line has it,
+the same against the rate that the device reaches on a large matrix product, peak memory, seconds
+to compile with an empty cache and with a full one; tokens a second of the same shape as nanoGPT
+would train it, on a batch that lies ready (torch.compile, flash attention, fused AdamW,
+bfloat16). Also attention forward and backward at head sizes 64 and 128, and matrix products at
+widths 768, 2048 and 8192. Nothing is saved: a checkpoint of 15 GB would measure a disk. Writes
+gpu.json here. `--small` is a size for any CPU, which writes nothing: it shows that the script
+runs. Needs a CUDA build of torch; without torch there is no other side.
 """
 
 import argparse

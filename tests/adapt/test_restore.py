@@ -170,6 +170,7 @@ def test_a_model_of_a_run_that_left_choices_to_the_device(tmp_path):
   """'auto' in a stored config is settled as any device can compute it."""
   config, _ = recipes.load(str(ROOT / 'configs/gpt2_124m.py:tiny'))
   assert config.task.model.remat == config.task.model.attention == 'auto'
+  (tmp_path / 'checkpoints').mkdir()
   (tmp_path / 'config.json').write_text(json.dumps({'config': recipes.plain(config)}))
   made = restore.model(str(tmp_path))
   assert (made.remat, made.attention) == ('none', 'xla')
