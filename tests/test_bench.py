@@ -21,4 +21,5 @@ def test_gpu_script_runs():
     assert {'compile_seconds', 'peak_memory_bytes', 'data_wait_fraction'} <= ours.keys()
   assert results['matmul']['64'] > 0
   assert all(rate > 0 for rates in results['attention'].values() for rate in rates.values())
-  assert max(results['attention_error'].values()) < 1e-5
+  # bfloat16, with 8 bits, against float32.
+  assert all(0 < error < 0.02 for error in results['attention_error'].values())

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 
 from bmx import config as recipes
 from bmx.adapt import hub
-from bmx.core import tree
+from bmx.core import hardware, tree
 from bmx.core.errors import InputError
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.manifest import MANIFEST
@@ -119,6 +119,6 @@ def _build(path: str, overrides: Mapping[str, Any], inner: str = '') -> Any:
     part = settled if inner else {**part, 'encoder': settled}
   else:
     part = {**part, **overrides}
-  # Nobody settles what another run's config left open.
-  part = recipes.settle(part, {'attention': 'xla', 'remat': 'none'})
+  # Nobody settles what another run's config left open: as any device can compute it.
+  part = recipes.settle(part, hardware.preset('cpu', 'float32'))
   return recipes.build(part, f'the model of {path}')

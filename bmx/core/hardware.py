@@ -43,11 +43,6 @@ def chip(device: Any) -> Chip | None:
 ATTENTION = {'tpu': 'splash', 'gpu': 'cudnn', 'cuda': 'cudnn', 'rocm': 'xla', 'cpu': 'xla'}
 
 
-# What a backward pass computes again. On a GPU a saved element-wise result costs more than another
-# computation of it (a profile of GPT-2 124M on an H200, in a scan: experiments/bench/README.md).
-REMAT = {'tpu': 'products', 'gpu': 'products', 'cpu': 'none'}
-
-
 LANES = 128  # what divides a length that splash attention computes
 
 
@@ -67,7 +62,9 @@ def preset(
     attention = 'xla'
   if attention == 'splash' and any(length % LANES for length in lengths):
     attention = 'xla'
-  return {'attention': attention, 'remat': REMAT.get(platform, 'products')}
+  # On a GPU a saved element-wise result costs more than another computation of it: a profile of
+  # GPT-2 124M in a scan, experiments/bench/README.md.
+  return {'attention': attention, 'remat': 'none' if platform == 'cpu' else 'products'}
 
 
 # Options of glibc's mallopt, and bytes. Above 128 MiB blocks are still mapped one by one: where the

@@ -139,7 +139,7 @@ def rates(small: bool) -> dict[str, Any]:
     'jax': jax.__version__,
     'matmul': {str(w): matmul_rate(w, 128 if small else 16384) for w in widths},
     'attention': {str(h): attention_rate(h, length, impl, dtype) for h in (64, 128)},
-    'attention_error': attention_error(impl, dtype),
+    'attention_error': attention_error(impl, jnp.bfloat16),
   }
 
 
@@ -211,8 +211,8 @@ def theirs(name: str) -> dict[str, Any]:
       loss.backward()
       torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
       optimizer.step()
-    last = float(loss.detach())  # waits for the device
-    return (time.perf_counter() - began) / n if last == last else float('nan')
+    loss.item()  # waits for the device
+    return (time.perf_counter() - began) / n
 
   first = steps(1)
   took = [steps(LOG) for _ in range(STEPS // LOG)][2:]
@@ -249,10 +249,10 @@ def main() -> None:
   args = parser.parse_args()
   if args.part:
     name, *words = args.words or ['']
-    folder = args.folder or pathlib.Path(tempfile.mkdtemp())
     parts = {'rates': lambda: rates(args.small), 'theirs': lambda: theirs(name),
-             'ours': lambda: ours(name, words, folder)}  # fmt: skip
-    sys.stdout.write(json.dumps(parts[args.part]()) + '\n')
+             'ours': lambda: ours(name, words, args.folder or pathlib.Path(place))}  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+      sys.stdout.write(json.dumps(parts[args.part]()) + '\n')
     return
   results = {'date': datetime.date.today().isoformat()}
   results |= apart('--part=rates', *['--small'] * args.small)

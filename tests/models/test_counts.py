@@ -6,6 +6,7 @@ import pytest
 
 import bmx.config
 from bmx.core import tree
+from bmx.core.hardware import preset
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
@@ -33,9 +34,7 @@ def of_tokens(model):
 ])  # fmt: skip
 def test_recipes(recipe, expected, padded, pytestconfig):
   config, _ = bmx.config.load(str(pytestconfig.rootpath / recipe))
-  settled = bmx.config.settle(
-    bmx.config.plain(config)['task'], {'attention': 'xla', 'remat': 'none'}
-  )
+  settled = bmx.config.settle(bmx.config.plain(config)['task'], preset('cpu', 'float32'))
   task = bmx.config.build(settled, 'task')
   assert task.padded_parameters == padded
   assert of_tokens(task.model) == expected
@@ -129,9 +128,7 @@ def test_bert_small_by_hand(pytestconfig):
   e = BERT(vocab, length, width, depth=2, heads=8)
   assert of_tokens(Pretraining(e)) == total
   recipe, _ = bmx.config.load(str(pytestconfig.rootpath / 'configs/bert_small.py'))
-  settled = bmx.config.settle(
-    bmx.config.plain(recipe)['task'], {'attention': 'xla', 'remat': 'none'}
-  )
+  settled = bmx.config.settle(bmx.config.plain(recipe)['task'], preset('cpu', 'float32'))
   assert of_tokens(bmx.config.build(settled, 'task').model) == total
 
 

@@ -21,15 +21,16 @@ def build(recipe, where, *overrides):
 
 
 @pytest.mark.parametrize(('recipe', 'where', 'overrides', 'kernels'), [
-  ('gpt2_124m', 'v5e:2x2', ['mesh.data=4'], 3),
-  ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8'], 3),
+  # Forward and two backward kernels, of the first micro-batch and of the others: none runs again.
+  ('gpt2_124m', 'v5e:2x2', ['mesh.data=4'], 6),
+  ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8'], 6),
   ('llama_1b', 'h200:1', ['task.model.attention=xla', 'batch_size=64'], 0),
 ])  # fmt: skip
 def test_it_compiles_and_fits(recipe, where, overrides, kernels):
   x = build(recipe, where, *overrides)
   found = verdict(x, compile_step(x))
   assert found['peak_gib'] < MEMORY[where.partition(':')[0]]
-  assert found['kernels'] >= kernels
+  assert found['kernels'] == kernels
   assert found['attention'] == ('splash' if kernels else 'xla')
   assert found['whole_parameters_all_reduced'] == []
   if x.layout.devices > 1:
