@@ -2,22 +2,183 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import optax
+from flax import struct
 
+from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics
 
 Array = jax.Array
 Variables = Mapping[str, Any]  # nested dicts of arrays
 Batch = dict[str, Any]  # leading dimension B; the keys a task reads, and always `weights`
-Rows = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]  # rows of a batch, or of a split, on the host
+Rows = HostBatch  # replaced by HostBatch in this redesign
+Metadata = Mapping[str, Any]  # facts of a data set: vocab_size, num_classes, class_names, ...
+Coupling = Literal['none', 'statistics', 'loss']
 
 # The gradient of the weighted *sum*, with the metrics and the new collections.
 GradFn = Callable[[Variables, Variables, Batch, Array], tuple[Variables, Metrics, Variables]]
 Schedule = Callable[[Any], Any]  # step -> learning rate
+
+
+class Spec(NamedTuple):
+  """One array of one example, without the batch dimension.
+
+  Attributes:
+    shape: of one example.
+    dtype: numpy dtype.
+    names: a logical dimension name (see `core.layout.RULES`) or None for each dimension of `shape`;
+      () is None for all of them. The batch dimension, which always comes first, is 'batch'.
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  names: tuple[str | None, ...] = ()
+
+  @property
+  def batch_names(self) -> tuple[str | None, ...]:
+    """Names of the batched array: 'batch' first."""
+    return ('batch', *(self.names or (None,) * len(self.shape)))
+
+  def batched(self, batch_size: int) -> jax.ShapeDtypeStruct:
+    """The array of a whole batch: [B, *shape]."""
+    return jax.ShapeDtypeStruct((batch_size, *self.shape), self.dtype)
+
+
+@struct.dataclass
+class Noise:
+  """What a loss may vary with besides its inputs.
+
+  Attributes:
+    key: uint32 [2], the key of one step (or evaluation).
+    step: int32 [], completed steps.
+    secret: uint32 [2] or None: privacy noise; an argument of the dispatch, never stored.
+  """
+
+  key: Array
+  step: Array
+  secret: Array | None = None
+
+  def fold(self, number: Any) -> 'Noise':
+    """Returns the noise of item `number` (a micro-batch, say) of the same step."""
+    return self.replace(key=jax.random.fold_in(self.key, number))  # type: ignore
+
+
+class Loss(NamedTuple):
+  """A weighted sum with its count, never a mean.
+
+  Attributes:
+    sum: float32 [], of the weighted losses.
+    count: float32 [], of the weights; the step divides the gradient by it once.
+    metrics: name -> (sum, count); 'loss' is among them.
+    collections: the new values of the collections that the model updates.
+  """
+
+  sum: Array
+  count: Array
+  metrics: Metrics
+  collections: Variables
+
+
+class Grads(NamedTuple):
+  """What a GradFn returns; the step divides `sum` by `count` once.
+
+  Attributes:
+    sum: gradient of the weighted sum with respect to 'params'; a leaf may be `SparseRows`.
+    count: float32 [], the divisor: the data's count, or a constant (DP: the expected batch size).
+    metrics: name -> (sum, count).
+    collections: new values of updated collections, those of the GradFn itself included.
+  """
+
+  sum: Variables
+  count: Array
+  metrics: Metrics
+  collections: Variables
+
+
+class Out(NamedTuple):
+  """What a forward pass gave.
+
+  Attributes:
+    value: what the model's method returned.
+    aux: name -> float32 [], what modules sowed into 'aux' (balance of experts, ...).
+    captured: name of a module -> its output, for the names that `capture` matched.
+  """
+
+  value: Any
+  aux: Mapping[str, Array]
+  captured: Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What a model declares of itself; a task reads these and never guesses.
+
+  Attributes:
+    vocab_size: token ids are below it; 0: the model reads no tokens.
+    max_seq_len: longest sequence; 0: no limit.
+    num_outputs: size of the last dimension of what the model returns (classes, targets); 0: not
+      fixed.
+    coupling: how examples of a batch see each other: 'none'; 'statistics' (batch norm, balance of
+      experts); 'loss'.
+    aux_losses: name sown into 'aux' -> weight in the loss.
+    padded_parameters: stored numbers that belong to no token, left out of published counts.
+    chunked_head: the model has a method `hidden_and_table` for losses that never hold all logits.
+  """
+
+  vocab_size: int = 0
+  max_seq_len: int = 0
+  num_outputs: int = 0
+  coupling: Coupling = 'none'
+  aux_losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  padded_parameters: int = 0
+  chunked_head: bool = False
+
+
+@runtime_checkable
+class HasFacts(Protocol):
+  """A model that declares `facts`."""
+
+  @property
+  def facts(self) -> Facts: ...
+
+
+def facts_of(model: Any) -> Facts:
+  """Returns the facts that a model declares.
+
+  Raises InputError if it declares none.
+  """
+  if not isinstance(model, HasFacts):
+    raise InputError(
+      f'{type(model).__name__} declares no facts: expected an attribute or property `facts` of '
+      'bmx.core.types.Facts, for instance facts = Facts(num_outputs=10)'
+    )
+  return model.facts
+
+
+@runtime_checkable
+class Decoder(Protocol):
+  """A model that generates: its cache is a value that is passed along.
+
+  `inputs` of `prefill` is whatever the model reads (token ids, or a source text beside them); the
+  other two methods know target tokens only.
+  """
+
+  def prefill(self, inputs: Any, slots: int) -> tuple[Array, Any]:
+    """inputs -> (hidden state of the last position [B, 1, D], the cache with room for `slots`)."""
+    ...
+
+  def extend(self, tokens: Array, cache: Any) -> tuple[Array, Any]:
+    """tokens int [B, T] -> (hidden [B, T, D], the cache with them)."""
+    ...
+
+  def logits(self, hidden: Array) -> Array:
+    """hidden [B, T, D] -> logits [B, T, V]."""
+    ...
 
 
 class Task(Protocol):
