@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
   import jax
 
   from bmx import experiment, modes
-  from bmx.core import cache, writer
+  from bmx.runtime import cache, writer
 
   writer.start_logging(workdir, jax.process_index())
   cache.enable(config.cache)
@@ -108,7 +108,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
 def _plan(args: argparse.Namespace, config: Any, name: str) -> int:
   """Needs no accelerator, no data and no workdir."""
   from bmx import experiment, modes
-  from bmx.core import writer
+  from bmx.runtime import writer
 
   writer.start_logging(pathlib.Path())
   if not args.topology:
@@ -119,7 +119,7 @@ def _plan(args: argparse.Namespace, config: Any, name: str) -> int:
 
 def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
   """One of several processes: if another one is lost, this one ends too."""
-  from bmx.core import peers
+  from bmx.runtime import peers
 
   if not args.workdir:
     raise errors.InputError(f'--processes={args.processes} needs --workdir, the same for all')

@@ -12,10 +12,10 @@ from bmx import experiment as experiments
 from bmx.adapt import restore
 from bmx.core import errors, tree
 from bmx.core.types import Data, Experiment, Rows
-from bmx.core.writer import brief, write_json
 from bmx.data import documents, tokenizer
 from bmx.data.tokenizer import Tokenizer
 from bmx.plan.compile import compile_step, verdict
+from bmx.runtime.writer import brief, write_json
 from bmx.serve.generate import Report
 from bmx.serve.text import Options, Writer
 from bmx.train import loop

@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 FLOORS = [
   ['core'],
   ['config'],
+  ['runtime'],
   ['parallel'],
   ['ops'],
   ['models', 'data', 'optim'],

@@ -6,7 +6,7 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.core.writer import read_metrics
+from bmx.runtime.writer import read_metrics
 from bmx.train import loop
 from tests.conftest import ROOT
 

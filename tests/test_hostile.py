@@ -127,7 +127,7 @@ FOREIGN = (
   'bmx.data.corpus:_write',
   'bmx.data.documents:json',
   'bmx.main:main',
-  'bmx.core.cache:sweep',
+  'bmx.runtime.cache:sweep',
 )
 
 

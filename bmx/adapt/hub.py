@@ -27,13 +27,14 @@ from bmx.adapt.tensors import (
   target_of,
   tensors_of,
 )
-from bmx.core import processes, tree
+from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.core.writer import write_json
 from bmx.models import bert
 from bmx.models.transformer import layers_apart
 from bmx.ops.attention import as_xla
 from bmx.parallel import unbox, use
+from bmx.runtime import processes
+from bmx.runtime.writer import write_json
 
 log = logging.getLogger('bmx')
 

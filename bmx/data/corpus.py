@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bmx.core import cache
 from bmx.core.errors import InputError
 from bmx.data.tokenizer import Tokenizer
+from bmx.runtime import cache
 
 BATCH = 4096  # documents that are tokenised at once
 Parts = Sequence[tuple[str, bool]]  # texts of one document, each with whether it is to be learned

@@ -12,11 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from bmx.core import cache
 from bmx.core.errors import InputError
 from bmx.data.clean import Step
 from bmx.data.documents import documents
 from bmx.data.records import read_text
+from bmx.runtime import cache
 
 # What a special token is for -> the spellings that published tokenizers use.
 ROLES = {

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 
-from bmx.core import cache, tree
+from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Experiment
 from bmx.parallel import describe, jit
 from bmx.plan import hlo, traffic
+from bmx.runtime import cache
 from bmx.train.state import plan_state
 from bmx.train.step import make_train_step
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from bmx.core import tree
 from bmx.core.types import Experiment
-from bmx.core.writer import table
 from bmx.parallel import describe, describe_place
+from bmx.runtime.writer import table
 from bmx.train.state import plan_state
 
 

@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.core.processes import agreed, anywhere
-from bmx.core.writer import write_json
+from bmx.runtime.processes import agreed, anywhere
+from bmx.runtime.writer import write_json
 from bmx.train import manifest
 from bmx.train.manifest import MANIFEST
 from bmx.train.state import TrainState

@@ -19,15 +19,16 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bmx.core import report, tree
-from bmx.core.clock import Clock
+from bmx.core import tree
 from bmx.core.errors import GuardStop, InputError, Preempted, Stop
 from bmx.core.metrics import Window
 from bmx.core.types import Every, Experiment
-from bmx.core.watchdog import Watchdog
-from bmx.core.writer import Bar, Silent, Writer, brief, write_json
 from bmx.data.feed import Feed, Group
 from bmx.parallel import jit
+from bmx.runtime import report
+from bmx.runtime.throughput import Throughput
+from bmx.runtime.watchdog import Watchdog
+from bmx.runtime.writer import Bar, Silent, Writer, brief, write_json
 from bmx.train import start
 from bmx.train.checkpoint import RETRY_SECONDS, Checkpoints
 from bmx.train.evaluate import Evaluator
@@ -136,7 +137,7 @@ class Trainer:
     with Bar(self.x.steps) as self.bar, Signals() as signals, self.watchdog:
       compiled = self._compile()
       self.since = time.perf_counter()
-      self.clock.begin(self.step)
+      self.throughput.begin(self.step)
       for step, n, group in self._feed():
         self.state, sums, skips = compiled(self.state, self.constants, group, np.int32(n))
         self.step = step + n
@@ -175,7 +176,7 @@ class Trainer:
     path, length = self.rundir.path, self.loop.metrics_length
     self.writer = Writer(path, self.step, length) if first else Silent()
     peak = start.peak_flops(self.x)
-    self.clock = Clock(self.x.steps, start.units(self.x), self.flops, peak)
+    self.throughput = Throughput(self.x.steps, start.units(self.x), self.flops, peak)
 
   def _compile(self) -> Any:
     """The one program of all dispatches, compiled before the first."""
@@ -200,7 +201,7 @@ class Trainer:
     todo = groups(self.step, self.x.steps, self.x.every, self.depth)
     while some := list(itertools.islice(todo, AHEAD)):
       for (step, n), (group, waited) in zip(some, self.feed.groups(some), strict=True):
-        self.clock.wait(waited, step + n)
+        self.throughput.wait(waited, step + n)
         yield step, n, group
 
   def _read(self) -> None:
@@ -224,7 +225,7 @@ class Trainer:
     line = self.window.close() | {'skipped': skipped}
     line['learning_rate'] = self.rates[step]
     self.loop.last |= line
-    self._write(step, line | self.clock.close(step, when))
+    self._write(step, line | self.throughput.close(step, when))
 
   def _write(self, step: int, line: Mapping[str, float]) -> None:
     self.writer.scalars(step, line)
@@ -250,7 +251,7 @@ class Trainer:
       compiling = evaluator.program is None
       line |= evaluator(self.state)
       self.loop.compile_seconds += evaluator.compile_seconds if compiling else 0.0
-    self.clock.pause(time.perf_counter() - began)
+    self.throughput.pause(time.perf_counter() - began)
     self.watchdog.pat()
     self.loop.last |= line
     self._write(self.step, line)
@@ -285,7 +286,7 @@ class Trainer:
     self._count_time()
     self.loop.window = self.window.json()
     self.checkpoints.save(self.state, dataclasses.asdict(self.loop), self.step)
-    self.clock.pause(time.perf_counter() - began)
+    self.throughput.pause(time.perf_counter() - began)
 
   def _count_time(self) -> None:
     now = time.perf_counter()
@@ -314,10 +315,10 @@ class Trainer:
   def _bar_text(self, step: int) -> str:
     loss = self.window.sums.get('loss')
     mean = f'loss {brief(loss[0] / loss[1])}' if loss is not None and loss[1] else ''
-    if not self.clock.rate:
+    if not self.throughput.rate:
       return mean
-    minutes, seconds = divmod(int(self.clock.left(step)), 60)
-    return f'{mean}  {brief(self.clock.rate)} steps/s  {minutes}:{seconds:02d} left'
+    minutes, seconds = divmod(int(self.throughput.left(step)), 60)
+    return f'{mean}  {brief(self.throughput.rate)} steps/s  {minutes}:{seconds:02d} left'
 
   def _close(self) -> None:
     """Lets go of files and threads, whatever happened."""

@@ -9,7 +9,7 @@ import pathlib
 import time
 from typing import Any
 
-from bmx.core.writer import write_json
+from bmx.runtime.writer import write_json
 
 MANIFEST = 'manifest.json'
 PART = 'digests.{}.json'  # of one process, until the manifest is written

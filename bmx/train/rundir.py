@@ -16,7 +16,7 @@ import jax
 from bmx.config import complete
 from bmx.core.errors import InputError
 from bmx.core.types import Experiment
-from bmx.core.writer import write_json
+from bmx.runtime.writer import write_json
 
 log = logging.getLogger('bmx')
 

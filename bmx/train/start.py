@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import costs, hardware, tree
 from bmx.core.types import Experiment
-from bmx.core.writer import table
 from bmx.data.feed import THREADS
 from bmx.ops.attention import as_xla
 from bmx.parallel import describe, describe_place, jit
+from bmx.runtime.writer import table
 from bmx.train.state import Plan
 
 MAX_ROWS = 40

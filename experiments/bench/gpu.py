@@ -147,8 +147,9 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
   """bmx's own loop, without its checkpoints."""
   from bmx import config as recipes
   from bmx import experiment
-  from bmx.core import cache, hardware
-  from bmx.core.writer import read_metrics
+  from bmx.core import hardware
+  from bmx.runtime import cache
+  from bmx.runtime.writer import read_metrics
   from bmx.train import loop
   from bmx.train.rundir import RunDir
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.core.writer import read_metrics
+from bmx.runtime.writer import read_metrics
 from bmx.train.loop import Trainer
 from bmx.train.rundir import RunDir
 
@@ -75,7 +75,7 @@ class Windows(Trainer):
     plain = self.bare(self.compiled, window)
     if self.step > 2 * window:
       self.pairs.append((took, plain))
-    self.clock.begin(self.step)
+    self.throughput.begin(self.step)
     self.began = time.perf_counter()
 
 

@@ -17,8 +17,8 @@ import tempfile
 
 import numpy as np
 
-from bmx.core.report import svg
-from bmx.core.writer import read_metrics
+from bmx.runtime.report import svg
+from bmx.runtime.writer import read_metrics
 
 HERE = pathlib.Path(__file__).parent
 DTYPES, SEEDS, STEPS = ('float32', 'bfloat16'), (0, 1), 600

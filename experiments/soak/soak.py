@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-from bmx.core.writer import TIMES, read_metrics
+from bmx.runtime.writer import TIMES, read_metrics
 
 HERE = pathlib.Path(__file__).parent
 MODELS = {

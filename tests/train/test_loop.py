@@ -12,7 +12,7 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import GuardStop, InputError
 from bmx.core.types import Every
-from bmx.core.writer import read_metrics
+from bmx.runtime.writer import read_metrics
 from bmx.train import loop
 from bmx.train.evaluate import Evaluator
 from bmx.train.rundir import RunDir

@@ -10,7 +10,7 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.core.writer import read_metrics
+from bmx.runtime.writer import read_metrics
 from bmx.train import loop, start
 from bmx.train.state import plan_state
 from tests.conftest import ROOT

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from bmx.core.writer import TIMES, read_metrics
+from bmx.runtime.writer import TIMES, read_metrics
 from tests.conftest import FLAGS, ROOT
 
 RECIPE = 'configs/gpt_char.py:tiny'
@@ -119,7 +119,7 @@ def test_another_number_of_processes_resumes(alone, tmp_path):
 
 
 def test_a_process_that_never_comes_is_named(tmp_path, monkeypatch):
-  from bmx.core import peers
+  from bmx.runtime import peers
 
   watch = peers.Peers(0, 3)
   number = port()

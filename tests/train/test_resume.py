@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from bmx.core.writer import TIMES, read_metrics
+from bmx.runtime.writer import TIMES, read_metrics
 from tests.conftest import FLAGS, ROOT
 
 EIGHT = {

@@ -1,6 +1,6 @@
 """metrics.jsonl holds whole lines only, whatever happens to the file."""
 
-from bmx.core.writer import JsonLines, read_metrics
+from bmx.runtime.writer import JsonLines, read_metrics
 
 
 def written(path, length, *steps):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bmx.core.clock import Clock
+from bmx.runtime.throughput import Throughput
 
 
 class Watch:
@@ -18,15 +18,15 @@ class Watch:
 
 def start(**options):
   watch = Watch()
-  clock = Clock(steps=100, units={'tokens': 768, 'examples': 3}, now=watch, **options)
-  clock.begin(0)
-  return watch, clock
+  throughput = Throughput(steps=100, units={'tokens': 768, 'examples': 3}, now=watch, **options)
+  throughput.begin(0)
+  return watch, throughput
 
 
 def test_rates():
-  watch, clock = start()
+  watch, throughput = start()
   watch.sleep(5.0)
-  line = clock.close(10)
+  line = throughput.close(10)
   assert line == {
     'steps_per_second': pytest.approx(2.0),
     'step_seconds': pytest.approx(0.5),
@@ -37,97 +37,97 @@ def test_rates():
 
 
 def test_a_slow_source_shows():
-  watch, clock = start()
+  watch, throughput = start()
   for step in range(4):
     watch.sleep(0.3)
-    clock.wait(0.3, step + 1)
+    throughput.wait(0.3, step + 1)
     watch.sleep(0.1)
-  assert clock.close(4)['data_wait_fraction'] == pytest.approx(0.75)
+  assert throughput.close(4)['data_wait_fraction'] == pytest.approx(0.75)
 
 
 def test_a_wait_is_of_the_window_whose_steps_waited():
   """A window is closed when the loop has already waited for the next one."""
-  watch, clock = start()
+  watch, throughput = start()
   watch.sleep(1.0)
-  clock.wait(0.5, 4)
+  throughput.wait(0.5, 4)
   at = watch()
   watch.sleep(1.0)
-  clock.wait(0.8, 5)
-  assert clock.close(4, at)['data_wait_fraction'] == pytest.approx(0.5)
-  assert clock.close(5)['data_wait_fraction'] == pytest.approx(0.8)
+  throughput.wait(0.8, 5)
+  assert throughput.close(4, at)['data_wait_fraction'] == pytest.approx(0.5)
+  assert throughput.close(5)['data_wait_fraction'] == pytest.approx(0.8)
 
 
 def test_pauses_are_not_training():
-  watch, clock = start()
+  watch, throughput = start()
   watch.sleep(1.0)
-  clock.wait(0.5, 2)
+  throughput.wait(0.5, 2)
   watch.sleep(50.0)
-  clock.pause(50.0)
+  throughput.pause(50.0)
   watch.sleep(1.0)
-  line = clock.close(4)
+  line = throughput.close(4)
   assert line['steps_per_second'] == pytest.approx(2.0)
   assert line['data_wait_fraction'] == pytest.approx(0.25)
 
 
 def test_mfu():
   """10 steps of 3 TFLOP in 5 s on chips of 12 TFLOP/s: 6 of 12."""
-  watch, clock = start(flops=3e12, peak=12e12)
+  watch, throughput = start(flops=3e12, peak=12e12)
   watch.sleep(5.0)
-  assert clock.close(10)['mfu'] == pytest.approx(0.5)
+  assert throughput.close(10)['mfu'] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize('options', [{'flops': 3e12}, {'peak': 12e12}, {}])
 def test_no_mfu_without_a_peak_or_a_count(options):
-  watch, clock = start(**options)
+  watch, throughput = start(**options)
   watch.sleep(5.0)
-  assert 'mfu' not in clock.close(10)
+  assert 'mfu' not in throughput.close(10)
 
 
 def test_a_window_starts_where_the_last_one_ended():
-  watch, clock = start()
+  watch, throughput = start()
   watch.sleep(1.0)
-  clock.wait(1.0, 1)
-  clock.pause(0.5)
-  clock.close(10)
+  throughput.wait(1.0, 1)
+  throughput.pause(0.5)
+  throughput.close(10)
   watch.sleep(4.0)
-  line = clock.close(12)
+  line = throughput.close(12)
   assert line['steps_per_second'] == pytest.approx(0.5)
   assert line['data_wait_fraction'] == 0.0
 
 
 def test_a_window_may_end_before_it_is_read():
-  watch, clock = start()
+  watch, throughput = start()
   watch.sleep(7.0)
-  assert clock.close(10, at=105.0)['steps_per_second'] == pytest.approx(2.0)
-  assert clock.close(12)['steps_per_second'] == pytest.approx(1.0)
+  assert throughput.close(10, at=105.0)['steps_per_second'] == pytest.approx(2.0)
+  assert throughput.close(12)['steps_per_second'] == pytest.approx(1.0)
 
 
 def test_a_resumed_run_counts_its_own_steps():
-  watch, clock = start()
+  watch, throughput = start()
   watch.sleep(30.0)
-  clock.begin(90)
+  throughput.begin(90)
   watch.sleep(1.0)
-  assert clock.close(94)['steps_per_second'] == pytest.approx(4.0)
+  assert throughput.close(94)['steps_per_second'] == pytest.approx(4.0)
 
 
 def test_time_left():
-  watch, clock = start()
-  assert clock.left(0) == 0.0
+  watch, throughput = start()
+  assert throughput.left(0) == 0.0
   watch.sleep(5.0)
-  clock.close(10)
-  assert clock.left(10) == pytest.approx(45.0)
+  throughput.close(10)
+  assert throughput.left(10) == pytest.approx(45.0)
 
 
 def test_a_window_of_no_time_has_finite_rates():
-  _, clock = start(flops=1.0, peak=1.0)
-  line = clock.close(1)
+  _, throughput = start(flops=1.0, peak=1.0)
+  line = throughput.close(1)
   assert all(v == v and v != float('inf') for v in line.values())
 
 
 def test_a_window_too_short_to_time_is_part_of_the_next():
   """Two dispatches whose ends are told at one moment: no million steps a second."""
   now = [0.0]
-  clock = Clock(100, {'examples': 10}, now=lambda: now[0])
-  clock.begin(0)
-  assert clock.close(10, at=1e-5) == {}
-  assert clock.close(20, at=2.0)['steps_per_second'] == 10.0
+  throughput = Throughput(100, {'examples': 10}, now=lambda: now[0])
+  throughput.begin(0)
+  assert throughput.close(10, at=1e-5) == {}
+  assert throughput.close(20, at=2.0)['steps_per_second'] == 10.0

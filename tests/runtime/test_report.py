@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from bmx.core import report
+from bmx.runtime import report
 
 LINES = [
   {'step': 10, 'time': 1.0, 'loss': 2.0, 'learning_rate': 0.1, 'step_seconds': 0.5,

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from bmx.core.writer import TIMES, brief, read_metrics
+from bmx.runtime.writer import TIMES, brief, read_metrics
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 240, 62, 28, 12
 COLOURS = ('#2563eb', '#ea580c', '#16a34a', '#9333ea', '#db2777', '#0891b2')

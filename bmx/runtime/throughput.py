@@ -6,7 +6,7 @@ from collections.abc import Callable
 SHORTEST = 0.005  # seconds: threads tell of the end of a dispatch no more exactly than this
 
 
-class Clock:
+class Throughput:
   """Rates between log lines.
 
   Args:
