@@ -76,22 +76,46 @@ def check_variant(given: str, *known: str) -> str:
   return given
 
 
+def recipes_folder() -> pathlib.Path:
+  """The folder of bmx's recipes: beside the modules of a wheel, or configs/ of a checkout."""
+  package = pathlib.Path(__file__).parent
+  installed = package / 'configs'
+  return installed if installed.is_dir() else package.parent / 'configs'
+
+
+def find(recipe: str) -> pathlib.Path:
+  """The file of a recipe: a path to a file, or the name of a recipe of bmx.
+
+  Raises InputError if there is no such file or recipe.
+  """
+  path = pathlib.Path(recipe)
+  folder = recipes_folder()
+  if path.suffix == '.py' or len(path.parts) > 1:
+    if path.is_file():
+      return path
+    near = sorted(map(str, path.parent.glob('*.py'))) + sorted(p.stem for p in folder.glob('*.py'))
+  else:
+    if recipe and (folder / f'{recipe}.py').is_file():
+      return folder / f'{recipe}.py'
+    near = sorted(p.stem for p in folder.glob('*.py') if p.stem != '__init__')
+  raise InputError(f'--config={recipe}: expected a recipe or a file{did_you_mean(recipe, near)}')
+
+
 def load(path: str, overrides: Sequence[str] = ()) -> tuple[Any, str]:
-  """-> (config, name). `path` is FILE.py or FILE.py:VARIANT; an override is 'a.b=value'.
+  """-> (config, name). `path` is a recipe's name or file, with :VARIANT after it or not; an
+  override is 'a.b=value'.
 
   Raises:
     InputError: no such recipe or variant; an override of what is not there, or of another type.
   """
-  file, _, variant = path.partition(':')
-  if not pathlib.Path(file).is_file():
-    near = sorted(str(p) for p in pathlib.Path(file).parent.glob('*.py'))
-    raise InputError(f'no recipe {file}{did_you_mean(file, near)}')
-  found = runpy.run_path(file).get('get_config')
+  recipe, _, variant = path.partition(':')
+  file = find(recipe)
+  found = runpy.run_path(str(file)).get('get_config')
   if found is None:
-    raise InputError(f'{file} is no recipe: it defines no get_config(variant)')
+    raise InputError(f'--config={path}: expected a recipe; define get_config(variant) in {file}')
   config = found(variant)
   apply(config, overrides)
-  return config, pathlib.Path(file).stem + (f'-{variant}' if variant else '')
+  return config, file.stem + (f'-{variant}' if variant else '')
 
 
 def apply(config: Any, overrides: Sequence[str]) -> None:
@@ -254,7 +278,7 @@ def settle(
 
 # Rooms whose functions build parts and touch no file but those that a part names.
 TRUSTED = (
-  'bmx.models.', 'bmx.tasks.', 'bmx.data.', 'bmx.optim.', 'bmx.train.step:',
+  'bmx.models.', 'bmx.tasks.', 'bmx.data.', 'bmx.optim.', 'bmx.train.step:', 'bmx.train.gradients:',
   'bmx.adapt.restore:model', 'bmx.adapt.restore:encoder', 'bmx.adapt.hub:model',
   'bmx.adapt.hub:encoder', 'optax:', 'optax.', 'flax.linen:', 'flax.linen.',
 )  # fmt: skip

@@ -8,13 +8,16 @@ import importlib.util
 import os
 import pathlib
 import sys
-import time
 from typing import Any
 
+from bmx import modes
 from bmx.core import errors
 from bmx.plan import topology
 
-MODES = ('train', 'eval', 'predict', 'generate', 'plan')
+FLAGS = (
+  'config', 'workdir', 'mode', 'step', 'input', 'prompt', 'topology', 'allow', 'processes',
+  'process', 'coordinator', 'help',
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +45,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
                       'the config of --workdir')  # fmt: skip
   parser.add_argument('--workdir', default='', help='where the run lives; the same one resumes '
                       '(default: runs/NAME/TIMESTAMP)')  # fmt: skip
-  parser.add_argument('--mode', default='train', choices=MODES)
+  described = '; '.join(f'{name} {mode.description}' for name, mode in modes.MODES.items())
+  parser.add_argument('--mode', default='train', choices=tuple(modes.MODES), help=described)
   parser.add_argument('--step', default='latest', help='checkpoint that eval, predict and generate '
                       'read: latest, best or a step')  # fmt: skip
   parser.add_argument('--input', default='', help="file to predict (default: the recipe's test "
@@ -87,34 +91,10 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     config, name = recipes.load(args.config, overrides)
   else:
     config, name = _stored(pathlib.Path(args.workdir), overrides)
-  if args.mode == 'plan':
-    return _plan(args, config, name)
-  weights = args.mode == 'generate' and config.init.path
-  if args.mode != 'train' and not args.workdir and not weights:
-    raise errors.InputError(f'--mode={args.mode} needs --workdir=DIR of a run that has trained')
-  workdir = pathlib.Path(args.workdir or f'runs/{name}/{time.strftime("%Y%m%d-%H%M%S")}')
-
-  import jax
-
-  from bmx import experiment, modes
-  from bmx.runtime import cache, writer
-
-  writer.start_logging(workdir, jax.process_index())
-  cache.enable(config.cache)
-  built = experiment.build(config, name, read=args.mode != 'generate')
-  return getattr(modes, args.mode)(built, workdir, args)
-
-
-def _plan(args: argparse.Namespace, config: Any, name: str) -> int:
-  """Needs no accelerator, no data and no workdir."""
-  from bmx import experiment, modes
-  from bmx.runtime import writer
-
-  writer.start_logging(pathlib.Path())
-  if not args.topology:
-    raise errors.InputError('--mode=plan needs --topology, for instance v5e:4x4 or h200:8')
-  built = experiment.build(config, name, topology.devices(args.topology), read=False)
-  return modes.plan(built, pathlib.Path(), args)
+  request = modes.Request(
+    config, name, args.workdir, args.step, args.input, tuple(args.prompt), args.topology
+  )
+  return modes.run(args.mode, request)
 
 
 def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -157,16 +157,18 @@ def test_unknown_variant(load):
 
 def test_a_recipe_that_is_not_there(tmp_path):
   (tmp_path / 'recipe.py').write_text(RECIPE)
-  with pytest.raises(InputError, match='no recipe .*rceipe.py; did you mean .*recipe.py'):
+  with pytest.raises(
+    InputError, match='rceipe.py: expected a recipe or a file; did you mean .*recipe.py'
+  ):
     recipes.load(str(tmp_path / 'rceipe.py'))
   for path in ('', ':tiny', str(tmp_path), str(tmp_path / 'no' / 'where.py')):
-    with pytest.raises(InputError, match='no recipe'):
+    with pytest.raises(InputError, match='expected a recipe or a file'):
       recipes.load(path)
 
 
 def test_a_file_that_is_no_recipe(tmp_path):
   (tmp_path / 'other.py').write_text('x = 1\n')
-  with pytest.raises(InputError, match=r'other\.py is no recipe: it defines no get_config'):
+  with pytest.raises(InputError, match=r'other\.py: expected a recipe; define get_config'):
     recipes.load(str(tmp_path / 'other.py'))
 
 

@@ -89,7 +89,7 @@ def _unreadable(
   if prepared:
     return InputError(f'{name} has no split {split!r}; it has {", ".join(prepared)} ({error})')
   return InputError(
-    f'{name} is not prepared in {place}. With the extra `tf` (pip install "bmx[tf]"), run\n'
+    f'{name} is not prepared in {place}. With the extra `tf` (pip install "bmx-jax[tf]"), run\n'
     f"  python -c \"import tensorflow_datasets as t; t.builder('{name}', data_dir='{place}', "
     f"file_format='array_record').download_and_prepare()\"\n"
     'once, or name the folder that holds it: --config.data.data_dir=DIR or TFDS_DATA_DIR=DIR'

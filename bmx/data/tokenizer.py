@@ -205,7 +205,7 @@ def library() -> Any:
     import tokenizers
   except ImportError:
     raise InputError(
-      'sub-words need the library tokenizers: pip install "bmx[text]"; bytes need nothing'
+      'sub-words need the library tokenizers: pip install "bmx-jax[text]"; bytes need nothing'
     ) from None
   return tokenizers
 

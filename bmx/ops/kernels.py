@@ -26,7 +26,7 @@ def cudnn(q, k, v, causal: bool, window: int, segment_ids) -> jax.Array:
     if 'cuDNN' not in str(error):
       raise
     raise InputError(
-      f"attention 'cudnn': {error} pip install 'bmx[cuda12]', or set the model's attention='xla'"
+      f"attention='cudnn': {error}; pip install 'bmx-jax[cuda12]', or set attention='xla'"
     ) from None
 
 

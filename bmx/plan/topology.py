@@ -90,4 +90,4 @@ def _gpus(shape: str) -> list[Any]:
 
 def _need(package: str) -> None:
   if importlib.util.find_spec(package) is None:
-    raise InputError(f"planning for this topology needs {package}: pip install 'bmx[aot]'")
+    raise InputError(f"planning for this topology needs {package}: pip install 'bmx-jax[aot]'")

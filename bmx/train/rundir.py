@@ -37,7 +37,7 @@ FREE = [
   'generate',
   'init',
 ]
-PACKAGES = ('bmx', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
+PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -290,7 +290,7 @@ def test_half_a_surrogate_pair_is_refused_or_cleaned_away(tmp_path):
 
 def test_without_the_library_it_says_what_to_install(monkeypatch, coders):
   monkeypatch.setitem(__import__('sys').modules, 'tokenizers', None)
-  with pytest.raises(InputError, match=r'pip install "bmx\[text\]"'):
+  with pytest.raises(InputError, match=r'pip install "bmx-jax\[text\]"'):
     Subwords(coders['bpe'].text)
 
 

@@ -57,7 +57,7 @@ def test_topologies_that_do_not_exist(name, message):
 
 def test_a_missing_compiler_names_the_extra(monkeypatch):
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-  with pytest.raises(InputError, match=r"pip install 'bmx\[aot\]'"):
+  with pytest.raises(InputError, match=r"pip install 'bmx-jax\[aot\]'"):
     topology.devices('v5e:2x2')
 
 

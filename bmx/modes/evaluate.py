@@ -1,0 +1,51 @@
+"""Mode `eval`: metrics of a checkpoint on every `eval` entry."""
+
+import logging
+import os
+import pathlib
+
+from bmx.core import errors
+from bmx.core.types import Experiment
+from bmx.modes import Request
+from bmx.modes.start import need_run, open_experiment
+from bmx.runtime.writer import brief, write_json
+from bmx.train import loop
+from bmx.train.evaluate import Evaluator
+
+log = logging.getLogger('bmx')
+
+
+def run(request: Request) -> int:
+  """Prints one line and writes WORKDIR/evaluation.STEP.json."""
+  need_run('eval', request)
+  experiment, workdir = open_experiment(request)
+  evaluate(experiment, workdir, request.step)
+  return errors.DONE
+
+
+def evaluate(
+  experiment: Experiment, workdir: str | os.PathLike[str], step: str = 'latest'
+) -> dict[str, float]:
+  """Evaluates a checkpoint of a run on every `eval` entry.
+
+  Args:
+    experiment: the run's experiment.
+    workdir: run directory; evaluation.STEP.json is written there.
+    step: 'latest', 'best' or a step.
+
+  Returns:
+    Metrics by name, such as 'eval/valid/loss'.
+
+  Raises:
+    InputError: the config has no `eval` entry, or the run has no such checkpoint.
+  """
+  if not experiment.evals:
+    raise errors.InputError('the config has no `eval` entry to evaluate; set --config.eval.NAME')
+  folder = pathlib.Path(workdir)
+  state, number = loop.restored(experiment, folder, step)
+  values: dict[str, float] = {}
+  for name, entry in experiment.evals.items():
+    values |= Evaluator(name, entry, experiment.task, experiment.layout)(state)
+  log.info('step %d  %s', number, '  '.join(f'{k} {brief(v)}' for k, v in values.items()))
+  write_json(folder / f'evaluation.{number}.json', {'step': number, 'metrics': values})
+  return values

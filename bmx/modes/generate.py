@@ -1,0 +1,120 @@
+"""Mode `generate`: texts of a decoder, printed or written as JSON lines."""
+
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from bmx.adapt import restore
+from bmx.core import errors, tree
+from bmx.core.types import Experiment
+from bmx.data import documents, tokenizer
+from bmx.data.tokenizer import Tokenizer
+from bmx.modes import Request
+from bmx.modes.start import need_run, open_experiment
+from bmx.runtime.writer import brief
+from bmx.serve.generate import Report
+from bmx.serve.text import Options, Writer
+from bmx.train.state import plan_state
+
+log = logging.getLogger('bmx')
+PROMPT_BATCH = 32  # prompts of a file that are continued together
+
+
+def run(request: Request) -> int:
+  """Continues each --prompt (printed) or each line of --input (written to generations.jsonl)."""
+  if not request.config.init.path:
+    need_run('generate', request)
+  x, workdir = open_experiment(request, read=False)
+  if bool(request.prompts) == bool(request.input):
+    raise errors.InputError(
+      'give --prompt=TEXT, once for each prompt, or --input=FILE; one of the two'
+    )
+  if request.prompts and request.workdir and not (workdir / 'checkpoints').is_dir():
+    raise errors.InputError(f'{workdir} holds no run: give --workdir=DIR of one that has trained')
+  options = Options(**x.generate)
+  if not hasattr(x.task.model, 'extend'):  # type: ignore
+    name = type(x.task.model).__name__  # type: ignore
+    raise errors.InputError(f'{name} cannot generate: expected a decoder, bmx.models.gpt:GPT')
+  prompts = request.prompts or documents.read(request.input, 'prompt', 'line')
+  folder, params = _weights(x, workdir, request.step)
+  coder = _tokenizer(x, folder)
+  writer = Writer(x.task.model, params, x.layout, coder, options)  # type: ignore
+  del params  # the writer has its own
+  report = Report()
+  if request.prompts:
+    _print(writer, prompts, x.seed, report)
+  else:
+    _write(writer, prompts, x.seed, report, workdir)
+  if report.tokens:
+    log.info(
+      '%d prompt tokens in %.2f s, then %d tokens at %s tokens/s (compiled in %.1f s)',
+      report.prompt_tokens, report.prefill_seconds, report.tokens, brief(report.rate),
+      report.compile_seconds,
+    )  # fmt: skip
+  return errors.DONE
+
+
+def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.Path, Any]:
+  """Reads the plain weights of a run or of `init.path`; returns (folder, params)."""
+  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
+  folder, step = str(workdir), which
+  if x.weights and not (workdir / 'checkpoints').is_dir():
+    if which != 'latest':
+      raise errors.InputError(
+        f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
+      )
+    folder, step = x.weights, 'latest'
+  found = restore.load(folder, plan.abstract.params, step=step)
+  return pathlib.Path(folder), x.task.view(tree.nested(found), {})
+
+
+def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
+  """The tokenizer.json beside the weights or in `init.path`; without one, bytes.
+
+  Raises InputError if there is no tokenizer.json and the model's vocabulary is not that of bytes.
+  """
+  for place in (folder, pathlib.Path(x.weights or folder)):
+    if (place / 'tokenizer.json').is_file():
+      return tokenizer.load(str(place))
+  vocab = getattr(x.task.model, 'vocab', 0)  # type: ignore
+  if vocab != 256:
+    raise errors.InputError(
+      f'{folder}: expected a tokenizer.json, as a vocabulary of {vocab} is not that of bytes; put '
+      "the model's tokenizer there"
+    )
+  return tokenizer.Bytes()
+
+
+def _print(writer: Writer, prompts: Sequence[str], seed: int, report: Report) -> None:
+  """Prints one text while it is generated; several texts when all are complete."""
+  out = sys.stdout
+  if len(prompts) == 1 and writer.options.stream:
+    before = prompts[0]
+    for (piece,) in writer.stream(prompts, seed, report):
+      out.write(before + piece)
+      out.flush()
+      before = ''
+    out.write('\n')
+    return
+  for prompt, text in zip(prompts, writer.write(prompts, seed, report), strict=True):
+    out.write(f'{prompt}{text}\n\n')
+
+
+def _write(
+  writer: Writer, prompts: Sequence[str], seed: int, report: Report, workdir: pathlib.Path
+) -> None:
+  """Writes generations.jsonl, PROMPT_BATCH prompts at a time: memory does not grow with them."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / 'generations.jsonl'
+  part = path.with_name(path.name + '.part')
+  with part.open('w') as file:
+    for first in range(0, len(prompts), PROMPT_BATCH):
+      some = prompts[first : first + PROMPT_BATCH]
+      texts = writer.write(some, seed, report, first)
+      for prompt, text in zip(some, texts, strict=True):
+        file.write(json.dumps({'prompt': prompt, 'text': text}) + '\n')
+  part.replace(path)
+  log.info('%d texts in %s', len(prompts), path)

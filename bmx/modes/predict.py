@@ -1,0 +1,76 @@
+"""Mode `predict`: predictions of a file or of the test set, one JSON object an example."""
+
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from bmx import experiment as experiments
+from bmx.core import errors
+from bmx.core.types import Data, Experiment, Rows
+from bmx.modes import Request
+from bmx.modes.start import need_run, open_experiment
+from bmx.train import loop
+from bmx.train.evaluate import join, predictions
+
+log = logging.getLogger('bmx')
+
+
+def run(request: Request) -> int:
+  """Writes WORKDIR/predictions.jsonl, in the order of the examples."""
+  need_run('predict', request)
+  experiment, workdir = open_experiment(request)
+  data = experiments.input_data(experiment, request.input) if request.input else None
+  lines, step = predict(experiment, workdir, data, request.step)
+  path = workdir / 'predictions.jsonl'
+  part = path.with_name(path.name + '.part')
+  count = 0
+  with part.open('w') as file:
+    for line in lines:
+      file.write(json.dumps(line) + '\n')
+      count += 1
+  part.replace(path)
+  log.info('%d predictions of step %d in %s', count, step, path)
+  return errors.DONE
+
+
+def predict(
+  experiment: Experiment,
+  workdir: str | os.PathLike[str],
+  data: Data | None = None,
+  step: str = 'latest',
+) -> tuple[Iterator[dict[str, Any]], int]:
+  """Predicts with a checkpoint of a run.
+
+  Args:
+    experiment: the run's experiment.
+    workdir: run directory.
+    data: what to predict; by default the `eval` entry `test`, or the first one.
+    step: 'latest', 'best' or a step.
+
+  Returns:
+    One plain dict for each example, in order, and the step of the checkpoint.
+
+  Raises:
+    InputError: there is nothing to predict, or the run has no such checkpoint.
+  """
+  if data is None:
+    if not experiment.evals:
+      raise errors.InputError('give --input=FILE: the config has no `eval` entry to predict')
+    name = 'test' if 'test' in experiment.evals else next(iter(experiment.evals))
+    data = experiment.evals[name].data
+  state, number = loop.restored(experiment, pathlib.Path(workdir), step)
+  return _lines(data, predictions(data, experiment.task, experiment.layout, state)), number
+
+
+def _lines(data: Data, parts: Iterator[Rows]) -> Iterator[dict[str, Any]]:
+  """Plain values of each example; for questions, the best answer over a paragraph's windows."""
+  if hasattr(data, 'answers'):
+    answers = data.answers(join(list(parts)))  # type: ignore
+    yield from ({'answer': answer, 'known': known} for answer, known in answers)
+    return
+  for rows in parts:
+    for i in range(len(rows['prediction'])):
+      yield {k: v[i].tolist() for k, v in rows.items()}
