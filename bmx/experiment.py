@@ -76,7 +76,7 @@ def build(
     keep=_selection(c, 'keep', evals, task, plan, layout),
     ema=c['ema'],
     guard=c['guard'],
-    dispatch=c['dispatch'],
+    steps_per_call=c['steps_per_call'],
     watchdog=c['watchdog']['seconds'],
     generate=c['generate'],
     weights=c['init']['path'],
@@ -90,7 +90,7 @@ def _init(init: Mapping[str, Any], planned: Plan, plan: Plan | None = None) -> A
   plan = plan or planned
   if not init['path']:
     return plan.create()
-  return restore.start(plan, init['path'], init['fresh'])
+  return restore.start(plan, init['path'], init['reinit'])
 
 
 # Data of text -> the arrays of its batches besides tokens, targets and weights.
@@ -232,7 +232,7 @@ def _metrics(task: Any, plan: Any, entry: Eval, layout: Layout) -> list[str]:
 # leaf -> (least, bound): least <= value < bound
 RANGES = {
   'seed': (0, 2**32),
-  'dispatch': (0, math.inf),
+  'steps_per_call': (0, math.inf),
   'ema': (0, 1),
   'every.log': (0, math.inf),
   'every.eval': (0, math.inf),

@@ -132,13 +132,12 @@ def _choose_platform(mode: str) -> None:
 
 
 def _stored(workdir: pathlib.Path, overrides: list[str]) -> tuple[Any, str]:
-  """The config of a run: data that somebody else may have written, so it calls no strange code."""
+  """The config of a run and its name."""
   from bmx import config as recipes
   from bmx.train.rundir import read_config
 
   stored = read_config(workdir)
-  recipes.check_calls(stored['config'])
-  config = recipes.from_plain(stored['config'])
+  config = recipes.from_stored(stored['config'])
   recipes.apply(config, overrides)
   return config, stored.get('name', 'run')
 

@@ -9,7 +9,7 @@
     python -m bmx.main --config=configs/bert_finetune.py:qa --config.init.path=DIR ...
 
 DIR is a run of bmx (configs/bert_small.py) or a Hugging Face directory of BERT or RoBERTa; the
-sizes, the tokenizer and all weights but the new head come from there. --config.init.fresh=. trains
+sizes, the tokenizer and all weights but the new head come from there. --config.init.reinit=. trains
 the same model from scratch.
 
 From bert_small on a million words, SST-2 reaches 81.5 % in one epoch (3 seeds, 81.2 to 81.9), from
@@ -22,7 +22,7 @@ from bmx.config import base, check_variant
 def get_config(variant: str = ''):
   check_variant(variant, 'regression', 'ner', 'qa', 'tiny')
   c = base('BERT, fine-tuned')
-  c.init.fresh = 'head|pooler'  # 'head' where the pooler was trained too, by next sentences
+  c.init.reinit = 'head|pooler'  # 'head' where the pooler was trained too, by next sentences
   c.length = 64
   c.batch_size = 32
   c.epochs = 2.0
@@ -115,7 +115,7 @@ TAGGER = 'bmx.models.bert:Tagger'
 
 def _tiny(c):
   """Comments and code of the standard library told apart; needs no pre-trained model."""
-  c.init.fresh = ''
+  c.init.reinit = ''
   c.length, c.batch_size, c.epochs, c.steps = 32, 32, 0.0, 75
   c.task.model.encoder = {
     'call': 'bmx.models.bert:BERT',

@@ -35,7 +35,7 @@ def test_tiny_trains(name, tmp_path):
   assert summary['steps'] == x.steps == lines[-1]['step']
   assert not [p for p in PARTS if not (tmp_path / 'run' / p).exists()]
   stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  assert stored['resolved']['dispatch'] >= 1
+  assert stored['resolved']['steps_per_call'] >= 1
   assert list((tmp_path / 'run' / 'tensorboard').iterdir())
 
 

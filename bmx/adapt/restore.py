@@ -74,7 +74,7 @@ def _load_run(folder: str, abstract: Any, fresh: str, which: str) -> dict[str, j
   bad = [line for line in lines if not line.startswith('extra')]
   if bad:
     raise InputError(
-      f'{path} does not fit the model (init.fresh={fresh!r}):\n  ' + '\n  '.join(bad[:40])
+      f'{path} does not fit the model (init.reinit={fresh!r}):\n  ' + '\n  '.join(bad[:40])
     )
   if left:
     log.info('left       in %s: %s', folder, ', '.join(left[:8]) + ' ...' * (len(left) > 8))

@@ -309,7 +309,7 @@ class Experiment:
   keep: Selection
   ema: float
   guard: Mapping[str, Any]
-  dispatch: int  # steps per jitted call; 0 chooses
+  steps_per_call: int  # steps in one jitted call; 0 chooses
   watchdog: float  # seconds without a finished step before the run is ended; 0 is never
   generate: Mapping[str, Any]  # how texts are made: the arguments of serve.text.Options
   weights: str  # the folder that a new state's weights are from; '' is none

@@ -41,7 +41,7 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
 <meta name="viewport" content="width=device-width"><title>{html.escape(name)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{html.escape(name)}</h1>
-<p class="soft">{html.escape(config['config'].get('about', ''))}</p>
+<p class="soft">{html.escape(config['config'].get('description', ''))}</p>
 <div class="grid">{''.join(_card(t, s) for t, s in charts(lines).items())}</div>
 <div class="grid"><div class="card"><h2>Final metrics</h2>{_table(summary['metrics'])}</div>
 <div class="card"><h2>Run</h2>{_table(facts)}</div></div>

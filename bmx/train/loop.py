@@ -171,7 +171,7 @@ class Trainer:
     about = start.describe_start(self.x, self.plan, self.flops, self.depth, found, kept)
     log.info('%s', about)
     log.info('workdir    %s', self.rundir.path)
-    self.rundir.write_config(self.step, {'dispatch': self.depth, **self.x.choices})
+    self.rundir.write_config(self.step, {'steps_per_call': self.depth, **self.x.choices})
     first = jax.process_index() == 0
     path, length = self.rundir.path, self.loop.metrics_length
     self.writer = Writer(path, self.step, length) if first else Silent()

@@ -67,8 +67,8 @@ def units(x: Experiment) -> dict[str, int]:
 
 def choose_dispatch(x: Experiment, plan: Plan, flops: int) -> int:
   """Steps per jitted call: as the config says, or (0) enough of them to hide the cost of a call."""
-  if x.dispatch:
-    return x.dispatch
+  if x.steps_per_call:
+    return x.steps_per_call
   if not loops(x, plan):
     return 1
   few = FEW if _on_cpu(x) and flops < LONG_FLOPS else 1

@@ -48,8 +48,8 @@ TASKS = {
 }
 # What differs: a model from scratch has no layers that know more than others.
 KINDS = {
-  'pretrained': ['init.fresh=head|pooler'],
-  'scratch': ['init.fresh=.', 'optimizer.layer_decay=1.0'],
+  'pretrained': ['init.reinit=head|pooler'],
+  'scratch': ['init.reinit=.', 'optimizer.layer_decay=1.0'],
 }
 
 

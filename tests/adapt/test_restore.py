@@ -86,7 +86,7 @@ def test_the_encoder_is_the_runs_and_the_head_is_new(pretrained, caplog):
 
 
 def test_from_scratch_is_the_same_model_with_new_weights(pretrained):
-  state = finetune(pretrained, 'init.fresh=.').init()
+  state = finetune(pretrained, 'init.reinit=.').init()
   kernel = 'encoder/stack/block_0/attention/query/kernel'
   there = stored(pretrained)[f'params/{kernel}']
   mine = np.asarray(tree.named(state.params)[kernel])

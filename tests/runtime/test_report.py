@@ -92,7 +92,7 @@ class Outside(html.parser.HTMLParser):
 def page(folder, lines, name='run', about='', summary=None):
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (folder / 'metrics.jsonl').write_text(text)
-  (folder / 'config.json').write_text(json.dumps({'config': {'about': about, 'seed': 0}}))
+  (folder / 'config.json').write_text(json.dumps({'config': {'description': about, 'seed': 0}}))
   report.write(folder, name, summary or {'metrics': {'loss': 1.5}, 'steps': 20, 'note': None})
   return (folder / 'report.html').read_text()
 

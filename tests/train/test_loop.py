@@ -101,7 +101,7 @@ def test_dispatch_changes_no_bit(tmp_path):
   """The looped program gives the same bits however many of its steps a call runs."""
   digests = []
   for depth in (2, 3, 5):
-    x = build(f'dispatch={depth}', recipe=str(ROOT / 'configs/mnist_cnn.py:tiny'))
+    x = build(f'steps_per_call={depth}', recipe=str(ROOT / 'configs/mnist_cnn.py:tiny'))
     digests.append(loop.run(x, tmp_path / str(depth))['state_digest'])
   assert len(set(digests)) == 1
 

@@ -36,7 +36,7 @@ class Sleepy:
 
 
 def digits(*overrides):
-  words = ['mesh.data=1', 'dispatch=1', 'every.log=10', 'steps=20', *overrides]
+  words = ['mesh.data=1', 'steps_per_call=1', 'every.log=10', 'steps=20', *overrides]
   config, _ = recipes.load(str(ROOT / 'configs/digits_mlp.py:tiny'), words)
   return experiment.build(config, 'digits', jax.devices()[:1])
 

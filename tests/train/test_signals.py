@@ -63,7 +63,7 @@ def get_config(variant=''):
   c = runpy.run_path('configs/digits_mlp.py')['get_config']('tiny')
   c.data = {'call': 'tests.train.test_signals:slow'}
   c.eval = {}
-  c.dispatch = 1
+  c.steps_per_call = 1
   return c
 """
 

@@ -50,7 +50,7 @@ def test_the_rows_of_a_call_fit_in_memory(monkeypatch):
 
 
 def test_the_config_comes_first_and_convolutions_are_not_looped():
-  assert chosen(build('digits_mlp', *LONG, 'dispatch=3'), 1e6) == 3
+  assert chosen(build('digits_mlp', *LONG, 'steps_per_call=3'), 1e6) == 3
   assert chosen(build('mnist_cnn', *LONG), 1e6) == 1
 
 

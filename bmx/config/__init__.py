@@ -1,0 +1,31 @@
+"""Recipes: loading, overriding, and building the objects they describe. Imports no jax.
+
+A recipe is a file with `get_config(variant='') -> ConfigDict`. A *part* of it is a dict with
+`call`, an import path 'package.module:name'; its other keys are keyword arguments.
+"""
+
+from bmx.config.auto import settle
+from bmx.config.overrides import apply
+from bmx.config.parts import build, parameters, resolve
+from bmx.config.recipes import check_variant, find, load, names
+from bmx.config.stored import check_calls, complete, from_plain, from_stored, plain, trust
+from bmx.config.words import base
+
+__all__ = [
+  'apply',
+  'base',
+  'build',
+  'check_calls',
+  'check_variant',
+  'complete',
+  'find',
+  'from_plain',
+  'from_stored',
+  'load',
+  'names',
+  'parameters',
+  'plain',
+  'resolve',
+  'settle',
+  'trust',
+]
