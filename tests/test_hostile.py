@@ -122,6 +122,12 @@ def test_a_stored_config_calls_no_strange_code():
   recipes.trust([])
 
 
+def test_the_cache_folder_of_a_stored_config_is_not_used():
+  """Compiled programs in it would be executed."""
+  config = recipes.plain(recipes.load(RECIPE)[0]) | {'cache': '/somebody/elses'}
+  assert recipes.from_stored(config).cache == ''
+
+
 FOREIGN = (
   'bmx.config:load',  # runs a file
   'bmx.adapt.hub:save_file',  # what a module of ours has imported
