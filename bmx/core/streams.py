@@ -10,6 +10,7 @@ varies over, so the draw for position p needs no draw before it.
 | STEP         | dropout and every other noise of a step      | step, then module |
 | EVAL         | noise of an evaluation, where a task has any | nothing           |
 | GENERATE     | tokens that are drawn                        | row, then token   |
+| PREPARE      | corruption of a batch, before the model sees | step              |
 | PERMUTATION  | order of examples                            | epoch             |
 | SHIFT        | where the windows of a text begin            | epoch             |
 | AUGMENTATION | crops and flips                              | position          |
@@ -19,7 +20,7 @@ varies over, so the draw for position p needs no draw before it.
 
 import numpy as np
 
-INIT, STEP, EVAL, GENERATE = 0, 1, 2, 3
+INIT, STEP, EVAL, GENERATE, PREPARE = 0, 1, 2, 3, 4
 PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS = 16, 17, 18, 19, 20
 
 

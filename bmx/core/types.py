@@ -20,8 +20,6 @@ Rows = HostBatch  # replaced by HostBatch in this redesign
 Metadata = Mapping[str, Any]  # facts of a data set: vocab_size, num_classes, class_names, ...
 Coupling = Literal['none', 'statistics', 'loss']
 
-# The gradient of the weighted *sum*, with the metrics and the new collections.
-GradFn = Callable[[Variables, Variables, Batch, Array], tuple[Variables, Metrics, Variables]]
 Schedule = Callable[[Any], Any]  # step -> learning rate
 
 
@@ -139,6 +137,18 @@ class Facts:
   chunked_head: bool = False
 
 
+class SparseRows(NamedTuple):
+  """The gradient or update of a few rows of a table [V, D]; every other row is zero.
+
+  Attributes:
+    indices: int32 [n], each row once; V marks a place without a row.
+    values: float [n, D].
+  """
+
+  indices: Array
+  values: Array
+
+
 @runtime_checkable
 class HasFacts(Protocol):
   """A model that declares `facts`."""
@@ -182,33 +192,109 @@ class Decoder(Protocol):
 
 
 class Task(Protocol):
-  """What is minimised: a frozen dataclass that holds the model and the constants of the loss."""
+  """What is minimized: a frozen dataclass that holds the model and the constants of the loss.
+
+  `bmx.tasks.common` has `ModelTask`, a task over one model, and `Wrapper`, a task around a task.
+  `Variables` holds 'params' and every other collection by name.
+  """
 
   @property
-  def separable(self) -> bool:
-    """False where examples see each other (batch norm, contrastive losses, expert balance)."""
+  def model(self) -> Any:
+    """The linen module of the innermost task; it declares `facts`."""
     ...
 
-  def init(self, key: Array, batch: Batch) -> Variables:
-    """Linen variables: 'params' and other collections, in boxes that name their dimensions."""
+  @property
+  def constant(self) -> tuple[str, ...]:
+    """Collections that training never changes (a frozen base, a teacher)."""
     ...
 
-  def loss(
-    self, params: Variables, collections: Variables, batch: Batch, key: Array, *, train: bool
-  ) -> tuple[Array, tuple[Metrics, Variables]]:
-    """-> (weighted sum [], (metrics with 'loss', new collections))."""
+  @property
+  def sources(self) -> Mapping[str, tuple[str, 'Task']]:
+    """Collection -> (folder, task) that its variables come from; folder '' is init.COLLECTION."""
     ...
 
-  def predict(self, params: Variables, collections: Variables, batch: Batch) -> dict[str, Array]:
-    """What the model says of each example, each array [B, ...]."""
+  @property
+  def averaged(self) -> tuple[str, ...]:
+    """Collections that EMA averages and that accumulation updates once a step."""
     ...
 
-  def view(self, params: Variables, collections: Variables) -> Variables:
-    """The plain, merged weights, for export and interpretation."""
+  @property
+  def coupling(self) -> Coupling:
+    """How the examples of a batch see each other."""
     ...
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    """Raises InputError where the model cannot read data with these facts."""
+  @property
+  def labels_for_metrics(self) -> tuple[str, ...]:
+    """Keys of a batch that metrics of predictions need beside `predict`."""
+    ...
+
+  def init(self, noise: Noise, batch: Batch) -> Variables:
+    """Returns new variables, in boxes that name their dimensions."""
+    ...
+
+  def prepare(self, batch: Batch, noise: Noise, *, train: bool) -> Batch:
+    """Corrupts or mixes a batch before `forward` (masked tokens); `predict` never calls it."""
+    ...
+
+  def forward(
+    self,
+    variables: Variables,
+    batch: Batch,
+    noise: Noise,
+    *,
+    train: bool,
+    method: str = 'loss',
+    **apply: Any,
+  ) -> tuple[Out, Variables]:
+    """The one call of the model -> (what it gave, new values of updated collections).
+
+    Args:
+      method: 'loss' is what `score` reads, 'logits' what `postprocess` reads.
+      apply: capture=(REGEX, ...) also returns the outputs of modules whose path matches.
+    """
+    ...
+
+  def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
+    """`Out.value` of 'loss' -> (weighted sum [], count [], metrics besides 'loss')."""
+    ...
+
+  def postprocess(self, out: Any, batch: Batch) -> dict[str, Array]:
+    """`Out.value` of 'logits' -> predictions of each example, each array [B, ...]."""
+    ...
+
+  def loss(self, variables: Variables, batch: Batch, noise: Noise, *, train: bool) -> Loss:
+    """prepare, forward, score, and the auxiliary losses of the model."""
+    ...
+
+  def predict(self, variables: Variables, batch: Batch, noise: Noise) -> dict[str, Array]:
+    """forward and postprocess."""
+    ...
+
+  def merged_params(self, variables: Variables) -> Variables:
+    """Returns the plain weights of `model`, for export, generation and interpretation."""
+    ...
+
+  def take(self, variables: Variables, given: Variables) -> Variables:
+    """Inverse of `merged_params`: variables that hold the given plain weights."""
+    ...
+
+  def validate(self, metadata: Metadata) -> None:
+    """Raises InputError if the model cannot read data with these facts."""
+    ...
+
+
+class GradFn(Protocol):
+  """The gradient of a task's weighted sum; GradFns nest."""
+
+  def __call__(self, variables: Variables, batch: Batch, noise: Noise) -> Grads: ...
+
+
+@runtime_checkable
+class StatefulGradFn(Protocol):
+  """A GradFn with state of its own (an adaptive clip, control variates)."""
+
+  def init(self, variables: Variables) -> Variables:
+    """Returns the collections that it reads and returns, by name; {} if it has none."""
     ...
 
 

@@ -1,7 +1,6 @@
 """Classification: which class, or yes and no."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,9 +9,9 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
-from bmx.core.types import Array, Batch, Rows
+from bmx.core.types import Array, Batch, HostBatch, Metadata
 from bmx.ops.losses import binary_cross_entropy, cross_entropy
-from bmx.tasks.common import ModelTask, classes, counts, find
+from bmx.tasks.common import ModelTask, counts, find, num_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,26 +19,28 @@ class Classification(ModelTask):
   """Softmax cross-entropy over the model's outputs. Reads `image` or `x`, and `label` int [B].
 
   Attributes:
-    smoothing: share of the target given to all classes alike.
+    smoothing: share of the target spread over all classes, in training only.
   """
 
   smoothing: float = 0.0
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    _check_classes(classes(self.model), info)
+  @property
+  def labels_for_metrics(self) -> tuple[str, ...]:
+    return ('label',)
+
+  def validate(self, metadata: Metadata) -> None:
+    _check_classes(num_outputs(self.model), metadata)
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return (find(batch, 'image', 'x'),)
 
-  def measure(self, out: Array, batch: Batch) -> Metrics:
+  def score(self, out: Array, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     label, weights = find(batch, 'label'), batch['weights']
-    loss = cross_entropy(out, label, self.smoothing)
-    return {
-      'loss': weighted(loss, weights),
-      'accuracy': counts(out.argmax(-1) == label, weights),
-    }
+    loss = cross_entropy(out, label, self.smoothing if train else 0.0)
+    total, count = weighted(loss, weights)
+    return total, count, {'accuracy': counts(out.argmax(-1) == label, weights)}
 
-  def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
+  def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     return {'prediction': out.argmax(-1), 'probability': jax.nn.softmax(out.astype(jnp.float32))}
 
 
@@ -47,35 +48,42 @@ class Classification(ModelTask):
 class BinaryClassification(ModelTask):
   """Sigmoid cross-entropy on one output. Reads `image` or `x`, and `label` 0 or 1, int [B]."""
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    given, outputs = info.get('classes', 0), classes(self.model)
+  @property
+  def labels_for_metrics(self) -> tuple[str, ...]:
+    return ('label',)
+
+  def validate(self, metadata: Metadata) -> None:
+    given, outputs = metadata.get('num_classes', 0), num_outputs(self.model)
     if given and (given != 2 or outputs not in (0, 1)):
       raise InputError(
-        f'the data has {given} classes, the model {outputs} outputs; a binary task needs 2 classes '
-        'and outputs=1'
+        f'num_outputs={outputs}, and the data has {given} classes: a binary task expects 2 classes '
+        'and num_outputs=1'
       )
-    _check_classes(2, info)
+    _check_classes(2, metadata)
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return (find(batch, 'image', 'x'),)
 
-  def measure(self, out: Array, batch: Batch) -> Metrics:
+  def score(self, out: Array, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     label, weights = find(batch, 'label'), batch['weights']
-    return {
-      'loss': weighted(binary_cross_entropy(out[:, 0], label), weights),
-      'accuracy': counts((out[:, 0] > 0) == (label > 0), weights),
-    }
+    total, count = weighted(binary_cross_entropy(out[:, 0], label), weights)
+    return total, count, {'accuracy': counts((out[:, 0] > 0) == (label > 0), weights)}
 
-  def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
+  def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     score = jax.nn.sigmoid(out[:, 0].astype(jnp.float32))
     return {'prediction': (score > 0.5).astype(jnp.int32), 'score': score}
 
 
-def auc(rows: Rows) -> float:
+def auc(rows: HostBatch) -> float:
   """Area under the ROC curve: the chance that a positive scores above a negative, ties half.
 
-  rows: 'score' [N] and 'label' [N]. Raises InputError where one class is absent.
   Source: Mann & Whitney 1947, by ranks.
+
+  Args:
+    rows: 'score' float [N] and 'label' int [N].
+
+  Raises:
+    InputError: one class is absent.
   """
   score, positive = rows['score'], rows['label'] > 0
   if positive.all() or not positive.any():
@@ -86,10 +94,10 @@ def auc(rows: Rows) -> float:
   return float((rank[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
-def _check_classes(expected: int, info: Mapping[str, Any]) -> None:
-  """The data says how many classes it has; `expected` 0 is a model that does not say."""
-  given = info.get('classes', 0)
+def _check_classes(expected: int, metadata: Metadata) -> None:
+  """Compares the classes of the data with those of the model; 0 if the model fixes none."""
+  given = metadata.get('num_classes', 0)
   if not given:
-    raise InputError('classification needs labels, and the data has none: use a set with classes')
+    raise InputError('the data has no labels: classification expects a data set with classes')
   if expected and expected != given:
-    raise InputError(f"the data has {given} classes, but the model's outputs are {expected}")
+    raise InputError(f'num_outputs={expected}: expected {given}, the number of classes of the data')

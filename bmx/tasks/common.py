@@ -1,6 +1,7 @@
-"""What every task over one linen model shares."""
+"""What every task shares: a task over one linen model, and a task around a task."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,100 +9,258 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics
-from bmx.core.types import Array, Batch, Variables
+from bmx.core.types import (
+  Array,
+  Batch,
+  Coupling,
+  Loss,
+  Metadata,
+  Noise,
+  Out,
+  Task,
+  Variables,
+  facts_of,
+)
+
+
+class BaseTask:
+  """`loss` and `predict`, always built from the task's own methods: a wrapper's `forward` counts."""
+
+  def loss(self: Any, variables: Variables, batch: Batch, noise: Noise, *, train: bool) -> Loss:
+    """Returns the weighted sum of the batch, with the auxiliary losses of the model."""
+    batch = self.prepare(batch, noise.fold(streams.PREPARE), train=train)
+    out, collections = self.forward(variables, batch, noise, train=train)
+    total, count, metrics = self.score(out.value, batch, train=train)
+    metrics = {'loss': jnp.stack([total, count])} | metrics
+    for name, weight in facts_of(self.model).aux_losses.items():
+      total += weight * out.aux[name] * count
+    # An auxiliary value of a batch has the count of the loss.
+    metrics |= {k: jnp.stack([v * count, count]) for k, v in out.aux.items()}
+    return Loss(total, count, metrics, collections)
+
+  def predict(self: Any, variables: Variables, batch: Batch, noise: Noise) -> dict[str, Array]:
+    """Returns the predictions of each example, each array [B, ...]."""
+    out, _ = self.forward(variables, batch, noise, train=False, method='logits')
+    return self.postprocess(out.value, batch)
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelTask:
-  """A model, and the key of the batch it reads.
+class ModelTask(BaseTask):
+  """A task over one model.
 
-  A task over one model says what its inputs are (`inputs`), how far they are off (`measure`) and
-  what it tells of an example (`outputs`).
+  A subclass defines the inputs of the model (`inputs`), the loss (`score`) and the predictions
+  (`postprocess`).
+
+  Attributes:
+    model: a linen module that declares `facts`; its `__call__` takes `(*inputs, train)`.
+
+  Raises:
+    InputError: the model declares no facts.
   """
 
   model: nn.Module
 
-  @property
-  def separable(self) -> bool:
-    return not getattr(self.model, 'batch_dependent', False)
+  def __post_init__(self):
+    facts_of(self.model)
 
   @property
-  def padded_parameters(self) -> int:
-    return getattr(self.model, 'padded_parameters', 0)
+  def constant(self) -> tuple[str, ...]:
+    return ()
 
-  def init(self, key: Array, batch: Batch) -> Variables:
-    variables = dict(self.model.init(key, *self.inputs(batch), train=False))
-    variables.pop('aux', None)  # what modules tell of one call is no state
+  @property
+  def sources(self) -> Mapping[str, tuple[str, Task]]:
+    return {}
+
+  @property
+  def averaged(self) -> tuple[str, ...]:
+    return ('batch_stats',)
+
+  @property
+  def coupling(self) -> Coupling:
+    return facts_of(self.model).coupling
+
+  @property
+  def labels_for_metrics(self) -> tuple[str, ...]:
+    return ()
+
+  @property
+  def loss_method(self) -> str | None:
+    """Method of the model whose output `score` reads; None is `__call__`."""
+    return None
+
+  def init(self, noise: Noise, batch: Batch) -> Variables:
+    variables = dict(self.model.init(noise.key, *self.inputs(batch), train=False))
+    variables.pop('aux', None)  # values of one call are not state
     return variables
 
-  def loss(
-    self, params: Variables, collections: Variables, batch: Batch, key: Array, *, train: bool
-  ) -> tuple[Array, tuple[Metrics, Variables]]:
-    variables = {'params': params, **collections}
+  def prepare(self, batch: Batch, noise: Noise, *, train: bool) -> Batch:
+    return batch
+
+  def forward(
+    self,
+    variables: Variables,
+    batch: Batch,
+    noise: Noise,
+    *,
+    train: bool,
+    method: str = 'loss',
+    capture: tuple[str, ...] = (),
+    **apply: Any,
+  ) -> tuple[Out, Variables]:
+    updated = [k for k in variables if k != 'params' and k not in self.constant] if train else []
     out, new = self.model.apply(
       variables,
       *self.inputs(batch),
       train=train,
-      rngs={'dropout': key},
-      mutable=['aux', *(collections if train else [])],
-      method=self.method,
+      rngs={'dropout': noise.key},
+      mutable=['aux', *updated],
+      method=self.loss_method if method == 'loss' else None,
+      capture_intermediates=_matching(capture) if capture else False,
+      **apply,
     )
-    new, told = dict(new), _told(new)
-    new.pop('aux', None)
-    metrics = self.measure(out, batch)
-    total, count = metrics['loss']
-    for name, weight in getattr(self.model, 'aux_losses', {}).items():
-      total += weight * told[name] * count
-    # What the model tells of itself counts as often as what it is trained on.
-    metrics |= {k: jnp.stack([v * count, count]) for k, v in told.items()}
-    return total, (metrics, new if train else collections)
+    new = dict(new)
+    aux, captured = _sown(new.pop('aux', {})), _captured(new.pop('intermediates', {}))
+    _check_captured(capture, captured)
+    return Out(out, aux, captured), new
 
-  def predict(self, params: Variables, collections: Variables, batch: Batch) -> dict[str, Array]:
-    out = self.model.apply({'params': params, **collections}, *self.inputs(batch), train=False)
-    return self.outputs(out, batch)
+  def merged_params(self, variables: Variables) -> Variables:
+    return variables['params']
 
-  @property
-  def method(self) -> str | None:
-    """Of the model, whose output `measure` reads; None is `__call__`."""
-    return None
+  def take(self, variables: Variables, given: Variables) -> Variables:
+    return {**variables, 'params': given}
 
-  def view(self, params: Variables, collections: Variables) -> Variables:
-    return params
-
-  def check(self, info: Mapping[str, Any]) -> None:
+  def validate(self, metadata: Metadata) -> None:
     pass
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
+    """Returns the positional arguments of the model."""
     raise NotImplementedError
 
-  def measure(self, out: Any, batch: Batch) -> Metrics:
+  def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     raise NotImplementedError
 
-  def outputs(self, out: Any, batch: Batch) -> dict[str, Array]:
+  def postprocess(self, out: Any, batch: Batch) -> dict[str, Array]:
     raise NotImplementedError
 
 
-def _told(collections: Mapping[str, Any]) -> dict[str, Array]:
-  """What modules have sown into 'aux', by its last name: float32 []."""
-  leaves = jax.tree_util.tree_flatten_with_path(collections.get('aux', {}))[0]
+@dataclasses.dataclass(frozen=True)
+class Wrapper(BaseTask):
+  """A task around a task: everything is the inner task's unless a subclass defines it.
+
+  A collection that the wrapper adds ('frozen', 'teacher') is its own: `forward` passes the inner
+  task the variables without it.
+  """
+
+  inner: Task
+
+  @property
+  def model(self) -> Any:
+    return self.inner.model
+
+  @property
+  def constant(self) -> tuple[str, ...]:
+    return self.inner.constant
+
+  @property
+  def sources(self) -> Mapping[str, tuple[str, Task]]:
+    return self.inner.sources
+
+  @property
+  def averaged(self) -> tuple[str, ...]:
+    return self.inner.averaged
+
+  @property
+  def coupling(self) -> Coupling:
+    return self.inner.coupling
+
+  @property
+  def labels_for_metrics(self) -> tuple[str, ...]:
+    return self.inner.labels_for_metrics
+
+  def init(self, noise: Noise, batch: Batch) -> Variables:
+    return self.inner.init(noise, batch)
+
+  def prepare(self, batch: Batch, noise: Noise, *, train: bool) -> Batch:
+    return self.inner.prepare(batch, noise, train=train)
+
+  def forward(
+    self,
+    variables: Variables,
+    batch: Batch,
+    noise: Noise,
+    *,
+    train: bool,
+    method: str = 'loss',
+    **apply: Any,
+  ) -> tuple[Out, Variables]:
+    return self.inner.forward(variables, batch, noise, train=train, method=method, **apply)
+
+  def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
+    return self.inner.score(out, batch, train=train)
+
+  def postprocess(self, out: Any, batch: Batch) -> dict[str, Array]:
+    return self.inner.postprocess(out, batch)
+
+  def merged_params(self, variables: Variables) -> Variables:
+    return self.inner.merged_params(variables)
+
+  def take(self, variables: Variables, given: Variables) -> Variables:
+    return self.inner.take(variables, given)
+
+  def validate(self, metadata: Metadata) -> None:
+    self.inner.validate(metadata)
+
+
+def _matching(patterns: tuple[str, ...]) -> Any:
+  """A filter for linen's `capture_intermediates`: modules whose path a regex matches."""
+  regexes = [re.compile(p) for p in patterns]
+
+  def matches(module: nn.Module, method: str) -> bool:
+    path = '/'.join(module.path)
+    return method == '__call__' and any(r.search(path) for r in regexes)
+
+  return matches
+
+
+def _captured(collection: Mapping[str, Any]) -> dict[str, Any]:
+  """'intermediates' -> path of the module -> its output."""
+  leaves = jax.tree_util.tree_flatten_with_path(
+    collection, is_leaf=lambda x: isinstance(x, tuple)
+  )[0]
+  return {'/'.join(key.key for key in path[:-1]): value[0] for path, value in leaves}
+
+
+def _check_captured(patterns: tuple[str, ...], captured: Mapping[str, Any]) -> None:
+  for pattern in patterns:
+    if not any(re.search(pattern, name) for name in captured):
+      raise InputError(f'capture={pattern!r}: expected a regex that matches the path of a module')
+
+
+def _sown(collection: Mapping[str, Any]) -> dict[str, Array]:
+  """The values that modules sowed into 'aux', by their last name: float32 []."""
+  leaves = jax.tree_util.tree_flatten_with_path(collection)[0]
   return {path[-2].key: value for path, value in leaves}
 
 
 def find(batch: Mapping[str, Any], *names: str) -> Any:
-  """The first of the keys that the batch has. Raises InputError where it has none."""
+  """Returns the first of the keys that the batch has.
+
+  Raises InputError if it has none of them.
+  """
   for name in names:
     if name in batch:
       return batch[name]
-  raise InputError(f'the task reads {" or ".join(names)}, but the data gives {sorted(batch)}')
+  raise InputError(f'batch: expected a key {" or ".join(names)}, not only {sorted(batch)}')
 
 
-def classes(model: nn.Module) -> int:
-  """Outputs of a classifier, by its `outputs` attribute; 0 where it does not say."""
-  return getattr(model, 'outputs', 0)
+def num_outputs(model: nn.Module) -> int:
+  """Number of outputs that a model declares; 0 if they are not fixed."""
+  return facts_of(model).num_outputs
 
 
 def counts(hits: jax.Array, weights: jax.Array) -> jax.Array:
-  """(sum, count) of booleans."""
+  """(sum, count) of booleans under weights of the same shape: float32 [2]."""
   return jnp.stack([jnp.where(hits, weights, 0).sum(), weights.sum()]).astype(jnp.float32)

@@ -1,7 +1,6 @@
-"""What encoders are trained for: masked words, and then classes, numbers, tags, answers."""
+"""Tasks of encoders: masked language modeling, classification, regression, tags, answers."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,17 +8,17 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
-from bmx.core.types import Array, Batch, Variables
+from bmx.core.types import Array, Batch, Metadata, Noise, facts_of
 from bmx.ops.losses import cross_entropy
 from bmx.ops.ring import NEVER
 from bmx.tasks.classification import Classification
-from bmx.tasks.common import ModelTask, classes, counts, find
+from bmx.tasks.common import ModelTask, counts, find, num_outputs
 from bmx.tasks.language import check_text
 from bmx.tasks.regression import Regression
 
 
 def text_inputs(batch: Batch) -> tuple[Any, ...]:
-  """tokens, positions, segment_ids, types, as far as the batch has them."""
+  """Returns (tokens, positions, segment_ids, types), None for those that the batch lacks."""
   return find(batch, 'tokens'), *(batch.get(k) for k in ('positions', 'segment_ids', 'types'))
 
 
@@ -42,73 +41,73 @@ class MaskedLM(ModelTask):
   rate: float = 0.15
   whole: bool = False
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    check_text(self.model, info)
-    mask, special = info.get('mask', self.mask), info.get('special', self.special)
+  def validate(self, metadata: Metadata) -> None:
+    check_text(self.model, metadata)
+    mask, special = metadata.get('mask', self.mask), metadata.get('special', self.special)
     if mask < 0:
-      raise InputError('masked language modelling needs a tokenizer with [MASK]; the data has none')
+      raise InputError('the tokenizer has no [MASK]: masked language modeling expects one')
     if mask != self.mask or sorted(special) != sorted(self.special):
       raise InputError(
-        f"the tokenizer's [MASK] is {mask} and its special ids are {tuple(sorted(special))}; set "
-        f'task.mask and task.special, now {self.mask} and {tuple(self.special)}'
+        f'task.mask={self.mask}, task.special={tuple(self.special)}: expected {mask} and '
+        f'{tuple(sorted(special))}, those of the tokenizer of the data'
       )
     if not 0 < self.rate < 1:
-      raise InputError(f'task.rate={self.rate} is no share of the tokens')
-    if getattr(self.model, 'vocab', 0) <= len(self.special):
-      raise InputError('masked language modelling needs a vocabulary beyond the special ids')
+      raise InputError(f'task.rate={self.rate}: expected 0 < rate < 1, a share of the tokens')
+    if facts_of(self.model).vocab_size <= len(self.special):
+      raise InputError('masked language modeling expects a vocabulary beyond the special ids')
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
-    return *text_inputs(batch), batch.get('places')
+    return *text_inputs(batch), batch.get('masked_positions')
 
-  def loss(
-    self, params: Variables, collections: Variables, batch: Batch, key: Array, *, train: bool
-  ) -> tuple[Array, tuple[Metrics, Variables]]:
-    noise, dropout = jax.random.split(key)
-    return super().loss(params, collections, self.corrupt(batch, noise), dropout, train=train)
+  def prepare(self, batch: Batch, noise: Noise, *, train: bool) -> Batch:
+    return self.corrupt(batch, noise.key)
 
   def corrupt(self, batch: Batch, key: Array) -> Batch:
-    """With masked `tokens`, and for the M = rate·T places of each row that are to be told: `places`
-    int [B, M], `targets` int [B, M], `weights` [B, M], 0 where the row has no more. `rows` [B] is 0
-    for a row that does not count."""
+    """Masks tokens, and adds what is predicted at the M = rate·T masked positions of each row.
+
+    Returns:
+      The batch with masked `tokens`, `masked_positions` int [B, M], `targets` int [B, M] and
+      `weights` [B, M], 0 if the row has fewer; `rows` [B] is 0 for a row without weight.
+    """
     tokens = find(batch, 'tokens')
     which, how, drawn = jax.random.split(key, 3)
     real = ~jnp.isin(tokens, jnp.array(self.special, tokens.dtype))
     if 'segment_ids' in batch:
       real &= batch['segment_ids'] > 0
     room = max(1, round(self.rate * tokens.shape[1]))
-    places, chosen = self._choose(real, batch, which, room)
-    targets = jnp.take_along_axis(tokens, places, axis=1)
-    draw = jax.random.uniform(how, places.shape)
-    random = self._draw(drawn, places.shape)
+    positions, chosen = self._choose(real, batch, which, room)
+    targets = jnp.take_along_axis(tokens, positions, axis=1)
+    draw = jax.random.uniform(how, positions.shape)
+    random = self._draw(drawn, positions.shape)
     new = jnp.where(draw < 0.8, self.mask, jnp.where(draw < 0.9, random, targets))
     new = jnp.where(chosen, new, targets).astype(tokens.dtype)
     rows = jnp.arange(len(tokens))[:, None]
     weights = batch['weights']
     counted = ((weights.max(1) if weights.ndim > 1 else weights) > 0).astype(jnp.float32)
     return batch | {
-      'tokens': tokens.at[rows, places].set(new),
-      'places': places,
+      'tokens': tokens.at[rows, positions].set(new),
+      'masked_positions': positions,
       'targets': targets,
       'weights': chosen * counted[:, None],
       'rows': counted,
     }
 
   def _draw(self, key, shape):
-    """Ids that are not special, each as likely."""
-    ids = jax.random.randint(key, shape, 0, getattr(self.model, 'vocab', 0) - len(self.special))
-    for special in sorted(self.special):  # ids from there on move up by one
+    """Draws uniformly from the ids that are not special."""
+    ids = jax.random.randint(key, shape, 0, facts_of(self.model).vocab_size - len(self.special))
+    for special in sorted(self.special):  # ids from this one on move up by one
       ids = jnp.where(ids >= special, ids + 1, ids)
     return ids
 
   def _choose(self, real, batch, key, room):
-    """-> (places int [B, M], which of them count bool [B, M])."""
+    """-> (positions int [B, M], which of them count bool [B, M])."""
     score = jax.random.uniform(key, real.shape)
     budgets = [max(1, round(self.rate * n)) for n in range(real.shape[1] + 1)]
     budget = jnp.array(budgets)[real.sum(1, keepdims=True)]
     if not self.whole:
-      places = jnp.argsort(jnp.where(real, score, 2.0), axis=1)[:, :room]
-      real = jnp.take_along_axis(real, places, axis=1)
-      return places, real & (jnp.arange(room)[None, :] < budget)
+      positions = jnp.argsort(jnp.where(real, score, 2.0), axis=1)[:, :room]
+      real = jnp.take_along_axis(real, positions, axis=1)
+      return positions, real & (jnp.arange(room)[None, :] < budget)
     words = find(batch, 'words')
     words = (words - words.min(axis=1, keepdims=True)).clip(0, real.shape[1] - 1)
     size = jax.vmap(lambda w, r: jnp.zeros(len(w), jnp.int32).at[w].add(r))(words, real)
@@ -123,42 +122,34 @@ class MaskedLM(ModelTask):
     # Counted from the front: a word that does not fit any more ends the choice.
     return order[:, :room], ((word >= 0) & (last < budget))[:, :room]
 
-  def measure(self, out: Any, batch: Batch) -> Metrics:
+  def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     logits, next = out
     targets, weights = find(batch, 'targets'), batch['weights']
     loss = weighted(cross_entropy(logits, targets), weights)
-    metrics = {'loss': loss, 'accuracy': counts(logits.argmax(-1) == targets, weights)}
+    metrics = {'accuracy': counts(logits.argmax(-1) == targets, weights)}
     if next is None:
-      return metrics
+      return loss[0], loss[1], metrics
     label = find(batch, 'next')
     row = find(batch, 'rows')
     second = weighted(cross_entropy(next, label), row)
-    # A row weighs as much as the tokens that are masked in a full one: two means, added.
+    # A row has the weight of the tokens that are masked in a full one: two means, added.
     total = loss[0] + weights.shape[1] * second[0]
     hits = counts(next.argmax(-1) == label, row)
-    return metrics | {
-      'loss': jnp.stack([total, loss[1]]),
-      'masked_loss': loss,
-      'next_loss': second,
-      'next_accuracy': hits,
-    }
+    metrics |= {'masked_loss': loss, 'next_loss': second, 'next_accuracy': hits}
+    return total, loss[1], metrics
 
-  @property
-  def told(self) -> tuple[str, ...]:
-    """A batch's `targets` are the tokens that follow, which are not what is predicted here."""
-    return ()
-
-  def outputs(self, out: Any, batch: Batch) -> dict[str, Array]:
-    """What would stand at every place: nothing is masked but what the text says."""
+  def postprocess(self, out: Any, batch: Batch) -> dict[str, Array]:
+    """Returns the most likely token at every position; nothing is masked but the [MASK] of a
+    text."""
     return {'prediction': out[0].argmax(-1)}
 
 
 class ReadsText(ModelTask):
-  """A task on texts, before what it makes of them."""
+  """Mixin for tasks that read tokenized text."""
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    check_text(self.model, info)
-    super().check(info)
+  def validate(self, metadata: Metadata) -> None:
+    check_text(self.model, metadata)
+    super().validate(metadata)
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return text_inputs(batch)
@@ -179,25 +170,27 @@ class TokenClassification(ModelTask):
   """A class for each token, named entities for instance. Reads `tokens`, `targets` int [B, T];
   `weights` [B, T] is 0 at tokens that have no label of their own (later parts of a word)."""
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    check_text(self.model, info)
-    names = info.get('names', ())
+  @property
+  def labels_for_metrics(self) -> tuple[str, ...]:
+    return ('targets', 'weights')
+
+  def validate(self, metadata: Metadata) -> None:
+    check_text(self.model, metadata)
+    names, outputs = metadata.get('class_names', ()), num_outputs(self.model)
     if not names:
-      raise InputError('token classification needs tags, and the data has none')
-    if classes(self.model) not in (0, len(names)):
-      raise InputError(f'the data has {len(names)} tags, the model {classes(self.model)} outputs')
+      raise InputError('the data has no tags: token classification expects words with tags')
+    if outputs not in (0, len(names)):
+      raise InputError(f'num_outputs={outputs}: expected {len(names)}, the number of tags')
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return text_inputs(batch)
 
-  def measure(self, out: Array, batch: Batch) -> Metrics:
+  def score(self, out: Array, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     targets, weights = find(batch, 'targets'), batch['weights']
-    return {
-      'loss': weighted(cross_entropy(out, targets), weights),
-      'accuracy': counts(out.argmax(-1) == targets, weights),
-    }
+    total, count = weighted(cross_entropy(out, targets), weights)
+    return total, count, {'accuracy': counts(out.argmax(-1) == targets, weights)}
 
-  def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
+  def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     return {'prediction': out.argmax(-1)}
 
 
@@ -213,25 +206,27 @@ class QuestionAnswering(ModelTask):
 
   longest: int = 30
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    check_text(self.model, info)
-    if 'questions' not in info:
-      raise InputError('question answering needs questions, and the data has none')
-    if classes(self.model) not in (0, 2):
-      raise InputError(f'question answering needs outputs=2, not {classes(self.model)}')
+  def validate(self, metadata: Metadata) -> None:
+    check_text(self.model, metadata)
+    outputs = num_outputs(self.model)
+    if 'questions' not in metadata:
+      raise InputError('the data has no questions: question answering expects some')
+    if outputs not in (0, 2):
+      raise InputError(f'num_outputs={outputs}: expected 2, first and last token of the answer')
     if self.longest < 1:
-      raise InputError(f'task.longest={self.longest}: an answer has at least one token')
+      raise InputError(f'task.longest={self.longest}: expected at least 1 token')
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return text_inputs(batch)
 
-  def measure(self, out: Array, batch: Batch) -> Metrics:
+  def score(self, out: Array, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     first, last, weights = find(batch, 'first'), find(batch, 'last'), batch['weights']
     allowed = self._allowed(batch)
     scores = jnp.where(allowed[..., None], self._in_order(out, batch), NEVER)
     loss = cross_entropy(scores[..., 0], first) + cross_entropy(scores[..., 1], last)
     hits = (scores[..., 0].argmax(-1) == first) & (scores[..., 1].argmax(-1) == last)
-    return {'loss': weighted(loss / 2, weights), 'accuracy': counts(hits, weights)}
+    total, count = weighted(loss / 2, weights)
+    return total, count, {'accuracy': counts(hits, weights)}
 
   def _in_order(self, out: Array, batch: Batch) -> Array:
     """Scores float32 [B, T, 2] of the tokens as they were counted, where a layout has reordered
@@ -246,7 +241,7 @@ class QuestionAnswering(ModelTask):
     context = find(batch, 'context') > 0
     return context.at[:, 0].set(True)
 
-  def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
+  def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     """The best span [B, 2] in the context, and how much better than no answer it scores [B]."""
     start, end = jnp.moveaxis(self._in_order(out, batch), -1, 0)
     context = find(batch, 'context') > 0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +11,11 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
-from bmx.core.types import Array, Batch, Data, Rows
+from bmx.core.types import Array, Batch, Data, HostBatch, Metadata, facts_of
 from bmx.ops.losses import chunked_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find
 
-CHUNKED = 8192  # above this vocabulary logits are worth cutting into chunks
+CHUNKED_VOCAB = 8192  # above this vocabulary size the loss is computed in chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,80 +26,101 @@ class CausalLM(ModelTask):
   `segment_ids` where rows are packed.
 
   Attributes:
-    chunks: tokens are cut into so many parts, and logits exist for one of them at a time, where the
-      vocabulary is above `CHUNKED`.
+    chunks: number of parts that tokens are cut into above a vocabulary of `CHUNKED_VOCAB`; the
+      logits of one part exist at a time.
   """
 
   chunks: int = 8
 
   @property
-  def method(self) -> str | None:
-    able = hasattr(self.model, 'hidden_and_table')
-    large = getattr(self.model, 'vocab', 0) > CHUNKED
-    return 'hidden_and_table' if able and large and self.chunks > 1 else None
+  def loss_method(self) -> str | None:
+    facts = facts_of(self.model)
+    chunked = facts.chunked_head and facts.vocab_size > CHUNKED_VOCAB and self.chunks > 1
+    return 'hidden_and_table' if chunked else None
 
-  def check(self, info: Mapping[str, Any]) -> None:
-    check_text(self.model, info)
+  @property
+  def labels_for_metrics(self) -> tuple[str, ...]:
+    return ('targets', 'weights')
+
+  def validate(self, metadata: Metadata) -> None:
+    check_text(self.model, metadata)
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return find(batch, 'tokens'), batch.get('positions'), batch.get('segment_ids')
 
-  def measure(self, out: Any, batch: Batch) -> Metrics:
+  def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     targets, weights = find(batch, 'targets'), batch['weights']
-    if self.method:
-      vocab = getattr(self.model, 'vocab', 0)
+    if self.loss_method:
+      vocab_size = facts_of(self.model).vocab_size
       hidden, table = out
-      total, hits = chunked_cross_entropy(hidden, table, targets, weights, vocab, self.chunks)
-      loss = jnp.stack([total, weights.astype(jnp.float32).sum()])
+      total, hits = chunked_cross_entropy(hidden, table, targets, weights, vocab_size, self.chunks)
+      count = weights.astype(jnp.float32).sum()
     else:
-      loss, hits = weighted(cross_entropy(out, targets), weights), out.argmax(-1) == targets
-    return {'loss': loss, 'accuracy': counts(hits, weights)}
+      total, count = weighted(cross_entropy(out, targets), weights)
+      hits = out.argmax(-1) == targets
+    return total, count, {'accuracy': counts(hits, weights)}
 
-  def outputs(self, out: Array, batch: Batch) -> dict[str, Array]:
+  def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     log = jax.nn.log_softmax(out.astype(jnp.float32))
     picked = jnp.take_along_axis(log, find(batch, 'targets')[..., None], -1)[..., 0]
     return {'prediction': out.argmax(-1), 'log_likelihood': picked}
 
 
-def check_text(model: nn.Module, info: Mapping[str, Any]) -> None:
-  """Raises InputError where a model cannot read tokens with these facts."""
-  vocab, length = getattr(model, 'vocab', 0), getattr(model, 'length', 0)
-  if 'vocab' not in info:
-    raise InputError('a model of language needs tokens, and the data has none')
-  if vocab and info['vocab'] > vocab:
+def check_text(model: nn.Module, metadata: Metadata) -> None:
+  """Raises InputError if a model cannot read tokens with these facts."""
+  facts = facts_of(model)
+  if 'vocab_size' not in metadata:
+    raise InputError('the data has no tokens: a language model expects text')
+  if facts.vocab_size and metadata['vocab_size'] > facts.vocab_size:
     raise InputError(
-      f"the data's tokenizer has {info['vocab']} ids, the model a vocabulary of {vocab}: use the "
-      "model's own tokenizer, or set its vocab"
+      f'vocab_size={facts.vocab_size}: expected at least {metadata["vocab_size"]}, the size of the '
+      "tokenizer of the data; set the model's vocab_size or use the model's own tokenizer"
     )
-  rows = info.get('length', 0)
-  if length and rows > length:
-    raise InputError(f'rows of {rows} tokens, but a model of {length} positions')
+  rows = metadata.get('length', 0)
+  if facts.max_seq_len and rows > facts.max_seq_len:
+    raise InputError(
+      f'length={rows}: expected rows of at most max_seq_len={facts.max_seq_len} tokens'
+    )
 
 
-def perplexity(rows: Rows) -> float:
-  """exp of the mean negative log-likelihood of the tokens: 'log_likelihood', 'weights' [N, T]."""
-  total = -_told(rows)
+def perplexity(rows: HostBatch) -> float:
+  """exp of the mean negative log-likelihood of the tokens.
+
+  Args:
+    rows: 'log_likelihood' and 'weights', float [N, T].
+
+  Raises:
+    InputError: no token has a weight, or the task is not a causal language model.
+  """
+  total = -_log_likelihood(rows)
   count = float(rows['weights'].sum(dtype=np.float64))
   if not count:
-    raise InputError('perplexity: no token of the split has a weight')
+    raise InputError('perplexity: expected a split with a token of weight above 0')
   mean = total / count
   return math.inf if mean > 709 else math.exp(mean)  # the largest float64
 
 
-def bits_per_byte(rows: Rows, data: Data) -> float:
+def bits_per_byte(rows: HostBatch, data: Data) -> float:
   """Bits that the model needs for a byte of the text, whatever its tokenizer (Gao et al. 2020).
 
-  Reads data.info['bytes'], of all the text that `rows` hold.
+  Args:
+    rows: 'log_likelihood' and 'weights', float [N, T].
+    data: its metadata['bytes'] counts all the text that `rows` hold.
+
+  Raises:
+    InputError: the data does not count its bytes, or the task is not a causal language model.
   """
-  if 'bytes' not in data.info:
-    raise InputError('bits_per_byte: the data does not tell the bytes of its text')
-  return -_told(rows) / math.log(2) / data.info['bytes']
+  if 'bytes' not in data.metadata:
+    raise InputError('bits_per_byte: expected a data set whose metadata counts its bytes')
+  return -_log_likelihood(rows) / math.log(2) / data.metadata['bytes']
 
 
-def _told(rows: Rows) -> float:
+def _log_likelihood(rows: HostBatch) -> float:
   """Nats, summed in float64."""
   missing = {'log_likelihood', 'weights'} - set(rows)
   if missing:
-    raise InputError(f'no {", ".join(sorted(missing))} of tokens: this metric is for causal models')
-  told = np.where(rows['weights'] > 0, rows['log_likelihood'], 0).astype(np.float64)
-  return float((told * rows['weights']).sum())
+    raise InputError(
+      f'predictions lack {", ".join(sorted(missing))}: this metric expects a causal language model'
+    )
+  likelihood = np.where(rows['weights'] > 0, rows['log_likelihood'], 0).astype(np.float64)
+  return float((likelihood * rows['weights']).sum())

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bmx.core.errors import InputError
-from bmx.core.types import Data, Rows
+from bmx.core.types import Data, HostBatch
 
 PUNCTUATION = str.maketrans('', '', string.punctuation)
 
 
-def f1(rows: Rows) -> float:
+def f1(rows: HostBatch) -> float:
   """F1 of class 1, as GLUE's MRPC and QQP report it; 0 where class 1 neither occurs nor is told.
 
   rows: 'prediction' and 'label', each 0 or 1, [N]. Raises InputError where there are other classes.
@@ -35,7 +35,7 @@ def f1(rows: Rows) -> float:
   return _f1((told & true).sum(), told.sum() + true.sum())
 
 
-def macro_f1(rows: Rows) -> float:
+def macro_f1(rows: HostBatch) -> float:
   """The unweighted mean of the F1 of each class that occurs in label or prediction.
 
   rows: 'prediction' and 'label', int [N].
@@ -44,7 +44,7 @@ def macro_f1(rows: Rows) -> float:
   return float((2 * hits / (told + true)).mean())
 
 
-def matthews(rows: Rows) -> float:
+def matthews(rows: HostBatch) -> float:
   """Matthews correlation of any number of classes, -1 to 1; 0 where one side is constant.
 
   rows: 'prediction' and 'label', int [N].
@@ -57,7 +57,7 @@ def matthews(rows: Rows) -> float:
   return int(n * hits.sum() - told @ true) / math.sqrt(spread) if spread else 0.0
 
 
-def pearson(rows: Rows) -> float:
+def pearson(rows: HostBatch) -> float:
   """Pearson correlation, -1 to 1; 0 where the prediction is constant.
 
   rows: 'prediction' and 'y', [N] or [N, 1]. Raises InputError where it is undefined: fewer than two
@@ -66,7 +66,7 @@ def pearson(rows: Rows) -> float:
   return _correlation(*_numbers(rows))
 
 
-def spearman(rows: Rows) -> float:
+def spearman(rows: HostBatch) -> float:
   """Spearman rank correlation, -1 to 1; ties share the mean of their ranks.
 
   rows: 'prediction' and 'y', [N] or [N, 1]. Raises InputError where `pearson` does.
@@ -76,7 +76,7 @@ def spearman(rows: Rows) -> float:
   return _correlation(_ranks(prediction), _ranks(y))
 
 
-def entity_f1(rows: Rows, data: Data) -> float:
+def entity_f1(rows: HostBatch, data: Data) -> float:
   """F1 of named entities over the whole split; one is right where type, first and last word are.
 
   Tags are IOB2, read leniently: an I- after O or after another type starts an entity. 0 where no
@@ -107,7 +107,7 @@ def entity_f1(rows: Rows, data: Data) -> float:
   return _f1(len(told & true), len(told) + len(true))
 
 
-def exact_match(rows: Rows, data: Data) -> float:
+def exact_match(rows: HostBatch, data: Data) -> float:
   """Share of questions whose answer is one of the true ones, 0 to 1 (SQuAD reports percent).
 
   Compared without case, punctuation, articles and extra whitespace.
@@ -124,7 +124,7 @@ def exact_match(rows: Rows, data: Data) -> float:
   return _best(rows, data, lambda told, true: float(told == true))
 
 
-def answer_f1(rows: Rows, data: Data) -> float:
+def answer_f1(rows: HostBatch, data: Data) -> float:
   """Mean over questions of the F1 of an answer's words, against the true one nearest, 0 to 1.
 
   Words are compared as in `exact_match` and count as often as they occur. Two answers without any
@@ -142,7 +142,7 @@ def _f1(hits: int, total: int) -> float:
   return float(2 * hits / total) if total else 0.0
 
 
-def _read(rows: Rows, *names: str) -> list[np.ndarray]:
+def _read(rows: HostBatch, *names: str) -> list[np.ndarray]:
   if any(name not in rows for name in names):
     raise InputError(
       f'the metric reads {", ".join(names)}, but the predictions have {sorted(rows)}'
@@ -152,7 +152,7 @@ def _read(rows: Rows, *names: str) -> list[np.ndarray]:
   return [rows[name] for name in names]
 
 
-def _classified(rows: Rows) -> list[np.ndarray]:
+def _classified(rows: HostBatch) -> list[np.ndarray]:
   prediction, label = _read(rows, 'prediction', 'label')
   if prediction.shape != label.shape or label.ndim != 1:
     raise InputError(
@@ -162,7 +162,7 @@ def _classified(rows: Rows) -> list[np.ndarray]:
   return [prediction, label]
 
 
-def _class_counts(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _class_counts(rows: HostBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """-> how often each class that occurs is right, told and true: int [K] each."""
   prediction, label = _classified(rows)
   classes, index = np.unique(np.concatenate([prediction, label]), return_inverse=True)
@@ -172,7 +172,7 @@ def _class_counts(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return hits, told, true
 
 
-def _numbers(rows: Rows) -> list[np.ndarray]:
+def _numbers(rows: HostBatch) -> list[np.ndarray]:
   """-> prediction and y, float64 [N]: two columns whose correlation is defined."""
   columns = _read(rows, 'prediction', 'y')
   shapes = [c.shape[:1] if c.shape[1:] == (1,) else c.shape for c in columns]
@@ -213,11 +213,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def _tags(data: Data) -> tuple[np.ndarray, np.ndarray]:
   """-> 'O', 'B' or 'I', and the type, of each tag id: str [K] each."""
-  if not data.info.get('names'):
+  if not data.metadata.get('class_names'):
     raise InputError(
-      f"entity_f1 needs the tags by id as the data's info['names']; it has {sorted(data.info)}"
+      f"entity_f1 needs the tags by id as the data's metadata['class_names']; it has {sorted(data.metadata)}"
     )
-  parts = [name.partition('-') for name in data.info['names']]
+  parts = [name.partition('-') for name in data.metadata['class_names']]
   odd = [''.join(p) for p in parts if p[0] not in ('O', 'B', 'I')]
   if odd:
     raise InputError(f'entity_f1 reads tags O, B-TYPE and I-TYPE; the data has {_brief(odd)}')
@@ -242,7 +242,7 @@ def _entities(
   return set(zip(first.tolist(), last.tolist(), kind_of[first].tolist(), strict=True))
 
 
-def _best(rows: Rows, data: Data, score: Callable[[list[str], list[str]], float]) -> float:
+def _best(rows: HostBatch, data: Data, score: Callable[[list[str], list[str]], float]) -> float:
   """The mean over questions of the best score of the answer's words with a true answer's."""
   answers = getattr(data, 'answers', None)
   if answers is None:
