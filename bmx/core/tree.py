@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bmx.core.errors import InputError
+from bmx.core.types import SparseRows
 
 Tree = Any
 
@@ -62,6 +63,16 @@ def mask(tree: Tree, pattern: str, required: bool = True) -> Tree:
     names = '\n  '.join(list(named(tree))[:40])
     raise InputError(f'the regex {pattern!r} matches no parameter; parameters are:\n  {names}')
   return result
+
+
+def is_rows(x: Any) -> bool:
+  """Whether a node of a gradient is a few rows of a table."""
+  return isinstance(x, SparseRows)
+
+
+def rows_or_leaves(tree: Tree) -> list[Any]:
+  """Leaves of a gradient, `SparseRows` whole."""
+  return jax.tree.leaves(tree, is_leaf=is_rows)
 
 
 def count(tree: Tree) -> int:

@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bmx.core import streams, tree
 from bmx.core.errors import InputError
 from bmx.core.metrics import Window, add
-from bmx.core.types import Data, Eval, Rows, Task
+from bmx.core.types import Data, Eval, HostBatch, Noise, Task
 from bmx.data.feed import Feed
 from bmx.parallel import Layout, jit
-from bmx.train.state import TrainState, eval_params
+from bmx.train.state import TrainState, eval_variables
 
 DEPTH = 16  # batches a dispatch
 
@@ -46,7 +46,7 @@ class Evaluator:
     late: list[Any] = []
     groups = [(s, min(depth, self.batches - s)) for s in range(0, self.batches, depth)]
     for (start, n), (group, _) in zip(groups, self.feed.groups(groups), strict=True):
-      sums = program(self._weights(state), self.constants, group, np.int32(start), np.int32(n))
+      sums = program(eval_variables(state), self.constants, group, np.int32(start), np.int32(n))
       late.append(sums)
       if len(late) > 1:
         window.add(jax.device_get(late.pop(0)))
@@ -57,9 +57,6 @@ class Evaluator:
       result |= {name: fn(rows) for name, fn in self.entry.metrics.items()}
     return {f'eval/{self.name}/{k}': v for k, v in result.items()}
 
-  def _weights(self, state: TrainState) -> tuple[Any, Any]:
-    return eval_params(state), state.collections
-
   def _compile(self, state: TrainState) -> Any:
     began = time.perf_counter()
     self.constants = self.feed.constants()
@@ -67,23 +64,27 @@ class Evaluator:
     everywhere = NamedSharding(self.layout.mesh, PartitionSpec())
     program = jit(self._dispatch, self.layout, out_shardings=everywhere)
     zero = np.int32(0)
-    lowered = program.lower(self._weights(state), self.constants, group, zero, zero)
+    lowered = program.lower(eval_variables(state), self.constants, group, zero, zero)
     self.program = lowered.compile()
     self.compile_seconds = time.perf_counter() - began
     return self.program
 
-  def _dispatch(self, weights, constants, group, start, n):
-    (params, collections), data = weights, self.entry.data
-    key = jax.random.PRNGKey(streams.EVAL)
+  def _dispatch(self, variables, constants, group, start, n):
+    data = self.entry.data
 
-    def measure(i):
+    def score(i):
       batch = mask_padding(data, self.feed.take(constants, group, i), start + i)
-      return self.task.loss(params, collections, batch, key, train=False)[1][0]
+      return self.task.loss(variables, batch, eval_noise(), train=False).metrics
 
     if self.feed.depth == 1:
-      return measure(0)
-    sums = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(measure, 0))
-    return jax.lax.fori_loop(0, n, lambda i, sums: add(sums, measure(i)), sums)
+      return score(0)
+    sums = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(score, 0))
+    return jax.lax.fori_loop(0, n, lambda i, sums: add(sums, score(i)), sums)
+
+
+def eval_noise() -> Noise:
+  """Returns the noise of every evaluation: the same one each time."""
+  return Noise(jax.random.PRNGKey(streams.EVAL), jnp.zeros((), jnp.int32))
 
 
 def mask_padding(data: Data, batch: dict[str, Any], step: Any) -> dict[str, Any]:
@@ -94,26 +95,26 @@ def mask_padding(data: Data, batch: dict[str, Any], step: Any) -> dict[str, Any]
   return {**batch, 'weights': jnp.where(real, weights, 0.0)}
 
 
-def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> Iterator[Rows]:
-  """What the task predicts of every example, in file order, with the batch's own small keys."""
+def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> Iterator[HostBatch]:
+  """Yields the predictions of every example, in file order, with its labels for metrics."""
   feed = Feed(data, layout, 1)
   constants = feed.constants()
   program = jit(
-    lambda p, c, constants, group: task.predict(p, c, feed.take(constants, group, 0)), layout
+    lambda v, constants, group: task.predict(v, feed.take(constants, group, 0), eval_noise()),
+    layout,
   )
   batches = -(-data.size // data.batch_size)
   for step, (group, _) in enumerate(feed.groups([(s, 1) for s in range(batches)])):
-    out = program(eval_params(state), state.collections, constants, group)
+    out = program(eval_variables(state), constants, group)
     n = min(data.batch_size, data.size - step * data.batch_size)
     rows = {k: tree.fetch(v)[:n] for k, v in out.items()}
     positions = step * data.batch_size + np.arange(n)
     known = data.rows(data.order(step)[:n], positions)
-    told = ('targets', 'weights') if 'targets' in known else ('label', 'y')
-    told = getattr(task, 'told', told)
-    yield rows | {k: known[k] for k in told if k in known}
+    yield rows | {k: known[k] for k in task.labels_for_metrics if k in known}
 
 
-def join(parts: list[Rows]) -> Rows:
+def join(parts: list[HostBatch]) -> HostBatch:
+  """Concatenates the parts of a split. Raises InputError if there is none."""
   if not parts:
-    raise InputError('nothing was predicted')
+    raise InputError('predictions: expected at least one example')
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

@@ -8,12 +8,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import costs, hardware, tree
-from bmx.core.types import Experiment
+from bmx.core.types import Experiment, facts_of
 from bmx.data.feed import THREADS
 from bmx.ops.attention import as_xla
 from bmx.parallel import describe, describe_place, jit
 from bmx.runtime.writer import table
-from bmx.train.state import Plan
+from bmx.train.state import StateSpec, variables_of
+from bmx.train.step import step_noise
 
 MAX_ROWS = 40
 GROUP_FLOPS = 5e9  # about a tenth of a second of one CPU: dispatching then costs little
@@ -25,27 +26,28 @@ FEW, LONG_FLOPS = 4, 2e11
 GROUP_BYTES = 64e6  # of host-fed rows
 
 
-def step_flops(x: Experiment, plan: Plan) -> int:
-  """FLOPs of one training step on all devices: three times the contractions of a forward pass,
-  which is exact for all layers but the first; recomputation is not counted."""
-  return 3 * costs.flops(*_forward(x, plan))
+def step_flops(x: Experiment, plan: StateSpec) -> int:
+  """FLOPs of one training step on all devices, counted on the traced GradFn.
+
+  What a wrapper adds or saves (adapters, a teacher, clipping) is counted; recomputation is not.
+  """
+  return costs.flops(*_gradient(x, plan))
 
 
-def _forward(x: Experiment, plan: Plan) -> tuple[Any, ...]:
-  """The loss as a function, and its abstract arguments."""
+def _gradient(x: Experiment, plan: StateSpec) -> tuple[Any, ...]:
+  """The gradient as a function, and its abstract arguments."""
 
-  def forward(params, collections, batch, key):
+  def gradient(state, batch):
     with as_xla():
-      return x.task.loss(params, collections, batch, key, train=True)[0]
+      return x.grad_fn(variables_of(state), batch, step_noise(state, state.step))
 
-  a = plan.abstract
-  return forward, a.params, a.collections, x.data.spec, a.key
+  return gradient, plan.abstract, x.data.spec
 
 
-def loops(x: Experiment, plan: Plan) -> bool:
+def loops(x: Experiment, plan: StateSpec) -> bool:
   """Whether several steps may share a program: XLA:CPU runs convolutions inside a loop on one
   thread and without its fast kernels (5×5 kernels, 32 → 64 channels: 17 times slower)."""
-  return not (_on_cpu(x) and costs.convolves(*_forward(x, plan)))
+  return not (_on_cpu(x) and costs.convolves(*_gradient(x, plan)))
 
 
 def keep_memory(x: Experiment) -> bool:
@@ -65,7 +67,7 @@ def units(x: Experiment) -> dict[str, int]:
   return examples
 
 
-def choose_dispatch(x: Experiment, plan: Plan, flops: int) -> int:
+def choose_dispatch(x: Experiment, plan: StateSpec, flops: int) -> int:
   """Steps per jitted call: as the config says, or (0) enough of them to hide the cost of a call."""
   if x.steps_per_call:
     return x.steps_per_call
@@ -95,13 +97,13 @@ def peak_flops(x: Experiment) -> float:
   return chip.flops * x.layout.devices if chip else 0.0
 
 
-def published_parameters(x: Experiment, plan: Plan) -> int:
+def published_parameters(x: Experiment, plan: StateSpec) -> int:
   """Without the rows that pad a table."""
-  return tree.count(plan.abstract.params) - getattr(x.task, 'padded_parameters', 0)
+  return tree.count(plan.abstract.params) - facts_of(x.task.model).padded_parameters
 
 
 def describe_start(
-  x: Experiment, plan: Plan, flops: int, depth: int, step: int | None, kept: bool
+  x: Experiment, plan: StateSpec, flops: int, depth: int, step: int | None, kept: bool
 ) -> str:
   """The start table: parameters and their places, and every choice that was made.
 
@@ -124,7 +126,7 @@ def describe_start(
   facts = [
     f'{x.name}: {published_parameters(x, plan):,} parameters, '
     f'{flops / next(iter(units(x).values())):.4g} training FLOPs per {per} '
-    '(contractions, attention in full, forward × 3)',
+    '(contractions of the gradient, attention in full)',
     f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}'
     f'{"; freed memory is kept for the next step" if kept else ""}',
     f'state      {_per_device(plan.abstract):,} bytes per device with moments',

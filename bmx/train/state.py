@@ -1,7 +1,7 @@
-"""TrainState: one struct of arrays, and where each of them lives."""
+"""TrainState: one struct of arrays, and the placement of each of them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from bmx.core import streams, tree
-from bmx.core.types import Array, Task, Variables
+from bmx.core.errors import InputError
+from bmx.core.types import Array, GradFn, Noise, StatefulGradFn, Task, Variables
 from bmx.ops.attention import as_xla
 from bmx.parallel import Layout, jit, use
 from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings, unbox
@@ -19,103 +20,186 @@ from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings
 
 @struct.dataclass
 class TrainState:
-  """Arrays only; what influences the future and is not a function of (seed, step)."""
+  """Arrays only; what influences the future and is not a function of (seed, step).
 
-  step: Array  # int32 []: completed steps
-  params: Variables  # what the optimizer sees
+  Attributes:
+    step: int32 [], completed steps.
+    params: what the optimizer updates.
+    opt_state: of the optax transform.
+    collections: every other collection by name, constant ones included; {} for most models.
+    key: uint32 [2], folded with the step, never split and stored.
+    consecutive_skips: int32 [], consecutive updates that the guard rejected.
+    grad_norm_ema: float32 [2], moving average of the gradient norm and the updates in it.
+    ema: {'params': ..., 'batch_stats': ...}, moving averages; None without.
+  """
+
+  step: Array
+  params: Variables
   opt_state: optax.OptState
-  collections: Variables  # every other linen collection; {} for most models
-  key: Array  # uint32 [2]: folded with the step, never split and stored
-  skips: Array  # int32 []: consecutive updates that the guard refused
-  norm: Array  # float32 [2]: running mean of the gradient norm, accepted updates behind it
-  ema: Variables | None = None  # exponential moving average of params
+  collections: Variables
+  key: Array
+  consecutive_skips: Array
+  grad_norm_ema: Array
+  ema: Variables | None = None
 
 
-def eval_params(state: TrainState) -> Variables:
-  """The weights that evaluation, export and selection use."""
-  return state.params if state.ema is None else state.ema
+def variables_of(state: TrainState) -> Variables:
+  """Returns the variables that training uses."""
+  return {**state.collections, 'params': state.params}
+
+
+def eval_variables(state: TrainState) -> Variables:
+  """Returns the variables that evaluation, export and selection use: averages where they exist."""
+  return {**variables_of(state), **(state.ema or {})}
+
+
+def split_constant(state: TrainState, constant: tuple[str, ...]) -> tuple[TrainState, Variables]:
+  """-> (the state without its constant collections, the constant collections).
+
+  What never changes is neither carried by a loop nor chosen by a branch, so it is not copied.
+  """
+  fixed = {k: v for k, v in state.collections.items() if k in constant}
+  rest = {k: v for k, v in state.collections.items() if k not in constant}
+  return state.replace(collections=rest), fixed
+
+
+def with_constant(state: TrainState, fixed: Variables) -> TrainState:
+  """Inverse of `split_constant`."""
+  return state.replace(collections={**state.collections, **fixed}) if fixed else state
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """A state before there is one: shapes first, placement second, arrays last.
+class StateSpec:
+  """A state before its arrays exist: shapes first, placement second, arrays last.
 
   Attributes:
     abstract: TrainState of `jax.ShapeDtypeStruct`s with shardings.
-    create: () -> TrainState, each array made where it belongs; create(given), a dict of
-      name -> array, takes these parameters.
+    plain: abstract `Task.merged_params`, with shardings: what weights are read into.
+    create: (given, plain) -> TrainState, each array made where it is placed. `given` maps
+      'COLLECTION/NAME' to arrays; `plain` maps names of `plain` to arrays, for `Task.take`.
   """
 
   abstract: TrainState
+  plain: Variables
   create: Callable[..., TrainState]
 
   @property
   def shardings(self) -> Any:
+    """The sharding of every leaf."""
     return jax.tree.map(lambda x: x.sharding, self.abstract)
+
+  @property
+  def variables(self) -> Variables:
+    """Abstract variables: 'params' and every collection."""
+    return variables_of(self.abstract)
 
 
 def abstract_params(task: Task, layout: Layout) -> Any:
   """Shapes and places of the parameters of a model of tokens: what weights are read into."""
-  shape = layout.devices, layout.mesh.shape['seq']  # which every layout divides
+  shape = layout.devices, layout.mesh.shape['seq']  # every layout divides it
   ids = jax.ShapeDtypeStruct(shape, jnp.int32)
   weights = jax.ShapeDtypeStruct(shape, jnp.float32)
-  spec = {'tokens': ids, 'targets': ids, 'weights': weights}
-  return plan_state(task, optax.identity(), spec, layout).abstract.params
+  batch = {'tokens': ids, 'targets': ids, 'weights': weights}
+  return plan_state(task, optax.identity(), batch, layout).abstract.params
 
 
 def plan_state(
   task: Task,
   tx: optax.GradientTransformation,
-  spec: dict[str, jax.ShapeDtypeStruct],
+  batch: Mapping[str, jax.ShapeDtypeStruct],
   layout: Layout,
   *,
   seed: int = 0,
   ema: float = 0.0,
-) -> Plan:
+  grad_fn: GradFn | None = None,
+) -> StateSpec:
   """Shapes and places of the state of a task under an optimizer.
 
+  Args:
+    task: what is minimized.
+    tx: the optimizer.
+    batch: abstract arrays [B, ...] of one batch.
+    layout: mesh and rules.
+    seed: of the run.
+    ema: decay of the moving averages; 0 keeps none.
+    grad_fn: its own collections, if it has any, are part of the state.
+
   Raises:
-    InputError: rules that do not fit (see `Layout.pspec`), a regex that matches no parameter.
+    InputError: rules that do not fit (see `Layout.pspec`), a regex that matches no parameter,
+      two owners of one collection.
   """
 
-  def variables(key):
-    batch = {k: jnp.zeros(v.shape, v.dtype) for k, v in spec.items()}
-    return dict(task.init(key, batch))
+  def boxed_variables(key):
+    zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
+    return dict(task.init(Noise(key, jnp.zeros((), jnp.int32)), zeros))
 
-  def create(given=None):
+  def variables(key):
+    made = unbox(boxed_variables(key))
+    own = grad_fn.init(made) if isinstance(grad_fn, StatefulGradFn) else {}
+    twice = set(own) & set(made)
+    if twice:
+      raise InputError(f'collection {sorted(twice)[0]!r}: expected one owner, task or GradFn')
+    return made | own
+
+  def create(given=None, plain=None):
     key = jax.random.PRNGKey(seed)
-    collections = unbox(variables(jax.random.fold_in(key, streams.INIT)))
-    params = collections.pop('params')
-    if given:  # before the optimizer sees them: some keep a copy
-      params = tree.map_named(lambda name, new: given.get(name, new), params)
+    new = variables(jax.random.fold_in(key, streams.INIT))
+    if plain:
+      merged = tree.map_named(lambda name, old: plain.get(name, old), task.merged_params(new))
+      new = dict(task.take(new, merged))
+    if given:
+      new = tree.map_named(lambda name, old: given.get(name, old), new)
+    params = new.pop('params')
     zero = jnp.zeros((), jnp.int32)
-    average = jax.tree.map(jnp.copy, params) if ema else None
+    kept = {'params': params} | {k: new[k] for k in task.averaged if k in new}
+    average = jax.tree.map(jnp.copy, kept) if ema else None
     norm = jnp.zeros(2, jnp.float32)
-    return TrainState(zero, params, tx.init(params), collections, key, zero, norm, average)
+    return TrainState(zero, params, tx.init(params), new, key, zero, norm, average)
 
   with as_xla():  # shapes and names depend on no kernel; what does not fit the mesh is named first
-    boxed = jax.eval_shape(variables, jax.random.PRNGKey(0))
+    boxed = jax.eval_shape(boxed_variables, jax.random.PRNGKey(0))
   params = param_pspecs(boxed.pop('params'), layout)
   with use(layout):
     abstract = jax.eval_shape(create)
   nowhere = PartitionSpec()
+  named = tree.named(boxed, is_leaf=is_named)
+
+  def place(name, leaf):
+    box = named.get(name)
+    return layout.pspec(box.names, leaf.shape, name) if is_named(box) else nowhere
+
+  collections = tree.map_named(place, abstract.collections)
+  everything = {**collections, 'params': params}
   make: Any = TrainState  # of specs, for now
   specs = make(
     step=nowhere,
     params=params,
     opt_state=like_params(abstract.opt_state, abstract.params, params),
-    collections=tree.map_named(
-      lambda name, x: layout.pspec(x.names, x.value.shape, name) if is_named(x) else nowhere,
-      boxed,
-      is_leaf=is_named,
-    ),
+    collections=collections,
     key=nowhere,
-    skips=nowhere,
-    norm=nowhere,
-    ema=params if ema else None,
+    consecutive_skips=nowhere,
+    grad_norm_ema=nowhere,
+    ema={k: everything[k] for k in abstract.ema} if ema else None,
   )
   at = shardings(specs, layout.mesh)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, at
-  )
-  return Plan(abstract, jit(create, layout, out_shardings=at))
+  placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  abstract = jax.tree.map(placed, abstract, at)
+  plain = _plain(task, abstract, layout)
+  return StateSpec(abstract, plain, jit(create, layout, out_shardings=at))
+
+
+def _plain(task: Task, abstract: TrainState, layout: Layout) -> Variables:
+  """The abstract merged parameters, placed as the variable of the same name and shape is."""
+  variables = variables_of(abstract)
+  with use(layout), as_xla():
+    merged = jax.eval_shape(task.merged_params, variables)
+  known = {}
+  for name, leaf in tree.named(variables).items():
+    known.setdefault((name.partition('/')[2], leaf.shape), leaf.sharding)
+  everywhere = layout.sharding()
+
+  def place(name, leaf):
+    at = known.get((name, leaf.shape), everywhere)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+
+  return tree.map_named(place, merged)

@@ -1,7 +1,5 @@
 """The training step: gradient of a sum, divided once, applied if it is finite."""
 
-import dataclasses
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,143 +7,123 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bmx.core import streams
-from bmx.core.errors import InputError
+from bmx.core import streams, tree
 from bmx.core.metrics import Metrics, add
-from bmx.core.types import Array, Batch, GradFn, Task, Variables
+from bmx.core.types import Array, Batch, GradFn, Noise, Variables
+from bmx.train.gradients import divide
 from bmx.train.guard import guarded
-from bmx.train.state import TrainState
+from bmx.train.state import TrainState, split_constant, variables_of, with_constant
 
-log = logging.getLogger('bmx')
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Gradient:
-  """The innermost GradFn: the gradient of a task's weighted sum."""
-
-  task: Task
-
-  @property
-  def separable(self) -> bool:
-    return self.task.separable
-
-  def __call__(
-    self, params: Variables, collections: Variables, batch: Batch, key: Array
-  ) -> tuple[Variables, Metrics, Variables]:
-    loss = lambda p: self.task.loss(p, collections, batch, key, train=True)
-    grads, (metrics, collections) = jax.grad(loss, has_aux=True)(params)
-    return grads, metrics, collections
-
-
-@dataclasses.dataclass(frozen=True)
-class Accumulate:
-  """A GradFn over `steps` micro-batches, one after another; the sum is that of the whole batch.
-
-  Micro-batch i has rows i, i + steps, i + 2·steps, ...: a strided split, so that no row of a
-  sharded batch moves. Where examples see each other (batch norm), they see those of their
-  micro-batch only.
-  """
-
-  inner: GradFn
-  steps: int
-  batch_size: int
-
-  def __post_init__(self):
-    if self.steps < 1 or self.batch_size % self.steps:
-      raise InputError(
-        f'accumulation: {self.steps} steps do not divide batch_size={self.batch_size}'
-      )
-    if self.steps > 1 and not self.separable:
-      log.warning('accumulation: examples of this task see only those of their micro-batch')
-
-  @property
-  def separable(self) -> bool:
-    return getattr(self.inner, 'separable', True)
-
-  def __call__(
-    self, params: Variables, collections: Variables, batch: Batch, key: Array
-  ) -> tuple[Variables, Metrics, Variables]:
-    split = lambda x: x.reshape(-1, self.steps, *x.shape[1:]).swapaxes(0, 1)
-    micro = jax.tree.map(split, batch)
-    # The first micro-batch outside the scan gives the carry its structure and dtypes.
-    head, tail = jax.tree.map(lambda x: x[0], micro), jax.tree.map(lambda x: x[1:], micro)
-    first = self.inner(params, collections, head, jax.random.fold_in(key, 0))
-
-    def body(carry, item):
-      (grads, metrics, collections), (i, batch) = carry, item
-      g, m, c = self.inner(params, collections, batch, jax.random.fold_in(key, i))
-      return (jax.tree.map(jnp.add, grads, g), add(metrics, m), c), None
-
-    return jax.lax.scan(body, first, (jnp.arange(1, self.steps), tail))[0]
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def step_key(key: Array, step: Any) -> Array:
-  """The key of all noise of one step, from the run's key."""
+  """Returns the key of all noise of one step, from the run's key."""
   return jax.random.fold_in(jax.random.fold_in(key, streams.STEP), step)
 
 
+def step_noise(state: TrainState, step: Any, secret: Array | None = None) -> Noise:
+  """Returns the noise of one step of a run."""
+  return Noise(step_key(state.key, step), step, secret)
+
+
 def make_train_step(
-  grad_fn: GradFn, tx: optax.GradientTransformation, *, ema: float = 0.0, spike: float = 0.0
+  grad_fn: GradFn,
+  tx: optax.GradientTransformation,
+  *,
+  ema: float = 0.0,
+  spike: float = 0.0,
+  constant: tuple[str, ...] = (),
 ) -> Step:
-  """-> step(state, batch) -> (state, metrics).
+  """Makes step(state, batch, secret=None) -> (state, metrics).
 
   Args:
-    ema: decay of the moving average of the parameters; 0 keeps none.
+    grad_fn: the gradient.
+    tx: the optimizer.
+    ema: decay of the moving averages of parameters and averaged collections; 0 keeps none.
     spike: see `guard.guarded`.
+    constant: collections that no step changes (`Task.constant`).
   """
 
-  def update(state, grads, collections):
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.ema
-    if ema:
-      average = jax.tree.map(lambda a, p: a + (1 - ema) * (p - a), average, params)
-    return state.replace(
-      params=params, opt_state=opt_state, collections=collections, ema=average, skips=jnp.int32(0)
-    )
+  def update(state, gradient, collections):
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    params = apply_updates(state.params, updates)
+    collections = {**state.collections, **collections}
+    new = {'params': params, **collections}
+    average = state.ema and {k: _averaged(old, new[k], ema) for k, old in state.ema.items()}
+    return state.replace(params=params, opt_state=opt_state, collections=collections, ema=average)
 
-  def step(state, batch):
-    key = step_key(state.key, state.step)
-    grads, metrics, collections = grad_fn(state.params, state.collections, batch, key)
-    count = jnp.maximum(metrics['loss'][1], 1.0)
-    grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
-    state, metrics = guarded(update, state, grads, collections, metrics, spike)
-    return state.replace(step=state.step + 1), metrics
+  def step(state, batch, secret=None):
+    noise = step_noise(state, state.step, secret)
+    grads = divide(grad_fn(variables_of(state), batch, noise))
+    state, fixed = split_constant(state, constant)
+    state, metrics = guarded(update, state, grads, spike)
+    return with_constant(state.replace(step=state.step + 1), fixed), metrics
 
   return step
 
 
-def make_dispatch(
-  step: Step, take: Callable[[Any, Any, Any], Batch], patience: int, depth: int
-) -> Any:
-  """Several steps in one program: dispatch(state, constants, group, n) -> (state, metric sums,
-  skips).
+def apply_updates(params: Variables, updates: Variables) -> Variables:
+  """Adds updates to parameters; an update of `SparseRows` is added to its rows only."""
 
-  n, at most `depth`, is traced, so that groups of every length run the same program: two programs
-  for one step need not give the same bits. The loop ends early once the guard has refused
-  `patience` updates in a row. Where `depth` is 1 there is no loop.
+  def one(update, param):
+    if tree.is_rows(update):
+      return param.at[update.indices].add(update.values.astype(param.dtype), mode='drop')
+    return optax.apply_updates(param, update)
+
+  return jax.tree.map(one, updates, params, is_leaf=tree.is_rows)
+
+
+def _averaged(average: Variables, new: Variables, decay: float) -> Variables:
+  """Moves float leaves towards the new values; others are the new ones."""
+
+  def one(a, x):
+    return a + (1 - decay) * (x - a) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+  return jax.tree.map(one, average, new)
+
+
+def make_dispatch(
+  step: Step,
+  take: Callable[[Any, Any, Any], Batch],
+  patience: int,
+  depth: int,
+  constant: tuple[str, ...] = (),
+) -> Any:
+  """Several steps in one program.
+
+  The program is dispatch(state, arrays, group, n, secret=None) -> (state, metric sums,
+  consecutive skips). n, at most `depth`, is traced, so that groups of every length run the same
+  program: two programs for one step need not give the same bits.
+
+  Args:
+    step: see `make_train_step`.
+    take: (resident arrays, group, i) -> the batch of step i of a group.
+    patience: the loop ends early once the guard has rejected so many updates in a row; 0 is never.
+    depth: most steps of a call; 1 has no loop.
+    constant: collections that no step changes; the loop does not carry them.
   """
 
-  def once(state, constants, group, n):
-    state, metrics = step(state, take(constants, group, 0))
-    return state, metrics, state.skips
+  def once(state, arrays, group, n, secret=None):
+    state, metrics = step(state, take(arrays, group, 0), secret)
+    return state, metrics, state.consecutive_skips
 
-  def dispatch(state, constants, group, n):
-    batch = jax.eval_shape(take, constants, group, 0)
-    shapes = jax.eval_shape(step, state, batch)[1]
+  def dispatch(state, arrays, group, n, secret=None):
+    batch = jax.eval_shape(take, arrays, group, 0)
+    shapes = jax.eval_shape(step, state, batch, secret)[1]
     sums = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes)
+    state, fixed = split_constant(state, constant)
 
     def body(carry):
       i, state, sums = carry
-      state, metrics = step(state, take(constants, group, i))
-      return i + 1, state, add(sums, metrics)
+      state, metrics = step(with_constant(state, fixed), take(arrays, group, i), secret)
+      return i + 1, split_constant(state, constant)[0], add(sums, metrics)
 
     def more(carry):
       i, state, _ = carry
-      return (i < n) & (state.skips < patience) if patience else i < n
+      return (i < n) & (state.consecutive_skips < patience) if patience else i < n
 
     _, state, sums = jax.lax.while_loop(more, body, (jnp.int32(0), state, sums))
-    return state, sums, state.skips
+    return with_constant(state, fixed), sums, state.consecutive_skips
 
   return dispatch if depth > 1 else once

@@ -1,0 +1,213 @@
+"""GradFns: the gradient of a task's weighted sum, and what is wrapped around it."""
+
+import dataclasses
+import logging
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.core.metrics import add
+from bmx.core.types import (
+  Array,
+  Batch,
+  Coupling,
+  GradFn,
+  Grads,
+  Noise,
+  SparseRows,
+  StatefulGradFn,
+  Task,
+  Variables,
+)
+
+log = logging.getLogger('bmx')
+
+
+@runtime_checkable
+class Described(Protocol):
+  """A GradFn that declares what a wrapper around it must know."""
+
+  @property
+  def coupling(self) -> Coupling:
+    """How the examples of a batch see each other."""
+    ...
+
+  @property
+  def averaged(self) -> tuple[str, ...]:
+    """Collections that are updated once a step."""
+    ...
+
+  @property
+  def micro_batches(self) -> int:
+    """Number of forward passes of a step."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+  """The innermost GradFn: the gradient of a task's weighted sum with respect to 'params'.
+
+  Tables that the model looks up sparsely (`Facts.sparse_tables`) get gradients of their rows.
+  """
+
+  task: Task
+
+  @property
+  def coupling(self) -> Coupling:
+    """That of the task."""
+    return self.task.coupling
+
+  @property
+  def averaged(self) -> tuple[str, ...]:
+    """Collections that are updated once a step."""
+    return self.task.averaged
+
+  @property
+  def micro_batches(self) -> int:
+    """Number of forward passes of a step."""
+    return 1
+
+  def init(self, variables: Variables) -> Variables:
+    """Has no collections of its own."""
+    return {}
+
+  def __call__(self, variables: Variables, batch: Batch, noise: Noise) -> Grads:
+    """Returns the gradient of the sum, with its count, metrics and new collections."""
+
+    def loss(params):
+      result = self.task.loss({**variables, 'params': params}, batch, noise, train=True)
+      return result.sum, result
+
+    grads, result = jax.grad(loss, has_aux=True)(variables['params'])
+    return Grads(grads, result.count, result.metrics, result.collections)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accumulate:
+  """A GradFn over `steps` micro-batches, one after another; the sum is that of the whole batch.
+
+  Micro-batch i has rows i, i + steps, i + 2·steps, ...: a strided split, so that no row of a
+  sharded batch moves. If examples share statistics (batch norm), they are those of a micro-batch;
+  running statistics are updated once, with the mean of the micro-batches'.
+
+  Attributes:
+    inner: GradFn of one micro-batch.
+    steps: number of micro-batches.
+    batch_size: of the whole batch.
+
+  Raises:
+    InputError: `steps` does not divide `batch_size`; a loss that compares the examples of a batch.
+  """
+
+  inner: GradFn
+  steps: int
+  batch_size: int
+
+  def __post_init__(self):
+    if self.steps < 1 or self.batch_size % self.steps:
+      raise InputError(f'grad.steps={self.steps}: expected a divisor of {self.batch_size=}')
+    if self.steps > 1 and self.coupling == 'loss':
+      raise InputError(
+        f'grad.steps={self.steps}: the loss compares the examples of a batch, so micro-batches have '
+        'another objective; expected 1, or a cached gradient of the whole batch (GradCache)'
+      )
+    if self.steps > 1 and self.coupling == 'statistics':
+      log.warning('accumulation: statistics of a batch are those of a micro-batch of %d examples',
+                  self.batch_size // self.steps)  # fmt: skip
+
+  @property
+  def coupling(self) -> Coupling:
+    """That of the inner GradFn."""
+    return self.inner.coupling if isinstance(self.inner, Described) else 'none'
+
+  @property
+  def averaged(self) -> tuple[str, ...]:
+    """Collections that are updated once a step."""
+    return self.inner.averaged if isinstance(self.inner, Described) else ()
+
+  @property
+  def micro_batches(self) -> int:
+    """Number of forward passes of a step."""
+    return self.steps * (self.inner.micro_batches if isinstance(self.inner, Described) else 1)
+
+  def init(self, variables: Variables) -> Variables:
+    """Returns the collections of the inner GradFn."""
+    return self.inner.init(variables) if isinstance(self.inner, StatefulGradFn) else {}
+
+  def __call__(self, variables: Variables, batch: Batch, noise: Noise) -> Grads:
+    """Returns the gradient of the whole batch's sum."""
+    split = lambda x: x.reshape(-1, self.steps, *x.shape[1:]).swapaxes(0, 1)
+    micro = jax.tree.map(split, batch)
+    # The first micro-batch outside the scan gives the carry its structure and dtypes.
+    head, tail = jax.tree.map(lambda x: x[0], micro), jax.tree.map(lambda x: x[1:], micro)
+    first, rows = _apart(self.inner(variables, head, noise.fold(0)))
+
+    def body(carry, item):
+      number, batch = item
+      chained = {k: v for k, v in carry.collections.items() if k not in self.averaged}
+      new, rows = _apart(self.inner({**variables, **chained}, batch, noise.fold(number)))
+      return self._join(carry, new), rows
+
+    total, more = jax.lax.scan(body, first, (jnp.arange(1, self.steps), tail))
+    rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b.reshape(-1, *a.shape[1:])]), rows, more)
+    mean = {k: jax.tree.map(self._mean, v) if k in self.averaged else v
+            for k, v in total.collections.items()}  # fmt: skip
+    return _together(total._replace(collections=mean), rows, variables['params'])
+
+  def _join(self, a: Grads, b: Grads) -> Grads:
+    together = {k: jax.tree.map(jnp.add, a.collections[k], v) if k in self.averaged else v
+                for k, v in b.collections.items()}  # fmt: skip
+    sums = jax.tree.map(jnp.add, a.sum, b.sum)
+    return Grads(sums, a.count + b.count, add(a.metrics, b.metrics), together)
+
+  def _mean(self, total: Array) -> Array:
+    return (total / self.steps).astype(total.dtype)
+
+
+def divide(grads: Grads) -> Grads:
+  """Divides the sum by its count once; nothing is divided if nothing was counted."""
+  count = jnp.where(grads.count > 0, grads.count, 1.0)
+
+  def one(g):
+    if tree.is_rows(g):
+      return g._replace(values=g.values / count.astype(g.values.dtype))
+    return g / count.astype(g.dtype)
+
+  return grads._replace(sum=jax.tree.map(one, grads.sum, is_leaf=tree.is_rows))
+
+
+def combine(indices: Array, values: Array, rows: int) -> SparseRows:
+  """Adds values of equal indices: int [n], float [n, D] -> each index of a table [V, D] once.
+
+  Places that are left over get the index V, which no update reaches.
+  """
+  order = jnp.argsort(indices)
+  indices, values = indices[order].astype(jnp.int32), values[order]
+  first = jnp.concatenate([jnp.ones(1, bool), indices[1:] != indices[:-1]])
+  segment = jnp.cumsum(first) - 1
+  summed = jax.ops.segment_sum(values, segment, len(indices))
+  distinct = jnp.full(len(indices), rows, jnp.int32).at[segment].set(indices)
+  return SparseRows(distinct, summed)
+
+
+def _apart(grads: Grads) -> tuple[Grads, dict[str, SparseRows]]:
+  """-> (the gradients without rows of tables, the rows by name)."""
+  named = tree.named(grads.sum, is_leaf=tree.is_rows)
+  rows = {k: v for k, v in named.items() if tree.is_rows(v)}
+  if not rows:
+    return grads, {}
+  dense = tree.nested({k: v for k, v in named.items() if k not in rows})
+  return grads._replace(sum=dense), rows
+
+
+def _together(grads: Grads, rows: dict[str, SparseRows], params: Any) -> Grads:
+  """Inverse of `_apart`, with each row once."""
+  if not rows:
+    return grads
+  tables = tree.named(params)
+  one = {k: combine(v.indices, v.values, len(tables[k])) for k, v in rows.items()}
+  dense = tree.named(grads.sum)
+  return grads._replace(sum=tree.map_named(lambda name, _: one.get(name, dense.get(name)), params))
