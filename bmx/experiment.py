@@ -12,12 +12,13 @@ from bmx import config as recipes
 from bmx.adapt import restore
 from bmx.core import hardware
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.types import Data, Eval, Every, Experiment, Selection
+from bmx.core.types import Data, Eval, Every, Experiment, Selection, Task
 from bmx.data.reorder import Reordered
 from bmx.ops.ring import zigzag as ring_order
 from bmx.parallel import Layout, make_mesh, use
-from bmx.train.state import Plan, plan_state
-from bmx.train.step import Gradient
+from bmx.train.evaluate import eval_noise
+from bmx.train.gradients import Gradient
+from bmx.train.state import StateSpec, plan_state, variables_of
 
 
 def build(
@@ -42,12 +43,12 @@ def build(
   settled = recipes.settle(c['task'], _preset(c, layout, data, evals), 'task.')
   task = recipes.build(settled, 'task')
   for facts in (data.info, *(e.data.info for e in evals.values())):
-    task.check(facts)
+    task.validate({**facts, **{b: facts[a] for a, b in SHIM.items() if a in facts}})
   schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
   tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule)
   grad_fn = _grad(c, Gradient(task))
   try:
-    plan = plan_state(task, tx, data.spec, layout, seed=c['seed'], ema=c['ema'])
+    spec = plan_state(task, tx, data.spec, layout, seed=c['seed'], ema=c['ema'], grad_fn=grad_fn)
   except InputError:
     raise
   except (TypeError, ValueError, ArithmeticError) as error:
@@ -72,25 +73,24 @@ def build(
     evals=evals,
     layout=layout,
     every=Every(**c['every']),
-    stop=_selection(c, 'stop', evals, task, plan, layout),
-    keep=_selection(c, 'keep', evals, task, plan, layout),
+    stop=_selection(c, 'stop', evals, task, spec, layout),
+    keep=_selection(c, 'keep', evals, task, spec, layout),
     ema=c['ema'],
     guard=c['guard'],
     steps_per_call=c['steps_per_call'],
     watchdog=c['watchdog']['seconds'],
     generate=c['generate'],
     weights=c['init']['path'],
-    init=functools.partial(_init, c['init'], plan),
+    init=functools.partial(_init, c['init'], task, spec),
     rebuild=rebuild,
   )
 
 
-def _init(init: Mapping[str, Any], planned: Plan, plan: Plan | None = None) -> Any:
-  """A new state, as it was planned or (another optimizer, say) as `plan` has it."""
-  plan = plan or planned
-  if not init['path']:
-    return plan.create()
-  return restore.start(plan, init['path'], init['reinit'])
+def _init(
+  init: Mapping[str, Any], task: Task, planned: StateSpec, spec: StateSpec | None = None
+) -> Any:
+  """A new state, as it was planned or (another optimizer, say) as `spec` has it."""
+  return restore.start(task, spec or planned, init)
 
 
 # Data of text -> the arrays of its batches besides tokens, targets and weights.
@@ -198,7 +198,12 @@ def _grad(c: Mapping[str, Any], gradient: Gradient) -> Any:
 
 
 def _selection(
-  c: Mapping[str, Any], word: str, evals: Mapping[str, Eval], task: Any, plan: Any, layout: Layout
+  c: Mapping[str, Any],
+  word: str,
+  evals: Mapping[str, Eval],
+  task: Any,
+  spec: StateSpec,
+  layout: Layout,
 ) -> Selection:
   """Early stopping and the best checkpoint follow a metric of an evaluation that is not a test."""
   chosen = Selection(**c[word])
@@ -214,21 +219,26 @@ def _selection(
     )
   if parts[1] == 'test':
     raise InputError(f'{word}.metric={chosen.metric!r}: nothing may be chosen by the test set')
-  known = _metrics(task, plan, evals[parts[1]], layout)
+  known = _metrics(task, spec, evals[parts[1]], layout)
   if parts[2] not in known:
     raise InputError(f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(parts[2], known)}')
   return chosen
 
 
-def _metrics(task: Any, plan: Any, entry: Eval, layout: Layout) -> list[str]:
+def _metrics(task: Any, spec: StateSpec, entry: Eval, layout: Layout) -> list[str]:
   """The names an evaluation will have, from shapes alone."""
-  a = plan.abstract
-  loss = lambda p, c, batch, key: task.loss(p, c, batch, key, train=False)[1][0]
+  metrics = lambda v, batch: task.loss(v, batch, eval_noise(), train=False).metrics
   with use(layout):
-    names = jax.eval_shape(loss, a.params, a.collections, entry.data.spec, a.key)
+    names = jax.eval_shape(metrics, variables_of(spec.abstract), entry.data.spec)
   return [*names, *entry.metrics]
 
 
+SHIM = {
+  'vocab': 'vocab_size',
+  'classes': 'num_classes',
+  'names': 'class_names',
+  'targets': 'num_targets',
+}
 # leaf -> (least, bound): least <= value < bound
 RANGES = {
   'seed': (0, 2**32),

@@ -57,7 +57,7 @@ def get_config(variant: str = ''):
     'floor': 1.5e-5,
   }
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'b2': 0.95, 'weight_decay': 0.1, 'clip': 1.0}
-  c.grad = {'call': 'bmx.train.step:Accumulate', 'steps': 1}
+  c.grad = {'call': 'bmx.train.gradients:Accumulate', 'steps': 1}
   c.every = {'log': 10, 'eval': 1000, 'save': 500}
   if check_variant(variant, 'tiny') == 'tiny':
     c.vocab, c.length, c.batch_size, c.steps, c.dtype = 256, 32, 16, 20, 'float32'

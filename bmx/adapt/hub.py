@@ -76,7 +76,7 @@ def encoder(path: str, **overrides: Any) -> bert.BERT:
   return recipes.build(found | overrides, path)
 
 
-def load(folder: Folder, abstract: tree.Tree, fresh: str = '') -> dict[str, jax.Array]:
+def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax.Array]:
   """The weights of a folder, each read into the shards that this process has.
 
   One shard is read at a time, layer by layer where layers are stacked: the host needs room for it
@@ -84,14 +84,14 @@ def load(folder: Folder, abstract: tree.Tree, fresh: str = '') -> dict[str, jax.
 
   Args:
     abstract: the params, of `jax.ShapeDtypeStruct`s; what has no sharding is on the default device.
-    fresh: regex; parameters whose name it matches are not taken.
+    reinit: regex; parameters whose name it matches are not taken.
 
   Returns:
     Name as in `tree.named` -> array, in the abstract's dtype.
 
   Raises:
     InputError: see `part`; a folder or a file that cannot be read; all tensors that are missing,
-      too many, of another shape, or no floating-point numbers; a `fresh` that matches nothing.
+      too many, of another shape, or no floating-point numbers; a `reinit` that matches nothing.
   """
   folder = pathlib.Path(folder)
   config = _config(folder)
@@ -101,7 +101,7 @@ def load(folder: Folder, abstract: tree.Tree, fresh: str = '') -> dict[str, jax.
   tensors = canonical(tensors_of(folder), family, body.get('tied', True))
   rules = family.rules('encoder' in abstract)
   targets = {name: target_of(name, leaf, rules) for name, leaf in tree.named(abstract).items()}
-  drop = tree.named(tree.mask(abstract, fresh)) if fresh else {}
+  drop = tree.named(tree.mask(abstract, reinit)) if reinit else {}
   taken = {name: target for name, target in targets.items() if not drop.get(name)}
   unused = tensors.keys() - _read_by(taken)
   extra = sorted(x for x in unused - _read_by(targets) if not family.spare.match(x))

@@ -13,11 +13,13 @@ import orbax.checkpoint as ocp
 from bmx import config as recipes
 from bmx.adapt import hub
 from bmx.core import hardware, tree
-from bmx.core.errors import InputError
+from bmx.core.errors import InputError, did_you_mean
+from bmx.core.types import Task, Variables
+from bmx.parallel import Layout, jit
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.manifest import MANIFEST
 from bmx.train.rundir import read_config
-from bmx.train.state import Plan
+from bmx.train.state import StateSpec, TrainState
 
 log = logging.getLogger('bmx')
 
@@ -34,29 +36,120 @@ def is_run(folder: str) -> bool:
   return (path / 'checkpoints').is_dir()
 
 
-def start(plan: Plan, folder: str, fresh: str = '') -> Any:
-  """A new TrainState whose parameters are those of `folder`, but for names that `fresh` matches.
+def start(task: Task, spec: StateSpec, init: Mapping[str, str]) -> TrainState:
+  """Makes a new state from the folders that the config word `init` names.
 
-  What the folder has and the model has no place for (another head) is left there, and told.
+  The plain weights of init.path go to the task through `Task.take`; running statistics of a run
+  come along. Every other collection of `Task.sources` is read from init.COLLECTION.
 
-  Raises InputError listing every parameter that is missing or has another shape.
+  Args:
+    task: of the run.
+    spec: shapes and places of its state.
+    init: 'path', 'reinit' (a regex of parameters that start anew) and folders by collection.
+
+  Raises:
+    InputError: a source without a folder, a folder without a source; every parameter that is
+      missing or has another shape.
   """
-  found = load(folder, plan.abstract.params, fresh)
-  names = tree.named(plan.abstract.params)
-  log.info('weights    %d of %d parameters from %s', len(found), len(names), folder)
-  return plan.create(found)
+  folders = {k: v for k, v in init.items() if k not in ('path', 'reinit')}
+  for name in folders:
+    if name not in task.sources:
+      raise InputError(f'init.{name}={folders[name]!r}: the task reads no collection {name!r} from '
+                       f'a folder{did_you_mean(name, task.sources)}')  # fmt: skip
+  given: dict[str, jax.Array] = {}
+  for name, (folder, source) in task.sources.items():
+    folder = folders.get(name) or folder
+    if not folder:
+      raise InputError(f'init.{name}={folder!r}: expected the folder of the weights of {name!r}')
+    found = load_variables(folder, spec.abstract.collections[name], source)
+    given |= {f'{name}/{k}': v for k, v in found.items()}
+  plain: dict[str, jax.Array] = {}
+  if init['path']:
+    plain = load(init['path'], spec.plain, init['reinit'])
+    total = len(tree.named(spec.plain))
+    log.info('weights    %d of %d parameters from %s', len(plain), total, init['path'])
+    given |= _statistics(init['path'], spec.abstract.collections, task)
+  return spec.create(given, plain)
 
 
-def load(folder: str, abstract: Any, fresh: str = '', step: str = 'latest') -> dict[str, jax.Array]:
-  """name -> array placed as `abstract` says, but for the names that `fresh` matches. step: of a
-  run, 'latest', 'best' or a number."""
+def load(
+  folder: str, abstract: Any, reinit: str = '', step: str = 'latest'
+) -> dict[str, jax.Array]:
+  """Reads plain parameters: name -> array placed as `abstract` says.
+
+  Args:
+    folder: a run of bmx, or a Hugging Face directory.
+    abstract: parameters with shardings.
+    reinit: regex of the names that are not read.
+    step: of a run, 'latest', 'best' or a number.
+
+  Raises:
+    InputError: what is missing or has another shape; a run whose weights are in several parts.
+  """
   if is_run(folder):
-    return _load_run(folder, abstract, fresh, step)
-  return hub.load(folder, abstract, fresh)
+    return _load_run(folder, abstract, reinit, step)
+  return hub.load(folder, abstract, reinit)
 
 
-def _load_run(folder: str, abstract: Any, fresh: str, which: str) -> dict[str, jax.Array]:
-  """From a checkpoint of a run: its moving average where it has one."""
+def merged_params(task: Task, spec: StateSpec, folder: str, step: str, layout: Layout) -> Variables:
+  """Reads the variables of a run of the same task -> its plain parameters, without the optimizer.
+
+  Raises InputError if the checkpoint does not fit the model.
+  """
+  path, leaves = _checkpoint(folder, step)
+  found: dict[str, jax.Array] = {}
+  for name, abstract in spec.variables.items():
+    if name in task.constant:
+      read = read_constant(pathlib.Path(folder), name, abstract)
+      found |= {f'{name}/{k}': v for k, v in tree.named(read).items()}
+      continue
+    own = name if name == 'params' else f'collections/{name}'
+    kind = f'ema/{name}' if _has(leaves, f'ema/{name}') else own
+    _check_fit(path, leaves, kind, tree.named(abstract))
+    found |= {f'{name}/{k}': v for k, v in _read(path, kind, tree.named(abstract)).items()}
+  return jit(task.merged_params, layout)(tree.nested(found))
+
+
+def read_constant(folder: pathlib.Path, name: str, abstract: Any) -> Any:
+  return _read(folder / 'constants' / name, name, tree.named(abstract))  # TEMP until LOOP
+
+
+def load_variables(folder: str, abstract: Variables, task: Task) -> dict[str, jax.Array]:
+  """Reads all variables of a task: 'params/NAME' and 'COLLECTION/NAME' -> array.
+
+  Raises InputError if the folder lacks a collection that the task has.
+  """
+  params = load(folder, abstract['params'])
+  found = {f'params/{k}': v for k, v in params.items()}
+  collections = {k: v for k, v in abstract.items() if k != 'params'}
+  found |= _statistics(folder, collections, task)
+  missing = {k for k in tree.named(abstract) if k not in found}
+  if missing:
+    raise InputError(f'{folder} lacks {", ".join(sorted(missing)[:8])}')
+  return found
+
+
+def _statistics(folder: str, collections: Variables, task: Task) -> dict[str, jax.Array]:
+  """The averaged collections (running statistics) that a run has and the task wants."""
+  wanted = {k: v for k, v in collections.items() if k in task.averaged}
+  if not wanted or not is_run(folder):
+    return {}
+  path, leaves = _checkpoint(folder, 'latest')
+  found: dict[str, jax.Array] = {}
+  for name, abstract in wanted.items():
+    kind = next((k for k in (f'ema/{name}', f'collections/{name}') if _has(leaves, k)), '')
+    if kind:
+      read = _read(path, kind, tree.named(abstract))
+      found |= {f'{name}/{k}': v for k, v in read.items()}
+  return found
+
+
+def _has(leaves: Mapping[str, Any], kind: str) -> bool:
+  return any(name.startswith(f'{kind}/') for name in leaves)
+
+
+def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
+  """-> (the folder of a verified checkpoint, its leaves by name)."""
   checkpoints = Checkpoints(pathlib.Path(folder) / 'checkpoints')
   step = checkpoints.newest_valid() if which == 'latest' else checkpoints.choose_whole(which)
   checkpoints.close()
@@ -64,33 +157,48 @@ def _load_run(folder: str, abstract: Any, fresh: str, which: str) -> dict[str, j
     raise InputError(f'{folder} has no checkpoint yet')
   log.info('weights    of step %d of %s', step, folder)
   path = checkpoints.folder / str(step)
-  leaves = json.loads((path / MANIFEST).read_text())['leaves']
-  kind = 'ema' if any(name.startswith('ema/') for name in leaves) else 'params'
-  there = {k.removeprefix(f'{kind}/'): v for k, v in leaves.items() if k.startswith(f'{kind}/')}
-  new = tree.named(tree.mask(abstract, fresh)) if fresh else {}
-  wanted = {k: v for k, v in tree.named(abstract).items() if not new.get(k)}
-  lines = tree.difference(there, tree.signature(tree.nested(wanted)))
-  left = [line.split()[1] for line in lines if line.startswith('extra')]
-  bad = [line for line in lines if not line.startswith('extra')]
-  if bad:
+  return path, json.loads((path / MANIFEST).read_text())['leaves']
+
+
+def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, jax.Array]:
+  """From a checkpoint of a run: its moving average where it has one."""
+  if (pathlib.Path(folder) / 'constants').is_dir():
     raise InputError(
-      f'{path} does not fit the model (init.reinit={fresh!r}):\n  ' + '\n  '.join(bad[:40])
+      f'{folder} holds adapters of weights that are kept apart; export its merged weights first'
     )
+  path, leaves = _checkpoint(folder, which)
+  kind = 'ema/params' if _has(leaves, 'ema/params') else 'params'
+  new = tree.named(tree.mask(abstract, reinit)) if reinit else {}
+  wanted = {k: v for k, v in tree.named(abstract).items() if not new.get(k)}
+  left = _check_fit(path, leaves, kind, wanted, f' (init.reinit={reinit!r})')
   if left:
-    log.info('left       in %s: %s', folder, ', '.join(left[:8]) + ' ...' * (len(left) > 8))
+    log.info('not used   in %s: %s', folder, ', '.join(left[:8]) + ' ...' * (len(left) > 8))
   return _read(path, kind, wanted) if wanted else {}
 
 
+def _check_fit(
+  path: pathlib.Path, leaves: Mapping[str, Any], kind: str, wanted: Mapping[str, Any], why: str = ''
+) -> list[str]:
+  """Returns the leaves that nobody wants. Raises InputError listing what is missing or differs."""
+  there = {k.removeprefix(f'{kind}/'): v for k, v in leaves.items() if k.startswith(f'{kind}/')}
+  lines = tree.difference(there, tree.signature(tree.nested(wanted)))
+  bad = [line for line in lines if not line.startswith('extra')]
+  if bad:
+    raise InputError(f'{path} does not fit the model{why}:\n  ' + '\n  '.join(bad[:40]))
+  return [line.split()[1] for line in lines if line.startswith('extra')]
+
+
 def _read(path: pathlib.Path, kind: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
-  """Only the leaves that are wanted, each placed as it says."""
-  target = {kind: tree.nested(wanted)}
+  """Reads only the wanted leaves of 'params', 'ema/params' or 'collections/NAME', placed."""
+  target = tree.nested({f'{kind}/{name}': leaf for name, leaf in wanted.items()})
   arguments = ocp.args.PyTreeRestore(
     item=target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
     partial_restore=True,
   )
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return tree.named(reader.restore(path, args=arguments)[kind])
+    found = tree.named(reader.restore(path, args=arguments))
+  return {name.removeprefix(f'{kind}/'): leaf for name, leaf in found.items()}
 
 
 def model(path: str, **overrides: Any) -> nn.Module:

@@ -17,7 +17,7 @@ from bmx.modes.start import need_run, open_experiment
 from bmx.runtime.writer import brief
 from bmx.serve.generate import Report
 from bmx.serve.text import Options, Writer
-from bmx.train.state import plan_state
+from bmx.train.state import state_spec
 
 log = logging.getLogger('bmx')
 PROMPT_BATCH = 32  # prompts of a file that are continued together
@@ -59,16 +59,15 @@ def run(request: Request) -> int:
 
 def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.Path, Any]:
   """Reads the plain weights of a run or of `init.path`; returns (folder, params)."""
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
-  folder, step = str(workdir), which
+  spec = state_spec(x)
   if x.weights and not (workdir / 'checkpoints').is_dir():
     if which != 'latest':
       raise errors.InputError(
         f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
       )
-    folder, step = x.weights, 'latest'
-  found = restore.load(folder, plan.abstract.params, step=step)
-  return pathlib.Path(folder), x.task.view(tree.nested(found), {})
+    found = restore.load(x.weights, spec.plain)
+    return pathlib.Path(x.weights), tree.nested(found)
+  return workdir, restore.merged_params(x.task, spec, str(workdir), which, x.layout)
 
 
 def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:

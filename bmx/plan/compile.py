@@ -13,8 +13,8 @@ from bmx.core.types import Experiment
 from bmx.parallel import describe, jit
 from bmx.plan import hlo, traffic
 from bmx.runtime import cache
-from bmx.train.state import plan_state
-from bmx.train.step import make_train_step
+from bmx.train.state import state_spec
+from bmx.train.step import train_step
 
 GIB = 2**30
 
@@ -45,8 +45,8 @@ def compile_step(x: Experiment) -> Compiled:
 
   Raises InputError where it does not fit the memory of a device.
   """
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
-  step = make_train_step(x.grad_fn, x.tx, ema=x.ema, spike=x.guard['spike'])
+  plan = state_spec(x)
+  step = train_step(x)
   at = x.layout.batch(x.data.spec)
   batch = {
     k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at[k]) for k, v in x.data.spec.items()

@@ -6,13 +6,13 @@ from bmx.core import tree
 from bmx.core.types import Experiment
 from bmx.parallel import describe, describe_place
 from bmx.runtime.writer import table
-from bmx.train.state import plan_state
+from bmx.train.state import state_spec
 
 
 def placement(x: Experiment) -> str:
   """One line for every leaf of the state and of a batch: name, shape, dtype, place, bytes of one
   device."""
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
+  plan = state_spec(x)
   leaves = tree.named(plan.abstract)
   at = x.layout.batch(x.data.spec)
   rows = [('leaf', 'shape', 'dtype', 'place', 'local')]

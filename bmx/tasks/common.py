@@ -27,7 +27,7 @@ from bmx.core.types import (
 
 
 class BaseTask:
-  """`loss` and `predict`, always built from the task's own methods: a wrapper's `forward` counts."""
+  """`loss` and `predict`, built from the task's own methods, so that a wrapper's are used."""
 
   def loss(self: Any, variables: Variables, batch: Batch, noise: Noise, *, train: bool) -> Loss:
     """Returns the weighted sum of the batch, with the auxiliary losses of the model."""
@@ -227,9 +227,9 @@ def _matching(patterns: tuple[str, ...]) -> Any:
 
 def _captured(collection: Mapping[str, Any]) -> dict[str, Any]:
   """'intermediates' -> path of the module -> its output."""
-  leaves = jax.tree_util.tree_flatten_with_path(
-    collection, is_leaf=lambda x: isinstance(x, tuple)
-  )[0]
+  leaves = jax.tree_util.tree_flatten_with_path(collection, is_leaf=lambda x: isinstance(x, tuple))[
+    0
+  ]
   return {'/'.join(key.key for key in path[:-1]): value[0] for path, value in leaves}
 
 

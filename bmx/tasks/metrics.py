@@ -215,7 +215,8 @@ def _tags(data: Data) -> tuple[np.ndarray, np.ndarray]:
   """-> 'O', 'B' or 'I', and the type, of each tag id: str [K] each."""
   if not data.metadata.get('class_names'):
     raise InputError(
-      f"entity_f1 needs the tags by id as the data's metadata['class_names']; it has {sorted(data.metadata)}"
+      "entity_f1 expects the tags by id as the data's metadata['class_names'], not only "
+      f'{sorted(data.metadata)}'
     )
   parts = [name.partition('-') for name in data.metadata['class_names']]
   odd = [''.join(p) for p in parts if p[0] not in ('O', 'B', 'I')]

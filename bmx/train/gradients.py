@@ -108,11 +108,13 @@ class Accumulate:
 
   def __post_init__(self):
     if self.steps < 1 or self.batch_size % self.steps:
-      raise InputError(f'grad.steps={self.steps}: expected a divisor of {self.batch_size=}')
+      raise InputError(
+        f'grad.steps={self.steps}: expected a divisor of batch_size={self.batch_size}'
+      )
     if self.steps > 1 and self.coupling == 'loss':
       raise InputError(
-        f'grad.steps={self.steps}: the loss compares the examples of a batch, so micro-batches have '
-        'another objective; expected 1, or a cached gradient of the whole batch (GradCache)'
+        f'grad.steps={self.steps}: expected 1, or the cached gradient of a whole batch (GradCache): '
+        'the loss compares the examples of a batch, so micro-batches have another objective'
       )
     if self.steps > 1 and self.coupling == 'statistics':
       log.warning('accumulation: statistics of a batch are those of a micro-batch of %d examples',

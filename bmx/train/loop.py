@@ -35,8 +35,8 @@ from bmx.train.evaluate import Evaluator
 from bmx.train.guard import all_finite, first_bad
 from bmx.train.rundir import RunDir, check_tokenizer
 from bmx.train.signals import Signals
-from bmx.train.state import TrainState, plan_state
-from bmx.train.step import make_dispatch, make_train_step, step_key
+from bmx.train.state import TrainState, state_spec, variables_of
+from bmx.train.step import make_dispatch, step_noise, train_step
 
 log = logging.getLogger('bmx')
 AHEAD = 4096  # groups that the feed is told of at a time
@@ -101,10 +101,7 @@ class Trainer:
 
   def __init__(self, experiment: Experiment, rundir: RunDir):
     self.x, self.rundir = experiment, rundir
-    self.plan = plan_state(
-      experiment.task, experiment.tx, experiment.data.spec, experiment.layout,
-      seed=experiment.seed, ema=experiment.ema,
-    )  # fmt: skip
+    self.plan = state_spec(experiment)
     self.everywhere = NamedSharding(experiment.layout.mesh, PartitionSpec())
     looped = start.loops(experiment, self.plan)
     self.evaluators = {
@@ -181,12 +178,12 @@ class Trainer:
   def _compile(self) -> Any:
     """The one program of all dispatches, compiled before the first."""
     began = time.perf_counter()
-    step = make_train_step(self.x.grad_fn, self.x.tx, ema=self.x.ema, spike=self.x.guard['spike'])
+    step = train_step(self.x)
     patience = self.x.guard['patience']
     self.rates = start.learning_rates(self.x)
     finite = jit(all_finite, self.x.layout, out_shardings=self.everywhere)
     self.finite = finite.lower(self.state).compile()
-    dispatch = make_dispatch(step, self.feed.take, patience, self.depth)
+    dispatch = make_dispatch(step, self.feed.take, patience, self.depth, self.x.task.constant)
     self.constants = self.feed.constants()
     group, _ = next(self.feed.groups([(self.step, 1)]))
     at = (self.plan.shardings, self.everywhere, self.everywhere)
@@ -300,7 +297,7 @@ class Trainer:
 
     def gradient(state, constants, group):
       batch = self.feed.take(constants, group, 0)
-      return self.x.grad_fn(state.params, state.collections, batch, step_key(state.key, step))[0]
+      return self.x.grad_fn(variables_of(state), batch, step_noise(state, step)).sum
 
     grads = jit(gradient, self.x.layout)(self.state, self.constants, group)
     name = first_bad(grads) or 'none (the loss itself, or noise of that step)'
@@ -389,7 +386,7 @@ def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple
   step = checkpoints.choose_whole(which)
   x = experiment
   check_tokenizer(workdir, x.data)
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
+  plan = state_spec(x)
   state = checkpoints.restore(step, plan.abstract)
   checkpoints.close()
   return state, step

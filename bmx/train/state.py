@@ -12,7 +12,15 @@ from jax.sharding import PartitionSpec
 
 from bmx.core import streams, tree
 from bmx.core.errors import InputError
-from bmx.core.types import Array, GradFn, Noise, StatefulGradFn, Task, Variables
+from bmx.core.types import (
+  Array,
+  Experiment,
+  GradFn,
+  Noise,
+  StatefulGradFn,
+  Task,
+  Variables,
+)
 from bmx.ops.attention import as_xla
 from bmx.parallel import Layout, jit, use
 from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings, unbox
@@ -186,6 +194,11 @@ def plan_state(
   abstract = jax.tree.map(placed, abstract, at)
   plain = _plain(task, abstract, layout)
   return StateSpec(abstract, plain, jit(create, layout, out_shardings=at))
+
+
+def state_spec(x: Experiment) -> StateSpec:
+  """Shapes and places of the state of an experiment."""
+  return plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema, grad_fn=x.grad_fn)
 
 
 def _plain(task: Task, abstract: TrainState, layout: Layout) -> Variables:

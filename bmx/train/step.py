@@ -9,7 +9,7 @@ import optax
 
 from bmx.core import streams, tree
 from bmx.core.metrics import Metrics, add
-from bmx.core.types import Array, Batch, GradFn, Noise, Variables
+from bmx.core.types import Array, Batch, Experiment, GradFn, Noise, Variables
 from bmx.train.gradients import divide
 from bmx.train.guard import guarded
 from bmx.train.state import TrainState, split_constant, variables_of, with_constant
@@ -61,6 +61,12 @@ def make_train_step(
     return with_constant(state.replace(step=state.step + 1), fixed), metrics
 
   return step
+
+
+def train_step(x: Experiment) -> Step:
+  """Makes the training step of an experiment."""
+  spike, constant = x.guard['spike'], x.task.constant
+  return make_train_step(x.grad_fn, x.tx, ema=x.ema, spike=spike, constant=constant)
 
 
 def apply_updates(params: Variables, updates: Variables) -> Variables:

@@ -39,7 +39,8 @@ from bmx.parallel import Layout, jit, make_mesh
 from bmx.tasks.classification import Classification
 from bmx.tasks.language import CausalLM
 from bmx.train.state import plan_state
-from bmx.train.step import Gradient, make_dispatch, make_train_step
+from bmx.train.gradients import Gradient
+from bmx.train.step import make_dispatch, make_train_step
 
 Window = Callable[[], None]
 WINDOWS = 21  # 9 where a window takes seconds

@@ -23,7 +23,7 @@ from bmx import experiment
 from bmx.data.feed import Feed
 from bmx.parallel import jit
 from bmx.train import step as steps
-from bmx.train.state import plan_state
+from bmx.train.state import state_spec
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # name -> (overrides, windows, steps a window)
@@ -42,7 +42,7 @@ def unguarded(update, state, grads, collections, metrics, spike=0.0):
 
 def program(x, guard, count):
   """-> a function that runs one window and returns its CPU seconds per step."""
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  plan = state_spec(x)
   feed = Feed(x.data, x.layout, count)
   kept, steps.guarded = steps.guarded, guard
   step = steps.make_train_step(x.grad_fn, x.tx)

@@ -44,12 +44,12 @@ def one(recipe, topology, overrides):
   from bmx.plan import hlo, traffic
   from bmx.plan.compile import compile_step
   from bmx.train.start import published_parameters, step_flops
-  from bmx.train.state import plan_state
+  from bmx.train.state import state_spec
 
   config, name = recipes.load(str(ROOT / f'configs/{recipe}.py'), ['mesh.data=1', *overrides])
   x = experiment.build(config, name, topologies.devices(topology), read=False)
   made = compile_step(x)
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  plan = state_spec(x)
   costs = made.program.cost_analysis()
   costs = costs[0] if isinstance(costs, list) else costs
   return {

@@ -21,7 +21,7 @@ from bmx import experiment
 from bmx.core import tree
 from bmx.data.feed import Feed
 from bmx.train.checkpoint import Checkpoints
-from bmx.train.state import plan_state
+from bmx.train.state import state_spec
 
 HERE = pathlib.Path(__file__).parent
 SIZE = ['task.model.width=1024', 'task.model.depth=7', 'task.model.heads=16']
@@ -36,7 +36,7 @@ def filled(state):
 def main():
   config, _ = recipes.load(str(HERE.parent.parent / 'configs/gpt_char.py'), SIZE)
   x = experiment.build(config, devices=jax.devices()[:1])
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  plan = state_spec(x)
   state, results = filled(plan.create()), {}
   size = tree.nbytes(state)
   for step in (10, 1_000_000):

@@ -35,7 +35,7 @@ RECIPE = """
 import runpy
 def get_config(variant=''):
   c = runpy.run_path({path!r})['get_config']('tiny')
-  c.grad = {{'call': 'bmx.train.step:Accumulate', 'steps': 2}}
+  c.grad = {{'call': 'bmx.train.gradients:Accumulate', 'steps': 2}}
   c.ema = 0.99
   first = next(iter(c.eval))
   c.eval.held = c.eval[first]

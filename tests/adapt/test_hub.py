@@ -341,7 +341,7 @@ def test_another_head_takes_the_encoder(written, caplog):
   with pytest.raises(InputError, match=r'differs  classifier.weight: has \[3, 32\], expected'):
     hub.load(folder, abstract(tagger))
   with caplog.at_level(logging.INFO, 'bmx'):
-    found = hub.load(folder, abstract(tagger), fresh='^head/')
+    found = hub.load(folder, abstract(tagger), reinit='^head/')
   expected = {k: v for k, v in tree.named(params).items() if 'encoder' in k and 'pool' not in k}
   assert_equal(found, expected)
   assert [r.message.split(': not taken: ')[1] for r in caplog.records] == [
@@ -357,11 +357,11 @@ def test_heads_of_pretraining_are_left(tmp_path, caplog):
   with pytest.raises(InputError, match='missing  classifier.bias .2., for head/bias'):
     hub.load(tmp_path / 'out', abstract(classifier))
   with caplog.at_level(logging.INFO, 'bmx'):
-    found = hub.load(tmp_path / 'out', abstract(classifier), fresh='head')
+    found = hub.load(tmp_path / 'out', abstract(classifier), reinit='head')
   assert set(found) == {k for k in tree.named(abstract(classifier)) if k.startswith('encoder/')}
   assert 'cls.predictions.bias' in caplog.text
   with pytest.raises(InputError, match='matches no parameter'):
-    hub.load(tmp_path / 'out', abstract(classifier), fresh='haed')
+    hub.load(tmp_path / 'out', abstract(classifier), reinit='haed')
 
 
 def rewrite(folder, change):

@@ -15,7 +15,7 @@ from bmx.parallel import Layout, make_mesh
 from bmx.parallel import jit as placed_jit
 from bmx.parallel.sharding import param_pspecs, shardings, unbox
 from bmx.tasks.encoder import MaskedLM
-from bmx.train.step import Gradient
+from bmx.train.gradients import Gradient
 from tests.models.test_gpt import stacked
 from tests.models.weights import jit, shapes, variables
 

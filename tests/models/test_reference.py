@@ -8,8 +8,9 @@ import pytest
 from bmx.models.mlp import MLP
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.tasks.classification import Classification
+from bmx.train.gradients import Gradient
 from bmx.train.state import plan_state
-from bmx.train.step import Gradient, make_train_step
+from bmx.train.step import make_train_step
 
 torch = pytest.importorskip('torch')
 B, D, CLASSES, STEPS, RATE = 32, 20, 5, 100, 0.1

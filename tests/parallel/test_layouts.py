@@ -11,7 +11,7 @@ from bmx import experiment
 from bmx.core import tree
 from bmx.data.feed import Feed
 from bmx.parallel import jit
-from bmx.train.state import plan_state
+from bmx.train.state import state_spec
 from bmx.train.step import make_dispatch, make_train_step
 
 STEPS = 20
@@ -66,7 +66,7 @@ def make(model, optimizer, mesh=None, depth=0):
 
 def train(x):
   """-> losses of every step, the state."""
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed)
+  plan = state_spec(x)
   feed = Feed(x.data, x.layout, 1)
   constants, state, losses = feed.constants(), plan.create(), []
   dispatch = make_dispatch(make_train_step(x.grad_fn, x.tx), feed.take, 0, 1)
@@ -149,7 +149,7 @@ def test_collectives_of_fsdp():
   """No gradient of a whole parameter is all-reduced where it is stored in shards (CPU compiles the
   reduce-scatter as an all-reduce and a slice, so only the gathers can be seen here)."""
   x = make('gpt', 'sgd', {'data': 1, 'fsdp': 8})
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  plan = state_spec(x)
   feed = Feed(x.data, x.layout, 1)
   group, _ = next(feed.groups([(0, 1)]))
   dispatch = make_dispatch(make_train_step(x.grad_fn, x.tx), feed.take, 0, 1)

@@ -19,7 +19,7 @@ from bmx.ops.ring import zigzag
 from bmx.parallel.sharding import unbox
 from bmx.tasks import encoder as tasks
 from bmx.tasks.encoder import MaskedLM, QuestionAnswering, TokenClassification
-from bmx.train.step import Accumulate, Gradient
+from bmx.train.gradients import Accumulate, Gradient
 from tests.models.weights import drawn, jit
 
 V, T, MASK, SPECIAL = 40, 64, 7, (0, 3, 7, 19, 39)

@@ -19,7 +19,7 @@ from bmx.core import tree
 from bmx.core.errors import InputError, Stop
 from bmx.train import loop
 from bmx.train.checkpoint import MANIFEST, Checkpoints
-from bmx.train.state import plan_state
+from bmx.train.state import state_spec
 from tests.conftest import ROOT
 
 GPT = str(ROOT / 'configs/gpt_char.py:tiny')
@@ -32,7 +32,7 @@ def build(mesh, devices, *overrides, recipe=GPT):
 
 
 def plan(x):
-  return plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema)
+  return state_spec(x)
 
 
 @pytest.fixture(scope='module')

@@ -144,7 +144,7 @@ class NaNTask:
 
 
 def test_guard_names_step_examples_and_parameter(tmp_path):
-  from bmx.train.step import Gradient
+  from bmx.train.gradients import Gradient
 
   x = build('guard.patience=3')
   task = NaNTask(x.task)

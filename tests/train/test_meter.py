@@ -12,7 +12,7 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.runtime.writer import read_metrics
 from bmx.train import loop, start
-from bmx.train.state import plan_state
+from bmx.train.state import state_spec
 from tests.conftest import ROOT
 
 SLOW = 0.2  # seconds to read the rows of a step
@@ -67,7 +67,7 @@ def test_every_line_says_how_fast(tmp_path):
 def test_the_work_of_a_known_product():
   """One matrix product of 64 × 10 for each of B examples, forward and twice as much backward."""
   x = digits('task.model.widths=()', 'task.model.activations=("relu",)')
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  plan = state_spec(x)
   batch = x.data.batch_size
   assert start.step_flops(x, plan) == pytest.approx(3 * 2 * batch * 64 * 10, rel=0.05)
 
@@ -76,7 +76,7 @@ def test_the_work_of_a_language_model_is_as_palm_counts_it():
   """6 N + 12 L d T a token: N all that is multiplied, the padded head included (appendix B)."""
   config, _ = recipes.load(str(ROOT / 'configs/gpt2_124m.py'), ['batch_size=16'])
   x = experiment.build(config, devices=jax.devices()[:1], read=False)
-  plan = plan_state(x.task, x.tx, x.data.spec, x.layout)
+  plan = state_spec(x)
   depth, width, length = 12, 768, 1024
   multiplied = depth * 12 * width**2 + 50304 * width
   each = 6 * multiplied + 12 * depth * width * length

@@ -7,7 +7,7 @@ import pytest
 from bmx import config as recipes
 from bmx import experiment
 from bmx.train import start
-from bmx.train.state import plan_state
+from bmx.train.state import state_spec
 from tests.conftest import ROOT
 
 
@@ -17,7 +17,7 @@ def build(recipe, *overrides):
 
 
 def chosen(x, flops):
-  return start.choose_dispatch(x, plan_state(x.task, x.tx, x.data.spec, x.layout), flops)
+  return start.choose_dispatch(x, state_spec(x), flops)
 
 
 LONG = ('steps=1000', 'every.log=500')

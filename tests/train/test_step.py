@@ -11,6 +11,7 @@ import pytest
 
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.core.types import Facts, Grads, Loss, Noise
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
 from bmx.optim.optimizers import adamw
@@ -20,10 +21,12 @@ from bmx.parallel.sharding import unbox
 from bmx.tasks.classification import Classification
 from bmx.tasks.language import CausalLM
 from bmx.train import guard
-from bmx.train.state import plan_state
-from bmx.train.step import Accumulate, Gradient, make_train_step
+from bmx.train.gradients import Accumulate, Gradient, divide
+from bmx.train.state import eval_variables, plan_state
+from bmx.train.step import make_train_step
 
 B, T, V = 8, 16, 32
+NOISE = Noise(jax.random.PRNGKey(1), jnp.int32(0))
 
 
 def tokens(seed=0):
@@ -48,8 +51,7 @@ def images(seed=0, n=B):
 
 
 def start(task, batch):
-  variables = dict(unbox(task.init(jax.random.PRNGKey(0), batch)))
-  return variables.pop('params'), variables
+  return dict(unbox(task.init(Noise(jax.random.PRNGKey(0), jnp.int32(0)), batch)))
 
 
 def flat(x):
@@ -59,20 +61,20 @@ def flat(x):
 @pytest.mark.parametrize('steps', [2, 4, 8])
 def test_accumulation_is_the_whole_batch(steps):
   task, batch = language_task(), tokens()
-  params, collections = start(task, batch)
-  key = jax.random.PRNGKey(1)
-  whole, metrics, _ = Gradient(task)(params, collections, batch, key)
-  parts, sums, _ = Accumulate(Gradient(task), steps, B)(params, collections, batch, key)
-  error = np.linalg.norm(flat(parts) - flat(whole)) / np.linalg.norm(flat(whole))
+  variables = start(task, batch)
+  whole = Gradient(task)(variables, batch, NOISE)
+  parts = Accumulate(Gradient(task), steps, B)(variables, batch, NOISE)
+  error = np.linalg.norm(flat(parts.sum) - flat(whole.sum)) / np.linalg.norm(flat(whole.sum))
   assert error < 1e-6
-  for name, value in metrics.items():
-    np.testing.assert_allclose(sums[name], value, rtol=1e-6)
+  np.testing.assert_allclose(parts.count, whole.count)
+  for name, value in whole.metrics.items():
+    np.testing.assert_allclose(parts.metrics[name], value, rtol=1e-6)
 
 
 def test_the_gradient_is_of_the_mean_over_tokens():
   """Against the loss written out: the sum over all tokens by their number, differentiated once."""
   task, batch = language_task(), tokens()
-  params, collections = start(task, batch)
+  params = start(task, batch)['params']
 
   def mean(params):
     logits = task.model.apply({'params': params}, batch['tokens'])
@@ -91,7 +93,7 @@ def test_the_gradient_is_of_the_mean_over_tokens():
 
 
 def test_accumulation_must_divide_and_warns(caplog):
-  with pytest.raises(InputError, match='do not divide batch_size=8'):
+  with pytest.raises(InputError, match='expected a divisor of batch_size=8'):
     Accumulate(Gradient(language_task()), 3, B)
   with caplog.at_level('WARNING', logger='bmx'):
     Accumulate(Gradient(Classification(MLP(3, norm='batch'))), 2, B)
@@ -118,15 +120,65 @@ def test_average_of_parameters():
   np.testing.assert_allclose(flat(state.ema), average, rtol=1e-5)
 
 
+def test_average_of_statistics_beside_parameters():
+  """Evaluation reads averaged parameters with equally averaged batch statistics."""
+  with jax.numpy_rank_promotion('allow'):
+    task, tx = Classification(Running()), optax.sgd(0.5)
+    plan = plan_state(task, tx, spec(images()), one_device(), ema=0.9)
+    step, state = make_train_step(Gradient(task), tx, ema=0.9), plan.create()
+    average = flat(state.collections['batch_stats']).copy()
+    for i in range(5):
+      state, _ = step(state, images(i))
+      average = 0.9 * average + 0.1 * flat(state.collections['batch_stats'])
+  np.testing.assert_allclose(flat(eval_variables(state)['batch_stats']), average, rtol=1e-5)
+  assert not np.allclose(average, flat(state.collections['batch_stats']), rtol=1e-3)
+
+
+def test_accumulation_updates_statistics_once_a_step():
+  """With the mean of the micro-batches' statistics, by the recurrence written out."""
+  batch = images()
+  with jax.numpy_rank_promotion('allow'):
+    task = Classification(Running())
+    variables = start(task, batch)
+    new = Accumulate(Gradient(task), 4, B)(variables, batch, NOISE).collections['batch_stats']
+  parts = [batch['x'][i::4] for i in range(4)]
+  mean = 0.5 * np.mean([p.mean(0) for p in parts], axis=0)
+  var = 0.5 + 0.5 * np.mean([p.var(0) for p in parts], axis=0)
+  found = new['BatchNorm_0']
+  np.testing.assert_allclose(found['mean'], mean, rtol=1e-5)
+  np.testing.assert_allclose(found['var'], var, rtol=1e-5)
+
+
+def test_a_loss_between_examples_is_not_accumulated():
+  @dataclasses.dataclass(frozen=True)
+  class Contrastive(Classification):
+    coupling = 'loss'
+
+  with pytest.raises(InputError, match='GradCache'):
+    Accumulate(Gradient(Contrastive(MLP(3))), 2, B)
+
+
+def test_a_model_without_facts_is_refused():
+  with pytest.raises(InputError, match='Dense declares no facts'):
+    Classification(nn.Dense(3))
+
+
+def test_nothing_counted_divides_nothing():
+  """Weights that sum below 1 divide by their sum, weights of 0 by nothing."""
+  grads = Grads({'w': jnp.ones(2)}, jnp.float32(0.25), {}, {})
+  np.testing.assert_array_equal(divide(grads).sum['w'], [4, 4])
+  np.testing.assert_array_equal(divide(grads._replace(count=jnp.float32(0))).sum['w'], [1, 1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Poisoned(Classification):
   """Goes wrong, in one of three ways, for a batch whose first weight is above 1."""
 
   how: str = 'loss'
 
-  def loss(self, params, collections, batch, key, *, train):
-    value, (metrics, new) = super().loss(params, collections, batch, key, train=train)
-    bad = batch['weights'][0] > 1
+  def loss(self, variables, batch, noise, *, train):
+    value, count, metrics, new = super().loss(variables, batch, noise, train=train)
+    bad, params = batch['weights'][0] > 1, variables['params']
     if self.how == 'loss':
       value = jnp.where(bad, jnp.nan, value)
       metrics['loss'] = jnp.where(bad, jnp.nan, metrics['loss'])
@@ -135,15 +187,13 @@ class Poisoned(Classification):
     if self.how == 'gradient':  # a finite loss: √0 has an infinite slope
       zero = jnp.where(bad, 0.0, 1.0) * (1.0 + jnp.square(params['head']['bias']).sum())
       value = value + 0.0 * jnp.sqrt(zero)
-    return value, (metrics, new)
+    return Loss(value, count, metrics, new)
 
 
 class Running(nn.Module):
   """Batch norm before a dense layer: its statistics are a collection."""
 
-  @property
-  def batch_dependent(self):
-    return True
+  facts = Facts(num_outputs=3, coupling='statistics')
 
   @nn.compact
   def __call__(self, x, *, train=False):
@@ -169,10 +219,10 @@ def test_guard_refuses_exactly_one_step(how, at):
       skipped.append(float(metrics['skipped'][0]))
       if i == at:
         changed = [k for k, v in tree.named(state).items() if not np.array_equal(v, before[k])]
-        assert sorted(changed) == ['skips', 'step']
+        assert sorted(changed) == ['consecutive_skips', 'step']
         assert float(metrics['loss'][1]) == 0
   assert skipped == [float(i == at) for i in range(5)]
-  assert int(state.skips) == 0
+  assert int(state.consecutive_skips) == 0
   assert np.isfinite(flat((state.params, state.opt_state, state.collections, state.ema))).all()
 
 
@@ -188,7 +238,7 @@ def test_frozen_parameters_have_no_moments():
 
 
 def test_spikes_are_refused_once_the_norm_is_known(monkeypatch):
-  monkeypatch.setattr(guard, 'WARM', 3)
+  monkeypatch.setattr(guard, 'WARMUP', 3)
   task, tx = Classification(MLP(3, (8,))), optax.sgd(0.01)
   plan = plan_state(task, tx, spec(images()), one_device())
   step, state = make_train_step(Gradient(task), tx, spike=5.0), plan.create()
@@ -202,5 +252,5 @@ def test_spikes_are_refused_once_the_norm_is_known(monkeypatch):
     norms += [float(metrics['grad_norm'][0])] if not skipped[-1] else []
   assert skipped[1] == 0
   assert skipped[5] == 1
-  assert int(state.norm[1]) == len(norms) == 8 - sum(skipped)
-  np.testing.assert_allclose(state.norm[0], np.mean(norms), rtol=1e-5)
+  assert int(state.grad_norm_ema[1]) == len(norms) == 8 - sum(skipped)
+  np.testing.assert_allclose(state.grad_norm_ema[0], np.mean(norms), rtol=1e-5)
