@@ -8,6 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from bmx.core.errors import InputError
+from bmx.core.types import Noise
 from bmx.models.mlp import MLP
 from bmx.parallel.sharding import unbox
 from bmx.tasks.classification import BinaryClassification, Classification, auc
@@ -15,6 +16,7 @@ from tests.models.weights import jit
 
 N, CLASSES = 12, 3
 KEY = jax.random.PRNGKey(0)
+NOISE = Noise(KEY, jnp.int32(0))
 
 
 def batch(classes=CLASSES, seed=0):
@@ -31,9 +33,9 @@ def evaluate(task, rows):
 
   @jit
   def run(rows):
-    params = unbox(task.init(KEY, rows))['params']
-    loss, (metrics, _) = task.loss(params, {}, rows, KEY, train=False)
-    return loss, metrics, task.predict(params, {}, rows)
+    params = unbox(task.init(NOISE, rows))['params']
+    loss, _, metrics, _ = task.loss({'params': params}, rows, NOISE, train=False)
+    return loss, metrics, task.predict({'params': params}, rows, NOISE)
 
   return jax.device_get(run(rows))
 
@@ -73,7 +75,7 @@ def test_binary_against_scikit_learn():
   np.testing.assert_array_equal(told['prediction'], score > 0.5)
 
 
-@pytest.mark.parametrize(('task', 'classes'), [
+@pytest.mark.parametrize(('task', 'num_classes'), [
   (Classification(MLP(CLASSES, (8,))), CLASSES), (BinaryClassification(MLP(1, (8,))), 2),
 ])  # fmt: skip
 def test_rows_without_weight_are_not_there(task, classes):
@@ -118,26 +120,26 @@ def test_a_key_that_is_missing():
 @pytest.mark.parametrize('task', [Classification(MLP(3)), BinaryClassification(MLP(1))])
 def test_data_without_classes(task):
   with pytest.raises(InputError, match='classification needs labels'):
-    task.check({'targets': 1})
+    task.validate({'targets': 1})
 
 
 def test_as_many_outputs_as_classes():
-  Classification(MLP(3)).check({'classes': 3})
+  Classification(MLP(3)).validate({'num_classes': 3})
   for outputs in (2, 4):
     with pytest.raises(InputError, match=f"3 classes, but the model's outputs are {outputs}"):
-      Classification(MLP(outputs)).check({'classes': 3})
+      Classification(MLP(outputs)).validate({'num_classes': 3})
 
 
 def test_binary_needs_one_output_and_two_classes():
-  BinaryClassification(MLP(1)).check({'classes': 2})
+  BinaryClassification(MLP(1)).validate({'num_classes': 2})
   for outputs, classes in ((2, 2), (1, 3), (3, 3)):
     with pytest.raises(InputError, match=f'{classes} classes'):
-      BinaryClassification(MLP(outputs)).check({'classes': classes})
+      BinaryClassification(MLP(outputs)).validate({'num_classes': classes})
 
 
 def test_the_error_tells_the_outputs_the_model_has():
   with pytest.raises(InputError) as caught:
-    BinaryClassification(MLP(7)).check({'classes': 2})
+    BinaryClassification(MLP(7)).validate({'num_classes': 2})
   assert '7' in str(caught.value)
   assert '-1' not in str(caught.value)
 
@@ -152,7 +154,7 @@ class Silent(nn.Module):
 
 @pytest.mark.parametrize('task', [Classification, BinaryClassification])
 def test_a_model_that_does_not_say_its_outputs_passes(task):
-  task(Silent()).check({'classes': 2})
+  task(Silent()).validate({'num_classes': 2})
 
 
 def test_only_batch_norm_ties_examples_together():

@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import chi2
 
 from bmx.core.errors import InputError
+from bmx.core.types import Noise
 from bmx.core.types import Batch
 from bmx.data.reorder import Reordered
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
@@ -25,10 +26,11 @@ from tests.models.weights import drawn, jit
 V, T, MASK, SPECIAL = 40, 64, 7, (0, 3, 7, 19, 39)
 REAL = sorted(set(range(V)) - set(SPECIAL))
 KEY = jax.random.PRNGKey(0)
+NOISE = Noise(KEY, jnp.int32(0))
 
 
 def bert(length=T, **options):
-  return BERT(**{'vocab': V, 'length': length, 'width': 16, 'depth': 1, 'heads': 2} | options)
+  return BERT(**{'vocab_size': V, 'length': length, 'width': 16, 'depth': 1, 'heads': 2} | options)
 
 
 def masked(next_sentence=False, rate=0.15, whole=False, **options):
@@ -244,7 +246,7 @@ def start(task, rows):
 
 @functools.cache
 def evaluator(task):
-  return jit(lambda params, rows: task.loss(params, {}, rows, KEY, train=False))
+  return jit(lambda params, rows: task.loss({'params': params}, rows, NOISE, train=False))
 
 
 def evaluate(task, params, rows):
@@ -384,11 +386,11 @@ def test_a_regression_fits_sixteen_texts():
   assert last < 0.1 * first
 
 
-INFO = {'vocab': V, 'length': T}
+INFO = {'vocab_size': V, 'length': T}
 MASKING = INFO | {'mask': MASK, 'special': SPECIAL}
 REFUSED = {
-  'no tokens': (masked(), {'classes': 2}, 'needs tokens, and the data has none'),
-  'vocabulary': (masked(), MASKING | {'vocab': V + 1}, f'has {V + 1} ids, the model a vocabulary'),
+  'no tokens': (masked(), {'num_classes': 2}, 'needs tokens, and the data has none'),
+  'vocabulary': (masked(), MASKING | {'vocab_size': V + 1}, f'has {V + 1} ids, the model a vocabulary'),
   'length': (masked(), MASKING | {'length': T + 1}, f'rows of {T + 1} tokens, but a model of {T}'),
   'no mask': (masked(), MASKING | {'mask': -1}, 'needs a tokenizer with .MASK.; the data has none'),
   'mask': (masked(), MASKING | {'mask': 3}, 'is 3 and its special ids are .0, 3, 7, 19, 39.; set'),
@@ -400,17 +402,17 @@ REFUSED = {
     INFO,
     'a vocabulary beyond the special ids',
   ),
-  'classes': (tasks.TextClassification(Classifier(bert(), 3)), INFO | {'classes': 2}, '2 classes'),
+  'num_classes': (tasks.TextClassification(Classifier(bert(), 3)), INFO | {'num_classes': 2}, '2 classes'),
   'no classes': (tasks.TextClassification(Classifier(bert(), 3)), INFO, 'needs labels'),
   'long class': (
     tasks.TextClassification(Classifier(bert(), 3)),
-    INFO | {'classes': 3, 'length': 99},
+    INFO | {'num_classes': 3, 'length': 99},
     'rows of 99 tokens',
   ),
   'targets': (tasks.TextRegression(Classifier(bert(), 3)), INFO | {'targets': 1}, '1 targets'),
   'image': (tasks.TextRegression(Classifier(bert(), 1)), {'targets': 1}, 'needs tokens'),
   'no tags': (TokenClassification(Tagger(bert(), 3)), INFO, 'needs tags'),
-  'tags': (TokenClassification(Tagger(bert(), 3)), INFO | {'names': 'OBIE'}, '4 tags, the model 3'),
+  'tags': (TokenClassification(Tagger(bert(), 3)), INFO | {'class_names': 'OBIE'}, '4 tags, the model 3'),
   'questions': (QuestionAnswering(Tagger(bert())), INFO, 'needs questions'),
   'outputs': (QuestionAnswering(Tagger(bert(), 3)), INFO | {'questions': 1}, 'outputs=2, not 3'),
   'longest': (
@@ -425,15 +427,15 @@ REFUSED = {
 def test_what_is_refused(name):
   task, info, message = REFUSED[name]
   with pytest.raises(InputError, match=message):
-    task.check(info)
+    task.validate(info)
 
 
 def test_what_passes():
-  masked().check(MASKING)
-  masked().check(MASKING | {'special': SPECIAL[::-1], 'vocab': V - 1, 'length': T - 1})
-  MaskedLM(Pretraining(bert()), MASK, SPECIAL[::-1]).check(INFO)
-  TokenClassification(Tagger(bert(), 3)).check(INFO | {'names': 'OBI'})
-  QuestionAnswering(Tagger(bert())).check(INFO | {'questions': 5})
+  masked().validate(MASKING)
+  masked().validate(MASKING | {'special': SPECIAL[::-1], 'vocab_size': V - 1, 'length': T - 1})
+  MaskedLM(Pretraining(bert()), MASK, SPECIAL[::-1]).validate(INFO)
+  TokenClassification(Tagger(bert(), 3)).validate(INFO | {'class_names': 'OBI'})
+  QuestionAnswering(Tagger(bert())).validate(INFO | {'questions': 5})
 
 
 @pytest.mark.parametrize(('next_sentence', 'whole', 'missing'), [
@@ -442,7 +444,7 @@ def test_what_passes():
 def test_what_the_data_lacks(next_sentence, whole, missing):
   task, rows = masked(next_sentence, whole=whole), texts(4)
   with pytest.raises(InputError, match=f'the task reads {missing}, but the data gives'):
-    jax.eval_shape(lambda p, rows: task.loss(p, {}, rows, KEY, train=True), start(task, rows), rows)
+    jax.eval_shape(lambda p, rows: task.loss({'params': p}, rows, NOISE, train=True), start(task, rows), rows)
 
 
 B, L = 8, 14  # of questions
@@ -562,14 +564,14 @@ def test_predictions_have_the_shapes_that_metrics_read():
   ):
     params = start(task, full)
     for rows in (full, {k: full[k] for k in ('tokens', 'weights')}):
-      told = jax.eval_shape(lambda p, rows, t=task: t.predict(p, {}, rows), params, rows)
+      told = jax.eval_shape(lambda p, rows, t=task: t.predict({'params': p}, rows, NOISE), params, rows)
       assert told['prediction'].shape == shape
 
 
 def test_segments_and_types_reach_the_model():
   task, rows = tasks.TextClassification(Classifier(bert(24), 3)), pairs()
   params = start(task, rows)
-  run = jit(lambda rows: task.predict(params, {}, rows)['probability'])
+  run = jit(lambda rows: task.predict({'params': params}, rows, NOISE)['probability'])
   for name in ('types', 'segment_ids'):
     assert np.abs(run(rows | {name: 0 * rows[name]}) - run(rows)).max() > 1e-3
 

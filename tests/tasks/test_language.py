@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
+from bmx.core.types import Noise
 from bmx.models.gpt import GPT
 from bmx.parallel.sharding import unbox
 from bmx.tasks.language import CausalLM, bits_per_byte, perplexity
@@ -14,6 +15,7 @@ from tests.models.weights import drawn, jit
 
 B, T, V = 3, 8, 20
 KEY = jax.random.PRNGKey(0)
+NOISE = Noise(KEY, jnp.int32(0))
 
 
 def task(**options):
@@ -37,7 +39,7 @@ def evaluator(task):
 
   @jit
   def run(params, rows):
-    loss, (metrics, _) = task.loss(params, {}, rows, KEY, train=False)
+    loss, _, metrics, _ = task.loss({'params': params}, rows, NOISE, train=False)
     return loss, metrics
 
   def call(params, rows):
@@ -62,7 +64,7 @@ def test_loss_is_the_weighted_sum_over_tokens(pad):
     [-(log * rows['weights']).sum(), count], rel=1e-5
   )
   assert metrics['accuracy'].tolist() == pytest.approx([(hits * rows['weights']).sum(), count])
-  told = jit(lambda params, rows: lm.predict(params, {}, rows))(params, rows)
+  told = jit(lambda params, rows: lm.predict({'params': params}, rows, NOISE))(params, rows)
   np.testing.assert_allclose(told['log_likelihood'], log, rtol=1e-4)
   np.testing.assert_array_equal(told['prediction'], logits.argmax(-1))
 
@@ -94,30 +96,30 @@ def test_packed_rows_lose_what_their_documents_lose():
 
 def test_an_untrained_model_knows_nothing():
   rows, lm = batch(), task()
-  params = jit(lambda rows: unbox(lm.init(KEY, rows))['params'])(rows)
+  params = jit(lambda rows: unbox(lm.init(NOISE, rows))['params'])(rows)
   total, count = evaluator(lm)(params, rows)['loss']
   assert total / count == pytest.approx(np.log(V), rel=0.05)
 
 
 @pytest.mark.parametrize(('info', 'message'), [
-  ({'classes': 3}, 'needs tokens, and the data has none'),
-  ({'vocab': V + 1, 'length': T}, f'tokenizer has {V + 1} ids, the model a vocabulary of {V}'),
-  ({'vocab': V, 'length': T + 1}, f'rows of {T + 1} tokens, but a model of {T} positions'),
+  ({'num_classes': 3}, 'needs tokens, and the data has none'),
+  ({'vocab_size': V + 1, 'length': T}, f'tokenizer has {V + 1} ids, the model a vocabulary of {V}'),
+  ({'vocab_size': V, 'length': T + 1}, f'rows of {T + 1} tokens, but a model of {T} positions'),
 ])  # fmt: skip
 def test_what_is_refused(info, message):
   with pytest.raises(InputError, match=message):
-    task().check(info)
+    task().validate(info)
 
 
 def test_padding_of_the_vocabulary_holds_no_tokens():
   with pytest.raises(InputError, match='vocabulary of 20'):
-    task(vocab_pad=12).check({'vocab': V + 1, 'length': T})
+    task(vocab_pad=12).validate({'vocab_size': V + 1, 'length': T})
 
 
 def test_shorter_rows_and_smaller_vocabularies_pass():
-  task().check({'vocab': V, 'length': T})
-  task().check({'vocab': V - 5, 'length': T - 5})
-  task().check({'vocab': V})
+  task().validate({'vocab_size': V, 'length': T})
+  task().validate({'vocab_size': V - 5, 'length': T - 5})
+  task().validate({'vocab_size': V})
 
 
 def told(*probabilities, weights=None):
@@ -179,5 +181,5 @@ def test_perplexity_is_that_of_the_loss():
   rows, lm = batch(), task()
   params = start(lm, rows)
   total, count = evaluator(lm)(params, rows)['loss']
-  said = jax.device_get(jit(lambda params, rows: lm.predict(params, {}, rows))(params, rows))
+  said = jax.device_get(jit(lambda params, rows: lm.predict({'params': params}, rows, NOISE))(params, rows))
   assert perplexity(said | rows) == pytest.approx(np.exp(total / count), rel=1e-5)

@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import mean_squared_error
 
 from bmx.core.errors import InputError
+from bmx.core.types import Noise
 from bmx.models.mlp import MLP
 from bmx.parallel.sharding import unbox
 from bmx.tasks.regression import Regression
@@ -13,6 +14,7 @@ from tests.models.weights import jit
 
 N = 10
 KEY = jax.random.PRNGKey(0)
+NOISE = Noise(KEY, jnp.int32(0))
 
 
 def batch(targets=2):
@@ -27,9 +29,9 @@ def batch(targets=2):
 def evaluate(task, rows):
   @jit
   def run(rows):
-    params = unbox(task.init(KEY, rows))['params']
-    loss, (metrics, _) = task.loss(params, {}, rows, KEY, train=False)
-    return loss, metrics, task.predict(params, {}, rows)
+    params = unbox(task.init(NOISE, rows))['params']
+    loss, _, metrics, _ = task.loss({'params': params}, rows, NOISE, train=False)
+    return loss, metrics, task.predict({'params': params}, rows, NOISE)
 
   return jax.device_get(run(rows))
 
@@ -56,8 +58,8 @@ def test_rows_without_weight_are_not_there():
 
 
 def test_check():
-  Regression(MLP(2)).check({'targets': 2})
+  Regression(MLP(2)).validate({'targets': 2})
   with pytest.raises(InputError, match='regression needs targets'):
-    Regression(MLP(2)).check({'classes': 2})
+    Regression(MLP(2)).validate({'num_classes': 2})
   with pytest.raises(InputError, match='the data has 3 targets, the model 2 outputs'):
-    Regression(MLP(2)).check({'targets': 3})
+    Regression(MLP(2)).validate({'targets': 3})
