@@ -49,7 +49,7 @@ def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf=None) -> 
   return jax.tree_util.tree_map_with_path(call, tree, *rest, is_leaf=is_leaf)
 
 
-def mask(tree: Tree, pattern: str, required: bool = True) -> Tree:
+def mask(tree: Tree, pattern: str, required: bool = True, is_leaf=None) -> Tree:
   """True at leaves whose name matches the regex anywhere.
 
   Raises InputError where none does, if one is `required`.
@@ -58,9 +58,9 @@ def mask(tree: Tree, pattern: str, required: bool = True) -> Tree:
     regex = re.compile(pattern)
   except re.error as error:
     raise InputError(f'{pattern!r} is not a regular expression: {error}') from None
-  result = map_named(lambda name, _: bool(regex.search(name)), tree)
+  result = map_named(lambda name, _: bool(regex.search(name)), tree, is_leaf=is_leaf)
   if required and not any(jax.tree.leaves(result)):
-    names = '\n  '.join(list(named(tree))[:40])
+    names = '\n  '.join(list(named(tree, is_leaf))[:40])
     raise InputError(f'the regex {pattern!r} matches no parameter; parameters are:\n  {names}')
   return result
 

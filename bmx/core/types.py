@@ -104,7 +104,8 @@ class Out(NamedTuple):
   Attributes:
     value: what the model's method returned.
     aux: name -> float32 [], what modules sowed into 'aux' (balance of experts, ...).
-    captured: name of a module -> its output, for the names that `capture` matched.
+    captured: path of a module -> its output, for the paths that `capture` matched, and
+      'COLLECTION/PATH' -> what was sown, for `collect`.
   """
 
   value: Any
@@ -125,6 +126,8 @@ class Facts:
       experts); 'loss'.
     aux_losses: name sown into 'aux' -> weight in the loss.
     padded_parameters: stored numbers that belong to no token, left out of published counts.
+    sparse_tables: paths of parameters that `models.tables.Table` looks up ('user/table'); their
+      gradients are `SparseRows`.
     chunked_head: the model has a method `hidden_and_table` for losses that never hold all logits.
   """
 
@@ -134,6 +137,7 @@ class Facts:
   coupling: Coupling = 'none'
   aux_losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
   padded_parameters: int = 0
+  sparse_tables: tuple[str, ...] = ()
   chunked_head: bool = False
 
 
@@ -263,7 +267,8 @@ class Task(Protocol):
 
     Args:
       method: 'loss' is what `score` reads, 'logits' what `postprocess` reads.
-      apply: capture=(REGEX, ...) also returns the outputs of modules whose path matches.
+      apply: capture=(REGEX, ...) also returns the outputs of modules whose path matches;
+        collect=(COLLECTION, ...) what modules sow into a collection.
     """
     ...
 

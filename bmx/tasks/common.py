@@ -108,15 +108,17 @@ class ModelTask(BaseTask):
     train: bool,
     method: str = 'loss',
     capture: tuple[str, ...] = (),
+    collect: tuple[str, ...] = (),
     **apply: Any,
   ) -> tuple[Out, Variables]:
-    updated = [k for k in variables if k != 'params' and k not in self.constant] if train else []
+    given = ('params', 'rows', *self.constant)
+    updated = [k for k in variables if k not in given] if train else []
     out, new = self.model.apply(
       variables,
       *self.inputs(batch),
       train=train,
       rngs={'dropout': noise.key},
-      mutable=['aux', *updated],
+      mutable=['aux', *updated, *collect],
       method=self.loss_method if method == 'loss' else None,
       capture_intermediates=_matching(capture) if capture else False,
       **apply,
@@ -124,6 +126,8 @@ class ModelTask(BaseTask):
     new = dict(new)
     aux, captured = _sown(new.pop('aux', {})), _captured(new.pop('intermediates', {}))
     _check_captured(capture, captured)
+    for name in collect:
+      captured |= {f'{name}/{k}': v for k, v in _captured(new.pop(name, {})).items()}
     return Out(out, aux, captured), new
 
   def merged_params(self, variables: Variables) -> Variables:
@@ -226,11 +230,11 @@ def _matching(patterns: tuple[str, ...]) -> Any:
 
 
 def _captured(collection: Mapping[str, Any]) -> dict[str, Any]:
-  """'intermediates' -> path of the module -> its output."""
-  leaves = jax.tree_util.tree_flatten_with_path(collection, is_leaf=lambda x: isinstance(x, tuple))[
-    0
-  ]
-  return {'/'.join(key.key for key in path[:-1]): value[0] for path, value in leaves}
+  """What modules sowed once each: path -> value; '__call__' of an output is left out."""
+  once = lambda x: isinstance(x, tuple)
+  leaves = jax.tree_util.tree_flatten_with_path(collection, is_leaf=once)[0]
+  names = {tuple(k.key for k in path if k.key != '__call__'): value for path, value in leaves}
+  return {'/'.join(path): value[0] for path, value in names.items()}
 
 
 def _check_captured(patterns: tuple[str, ...], captured: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from bmx.core import tree
-from bmx.core.errors import InputError
+from bmx.core import streams, tree
+from bmx.core.errors import InputError, did_you_mean
 from bmx.core.metrics import add
 from bmx.core.types import (
   Array,
@@ -21,6 +21,7 @@ from bmx.core.types import (
   StatefulGradFn,
   Task,
   Variables,
+  facts_of,
 )
 
 log = logging.getLogger('bmx')
@@ -77,12 +78,43 @@ class Gradient:
   def __call__(self, variables: Variables, batch: Batch, noise: Noise) -> Grads:
     """Returns the gradient of the sum, with its count, metrics and new collections."""
 
-    def loss(params):
-      result = self.task.loss({**variables, 'params': params}, batch, noise, train=True)
+    def loss(params, rows):
+      given = {**variables, 'params': params} | rows
+      result = self.task.loss(given, batch, noise, train=True)
       return result.sum, result
 
-    grads, result = jax.grad(loss, has_aux=True)(variables['params'])
+    params, tables = variables['params'], facts_of(self.task.model).sparse_tables
+    if not tables:
+      grads, result = jax.grad(loss, has_aux=True)(params, {})
+      return Grads(grads, result.count, result.metrics, result.collections)
+    ids, rows = self._rows(variables, batch, noise, tables)
+
+    def rows_loss(dense, rows):
+      flat = tree.named(dense) | {name: flat_params[name] for name in tables}
+      return loss(tree.nested(flat), {'rows': tree.nested(rows)})
+
+    flat_params = tree.named(params)
+    dense = tree.nested({k: v for k, v in flat_params.items() if k not in tables})
+    (grads, of_rows), result = jax.grad(rows_loss, (0, 1), has_aux=True)(dense, rows)
+    sparse = {k: combine(ids[k], g, len(flat_params[k])) for k, g in of_rows.items()}
+    whole = tree.named(grads) | sparse
+    grads = tree.map_named(lambda name, _: whole[name], params)
     return Grads(grads, result.count, result.metrics, result.collections)
+
+  def _rows(
+    self, variables: Variables, batch: Batch, noise: Noise, tables: tuple[str, ...]
+  ) -> tuple[dict[str, Array], dict[str, Array]]:
+    """-> (ids [n], rows [n, D]) of each table; of this forward pass the compiler keeps the ids."""
+    prepared = self.task.prepare(batch, noise.fold(streams.PREPARE), train=True)
+    out, _ = self.task.forward(variables, prepared, noise, train=True, collect=('row_ids',))
+    params = tree.named(variables['params'])
+    ids = {name: out.captured.get(f'row_ids/{name}') for name in tables}
+    for name, found in ids.items():
+      if name not in params or found is None:
+        known = [k.removeprefix('row_ids/') for k in out.captured]
+        raise InputError(f'facts.sparse_tables={name!r}: expected the path of a Table'
+                         f'{did_you_mean(name, known)}')  # fmt: skip
+    return ids, {name: params[name].at[i].get(mode='clip') for name, i in ids.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +145,8 @@ class Accumulate:
       )
     if self.steps > 1 and self.coupling == 'loss':
       raise InputError(
-        f'grad.steps={self.steps}: expected 1, or the cached gradient of a whole batch (GradCache): '
-        'the loss compares the examples of a batch, so micro-batches have another objective'
+        f'grad.steps={self.steps}: expected 1, or the cached gradient of a batch (GradCache): the '
+        'loss compares the examples of a batch, so micro-batches have another objective'
       )
     if self.steps > 1 and self.coupling == 'statistics':
       log.warning('accumulation: statistics of a batch are those of a micro-batch of %d examples',

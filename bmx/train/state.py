@@ -20,6 +20,7 @@ from bmx.core.types import (
   StatefulGradFn,
   Task,
   Variables,
+  facts_of,
 )
 from bmx.ops.attention import as_xla
 from bmx.parallel import Layout, jit, use
@@ -134,8 +135,11 @@ def plan_state(
 
   Raises:
     InputError: rules that do not fit (see `Layout.pspec`), a regex that matches no parameter,
-      two owners of one collection.
+      two owners of one collection, an average of sparse tables.
   """
+
+  if ema and facts_of(task.model).sparse_tables:
+    raise InputError(f'ema={ema}: expected 0 with sparse tables, whose average is a dense update')
 
   def boxed_variables(key):
     zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in batch.items()}
