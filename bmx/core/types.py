@@ -177,7 +177,7 @@ def facts_of(model: Any) -> Facts:
         'statistics' if g('batch_dependent', False) else 'none',
         g('aux_losses', {}),
         g('padded_parameters', 0),
-        hasattr(model, 'hidden_and_table'),
+        (), hasattr(model, 'hidden_and_table'),
       )
   if not isinstance(model, HasFacts):
     raise InputError(
