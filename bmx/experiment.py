@@ -42,8 +42,8 @@ def build(
   steps = _steps(c, data)
   settled = recipes.settle(c['task'], _preset(c, layout, data, evals), 'task.')
   task = recipes.build(settled, 'task')
-  for facts in (data.info, *(e.data.info for e in evals.values())):
-    task.validate({**facts, **{b: facts[a] for a, b in SHIM.items() if a in facts}})
+  for facts in (data.metadata, *(e.data.metadata for e in evals.values())):
+    task.validate(facts)
   schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
   tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule)
   grad_fn = _grad(c, Gradient(task))
@@ -233,12 +233,6 @@ def _metrics(task: Any, spec: StateSpec, entry: Eval, layout: Layout) -> list[st
   return [*names, *entry.metrics]
 
 
-SHIM = {
-  'vocab': 'vocab_size',
-  'classes': 'num_classes',
-  'names': 'class_names',
-  'targets': 'num_targets',
-}
 # leaf -> (least, bound): least <= value < bound
 RANGES = {
   'seed': (0, 2**32),

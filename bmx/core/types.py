@@ -153,6 +153,19 @@ class SparseRows(NamedTuple):
   values: Array
 
 
+METADATA = {
+  'vocab': 'vocab_size',
+  'classes': 'num_classes',
+  'names': 'class_names',
+  'targets': 'num_targets',
+}
+
+
+def metadata_of(info: Mapping[str, Any]) -> dict[str, Any]:
+  """Facts of a data set in the words of tasks."""
+  return {METADATA.get(k, k): v for k, v in info.items()}
+
+
 @runtime_checkable
 class HasFacts(Protocol):
   """A model that declares `facts`."""
@@ -177,7 +190,8 @@ def facts_of(model: Any) -> Facts:
         'statistics' if g('batch_dependent', False) else 'none',
         g('aux_losses', {}),
         g('padded_parameters', 0),
-        (), hasattr(model, 'hidden_and_table'),
+        (),
+        hasattr(model, 'hidden_and_table'),
       )
   if not isinstance(model, HasFacts):
     raise InputError(
@@ -336,6 +350,11 @@ class Data(Protocol):
   @property
   def info(self) -> dict[str, Any]:
     """vocab, length, classes, ...: what can be checked against a model."""
+    ...
+
+  @property
+  def metadata(self) -> Metadata:
+    """`info` in the words of tasks."""
     ...
 
   def order(self, step: int) -> np.ndarray:

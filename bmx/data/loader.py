@@ -15,7 +15,7 @@ import numpy as np
 
 from bmx.core import streams
 from bmx.core.errors import InputError
-from bmx.core.types import Batch, Rows
+from bmx.core.types import Batch, Rows, metadata_of
 
 RESIDENT_BYTES = 1 << 30  # arrays up to this are held on the device
 
@@ -31,6 +31,11 @@ class Shuffled:
   batch_size: int
   seed: int
   train: bool
+  info: dict[str, Any]
+
+  @property
+  def metadata(self):
+    return metadata_of(self.info)
 
   def order(self, step: int) -> np.ndarray:
     return self.orders(step, 1)[0]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from bmx.core.layout import ALONG_LENGTH
-from bmx.core.types import Batch, Data, Rows
+from bmx.core.types import Batch, Data, Rows, metadata_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Reordered:
   @property
   def info(self) -> dict[str, Any]:
     return self.inner.info
+
+  @property
+  def metadata(self):
+    return metadata_of(self.info)
 
   @property
   def tokenizer(self) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bmx.core import streams
 from bmx.core.errors import InputError
-from bmx.core.types import Batch, Rows
+from bmx.core.types import Batch, Rows, metadata_of
 from bmx.data.corpus import encode
 from bmx.data.documents import describe, documents, part_of
 from bmx.data.loader import RESIDENT_BYTES, Shuffled
@@ -176,6 +176,10 @@ class TokenShapes:
   @property
   def info(self) -> dict[str, Any]:
     return {'vocab': self.vocab, 'length': self.length, 'source': 'shapes only'}
+
+  @property
+  def metadata(self):
+    return metadata_of(self.info)
 
   @property
   def spec(self) -> dict[str, jax.ShapeDtypeStruct]:

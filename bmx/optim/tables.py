@@ -101,7 +101,7 @@ def with_tables(
     dense_params, tables_of = (None, None) if params is None else apart(params)
     new, inner_state = inner.update(dense, state.inner, dense_params)
     moved, rows_state = rows.update(large, state.rows, tables_of)
-    flat = tree.named(new) | moved
+    flat = tree.named(new) | dict(moved)  # type: ignore
     ordered = tree.named(updates, is_leaf=tree.is_rows)
     together = tree.nested({name: flat[name] for name in ordered})
     return together, WithTablesState(inner_state, rows_state)

@@ -108,13 +108,12 @@ class Gradient:
     prepared = self.task.prepare(batch, noise.fold(streams.PREPARE), train=True)
     out, _ = self.task.forward(variables, prepared, noise, train=True, collect=('row_ids',))
     params = tree.named(variables['params'])
-    ids = {name: out.captured.get(f'row_ids/{name}') for name in tables}
-    for name, found in ids.items():
-      if name not in params or found is None:
-        known = [k.removeprefix('row_ids/') for k in out.captured]
+    ids = {k.removeprefix('row_ids/'): v for k, v in out.captured.items()}
+    for name in tables:
+      if name not in params or name not in ids:
         raise InputError(f'facts.sparse_tables={name!r}: expected the path of a Table'
-                         f'{did_you_mean(name, known)}')  # fmt: skip
-    return ids, {name: params[name].at[i].get(mode='clip') for name, i in ids.items()}
+                         f'{did_you_mean(name, ids)}')  # fmt: skip
+    return ids, {name: params[name].at[ids[name]].get(mode='clip') for name in tables}
 
 
 @dataclasses.dataclass(frozen=True)

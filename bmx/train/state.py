@@ -62,7 +62,7 @@ def eval_variables(state: TrainState) -> Variables:
   return {**variables_of(state), **(state.ema or {})}
 
 
-def split_constant(state: TrainState, constant: tuple[str, ...]) -> tuple[TrainState, Variables]:
+def split_constant(state: Any, constant: tuple[str, ...]) -> tuple[TrainState, Variables]:
   """-> (the state without its constant collections, the constant collections).
 
   What never changes is neither carried by a loop nor chosen by a branch, so it is not copied.
@@ -72,7 +72,7 @@ def split_constant(state: TrainState, constant: tuple[str, ...]) -> tuple[TrainS
   return state.replace(collections=rest), fixed
 
 
-def with_constant(state: TrainState, fixed: Variables) -> TrainState:
+def with_constant(state: Any, fixed: Variables) -> TrainState:
   """Inverse of `split_constant`."""
   return state.replace(collections={**state.collections, **fixed}) if fixed else state
 
@@ -177,7 +177,7 @@ def plan_state(
   named = tree.named(boxed, is_leaf=is_named)
 
   def place(name, leaf):
-    box = named.get(name)
+    box: Any = named.get(name)
     return layout.pspec(box.names, leaf.shape, name) if is_named(box) else nowhere
 
   collections = tree.map_named(place, abstract.collections)

@@ -69,7 +69,7 @@ def train_step(x: Experiment) -> Step:
   return make_train_step(x.grad_fn, x.tx, ema=x.ema, spike=spike, constant=constant)
 
 
-def apply_updates(params: Variables, updates: Variables) -> Variables:
+def apply_updates(params: Variables, updates: Any) -> Variables:
   """Adds updates to parameters; an update of `SparseRows` is added to its rows only."""
 
   def one(update, param):
