@@ -11,7 +11,7 @@ from bmx.core.errors import InputError
 
 # Callables that build parts and read no file but those that a part names.
 TRUSTED = (
-  'bmx.models.', 'bmx.tasks.', 'bmx.data.', 'bmx.optim.', 'bmx.train.step:', 'bmx.train.gradients:',
+  'bmx.models.', 'bmx.tasks.', 'bmx.data.', 'bmx.optim.', 'bmx.train.gradients:',
   'bmx.adapt.restore:model', 'bmx.adapt.restore:encoder', 'bmx.adapt.hub:model',
   'bmx.adapt.hub:encoder', 'bmx.serve.hooks:', 'optax:', 'optax.', 'flax.linen:', 'flax.linen.',
 )  # fmt: skip
