@@ -1,5 +1,6 @@
 """Every test sees 8 virtual CPU devices; the environment is set before jax is imported."""
 
+import inspect
 import os
 import pathlib
 import subprocess
@@ -23,6 +24,68 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+# Group `slow`: files, or tests of a file, that train, compile or start processes for long.
+SLOW = (
+  'adapt/test_hub.py::test_host_memory',
+  'adapt/test_restore.py',
+  'models/test_bert.py::test_loss_and_gradient_do_not_depend_on_the_layout',
+  'models/test_bert.py::test_the_loss_does_not_depend_on_the_layout',
+  'models/test_gpt.py::test_a_scan_is_a_loop',
+  'models/test_gpt.py::test_remat_changes_nothing',
+  'models/test_moe.py',
+  'ops/test_cache.py::test_decoding_in_parts_is_the_whole_forward',
+  'ops/test_chunked.py::test_chunks_change_nothing',
+  'ops/test_dense.py::test_derivatives_are_those_of_einsum',
+  'ops/test_parity.py',
+  'parallel/test_layouts.py',
+  'parallel/test_packed.py',
+  'parallel/test_pipeline.py',
+  'serve/',
+  'tasks/test_encoder.py::test_a_model_learns_the_masked_words',
+  'tasks/test_encoder.py::test_rows_without_weight_count_nothing',
+  'test_bad_input.py::test_processes',
+  'test_bad_input.py::test_the_same_command_again_is_well',
+  'test_bench.py',
+  'test_configs.py::test_tiny_trains',
+  'test_docs.py::test_run_commands_of_the_readme',
+  'test_hostile.py',
+  'test_language.py',
+  'test_package.py',
+  'train/',
+)
+COMPILE = ('plan/test_compile.py', 'plan/test_placement.py')
+LIBRARIES = ('torch', 'transformers')
+
+
+def pytest_collection_modifyitems(items):
+  """Puts every test into its group: compile, reference, slow; quick is what remains."""
+  for item in items:
+    name = item.nodeid.removeprefix('tests/')
+    groups = [
+      ('compile', name.startswith(COMPILE)),
+      ('reference', compares_with_a_library(item)),
+      ('slow', name.startswith(SLOW)),
+    ]
+    marks = [mark for mark, there in groups if there] or ['quick']
+    for mark in marks:
+      item.add_marker(mark)
+
+
+def compares_with_a_library(item) -> bool:
+  """Whether a test needs torch or transformers: by its module, its fixtures or its body."""
+  body = inspect.getsource(item.function)
+  return (
+    any(hasattr(item.module, library) for library in LIBRARIES)
+    or bool({'torch', 'reference'} & set(item.fixturenames))
+    or any(f"importorskip('{library}" in body for library in LIBRARIES)
+  )
+
+
+@pytest.fixture(scope='module')
+def torch():
+  return pytest.importorskip('torch', reason='the extra `reference` is not installed')
 
 
 @pytest.fixture(scope='session')

@@ -14,11 +14,6 @@ FAST = {'xla_backend_optimization_level': 0}
 compiled = jax.jit(attend, static_argnames=('causal', 'impl'), compiler_options=FAST)
 
 
-@pytest.fixture(scope='module')
-def torch():
-  return pytest.importorskip('torch')
-
-
 def tensors(length, heads=4, groups=2, size=8, keys=None, batch=2, seed=0, scale=1.0):
   random = np.random.default_rng(seed)
   shapes = [(batch, length, heads, size)] + 2 * [(batch, keys or length, groups, size)]

@@ -8,11 +8,6 @@ import pytest
 from bmx.ops.losses import binary_cross_entropy, cross_entropy, squared_error
 
 
-@pytest.fixture(scope='module')
-def torch():
-  return pytest.importorskip('torch')
-
-
 def scores(*shape, scale=3.0, seed=0):
   return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
 

@@ -22,11 +22,6 @@ SHAPES = {
 DECAYED = ('dense/kernel', 'embed/table')
 
 
-@pytest.fixture(scope='module')
-def torch():
-  return pytest.importorskip('torch')
-
-
 def values(seed, scale=1.0):
   random = np.random.default_rng(seed)
   make = lambda shape: (scale * random.normal(size=shape)).astype(np.float32)

@@ -9,8 +9,8 @@ from bmx.plan import topology
 from bmx.plan.compile import compile_step, verdict
 from tests.conftest import ROOT
 
-pytest.importorskip('libtpu')
-pytest.importorskip('jax_cuda12_plugin')
+pytest.importorskip('libtpu', reason='the extra `aot` is not installed')
+pytest.importorskip('jax_cuda12_plugin', reason='the extra `aot` is not installed')
 
 MEMORY = {'v5e': 15.75, 'h200': 140.0}
 

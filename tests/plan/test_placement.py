@@ -4,8 +4,8 @@ import pytest
 
 from tests.golden.write import CASES, FOLDER, text
 
-pytest.importorskip('libtpu')
-pytest.importorskip('jax_cuda12_plugin')
+pytest.importorskip('libtpu', reason='the extra `aot` is not installed')
+pytest.importorskip('jax_cuda12_plugin', reason='the extra `aot` is not installed')
 
 
 @pytest.mark.parametrize('name', CASES)
