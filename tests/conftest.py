@@ -42,6 +42,7 @@ SLOW = (
   'parallel/test_layouts.py',
   'parallel/test_packed.py',
   'parallel/test_pipeline.py',
+  'seams/',
   'serve/',
   'tasks/test_encoder.py::test_a_model_learns_the_masked_words',
   'tasks/test_encoder.py::test_rows_without_weight_count_nothing',
