@@ -1,6 +1,9 @@
-"""Train, evaluate and use a model: python -m bmx.main --config=configs/NAME.py[:VARIANT]
+"""Command-line entry point: trains, evaluates and uses a model.
 
-Any leaf of the config can be set: --config.optimizer.weight_decay=0.1
+    python -m bmx.main --config=RECIPE[:VARIANT] [--config.WORD=VALUE ...] [--workdir=DIR] [FLAGS]
+
+RECIPE is the name of one of bmx's recipes, such as gpt_char, or a file. Every word of the config
+and every parameter of the parts it names can be set: --config.optimizer.weight_decay=0.1
 """
 
 import argparse
@@ -21,7 +24,7 @@ FLAGS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-  """-> the exit code: 0 done, 2 bad input, others in bmx.core.errors."""
+  """Runs a command; returns the exit code: 0 done, 2 bad input, others in bmx.core.errors."""
   args, overrides = _parse(sys.argv[1:] if argv is None else argv)
   try:
     _choose_platform(args.mode)
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.stderr.write(f'{"error: " if stop.code == errors.BAD_INPUT else ""}{stop}\n')
     return stop.code
   except KeyboardInterrupt:
-    sys.stderr.write('interrupted: nothing more was saved\n')
+    sys.stderr.write('interrupted: steps since the last checkpoint are lost\n')
     os._exit(errors.INTERRUPTED)  # a thread that hangs would keep the interpreter
 
 
@@ -41,37 +44,37 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     'python -m bmx.main', description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  parser.add_argument('--config', default='', help='recipe, FILE.py[:VARIANT]; without it, '
-                      'the config of --workdir')  # fmt: skip
-  parser.add_argument('--workdir', default='', help='where the run lives; the same one resumes '
-                      '(default: runs/NAME/TIMESTAMP)')  # fmt: skip
+  parser.add_argument('--config', default='', help='recipe: NAME[:VARIANT] or '
+                      'FILE.py[:VARIANT]; default: the config of --workdir')  # fmt: skip
+  parser.add_argument('--workdir', default='', help='run directory; an existing one '
+                      'resumes (default: runs/NAME/TIMESTAMP)')  # fmt: skip
   described = '; '.join(f'{name} {mode.description}' for name, mode in modes.MODES.items())
   parser.add_argument('--mode', default='train', choices=tuple(modes.MODES), help=described)
   parser.add_argument('--step', default='latest', help='checkpoint that eval, predict and generate '
                       'read: latest, best or a step')  # fmt: skip
-  parser.add_argument('--input', default='', help="file to predict (default: the recipe's test "
-                      'set), or of prompts: a line each, or .jsonl')  # fmt: skip
-  parser.add_argument('--prompt', action='append', default=[], help='text to go on with; several '
-                      'times for several')  # fmt: skip
-  parser.add_argument('--topology', default='', help='what to plan for: v5e:4x4, two slices of it '
-                      'v5e:4x4@2, h200:8')  # fmt: skip
+  parser.add_argument('--input', default='', help='predict: file of examples (default: the '
+                      'test set); generate: file of prompts, a line each, or .jsonl')  # fmt: skip
+  parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
+                      'repeated')  # fmt: skip
+  parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '
+                      '(two slices), h200:8')  # fmt: skip
   parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
-                      'that a stored config may call, besides bmx, optax and flax')  # fmt: skip
-  several = parser.add_argument_group('several processes, each with the same command but --process')
+                      'that a stored config may call besides bmx, optax and flax')  # fmt: skip
+  several = parser.add_argument_group('several processes: one command each, with its own --process')
   several.add_argument('--processes', type=int, default=1)
-  several.add_argument('--process', type=int, default=0, help='number of this one, from 0')
+  several.add_argument('--process', type=int, default=0, help='index of this process, from 0')
   several.add_argument('--coordinator', default='localhost:9871', help='HOST:PORT of process 0')
   args, rest = parser.parse_known_args(argv)
   overrides, rest = _overrides(rest)
   if rest:
-    parser.error(f'unknown argument {rest[0]!r}; config leaves are set by --config.NAME=VALUE')
+    parser.error(f'unknown argument {rest[0]!r}; the config is set by --config.WORD=VALUE')
   if not args.config and not args.workdir:
-    parser.error('give --config=configs/NAME.py, or --workdir=DIR of a run')
+    parser.error('give --config=RECIPE, or --workdir=DIR of a run')
   return args, overrides
 
 
 def _overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-  """'--config.a=1' and '--config.a', '1' -> 'a=1'; and what is left."""
+  """Splits arguments into overrides ('--config.a=1', or '--config.a', '1': 'a=1') and the rest."""
   found, rest = [], []
   for argument in arguments:
     if argument.startswith('--config.'):
@@ -98,7 +101,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
-  """One of several processes: if another one is lost, this one ends too."""
+  """Runs as one of several processes; ends if another process is lost."""
   from bmx.runtime import peers
 
   if not args.workdir:
@@ -119,8 +122,10 @@ def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _choose_platform(mode: str) -> None:
-  """On a machine without accelerators, keeps jax from asking the compilers that the extra `aot`
-  installs for one: they answer with pages of errors."""
+  """Selects the CPU on a machine without accelerators.
+
+  Otherwise jax asks the compilers of the extra `aot` for devices, and they print pages of errors.
+  """
   if mode == 'plan':
     topology.prepare()
     return

@@ -1,5 +1,6 @@
-"""BERT base, 110 M parameters, with both heads (Devlin et al. 2019): 110,106,428 with the English
-vocabulary of 30,522.
+"""BERT base with both heads (Devlin et al. 2019).
+
+110,106,428 parameters with the English vocabulary of 30,522.
 
     python -m bmx.main --config=configs/bert_base.py --config.paths="('wiki.jsonl',)"
     --config.tokenizer=DIR

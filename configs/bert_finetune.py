@@ -1,5 +1,7 @@
-"""A pre-trained BERT, fine-tuned: to classes of texts (SST-2, GLUE) or numbers, to tags of words
-(named entities), or to answers to questions (SQuAD's format).
+"""A pre-trained BERT, fine-tuned on a labeled task.
+
+Classes of texts (SST-2, GLUE); `:regression` numbers; `:ner` tags of words (named entities); `:qa`
+answers to questions (SQuAD's format).
 
     python -m bmx.main --config=configs/bert_finetune.py --config.init.path=DIR
     --config.data.path=train.csv --config.data.fit=train.csv --config.data.text=sentence
@@ -22,7 +24,7 @@ from bmx.config import base, check_variant
 def get_config(variant: str = ''):
   check_variant(variant, 'regression', 'ner', 'qa', 'tiny')
   c = base('BERT, fine-tuned')
-  c.init.reinit = 'head|pooler'  # 'head' where the pooler was trained too, by next sentences
+  c.init.reinit = 'head|pooler'  # 'head' keeps a pooler that next-sentence prediction trained
   c.length = 64
   c.batch_size = 32
   c.epochs = 2.0
@@ -114,7 +116,7 @@ TAGGER = 'bmx.models.bert:Tagger'
 
 
 def _tiny(c):
-  """Comments and code of the standard library told apart; needs no pre-trained model."""
+  """Classifies lines of the standard library as comment or code, without a pre-trained model."""
   c.init.reinit = ''
   c.length, c.batch_size, c.epochs, c.steps = 32, 32, 0.0, 75
   c.task.model.encoder = {

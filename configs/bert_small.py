@@ -1,13 +1,14 @@
-"""A small BERT, pre-trained with masked words: vocabulary 10,000, width 512, 8 heads, 2 layers,
-sequences of 50, batch 32.
+"""A small BERT, pre-trained with masked words.
+
+Vocabulary 10,000, width 512, 8 heads, 2 layers, sequences of 50, batch 32.
 
     python -m bmx.main --config=configs/bert_small.py --config.paths="('wiki.txt','books.jsonl')"
 
 Paths may be plain text (a document a line), .jsonl and .csv (field `text`), SQuAD's .json, or
 tfds:NAME/SPLIT; without any it reads the source of the installed Python's standard library. A
-WordPiece tokenizer is learned from the same text, once, and lies beside the run.
+WordPiece tokenizer is trained once on the same text and is stored with the run.
 
-On a million words (rows of 128, 4,000 steps of 16) it says 30.2 % of the masked words (1 seed;
+On a million words (rows of 128, 4,000 steps of 16) it predicts 30.2 % of the masked words (1 seed;
 2026-11-25, two CPU cores: experiments/bert_finetune/run.py), in 44 min beside other jobs.
 """
 

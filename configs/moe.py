@@ -1,5 +1,6 @@
-"""A mixture of experts in the shape of Mixtral 8x7B (Jiang et al. 2024): 46,702,792,704 parameters,
-of which 12.9 billion work on a token.
+"""A mixture of experts in the shape of Mixtral 8x7B (Jiang et al. 2024).
+
+46,702,792,704 parameters, of which 12.9 billion are active for a token.
 
     python -m bmx.main --config=configs/moe.py --config.data.path=train.bin
     --config.mesh.expert=8 --config.mesh.fsdp=16

@@ -24,7 +24,7 @@ EVAL_WORDS = {'batch_size': 0, 'metrics': ('package.module:function',)}
 
 
 def apply(config: Any, overrides: Sequence[str]) -> None:
-  """Sets words of a config from 'a.b=value' texts; callees first, as they decide what is known.
+  """Sets words of a config from 'a.b=value' texts; callees first, as they define the words.
 
   Raises InputError for an unknown word, a value of another type, or a text without '='.
   """
@@ -67,7 +67,7 @@ def _add(config: Any, above: Sequence[str], key: str, below: Sequence[str], name
 def _examples(config: Any, folders: Sequence[str], leaf: str, name: str) -> list[Any]:
   """Values of the types that a word the recipe lacks may have.
 
-  Raises InputError if there is no such word.
+  Raises InputError if the word does not exist.
   """
   place = _at(config, folders)
   known = _callee_parameters(config, folders)

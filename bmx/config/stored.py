@@ -46,8 +46,10 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_stored(values: Mapping[str, Any]) -> Any:
-  """The ConfigDict of a run's config.json, which is untrusted: only allow-listed callables may be
-  called, and `cache` is reset, as compiled programs in a folder are executed.
+  """The ConfigDict of a run's config.json.
+
+  The stored config is untrusted: only allow-listed callables may be called, and `cache` is reset,
+  because the compiled programs of that folder are executed.
 
   Raises InputError if the config names another callable.
   """

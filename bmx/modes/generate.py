@@ -73,7 +73,7 @@ def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.
 def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
   """The tokenizer.json beside the weights or in `init.path`; without one, bytes.
 
-  Raises InputError if there is no tokenizer.json and the model's vocabulary is not that of bytes.
+  Raises InputError if tokenizer.json is missing and the model's vocabulary is not that of bytes.
   """
   for place in (folder, pathlib.Path(x.weights or folder)):
     if (place / 'tokenizer.json').is_file():

@@ -27,6 +27,7 @@ def open_experiment(request: Request, *, read: bool = True) -> tuple[Experiment,
   """Builds the experiment of a command; returns it with its run directory.
 
   Args:
+    request: the command.
     read: False builds from shapes alone, without reading data.
   """
   workdir = default_workdir(request)

@@ -1,0 +1,78 @@
+"""Prose of the project: phrases that docstrings, comments, messages and pages do without."""
+
+import io
+import pathlib
+import re
+import tokenize
+
+import pytest
+
+from tests.conftest import ROOT
+
+DENIED = (
+  r'\b(is|are) no\b(?! longer)',  # "is not", "invalid", "without"
+  r'\btold\b',
+  r'\bgo(es)? on\b',  # "continues", "resumes"
+  r'\blest\b',
+  r'\bis none\b',
+  r'\bwhat is\b',
+  r'\bhouse\b',
+  r'\bdoor\b',
+  r'\brooms?\b',
+)
+PATTERN = re.compile('|'.join(DENIED), re.IGNORECASE)
+
+# Folders and pages that are not converted yet. The list only shrinks.
+ALLOWED = (
+  'bmx/adapt/', 'bmx/core/', 'bmx/data/', 'bmx/experiment.py', 'bmx/models/', 'bmx/ops/',
+  'bmx/optim/', 'bmx/parallel/', 'bmx/plan/', 'bmx/runtime/', 'bmx/serve/', 'bmx/tasks/',
+  'bmx/train/',
+)  # fmt: skip
+# Words that are of the domain where they stand.
+DOMAIN: dict[str, tuple[str, ...]] = {}
+
+SOURCES = sorted([*(ROOT / 'bmx').rglob('*.py'), *(ROOT / 'configs').glob('*.py')])
+PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')])
+TEXTS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, 'FSTRING_MIDDLE', tokenize.STRING)}
+
+
+def name(path: pathlib.Path) -> str:
+  return path.relative_to(ROOT).as_posix()
+
+
+def denied(text: str, allowed: tuple[str, ...] = ()) -> list[str]:
+  """Phrases of a text that are on the list, as they stand there."""
+  joined = ' '.join(text.split())
+  return [m.group() for m in PATTERN.finditer(joined) if m.group().lower() not in allowed]
+
+
+def prose(path: pathlib.Path) -> str:
+  """Comments and strings of a module, docstrings among them."""
+  tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+  return '\n'.join(token.string for token in tokens if token.type in TEXTS)
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=name)
+def test_sources(path):
+  if not name(path).startswith(ALLOWED):
+    assert not denied(prose(path), DOMAIN.get(name(path), ()))
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name)
+def test_pages(path):
+  if name(path) not in ALLOWED:
+    text = re.sub(r'```.*?```', '', path.read_text(), flags=re.DOTALL)
+    assert not denied(text, DOMAIN.get(name(path), ()))
+
+
+def test_the_list_of_what_is_not_converted_only_names_what_needs_it():
+  """A folder without a denied phrase leaves the list."""
+  texts = {name(p): prose(p) for p in SOURCES} | {name(p): p.read_text() for p in PAGES}
+  for prefix in ALLOWED:
+    assert any(denied(t) for n, t in texts.items() if n.startswith(prefix)), f'remove {prefix}'
+
+
+def test_the_list_finds_them():
+  assert denied('dropout=1.2 is no share of units') == ['is no']
+  assert denied('the run\n  goes on with what is told') == ['goes on', 'what is', 'told']
+  assert not denied('is not; is no longer; households; indoor; broomstick')
