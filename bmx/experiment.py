@@ -12,7 +12,7 @@ from bmx import config as recipes
 from bmx.adapt import restore
 from bmx.core import hardware
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.types import Data, Eval, Every, Experiment, Selection, Task
+from bmx.core.types import Data, Eval, Every, Experiment, Hook, Selection, Task
 from bmx.data.reorder import Reordered
 from bmx.ops.ring import zigzag as ring_order
 from bmx.parallel import Layout, make_mesh, use
@@ -83,6 +83,8 @@ def build(
     weights=c['init']['path'],
     init=functools.partial(_init, c['init'], task, spec),
     rebuild=rebuild,
+    hooks={key: _hook(c, key, part) for key, part in c['hooks'].items()},
+    profile=c['profile'],
   )
 
 
@@ -182,6 +184,21 @@ def _metric(path: str, fn: Any, data: Data) -> Any:
   return functools.partial(fn, data=data) if 'data' in recipes.parameters(fn, path) else fn
 
 
+def _hook(c: Mapping[str, Any], name: str, part: Mapping[str, Any]) -> Hook:
+  """A part whose `every` is the hook's; its callee makes the function that gets the events."""
+  part = dict(part)
+  every = part.pop('every', 0)
+  if not isinstance(every, int) or every < 0:
+    raise InputError(f'hooks.{name}.every={every!r}: expected a whole number of steps, at least 0')
+  call = recipes.build(part, f'hooks.{name}', seed=c['seed'], batch_size=c['batch_size'])
+  if not callable(call):
+    raise InputError(
+      f'hooks.{name}: {part["call"]} made {call!r}; expected a function of an event, such as an '
+      'object with __call__(self, event)'
+    )
+  return Hook(every, call, name)
+
+
 def _steps(c: Mapping[str, Any], data: Data) -> int:
   if bool(c['steps']) == bool(c['epochs']):
     raise InputError(f'set one of steps ({c["steps"]}) and epochs ({c["epochs"]})')
@@ -243,6 +260,8 @@ RANGES = {
   'every.save': (0, math.inf),
   'guard.patience': (0, math.inf),
   'guard.spike': (0, math.inf),
+  'profile.start': (1, math.inf),
+  'profile.steps': (0, math.inf),
   'watchdog.seconds': (0, math.inf),
   'keep.last': (1, math.inf),
 }

@@ -32,7 +32,8 @@ def base(description: str = '') -> Any:
   c.schedule = ConfigDict()  # part: the learning rate
   c.grad = ConfigDict()  # part around the gradient; wrappers nest by `inner`
   c.privacy = ConfigDict()  # part
-  c.hooks = ConfigDict()  # name -> part: called during training
+  c.hooks = ConfigDict()  # name -> part and `every`, in steps: called during training
+  c.profile = {'start': 10, 'steps': 0}  # trace of so many steps after step `start`; 0: off
   c.init = {
     'path': '',  # weights to start from: a run of bmx, or a Hugging Face directory
     'reinit': '',  # regex: these parameters are initialized, not read from `path`

@@ -9,8 +9,8 @@ from bmx.core.types import Experiment
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_experiment
 from bmx.runtime.writer import brief, write_json
-from bmx.train import loop
 from bmx.train.evaluate import Evaluator
+from bmx.train.run import restored
 
 log = logging.getLogger('bmx')
 
@@ -42,7 +42,7 @@ def evaluate(
   if not experiment.evals:
     raise errors.InputError('the config has no `eval` entry to evaluate; set --config.eval.NAME')
   folder = pathlib.Path(workdir)
-  state, number = loop.restored(experiment, folder, step)
+  state, number = restored(experiment, folder, step)
   values: dict[str, float] = {}
   for name, entry in experiment.evals.items():
     values |= Evaluator(name, entry, experiment.task, experiment.layout)(state)

@@ -12,8 +12,8 @@ from bmx.core import errors
 from bmx.core.types import Data, Experiment, Rows
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_experiment
-from bmx.train import loop
 from bmx.train.evaluate import join, predictions
+from bmx.train.run import restored
 
 log = logging.getLogger('bmx')
 
@@ -61,7 +61,7 @@ def predict(
       raise errors.InputError('give --input=FILE: the config has no `eval` entry to predict')
     name = 'test' if 'test' in experiment.evals else next(iter(experiment.evals))
     data = experiment.evals[name].data
-  state, number = loop.restored(experiment, pathlib.Path(workdir), step)
+  state, number = restored(experiment, pathlib.Path(workdir), step)
   return _lines(data, predictions(data, experiment.task, experiment.layout, state)), number
 
 

@@ -1,13 +1,19 @@
-"""report.html: the curves of a run on one page that needs no network and no server."""
+"""report.html: the curves of a run on one page that needs no network and no server.
+
+Hooks and evaluations add to it: a hook returns sections, an evaluation has a method `sections`. The
+newest sections of each are kept in WORKDIR/sections.json.
+"""
 
 import html
 import json
 import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from bmx.runtime.writer import TIMES, brief, read_metrics
+import jax
+
+from bmx.runtime.writer import TIMES, brief, read_metrics, write_json
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 240, 62, 28, 12
 COLOURS = ('#2563eb', '#ea580c', '#16a34a', '#9333ea', '#db2777', '#0891b2')
@@ -31,12 +37,66 @@ svg text { fill: currentColor; font-size: 11px; } pre { overflow: auto; max-heig
 """
 
 
+class Section(NamedTuple):
+  """A part of the report.
+
+  Attributes:
+    title: plain text.
+    html: a fragment that refers to nothing outside the page. Its author escapes texts of others.
+  """
+
+  title: str
+  html: str
+
+
+@runtime_checkable
+class HasSections(Protocol):
+  """An evaluation with something to show besides its metrics."""
+
+  def sections(self) -> Sequence[Section]:
+    """Returns the sections of the newest call."""
+    ...
+
+
+def keep_sections(workdir: pathlib.Path, name: str, given: Any) -> None:
+  """Stores what a hook returned: None, a Section or a sequence of them.
+
+  Args:
+    workdir: the run directory.
+    name: of the hook; its earlier sections are replaced.
+    given: nothing is stored, and the earlier sections stay, if it is None or empty.
+
+  Raises TypeError if it is anything else.
+  """
+  sections = [given] if isinstance(given, Section) else list(given or ())
+  if not all(isinstance(s, Section) for s in sections):
+    raise TypeError(f'hook {name} returned {given!r}: expected None, Section or a list of Section')
+  if sections and jax.process_index() == 0:
+    write_json(workdir / 'sections.json', _sections(workdir) | {name: sections})
+
+
+def _sections(workdir: pathlib.Path) -> dict[str, list[list[str]]]:
+  """Hook -> [title, html] of each of its sections."""
+  path = workdir / 'sections.json'
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
 def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
-  """The report of a run directory, from its metrics.jsonl and config.json."""
+  """Writes the report of a run directory from its metrics.jsonl, config.json and sections.json.
+
+  Args:
+    workdir: the run directory.
+    name: of the run, the title.
+    summary: 'metrics' and facts of the run.
+  """
   lines = read_metrics(workdir / 'metrics.jsonl')
   config = json.loads((workdir / 'config.json').read_text())
   details = html.escape(json.dumps(config, indent=1))
   facts = {k: v for k, v in summary.items() if k != 'metrics' and v is not None}
+  sections = [s for some in _sections(workdir).values() for s in some]
+  cards = ''.join(
+    f'<div class="card"><h2>{html.escape(title)}</h2>{body}</div>' for title, body in sections
+  )
   page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>{html.escape(name)}</title>
 <style>{STYLE}</style></head><body>
@@ -45,6 +105,7 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
 <div class="grid">{''.join(_card(t, s) for t, s in charts(lines).items())}</div>
 <div class="grid"><div class="card"><h2>Final metrics</h2>{_table(summary['metrics'])}</div>
 <div class="card"><h2>Run</h2>{_table(facts)}</div></div>
+<div class="grid">{cards}</div>
 <details><summary>Config, versions, data</summary><pre>{details}</pre>
 </details></body></html>
 """

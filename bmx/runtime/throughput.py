@@ -1,9 +1,11 @@
-"""How fast a run goes: completed steps over wall time, waiting for data apart."""
+"""Throughput of a run: completed steps over wall time, with the time spent waiting for data."""
 
 import time
 from collections.abc import Callable
 
-SHORTEST = 0.005  # seconds: threads tell of the end of a dispatch no more exactly than this
+import jax
+
+MIN_WINDOW = 0.005  # seconds: the resolution with which threads see the end of a dispatch
 
 
 class Throughput:
@@ -14,7 +16,7 @@ class Throughput:
     units: what one step consumes, by name: {'tokens': 768} gives 'tokens_per_second'.
     flops: FLOPs of one step, all devices, as `core.costs` counts them.
     peak: FLOP/s of all devices together; 0 where unknown, and then there is no 'mfu'.
-    now: the time in seconds, so that a test can hold the watch.
+    now: () -> the time in seconds; a test passes its own.
   """
 
   def __init__(
@@ -29,28 +31,42 @@ class Throughput:
     self.start, self.step, self.paused = now(), 0, 0.0
     self.waits: list[tuple[int, float]] = []  # (step that waited, seconds)
     self.rate = 0.0  # steps per second of the last window
+    self.counted = self.start  # time of the last `lap`
 
   def begin(self, step: int) -> None:
-    """A window opens: `step` steps are done."""
+    """Opens a window after `step` completed steps."""
     self.start, self.step, self.paused, self.waits = self.now(), step, 0.0, []
+    self.counted = self.start
+
+  def lap(self) -> float:
+    """Returns the seconds since the last call, or since `begin`."""
+    before, self.counted = self.counted, self.now()
+    return self.counted - before
 
   def wait(self, seconds: float, step: int) -> None:
-    """The loop stood still for the data of the steps up to `step`. A window is closed late, when
-    the loop already waits for steps of the next one."""
+    """Records that the loop waited for the data of the steps up to `step`.
+
+    A window is closed late, when the loop already waits for steps of the next one.
+    """
     self.waits.append((step, seconds))
 
   def pause(self, seconds: float) -> None:
-    """Time that is not training: an evaluation, the wait for a checkpoint."""
+    """Excludes time that is not training: an evaluation, the wait for a checkpoint."""
     self.paused += seconds
 
   def close(self, step: int, at: float | None = None) -> dict[str, float]:
-    """The rates of the window that ended, `at` a time or now, with `step` completed steps.
+    """Closes the window and opens the next.
 
-    {} where it was too short to be timed; then it goes on, and is part of the next.
+    Args:
+      step: completed steps at the end of the window.
+      at: time in seconds at which the window ended; None is now.
+
+    Returns:
+      Rates by name; {} if the window is too short to be timed: it then becomes part of the next.
     """
     at = self.now() if at is None else at
     seconds = at - self.start - self.paused
-    if seconds < SHORTEST:
+    if seconds < MIN_WINDOW:
       return {}
     done = max(step - self.step, 1)
     self.rate = done / seconds
@@ -68,5 +84,10 @@ class Throughput:
     return line
 
   def left(self, step: int) -> float:
-    """Seconds until the last step at the rate of the last window."""
+    """Returns the seconds until the last step at the rate of the last window."""
     return (self.steps - step) / self.rate if self.rate else 0.0
+
+
+def peak_memory_bytes() -> int | None:
+  """Returns the peak memory of one device of this process; None on a device without a counter."""
+  return (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')

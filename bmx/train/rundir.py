@@ -1,6 +1,7 @@
-"""The run directory: whose run it holds, and what is written there besides metrics and
-checkpoints."""
+"""The run directory: whose run it holds, its lock, and the files beside metrics and checkpoints."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -8,7 +9,8 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +38,7 @@ FREE = [
   'cache',
   'generate',
   'init',
+  'hooks',
 ]
 PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
@@ -66,6 +69,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
   ]
 
 
+def _ours(name: str) -> bool:
+  """Whether bmx, killed before it wrote config.json, may have left a file."""
+  return name in ('logs', 'checkpoints', 'lock', '.probe') or name.endswith('.part')
+
+
 def _free(leaf: str) -> bool:
   """Whether a resumed run may change it. A tokenizer is judged by what it says, not by where it
   comes from: see `check_tokenizer`."""
@@ -89,8 +97,11 @@ class RunDir:
       return  # process 0 looks after the directory
     if self.resumed:
       self._compare()
-    elif self.path.is_dir() and set(os.listdir(self.path)) - {'logs', 'checkpoints'}:
-      raise InputError(f'{self.path} is not empty and holds no run of bmx; name another --workdir')
+    elif self.path.is_dir() and (others := [n for n in os.listdir(self.path) if not _ours(n)]):
+      raise InputError(
+        f'--workdir={self.path}: expected a new directory or a run of bmx, found '
+        f'{", ".join(sorted(others)[:5])}; name another directory'
+      )
     try:
       (self.path / 'checkpoints').mkdir(parents=True, exist_ok=True)
       probe = self.path / '.probe'
@@ -98,6 +109,31 @@ class RunDir:
       probe.unlink()
     except OSError as error:
       raise InputError(f'--workdir={self.path} cannot be written: {error}') from None
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Holds WORKDIR/lock, so that no second process trains here.
+
+    Raises InputError if another process holds it.
+    """
+    if jax.process_index():
+      yield
+      return
+    with (self.path / 'lock').open('a+') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        file.seek(0)
+        raise InputError(
+          f'--workdir={self.path}: another process trains here ({file.read().strip()}); wait for '
+          'it, or name another directory'
+        ) from None
+      except OSError as error:  # a file system without locks
+        log.warning('%s cannot be locked: %s', self.path, error)
+      file.truncate(0)
+      file.write(f'process {os.getpid()}, started {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
+      file.flush()
+      yield
 
   def _compare(self) -> None:
     stored = read_config(self.path)
@@ -128,24 +164,27 @@ class RunDir:
       'devices': [jax.device_count(), jax.devices()[0].device_kind],
     }
     text = check_tokenizer(self.path, self.experiment.data)
+    old = read_config(self.path) if self.resumed else None
+    if json.loads(json.dumps(new, default=str)) != old:
+      if old is not None:
+        write_json(self.path / f'config.{step}.json', old)
+      write_json(self.config, new)  # first: it marks the directory as a run
     if text:
       part = self.path / 'tokenizer.json.part'
       part.write_text(text, encoding='utf-8')
       part.replace(self.path / 'tokenizer.json')
-    if self.resumed:
-      old = read_config(self.path)
-      if json.loads(json.dumps(new, default=str)) == old:
-        return
-      write_json(self.path / f'config.{step}.json', old)
-    write_json(self.config, new)
 
   def summary(self) -> dict[str, Any] | None:
-    """What a finished run wrote, None where there is more to do."""
-    path = self.path / 'summary.json'
+    """Returns the summary of a finished run, None if there is more to do.
+
+    A run that stopped early is finished as long as its words under `stop` are the same.
+    """
+    path, x = self.path / 'summary.json', self.experiment
     if not path.exists():
       return None
     summary = json.loads(path.read_text())
-    done = summary['steps'] >= self.experiment.steps or summary.get('stopped_early')
+    same = self.resumed and read_config(self.path)['config']['stop'] == x.config['stop']
+    done = summary['steps'] >= x.steps or (summary.get('stopped_early') and same)
     return summary if done else None
 
 

@@ -17,7 +17,7 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core import tree
 from bmx.core.errors import InputError, Stop
-from bmx.train import loop
+from bmx.train import hooks, loop
 from bmx.train.checkpoint import MANIFEST, Checkpoints
 from bmx.train.state import state_spec
 from tests.conftest import ROOT
@@ -194,7 +194,7 @@ def test_a_full_disk_does_not_end_the_training(small_disk, caplog, monkeypatch):
   """Saving step 10 fails; somebody makes room; the last one is written."""
   workdir, filler = small_disk
   x = build({'data': 1}, 1, recipe=str(ROOT / 'configs/digits_mlp.py:tiny'))
-  monkeypatch.setattr(loop, 'RETRY_SECONDS', 0.01)
+  monkeypatch.setattr(hooks, 'RETRY_SECONDS', 0.01)
   report = Checkpoints._report
 
   def make_room(self, path, error):
@@ -213,7 +213,7 @@ def test_a_full_disk_does_not_end_the_training(small_disk, caplog, monkeypatch):
 def test_a_disk_that_stays_full_is_said(small_disk, monkeypatch):
   workdir, _ = small_disk
   x = build({'data': 1}, 1, recipe=str(ROOT / 'configs/digits_mlp.py:tiny'))
-  monkeypatch.setattr(loop, 'RETRY_SECONDS', 0.01)
+  monkeypatch.setattr(hooks, 'RETRY_SECONDS', 0.01)
   with pytest.raises(Stop, match='checkpoint of step 20 cannot be written'):
     loop.run(x, workdir)
   assert len((workdir / 'metrics.jsonl').read_text().splitlines()) == 6

@@ -11,9 +11,9 @@ import pytest
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import GuardStop, InputError
-from bmx.core.types import Every
+from bmx.core.types import Hook
 from bmx.runtime.writer import read_metrics
-from bmx.train import loop
+from bmx.train import loop, policy, run
 from bmx.train.evaluate import Evaluator
 from bmx.train.rundir import RunDir
 from tests.conftest import ROOT
@@ -27,8 +27,8 @@ def build(*overrides, recipe=RECIPE, devices=1):
 
 
 def test_groups_end_at_every_mark():
-  every = Every(log=7, eval=5, save=6)
-  found = list(loop.groups(3, 40, every, 4))
+  hooks = [Hook(7, print), Hook(5, print), Hook(6, print), Hook(0, print)]
+  found = list(policy.groups(3, 40, hooks, 4))
   ends = [start + n for start, n in found]
   assert found[0][0] == 3
   assert ends[-1] == 40
@@ -85,7 +85,7 @@ def test_early_stopping_and_the_best_checkpoint(tmp_path):
   assert summary['stopped_early']
   assert summary['steps'] == best + 20 < 200
   assert summary['best_step'] == best
-  state, step = loop.restored(x, tmp_path / 'run', 'best')
+  state, step = run.restored(x, tmp_path / 'run', 'best')
   assert step == best
   value = Evaluator('valid', x.evals['valid'], x.task, x.layout)(state)['eval/valid/loss']
   assert value == seen[best]

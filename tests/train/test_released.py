@@ -11,6 +11,7 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core import tree
 from bmx.train import loop
+from bmx.train.run import restored
 from bmx.train.rundir import read_config
 
 RUNS = sorted((pathlib.Path(__file__).parent.parent / 'fixtures').glob('run-*'))
@@ -26,7 +27,7 @@ def build(workdir, *overrides):
 def test_an_old_run_is_restored_and_goes_on(run, tmp_path):
   shutil.copytree(run, tmp_path / 'run')
   old = json.loads((run / 'summary.json').read_text())
-  state, step = loop.restored(build(run), tmp_path / 'run', 'latest')
+  state, step = restored(build(run), tmp_path / 'run', 'latest')
   assert step == old['steps']
   assert tree.digest(state) == old['state_digest']
   summary = loop.run(build(run, 'steps=30'), tmp_path / 'run')

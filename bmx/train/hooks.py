@@ -1,0 +1,182 @@
+"""What happens at a step, in an order that a resumed run repeats.
+
+1. log: the line of the window is on disk (fsync);
+2. save: the checkpoint that is due is started, so that nothing after it can lose the step;
+3. evaluate: metrics of every entry of `eval` (they may call code of the user);
+4. decide: what is best, and whether to stop;
+5. keep: a checkpoint of the best or the last step, if step 2 has not saved it;
+6. profile, then the hooks of the user, in the order of their names; then the report.
+
+`call_due` records each hook that has returned. Hooks that follow a save of the same step are
+recorded in STEP.after.json; a resumed run calls those that remain before its first dispatch.
+
+A user's hook is any function of an `Event`:
+
+    class Norms:
+      def __call__(self, event):
+        norms = {k: jnp.linalg.norm(v) for k, v in tree.named(event.state.params).items()}
+        event.write({f'norm/{k}': float(v) for k, v in norms.items()})
+
+    c.hooks.norms = {'call': 'mine.hooks:Norms', 'every': 500}          # in a recipe
+    loop.run(experiment, workdir, {'norms': Hook(500, Norms())})        # from code
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+
+import jax
+
+from bmx.core.errors import Stop
+from bmx.core.types import Experiment, Hook
+from bmx.runtime import report
+from bmx.train import policy
+from bmx.train.checkpoint import RETRY_SECONDS
+from bmx.train.evaluate import Evaluator
+from bmx.train.run import Event
+
+log = logging.getLogger('bmx')
+FINAL_ATTEMPTS = 3  # to write the last checkpoint
+SAVE = 'save'
+
+
+def in_order(x: Experiment, more: Mapping[str, Hook]) -> tuple[Hook, ...]:
+  """Returns all hooks of a run, in the order of this module's docstring.
+
+  Args:
+    x: its `every`, `profile` and `hooks`.
+    more: name -> further hooks; a name replaces a hook of the config.
+  """
+  hooks = [logging_hook(x), Hook(x.every.save, save, SAVE, at_stop=False)]
+  if x.evals:
+    hooks += [
+      Hook(x.every.eval, evaluate, 'evaluate', at_stop=False),
+      Hook(x.every.eval, decide, 'decide', at_stop=False),
+      Hook(x.every.eval, keep, 'keep'),
+    ]
+  if x.profile.get('steps'):
+    first = min(x.profile['start'], x.steps)
+    hooks.append(Hook((first, min(first + x.profile['steps'], x.steps)), Profile(), 'profile'))
+  users = {**x.hooks, **more}
+  hooks += [dataclasses.replace(hook, name=f'hooks.{k}') for k, hook in users.items()]
+  if x.evals:
+    hooks.append(Hook(x.every.eval, write_report, 'report'))
+  return tuple(hooks)
+
+
+def logging_hook(x: Experiment) -> Hook:
+  """Returns the hook that writes log lines; all that a benchmark of the loop needs."""
+  return Hook(x.every.log, write_line, 'log', reads_state=False, at_stop=False)
+
+
+def call_due(event: Event) -> None:
+  """Calls the hooks that are due at a step and have not returned there yet."""
+  run, loop = event.run, event.run.loop
+  saver = run.checkpoints
+  retry = event.state is not None and jax.process_count() == 1 and saver.failed()
+  for hook in run.hooks:
+    due = hook.due(event.step, run.experiment.steps) or (loop.stopped and hook.at_stop)
+    if hook.name in loop.done or not (due or (retry and hook.name == SAVE)):
+      continue
+    began = time.perf_counter()
+    report.keep_sections(run.workdir, hook.name, hook.call(event))
+    seconds = time.perf_counter() - began
+    run.hook_seconds[hook.name] = run.hook_seconds.get(hook.name, 0.0) + seconds
+    loop.done.append(hook.name)
+    if hook.reads_state:
+      run.throughput.pause(seconds)
+      run.watchdog.pat()
+    if saver.saved == event.step and hook.name != SAVE:
+      saver.save_after(dataclasses.asdict(loop), event.step)
+
+
+def write_line(event: Event) -> None:
+  """Writes the means of the window, the learning rate and the throughput."""
+  run = event.run
+  skipped = int(run.window.sums['skipped'][0])
+  line = run.window.close() | {'skipped': skipped, 'learning_rate': run.rates[event.step]}
+  last = run.loop.last | line
+  run.write(event.step, line | run.throughput.close(event.step, event.finished()))
+  run.loop.last = last  # rates of one window are not metrics of the run
+
+
+def save(event: Event) -> None:
+  """Starts to save both parts of the state, once per step; again if the save has failed."""
+  run, saver = event.run, event.run.checkpoints
+  if saver.saved == event.step and not saver.failed_at:
+    return
+  if not bool(run.finite(event.state)):
+    log.error('THE STATE OF STEP %d IS NOT FINITE and is not saved', event.step)
+    return
+  run.loop.seconds += run.throughput.lap()
+  run.loop.window = run.window.json()
+  saver.save(event.state, dataclasses.asdict(run.loop), event.step)
+
+
+def save_at_last(event: Event) -> None:
+  """Writes the final checkpoint; tries a few times. Raises Stop if it cannot be written."""
+  saver = event.run.checkpoints
+  saver.wait()
+  for _ in range(FINAL_ATTEMPTS):
+    if not saver.failed_at:
+      return
+    time.sleep(RETRY_SECONDS)
+    save(event)
+    saver.wait()
+  if saver.failed_at:
+    newest = saver.steps() or 'none'
+    raise Stop(
+      f'the checkpoint of step {event.step} cannot be written; see above. The same command '
+      f'continues from the newest whole one: {newest}'
+    )
+
+
+def evaluate(event: Event) -> list[report.Section]:
+  """Evaluates every entry of `eval` and writes one line."""
+  run, line, sections = event.run, {}, []
+  for evaluation in run.evaluations.values():
+    compiling = isinstance(evaluation, Evaluator) and evaluation.program is None
+    line |= evaluation(event.state)
+    if isinstance(evaluation, Evaluator) and compiling:
+      run.loop.compile_seconds += evaluation.compile_seconds
+    if isinstance(evaluation, report.HasSections):
+      sections += evaluation.sections()
+  event.write(line)
+  run.loop.evaluation = {k: float(v) for k, v in line.items()}
+  return sections
+
+
+def decide(event: Event) -> None:
+  """Follows `stop.metric` and `keep.metric`; see `policy.decide`."""
+  x = event.run.experiment
+  policy.decide(event.run.loop, x.stop, x.keep, event.step)
+
+
+def keep(event: Event) -> None:
+  """Saves the best step, or the one that early stopping ends at."""
+  if event.run.loop.best_step == event.step or event.run.loop.stopped:
+    save(event)
+
+
+def write_report(event: Event) -> None:
+  """Writes report.html from what there is so far."""
+  if jax.process_index() == 0:
+    loop, x = event.run.loop, event.run.experiment
+    facts = {'metrics': loop.last, 'steps': event.step, 'best_step': loop.best_step}
+    report.write(event.workdir, x.name, facts)
+
+
+@dataclasses.dataclass
+class Profile:
+  """Traces the steps between its two calls into WORKDIR/profile, for TensorBoard or Perfetto."""
+
+  tracing: bool = False
+
+  def __call__(self, event: Event) -> None:
+    if self.tracing:
+      jax.profiler.stop_trace()
+      log.info('profile    %s', event.workdir / 'profile')
+    elif event.step < event.run.experiment.steps and not event.run.loop.stopped:
+      jax.profiler.start_trace(str(event.workdir / 'profile'))
+    self.tracing = not self.tracing

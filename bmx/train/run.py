@@ -1,0 +1,305 @@
+"""One start of a run: everything that the training loop reads, made before the first dispatch."""
+
+import dataclasses
+import itertools
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bmx.core.errors import GuardStop, InputError
+from bmx.core.metrics import Window
+from bmx.core.types import Eval, Experiment, Hook
+from bmx.data.feed import Feed
+from bmx.parallel import jit
+from bmx.runtime.throughput import Throughput
+from bmx.runtime.watchdog import Watchdog
+from bmx.runtime.writer import Bar, Silent, Writer, brief
+from bmx.train import start
+from bmx.train.checkpoint import Checkpoints
+from bmx.train.evaluate import Evaluator
+from bmx.train.guard import all_finite, first_bad
+from bmx.train.policy import LoopState, groups, stays_stopped
+from bmx.train.rundir import RunDir, check_tokenizer
+from bmx.train.signals import Signals
+from bmx.train.state import StateSpec, TrainState, state_spec, variables_of
+from bmx.train.step import make_dispatch, step_noise, train_step
+
+log = logging.getLogger('bmx')
+GROUPS_AHEAD = 4096  # that the feed gets at a time
+Evaluation = Callable[[TrainState], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One start of a run. The fields are fixed; `loop`, `window` and the writers hold what changes.
+
+  Attributes:
+    experiment: what is trained.
+    workdir: the run directory.
+    spec: shapes and shardings of the state, and how to create it.
+    feed: batches by step; `feed.depth` steps are one dispatch at most.
+    arrays: the data that is resident on the devices; {} if rows come from the host.
+    program: compiled dispatch(state, arrays, group, n) -> (state, metric sums, skips).
+    finite: compiled test of a state, -> bool [].
+    rates: step of a log line -> learning rate of the update before it.
+    evaluations: name -> function of the state that returns metrics by their full names.
+    hooks: every hook, in the order in which they are called at a step.
+    checkpoints: of this run.
+    writer: of scalars.
+    throughput: rates between log lines.
+    watchdog: ends a run that hangs.
+    signals: requests to stop.
+    bar: progress on a terminal.
+    loop: the host's part of the state.
+    window: metric sums since the last log line.
+    resumed: step of the checkpoint that the run continues from; None for a new run.
+    hook_seconds: hook -> seconds spent in it by this start.
+  """
+
+  experiment: Experiment
+  workdir: pathlib.Path
+  spec: StateSpec
+  feed: Feed
+  arrays: Any
+  program: Any
+  finite: Any
+  rates: Mapping[int, float]
+  evaluations: Mapping[str, Evaluation]
+  hooks: Sequence[Hook]
+  checkpoints: Checkpoints
+  writer: Writer | Silent
+  throughput: Throughput
+  watchdog: Watchdog
+  signals: Signals
+  bar: Bar
+  loop: LoopState
+  window: Window
+  resumed: int | None
+  hook_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def first_state(self) -> TrainState:
+    """Returns the state of the checkpoint, or a new one."""
+    if self.resumed is None:
+      return self.experiment.init(self.spec)
+    return self.checkpoints.restore(self.resumed, self.spec.abstract)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes scalars of a step to metrics.jsonl (fsynced), TensorBoard and the terminal."""
+    self.writer.scalars(step, values)
+    self.loop.last |= values
+    self.loop.metrics_length = self.writer.length
+
+  def reads_state(self, step: int) -> bool:
+    """Whether the state is needed after `step`: by a hook, or to save again after a failure."""
+    steps = self.experiment.steps
+    due = step == steps or any(h.reads_state and h.due(step, steps) for h in self.hooks)
+    return due or (jax.process_count() == 1 and self.checkpoints.failed())
+
+  def groups(self, step: int) -> Iterator[tuple[int, int, Any]]:
+    """Yields (first step, number of steps, placed rows) of every dispatch from `step` on."""
+    todo = groups(step, self.experiment.steps, self.hooks, self.feed.depth)
+    while some := list(itertools.islice(todo, GROUPS_AHEAD)):
+      for (first, n), (group, waited) in zip(some, self.feed.groups(some), strict=True):
+        self.throughput.wait(waited, first + n)
+        yield first, n, group
+
+  def bar_text(self, step: int) -> str:
+    """Returns loss, rate and remaining time for the progress bar."""
+    loss = self.window.sums.get('loss')
+    mean = f'loss {brief(loss[0] / loss[1])}' if loss is not None and loss[1] else ''
+    if not self.throughput.rate:
+      return mean
+    minutes, seconds = divmod(int(self.throughput.left(step)), 60)
+    return f'{mean}  {brief(self.throughput.rate)} steps/s  {minutes}:{seconds:02d} left'
+
+  def close(self) -> None:
+    """Waits for the save in progress and closes files and threads."""
+    self.writer.close()
+    self.checkpoints.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+  """The end of a dispatch, as hooks get it.
+
+  Attributes:
+    run: the run.
+    step: completed steps.
+    state: TrainState after `step` steps, valid until the hook returns: the next dispatch overwrites
+      its arrays. None for hooks with reads_state=False if a later dispatch is in flight.
+    finished: () -> time at which the device ended the dispatch, in seconds of
+      `time.perf_counter`.
+    asked: a signal asked the run to stop after this step.
+  """
+
+  run: Run
+  step: int
+  state: Any
+  finished: Callable[[], float] = time.perf_counter
+  asked: bool = False
+
+  @property
+  def workdir(self) -> pathlib.Path:
+    """The run directory."""
+    return self.run.workdir
+
+  def write(self, values: Mapping[str, float]) -> None:
+    """Writes scalars of this step: to metrics.jsonl, TensorBoard, the terminal and the summary.
+
+    Process 0 writes; the other processes log.
+    """
+    self.run.write(self.step, {k: float(v) for k, v in values.items()})
+
+
+def make_run(
+  experiment: Experiment,
+  rundir: RunDir,
+  hooks: Sequence[Hook],
+  *,
+  bar: Bar | None = None,
+  signals: Signals | None = None,
+  watchdog: Watchdog | None = None,
+) -> Run:
+  """Finds the checkpoint, opens the files and compiles the program.
+
+  Args:
+    experiment: what is trained.
+    rundir: the run directory.
+    hooks: all hooks, in order; see `hooks.in_order`.
+    bar: entered by the caller, as `signals` and `watchdog` are; without them there is none.
+    signals: see `bar`.
+    watchdog: see `bar`.
+
+  Raises:
+    InputError: every checkpoint is damaged, or the newest does not fit the experiment.
+  """
+  x, watchdog = experiment, watchdog or Watchdog(0)
+  spec = state_spec(x)
+  flops = start.step_flops(x, spec)
+  feed = Feed(x.data, x.layout, start.choose_dispatch(x, spec, flops))
+  checkpoints = Checkpoints(rundir.path / 'checkpoints', x.keep.last)
+  try:
+    found, loop = _resume(x, spec, checkpoints)
+    kept = start.keep_memory(x)
+    log.info('%s', start.describe_start(x, spec, flops, feed.depth, found, kept))
+    log.info('workdir    %s', rundir.path)
+    rundir.write_config(found or 0, {'steps_per_call': feed.depth, **x.choices})
+    arrays = feed.constants()
+    watchdog.pat()
+    program, finite = _compile(x, spec, feed, arrays, loop, found or 0)
+    rates = start.learning_rates(x)
+    watchdog.pat()
+    first = jax.process_index() == 0
+    writer = Writer(rundir.path, found or 0, loop.metrics_length) if first else Silent()
+  except Exception:
+    checkpoints.close()
+    raise
+  looped = start.loops(x, spec)
+  return Run(
+    experiment=x,
+    workdir=rundir.path,
+    spec=spec,
+    feed=feed,
+    arrays=arrays,
+    program=program,
+    finite=finite,
+    rates=rates,
+    evaluations={k: _evaluation(k, entry, x, looped) for k, entry in x.evals.items()},
+    hooks=tuple(hooks),
+    checkpoints=checkpoints,
+    writer=writer,
+    throughput=Throughput(x.steps, start.units(x), flops, start.peak_flops(x)),
+    watchdog=watchdog,
+    signals=signals or Signals(),
+    bar=bar or Bar(x.steps),
+    loop=loop,
+    window=Window(loop.window),
+    resumed=found,
+  )
+
+
+def _resume(
+  x: Experiment, spec: StateSpec, checkpoints: Checkpoints
+) -> tuple[int | None, LoopState]:
+  """-> (step of the newest valid checkpoint, its LoopState)."""
+  found = checkpoints.newest_valid()
+  if found is None:
+    return None, LoopState()
+  checkpoints.check(found, spec.abstract)
+  loop = LoopState(**checkpoints.loop(found))
+  loop.stopped = stays_stopped(loop, x.stop)
+  log.info('resuming from the checkpoint of step %d', found)
+  return found, loop
+
+
+def _evaluation(name: str, entry: Any, x: Experiment, looped: bool) -> Evaluation:
+  if isinstance(entry, Eval):
+    return Evaluator(name, entry, x.task, x.layout, looped)
+  return entry
+
+
+def _compile(
+  x: Experiment, spec: StateSpec, feed: Feed, arrays: Any, loop: LoopState, step: int
+) -> tuple[Any, Any]:
+  """The one program of all dispatches and the test of a state, compiled before the first."""
+  began = time.perf_counter()
+  everywhere = NamedSharding(x.layout.mesh, PartitionSpec())
+  patience = x.guard['patience']
+  dispatch = make_dispatch(train_step(x), feed.take, patience, feed.depth, x.task.constant)
+  finite = jit(all_finite, x.layout, out_shardings=everywhere).lower(spec.abstract).compile()
+  group, _ = next(feed.groups([(step, 1)]))
+  at = (spec.shardings, everywhere, everywhere)
+  program = jit(dispatch, x.layout, donate_argnums=(0,), out_shardings=at)
+  compiled = program.lower(spec.abstract, arrays, group, np.int32(0)).compile()
+  seconds = time.perf_counter() - began
+  loop.compile_seconds += seconds
+  log.info('compiled in %.1f s', seconds)
+  return compiled, finite
+
+
+def guard_stop(run: Run, state: TrainState) -> GuardStop:
+  """Returns the error that names the last step, its examples and the first bad gradient."""
+  x, feed, step = run.experiment, run.feed, int(state.step) - 1
+  group, _ = next(feed.groups([(step, 1)]))
+
+  def gradient(state, arrays, group):
+    batch = feed.take(arrays, group, 0)
+    return x.grad_fn(variables_of(state), batch, step_noise(state, step)).sum
+
+  grads = jit(gradient, x.layout)(state, run.arrays, group)
+  name = first_bad(grads) or 'none (the loss itself, or noise of that step)'
+  order = x.data.order(step)
+  return GuardStop(
+    f'{x.guard["patience"]} consecutive non-finite updates were rejected, the last at '
+    f'step {step}; examples {order.tolist()}; first parameter with a non-finite gradient: '
+    f'{name}. '
+    'The state is as it was before them; lower the learning rate or check these examples'
+  )
+
+
+def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple[TrainState, int]:
+  """Returns the state of a checkpoint and its step, for evaluation and use.
+
+  Args:
+    experiment: of the run.
+    workdir: the run directory.
+    which: 'latest', 'best' or a step.
+
+  Raises InputError if there is none, it is damaged, or it does not fit.
+  """
+  folder = workdir / 'checkpoints'
+  if not folder.is_dir():
+    raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
+  checkpoints = Checkpoints(folder)
+  step = checkpoints.choose_whole(which)
+  x = experiment
+  check_tokenizer(workdir, x.data)
+  state = checkpoints.restore(step, state_spec(x).abstract)
+  checkpoints.close()
+  return state, step
