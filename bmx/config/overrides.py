@@ -82,6 +82,8 @@ def _examples(config: Any, folders: Sequence[str], leaf: str, name: str) -> list
       return [EVAL_WORDS[leaf]]
     if leaf in config.data and not isinstance(config.data[leaf], ConfigDict):
       return [config.data[leaf]]
+  if len(folders) == 2 and folders[0] == 'hooks' and leaf == 'every':
+    return [0]
   if known is None or _near_miss(leaf, place):
     raise _unknown(name, leaf, place, known or ())
   if leaf in known and known[leaf].kind is not known[leaf].VAR_KEYWORD:
