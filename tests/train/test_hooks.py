@@ -222,12 +222,12 @@ def test_a_callable_is_an_evaluation(tmp_path):
   assert '<h2>Largest</h2><i>here</i>' in (tmp_path / 'r/report.html').read_text()
 
 
-WORSE = {'call': 'bmx.optim.schedules:exponential', 'peak': 1e-2, 'every': 4, 'factor': 4.0}
+WORSE = {'call': 'bmx.optim.schedules:exponential', 'peak': 1e-2, 'every': 4, 'factor': 2.0}
 
 
 def stopping(patience=2, metric='eval/valid/loss'):
   """A learning rate that only does harm: the run stops early."""
-  config, name = recipes.load(RECIPE, ['mesh.data=1', 'data.holdout=0.2', 'steps=200'])
+  config, name = recipes.load(RECIPE, ['mesh.data=1', 'data.holdout=0.2', 'steps=60'])
   config.eval.valid, config.schedule = {'split': 'valid'}, WORSE
   config.stop.update(metric=metric, patience=patience)
   return experiment.build(config, name, jax.devices()[:1])
@@ -253,7 +253,7 @@ def test_a_stopped_run_continues_without_the_metric(tmp_path):
   assert loop.run(stopping(), tmp_path / 'run')['steps'] == expected['steps']
   longer = loop.run(stopping(patience=3), tmp_path / 'run')
   assert longer['steps'] == expected['steps'] + 10
-  assert loop.run(stopping(metric=''), tmp_path / 'run')['steps'] == 200
+  assert loop.run(stopping(metric=''), tmp_path / 'run')['steps'] == 60
 
 
 def test_nan_is_never_best():
