@@ -13,6 +13,7 @@ from bmx import experiment
 from bmx.core.errors import GuardStop, InputError
 from bmx.core.types import Hook
 from bmx.runtime.writer import read_metrics
+from bmx.tasks.common import Wrapper
 from bmx.train import loop, policy, run
 from bmx.train.evaluate import Evaluator
 from bmx.train.rundir import RunDir
@@ -128,19 +129,13 @@ def test_more_steps_go_on(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class NaNTask:
+class NaNTask(Wrapper):
   """A task whose gradient is NaN for one parameter, always."""
 
-  inner: object
-  separable = True
-
-  def init(self, *arguments):
-    return self.inner.init(*arguments)
-
-  def loss(self, params, *rest, train):
-    value, aux = self.inner.loss(params, *rest, train=train)
-    bad = params['dense_1']['kernel'].sum()
-    return value + 0.0 * jnp.sqrt(bad - bad), aux
+  def loss(self, variables, batch, noise, *, train):
+    loss = self.inner.loss(variables, batch, noise, train=train)
+    bad = variables['params']['dense_1']['kernel'].sum()
+    return loss._replace(sum=loss.sum + 0.0 * jnp.sqrt(bad - bad))
 
 
 def test_guard_names_step_examples_and_parameter(tmp_path):
