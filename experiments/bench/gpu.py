@@ -149,17 +149,11 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
   from bmx import experiment
   from bmx.core import hardware
   from bmx.runtime import cache
+  from bmx.runtime.throughput import peak_memory_bytes
   from bmx.runtime.writer import read_metrics
-  from bmx.train import loop
+  from bmx.train import hooks, loop
+  from bmx.train.run import make_run
   from bmx.train.rundir import RunDir
-
-  class Unsaved(loop.Trainer):
-    def _save(self) -> None:
-      self._drain()
-
-    def _finish(self) -> dict[str, Any]:
-      return {'compile_seconds': self.loop.compile_seconds,
-              'peak_memory_bytes': loop._peak_memory()}  # fmt: skip
 
   logging.basicConfig(level=logging.INFO, stream=sys.stderr, format='%(message)s')
   recipe, overrides, batch, _ = (MODELS | SMALL)[name]
@@ -178,7 +172,11 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
   cache.enable(str(folder / 'programs'))
   x = experiment.build(config, run)
   with tempfile.TemporaryDirectory() as place:
-    found = Unsaved(x, RunDir(f'{place}/run', x)).run()
+    made = make_run(x, RunDir(f'{place}/run', x), [hooks.logging_hook(x)])
+    for event in loop.steps(made):
+      hooks.call_due(event)
+    found = {'compile_seconds': made.loop.compile_seconds, 'peak_memory_bytes': peak_memory_bytes()}
+    made.close()
     lines = read_metrics(pathlib.Path(place) / 'run' / 'metrics.jsonl')
   lines = [line for line in lines if 'tokens_per_second' in line]
   median = lambda key: statistics.median(line[key] for line in lines[2:] or lines)

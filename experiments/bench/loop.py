@@ -8,6 +8,7 @@ bare, and the middle half of them; `save_stall`: the share of time that the loop
 checkpoints, as often as the recipe saves; `data_wait`: the share that it waits for data.
 """
 
+import dataclasses
 import datetime
 import json
 import logging
@@ -25,9 +26,10 @@ import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment
+from bmx.core.types import Hook
 from bmx.runtime.writer import read_metrics
-from bmx.train.loop import Trainer
-from bmx.train.rundir import RunDir
+from bmx.train.loop import run as train
+from bmx.train.run import Event
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # name -> (recipe, overrides, steps a window)
@@ -38,85 +40,69 @@ RUNS = {
 WINDOWS = 21
 
 
-class Windows(Trainer):
-  """A trainer that runs its program on one group between windows of its own loop.
+@dataclasses.dataclass
+class Windows:
+  """A hook at the end of each window: the bare program then runs as many steps.
 
-  `at_mark` is where the loop comes after every dispatch; at the end of each window it stands still
-  while the bare program runs as many steps.
+  Attributes:
+    window: steps.
+    pairs: seconds of each window of the loop, and of the bare program.
+    began: time at which the window of the loop began.
   """
 
-  def bare(self, compiled: Any, steps: int) -> float:
-    """Seconds of `steps` steps without the framework."""
-    group, _ = next(self.feed.groups([(self.step, self.depth)]))
-    state = jax.tree.map(lambda x: x.copy(), self.state)
+  window: int
+  pairs: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+  began: float = 0.0
+
+  def __call__(self, event: Event) -> None:
+    took = time.perf_counter() - self.began
+    plain = self.bare(event)
+    if event.step > 2 * self.window:
+      self.pairs.append((took, plain))
+    self.began = time.perf_counter()
+
+  def bare(self, event: Event) -> float:
+    """Returns the seconds of a window of steps without the framework."""
+    run, depth = event.run, event.run.feed.depth
+    group, _ = next(run.feed.groups([(event.step, depth)]))
+    state = jax.tree.map(lambda x: x.copy(), event.state)
     began = time.perf_counter()
-    for start in range(0, steps, self.depth):
-      n = min(self.depth, steps - start)
-      state, sums, _ = compiled(state, self.constants, group, np.int32(n))
+    for start in range(0, self.window, depth):
+      n = min(depth, self.window - start)
+      state, sums, _ = run.program(state, run.arrays, group, np.int32(n))
       jax.block_until_ready(sums)
     return time.perf_counter() - began
 
-  def _compile(self) -> Any:
-    self.compiled = super()._compile()
-    return self.compiled
 
-  def _train(self) -> None:
-    self.pairs: list[tuple[float, float]] = []
-    self.began = 0.0
-    super()._train()
-
-  def _at_mark(self) -> None:
-    super()._at_mark()
-    window = self.x.every.log
-    if self.step % window:
-      return
-    self._drain()
-    took = time.perf_counter() - self.began
-    plain = self.bare(self.compiled, window)
-    if self.step > 2 * window:
-      self.pairs.append((took, plain))
-    self.throughput.begin(self.step)
-    self.began = time.perf_counter()
-
-
-def ratio(recipe: str, overrides: list[str], window: int) -> dict[str, Any]:
-  steps = window * (WINDOWS + 2)
+def ratio(recipe: str, overrides: list[str], window: int, windows: int = WINDOWS) -> dict[str, Any]:
+  """Returns framework over bare: the median of `windows` ratios, and their quartiles."""
+  steps = window * (windows + 2)
   words = [*overrides, f'steps={steps}', f'every.log={window}', 'every.eval=0', 'every.save=0']
   config, name = recipes.load(str(ROOT / 'configs' / recipe), words)
   x = experiment.build(config, name, jax.devices()[:1])
+  seen, depth = Windows(window), []
+  hooks = {'depth': Hook(0, lambda event: depth.append(event.run.feed.depth))}
   with tempfile.TemporaryDirectory() as folder:
-    trainer = Windows(x, RunDir(f'{folder}/run', x))
-    trainer.run()
-  low, median, high = statistics.quantiles([a / b for a, b in trainer.pairs], n=4)
+    train(x, f'{folder}/run', {'windows': Hook(window, seen)} | hooks)
+  low, median, high = statistics.quantiles([a / b for a, b in seen.pairs], n=4)
   return {
     'framework/bare': [round(median, 4), round(low, 4), round(high, 4)],
-    'steps_a_dispatch': trainer.depth,
+    'steps_a_dispatch': depth[0],
   }
 
 
 def shares(recipe: str, overrides: list[str]) -> dict[str, Any]:
-  """Of the time of a run as the recipe has it, without its evaluations: of two saves, or whole."""
+  """Shares of the time of a run without evaluations: of two saves, or of the whole recipe."""
   config, name = recipes.load(str(ROOT / 'configs' / recipe), ['every.eval=0'])
   if config.every.save:
     recipes.apply(config, [*overrides, f'steps={2 * config.every.save}'])
   x = experiment.build(config, name, jax.devices()[:1])
   with tempfile.TemporaryDirectory() as folder:
-    trainer = Trainer(x, RunDir(f'{folder}/run', x))
-    stalls: list[float] = []
-    pause = trainer._save
-
-    def save() -> None:
-      trainer._drain()
-      began = time.perf_counter()
-      pause()
-      stalls.append(time.perf_counter() - began)
-
-    trainer._save = save  # type: ignore[method-assign]
-    summary = trainer.run()
+    summary = train(x, f'{folder}/run')
     lines = read_metrics(pathlib.Path(folder) / 'run' / 'metrics.jsonl')
   waits = [line['data_wait_fraction'] for line in lines if 'data_wait_fraction' in line]
   return {
-    'save_stall': round(sum(stalls) / summary['seconds'], 4),
+    'save_stall': round(summary['hook_seconds']['save'] / summary['seconds'], 4),
     'data_wait': round(statistics.mean(waits), 4),
     'steps_a_save': config.every.save,
   }
