@@ -12,7 +12,8 @@ from bmx import config as recipes
 from bmx.adapt import restore
 from bmx.core import hardware
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.types import Data, Eval, Every, Experiment, Hook, Selection, Task
+from bmx.core.events import Every, Hook, Selection
+from bmx.core.types import Data, Eval, Experiment, Task
 from bmx.data.reorder import Reordered
 from bmx.ops.ring import zigzag as ring_order
 from bmx.parallel import Layout, make_mesh, use

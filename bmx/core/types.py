@@ -1,7 +1,6 @@
 """The values that flow through the house, and the protocols by which rooms meet."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +10,7 @@ import optax
 from flax import struct
 
 from bmx.core.errors import InputError
+from bmx.core.events import Every, Hook, Selection
 from bmx.core.metrics import Metrics
 
 Array = jax.Array
@@ -377,70 +377,6 @@ class Data(Protocol):
   def gather(self, arrays: Any, indices: Any) -> Batch:
     """Rows of resident arrays, without randomness; the same code for numpy and for jax arrays."""
     ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Every:
-  """Steps between log lines, evaluations and checkpoints; 0 is only at the end."""
-
-  log: int = 50
-  eval: int = 0
-  save: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-  """A metric to follow: 'eval/valid/loss', lower or higher is better, evaluations to wait."""
-
-  metric: str = ''
-  mode: str = 'min'
-  patience: int = 0
-  last: int = 2
-
-  def better(self, value: float, best: float | None) -> bool:
-    """Whether `value` improves on `best`; NaN improves on nothing, and everything else on NaN.
-
-    >>> Selection(mode='max').better(0.2, float('nan')), Selection().better(float('nan'), None)
-    (True, False)
-    """
-    if math.isnan(value):
-      return False
-    if best is None or math.isnan(best):
-      return True
-    return value < best if self.mode == 'min' else value > best
-
-
-@dataclasses.dataclass(frozen=True)
-class Hook:
-  """A function that the training loop calls at some steps, between two dispatches.
-
-  Attributes:
-    every: steps between calls; 0 calls at the end only; a tuple lists the steps. An integer calls
-      at the last step too.
-    call: event -> None, a `runtime.report.Section` or a list of them. The event is a
-      `train.run.Event`: step, state, workdir, run, `write(scalars)`. It is called by every
-      process of a run.
-    name: unique within a run; `loop.json` lists it once the call has returned.
-    reads_state: the loop waits for the device and passes the state; False: the event of a step
-      may come one dispatch late and without its state.
-    at_stop: called too where early stopping ends the run.
-  """
-
-  every: int | tuple[int, ...]
-  call: Callable[[Any], Any]
-  name: str = ''
-  reads_state: bool = True
-  at_stop: bool = True
-
-  def due(self, step: int, steps: int) -> bool:
-    """Whether the hook is called after `step` of `steps` steps.
-
-    >>> [s for s in range(1, 11) if Hook(4, print).due(s, 10)]
-    [4, 8, 10]
-    """
-    if isinstance(self.every, tuple):
-      return step in self.every
-    return step == steps or bool(self.every and step % self.every == 0)
 
 
 @dataclasses.dataclass(frozen=True)

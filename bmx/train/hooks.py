@@ -29,7 +29,8 @@ from collections.abc import Mapping
 import jax
 
 from bmx.core.errors import Stop
-from bmx.core.types import Experiment, Hook
+from bmx.core.events import Hook
+from bmx.core.types import Experiment
 from bmx.runtime import report
 from bmx.train import policy
 from bmx.train.checkpoint import RETRY_SECONDS

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from bmx.core.errors import Preempted
-from bmx.core.types import Experiment, Hook
+from bmx.core.events import Hook
+from bmx.core.types import Experiment
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar
 from bmx.train import hooks, summary

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 
-from bmx.core.types import Hook, Selection
+from bmx.core.events import Hook, Selection
 
 log = logging.getLogger('bmx')
 Group = tuple[int, int]  # (first step, number of steps)

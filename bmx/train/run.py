@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core.errors import GuardStop, InputError
+from bmx.core.events import Hook
 from bmx.core.metrics import Window
-from bmx.core.types import Eval, Experiment, Hook
+from bmx.core.types import Eval, Experiment
 from bmx.data.feed import Feed
 from bmx.parallel import jit
 from bmx.runtime.throughput import Throughput

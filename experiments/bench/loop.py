@@ -26,7 +26,7 @@ import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.core.types import Hook
+from bmx.core.events import Hook
 from bmx.runtime.writer import read_metrics
 from bmx.train.loop import run as train
 from bmx.train.run import Event

@@ -12,8 +12,7 @@ import pytest
 from scipy.stats import chi2
 
 from bmx.core.errors import InputError
-from bmx.core.types import Noise
-from bmx.core.types import Batch
+from bmx.core.types import Batch, Noise
 from bmx.data.reorder import Reordered
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.ops.ring import zigzag

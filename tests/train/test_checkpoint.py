@@ -119,14 +119,17 @@ def test_what_does_not_fit_is_listed(saved):
     Checkpoints(saved[0]).restore(20, wider.abstract)
   assert 'differs  params/embed/table: has [[256, 64]' in str(error.value)
   plain = plan(build({'data': 1}, 1))
-  with pytest.raises(InputError, match='extra    ema/embed/table'):
+  with pytest.raises(InputError, match='extra    ema/params/embed/table'):
     Checkpoints(saved[0]).restore(20, plain.abstract)
 
 
 def test_dtype_mismatch_is_an_error(saved):
   target = plan(build({'data': 1}, 1, 'ema=0.9')).abstract
-  half = target.replace(skips=jax.ShapeDtypeStruct((), np.int16, sharding=target.skips.sharding))
-  with pytest.raises(InputError, match="differs  skips: has .*'int32'.*, expected .*'int16'"):
+  at = target.consecutive_skips.sharding
+  half = target.replace(consecutive_skips=jax.ShapeDtypeStruct((), np.int16, sharding=at))
+  with pytest.raises(
+    InputError, match="differs  consecutive_skips: has .*'int32'.*, expected .*'int16'"
+  ):
     Checkpoints(saved[0]).restore(20, half)
 
 

@@ -17,7 +17,7 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.core.types import Hook, Selection
+from bmx.core.events import Hook, Selection
 from bmx.runtime.report import Section
 from bmx.runtime.writer import TIMES, read_metrics
 from bmx.train import hooks, loop, summary
@@ -198,7 +198,7 @@ def test_hooks_of_the_config_and_of_code(tmp_path):
   [
     ({'every': -1}, r'hooks.norm.every=-1: expected'),
     ({'skale': 1.0}, "did you mean 'scale'"),
-    ({'call': 'bmx.core.types:Every'}, 'expected a function of an event'),
+    ({'call': 'bmx.core.events:Every'}, 'expected a function of an event'),
   ],
 )
 def test_mistakes_in_hooks_come_before_training(part, message):

@@ -11,7 +11,7 @@ import pytest
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import GuardStop, InputError
-from bmx.core.types import Hook
+from bmx.core.events import Hook
 from bmx.runtime.writer import read_metrics
 from bmx.tasks.common import Wrapper
 from bmx.train import loop, policy, run
