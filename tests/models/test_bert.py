@@ -10,6 +10,7 @@ from scipy.special import erf
 
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.core.types import Noise
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.parallel import Layout, make_mesh
 from bmx.parallel import jit as placed_jit

@@ -12,7 +12,8 @@ import pytest
 from scipy.stats import chi2
 
 from bmx.core.errors import InputError
-from bmx.core.types import Batch, Noise
+from bmx.core.types import Noise
+from bmx.core.types import Batch
 from bmx.data.reorder import Reordered
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.ops.ring import zigzag
