@@ -1,6 +1,5 @@
 """Weights to start from: those of a run of bmx, or of a Hugging Face directory."""
 
-import json
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -16,8 +15,8 @@ from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Task, Variables
 from bmx.parallel import Layout, jit
+from bmx.train import constants, manifest
 from bmx.train.checkpoint import Checkpoints
-from bmx.train.manifest import MANIFEST
 from bmx.train.rundir import read_config
 from bmx.train.state import StateSpec, TrainState
 
@@ -96,22 +95,20 @@ def merged_params(task: Task, spec: StateSpec, folder: str, step: str, layout: L
 
   Raises InputError if the checkpoint does not fit the model.
   """
-  path, leaves = _checkpoint(folder, step)
-  found: dict[str, jax.Array] = {}
+  path, facts = _checkpoint(folder, step)
+  leaves, workdir = facts['leaves'], pathlib.Path(folder)
+  fixed = {k: v for k, v in spec.variables.items() if k in task.constant}
+  constants.check(workdir, facts.get('constants', {}), fixed)
+  found = {f'{k}/{n}': v for k, c in constants.load(workdir, fixed).items()
+           for n, v in tree.named(c).items()}  # fmt: skip
   for name, abstract in spec.variables.items():
     if name in task.constant:
-      read = read_constant(pathlib.Path(folder), name, abstract)
-      found |= {f'{name}/{k}': v for k, v in tree.named(read).items()}
       continue
     own = name if name == 'params' else f'collections/{name}'
     kind = f'ema/{name}' if _has(leaves, f'ema/{name}') else own
     _check_fit(path, leaves, kind, tree.named(abstract))
     found |= {f'{name}/{k}': v for k, v in _read(path, kind, tree.named(abstract)).items()}
   return jit(task.merged_params, layout)(tree.nested(found))
-
-
-def read_constant(folder: pathlib.Path, name: str, abstract: Any) -> Any:
-  return _read(folder / 'constants' / name, name, tree.named(abstract))  # TEMP until LOOP
 
 
 def load_variables(folder: str, abstract: Variables, task: Task) -> dict[str, jax.Array]:
@@ -134,7 +131,8 @@ def _statistics(folder: str, collections: Variables, task: Task) -> dict[str, ja
   wanted = {k: v for k, v in collections.items() if k in task.averaged}
   if not wanted or not is_run(folder):
     return {}
-  path, leaves = _checkpoint(folder, 'latest')
+  path, facts = _checkpoint(folder, 'latest')
+  leaves = facts['leaves']
   found: dict[str, jax.Array] = {}
   for name, abstract in wanted.items():
     kind = next((k for k in (f'ema/{name}', f'collections/{name}') if _has(leaves, k)), '')
@@ -149,7 +147,7 @@ def _has(leaves: Mapping[str, Any], kind: str) -> bool:
 
 
 def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
-  """-> (the folder of a verified checkpoint, its leaves by name)."""
+  """-> (the folder of a verified checkpoint, its manifest)."""
   checkpoints = Checkpoints(pathlib.Path(folder) / 'checkpoints')
   step = checkpoints.newest_valid() if which == 'latest' else checkpoints.choose_whole(which)
   checkpoints.close()
@@ -157,7 +155,7 @@ def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
     raise InputError(f'{folder} has no checkpoint yet')
   log.info('weights    of step %d of %s', step, folder)
   path = checkpoints.folder / str(step)
-  return path, json.loads((path / MANIFEST).read_text())['leaves']
+  return path, manifest.read(path)
 
 
 def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, jax.Array]:
@@ -166,7 +164,8 @@ def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, 
     raise InputError(
       f'{folder} holds adapters of weights that are kept apart; export its merged weights first'
     )
-  path, leaves = _checkpoint(folder, which)
+  path, facts = _checkpoint(folder, which)
+  leaves = facts['leaves']
   kind = 'ema/params' if _has(leaves, 'ema/params') else 'params'
   new = tree.named(tree.mask(abstract, reinit)) if reinit else {}
   wanted = {k: v for k, v in tree.named(abstract).items() if not new.get(k)}

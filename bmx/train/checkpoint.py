@@ -5,6 +5,7 @@
     checkpoints/STEP/manifest.json  written last: SHA-256 of every file; name, shape, dtype of each
                                     leaf
     checkpoints/STEP.after.json     the host's part after hooks that ran later at the same step
+    constants/NAME/                 constant collections, see `train.constants`
 
 A step without a manifest is unfinished: it is ignored, and removed at the next save. Other files
 and folders in `checkpoints` are left alone.
@@ -28,9 +29,9 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.runtime.processes import agreed, anywhere
 from bmx.runtime.writer import write_json
-from bmx.train import manifest
+from bmx.train import constants, manifest
 from bmx.train.manifest import MANIFEST
-from bmx.train.state import TrainState
+from bmx.train.state import TrainState, split_constant, with_constant
 
 log = logging.getLogger('bmx')
 RETRY_SECONDS = 5.0  # between a failed save and the next attempt
@@ -48,10 +49,12 @@ class Checkpoints:
   Args:
     folder: the directory `checkpoints` of a run.
     last: number of the newest checkpoints to keep, at least 2, besides the best.
+    constant: names of collections that are kept in `constants` beside `folder`, not in checkpoints.
   """
 
-  def __init__(self, folder: pathlib.Path, last: int = 2):
-    self.folder, self.last = folder.absolute(), max(last, 2)
+  def __init__(self, folder: pathlib.Path, last: int = 2, constant: tuple[str, ...] = ()):
+    self.folder, self.last, self.constant = folder.absolute(), max(last, 2), constant
+    self.digests: dict[str, str] = {}  # of the constant collections, once they are on disk
     self.saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
     self.pool = concurrent.futures.ThreadPoolExecutor(1)
     self.pending: tuple[concurrent.futures.Future[None], pathlib.Path] | None = None
@@ -74,6 +77,8 @@ class Checkpoints:
     path = self.folder / str(step)
     self.saved, self.saved_loop = step, _digest(loop)
     try:
+      self.save_constants(state)
+      state = split_constant(state, self.constant)[0]
       self._clean(path)
       self.saver.save(path, args=ocp.args.StandardSave(tree.nested(tree.named(state))))
     except Exception as error:  # Orbax raises many kinds; none may end the training
@@ -81,6 +86,15 @@ class Checkpoints:
       return
     task = self.pool.submit(self._finish, path, tree.signature(state), dict(loop))
     self.pending = task, path
+
+  def save_constants(self, state: TrainState) -> None:
+    """Writes the constant collections, once; waits until they are on disk.
+
+    Raises Stop if they cannot be written.
+    """
+    fixed = split_constant(state, self.constant)[1]
+    if fixed and not self.digests:
+      self.digests = constants.save(self.folder.parent, fixed)
 
   def save_after(self, loop: Mapping[str, Any], step: int) -> None:
     """Replaces STEP.after.json, atomically; `step` is the step that was saved or restored last.
@@ -114,8 +128,9 @@ class Checkpoints:
     manifest.write_part(path, jax.process_index())
     if not first:
       return
-    manifest.join(path, jax.process_count(), step=int(path.name), leaves=leaves)
-    self.valid[int(path.name)] = True
+    step, digests = int(path.name), self.digests
+    manifest.join(path, jax.process_count(), step=step, leaves=leaves, constants=digests)
+    self.valid[step] = True
     self._remove_old(loop.get('best_step'))
 
   def _remove_old(self, best: int | None) -> None:
@@ -254,12 +269,23 @@ class Checkpoints:
     return None
 
   def check(self, step: int, abstract: TrainState) -> None:
-    """Raises InputError listing missing, extra and differently shaped or typed leaves."""
+    """Compares a checkpoint and the constant collections with a state.
+
+    Collective: every process must call.
+
+    Raises InputError listing missing, extra and differently shaped or typed leaves; if a constant
+    collection is damaged, or is not the one that the checkpoint was saved with.
+    """
     path = self.folder / str(step)
-    leaves = json.loads((path / MANIFEST).read_text())['leaves']
-    lines = tree.difference(leaves, tree.signature(abstract))
+    facts = manifest.read(path)
+    rest, fixed = split_constant(abstract, self.constant)
+    lines = tree.difference(facts['leaves'], tree.signature(rest))
     if lines:
       raise InputError(f'checkpoint {path} does not fit the model:\n  ' + '\n  '.join(lines[:40]))
+    digests = facts.get('constants', {})
+    if not digests or digests != self.digests:  # else written or checked by this process
+      constants.check(self.folder.parent, digests, fixed)
+    self.digests = digests
 
   def restore(self, step: int, abstract: TrainState) -> TrainState:
     """Returns the state of a step, each array placed as `abstract` is, whatever mesh wrote it.
@@ -268,11 +294,13 @@ class Checkpoints:
     """
     self.check(step, abstract)
     path = self.folder / str(step)
-    target = tree.nested(tree.named(abstract))
+    rest, fixed = split_constant(abstract, self.constant)
+    target = tree.nested(tree.named(rest))
     flat = tree.named(self.saver.restore(path, args=ocp.args.StandardRestore(target)))
     loop = json.loads((path / 'loop.json').read_text())
     self.saved, self.saved_loop = step, _digest(loop)
-    return tree.map_named(lambda name, _: flat[name], abstract)
+    state = tree.map_named(lambda name, _: flat[name], rest)
+    return with_constant(state, constants.load(self.folder.parent, fixed))
 
 
 def _digest(value: Mapping[str, Any]) -> str:

@@ -47,6 +47,11 @@ def join(path: pathlib.Path, processes: int, **facts: Any) -> None:
   write_json(path / MANIFEST, facts | {'files': files})
 
 
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the manifest of a folder. Raises OSError or ValueError if it cannot be read."""
+  return dict(json.loads((path / MANIFEST).read_text()))
+
+
 def damage(path: pathlib.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
   """What is wrong with a checkpoint: files that are missing or are not what was written.
 
@@ -54,7 +59,7 @@ def damage(path: pathlib.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
     share: (i, n) looks at every n-th file from the i-th on.
   """
   try:
-    files = dict(json.loads((path / MANIFEST).read_text())['files'])
+    files = dict(read(path)['files'])
   except (ValueError, KeyError, TypeError, OSError) as error:
     return [f'{MANIFEST} cannot be read: {error}']
   first, stride = share

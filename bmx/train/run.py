@@ -85,9 +85,11 @@ class Run:
   hook_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def first_state(self) -> TrainState:
-    """Returns the state of the checkpoint, or a new one."""
+    """Returns the state of the checkpoint, or a new one whose constant collections are on disk."""
     if self.resumed is None:
-      return self.experiment.init(self.spec)
+      state = self.experiment.init(self.spec)
+      self.checkpoints.save_constants(state)
+      return state
     return self.checkpoints.restore(self.resumed, self.spec.abstract)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -184,7 +186,7 @@ def make_run(
   spec = state_spec(x)
   flops = start.step_flops(x, spec)
   feed = Feed(x.data, x.layout, start.choose_dispatch(x, spec, flops))
-  checkpoints = Checkpoints(rundir.path / 'checkpoints', x.keep.last)
+  checkpoints = Checkpoints(rundir.path / 'checkpoints', x.keep.last, x.task.constant)
   try:
     found, loop = _resume(x, spec, checkpoints)
     kept = start.keep_memory(x)
@@ -297,7 +299,7 @@ def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple
   folder = workdir / 'checkpoints'
   if not folder.is_dir():
     raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
-  checkpoints = Checkpoints(folder)
+  checkpoints = Checkpoints(folder, constant=experiment.task.constant)
   step = checkpoints.choose_whole(which)
   x = experiment
   check_tokenizer(workdir, x.data)
