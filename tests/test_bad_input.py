@@ -282,7 +282,7 @@ def test_the_run_of_another_config(refused, run):
   before = snapshot(run)
   other = ['--config.task.model.dropout=0.5', '--config.optimizer.clip=1']
   said = refused(*SAME, *other, f'--workdir={run}')
-  assert 'holds the run of another config' in said
+  assert 'expected the same config as its run' in said
   assert 'task.model.dropout: 0.3 there, 0.5 given' in said
   assert 'optimizer.clip: 0.0 there, 1.0 given' in said
   assert len(said.strip().splitlines()) == 4
@@ -332,7 +332,7 @@ def test_use_without_a_workdir(refused, mode):
 def test_use_of_a_workdir_without_a_run(refused, workdir, mode):
   assert 'holds no run' in refused(*SAME, f'--workdir={workdir}', f'--mode={mode}')
   said = refused(f'--workdir={workdir}', f'--mode={mode}')
-  assert 'config.json is not the config of a run' in said
+  assert 'config.json: expected the config of a run' in said
   assert not workdir.exists()
 
 

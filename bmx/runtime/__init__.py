@@ -1,0 +1,1 @@
+"""Services of a running process: writers, report, throughput, watchdog, peers, disk cache."""

@@ -1,4 +1,4 @@
-"""What is kept between runs in the user's cache folder: compiled programs, tokenised text."""
+"""The user's cache folder: compiled programs and tokenized text, kept between runs."""
 
 import contextlib
 import json
@@ -11,20 +11,20 @@ from collections.abc import Iterator
 import jax
 
 log = logging.getLogger('bmx')
-CHECKED = 'checked.json'  # name -> size of entries that were found whole
+CHECKED = 'checked.json'  # name -> size of the entries that have been verified
 
 
 def place(kind: str) -> pathlib.Path:
-  """Where a kind of thing is kept: $XDG_CACHE_HOME/bmx/KIND."""
+  """Returns the folder of one kind of entry: $XDG_CACHE_HOME/bmx/KIND."""
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(f'{home}/bmx/{kind}').expanduser()
 
 
 def enable(folder: str) -> None:
-  """Keeps compiled programs in `folder`; '' is the user's cache folder, 'off' keeps none.
+  """Keeps compiled programs in `folder`; '' is the user's cache folder, 'off' disables the cache.
 
-  jax writes an entry in place, warns at every start of one that a killed process left torn, and
-  never replaces it: such entries are deleted here. Each is looked at once.
+  jax writes an entry in place, warns at every start about one that a killed process left
+  incomplete, and never replaces it: such entries are deleted here. Each entry is verified once.
   """
   if folder == 'off':
     return
@@ -37,8 +37,11 @@ def enable(folder: str) -> None:
 
 @contextlib.contextmanager
 def nothing_kept() -> Iterator[None]:
-  """Inside, no program is written to the cache: one for a device that is not here could not be
-  loaded again. (Whether the cache is on at all, jax asks only once a process.)"""
+  """Writes no program to the cache inside the context.
+
+  A program for an absent device could not be loaded again. jax reads the switch of the cache once
+  per process, so the context sets the least compile time instead.
+  """
   word = 'jax_persistent_cache_min_compile_time_secs'
   before = getattr(jax.config, word)
   jax.config.update(word, float('inf'))
@@ -49,7 +52,7 @@ def nothing_kept() -> Iterator[None]:
 
 
 def sweep(folder: pathlib.Path) -> list[str]:
-  """Deletes entries that do not decompress -> their names."""
+  """Deletes the entries that do not decompress and returns their names."""
   try:
     checked = json.loads((folder / CHECKED).read_text())
   except (OSError, ValueError):
@@ -57,7 +60,7 @@ def sweep(folder: pathlib.Path) -> list[str]:
   sizes = {p.name: p.stat().st_size for p in folder.glob('*-cache')}
   torn = [n for n, size in sizes.items() if checked.get(n) != size and not _whole(folder / n)]
   for name in torn:
-    log.warning('deleting a torn entry of the compilation cache: %s', name)
+    log.warning('deleting an incomplete entry of the compilation cache: %s', name)
     (folder / name).unlink(missing_ok=True)
     del sizes[name]
   if sizes != checked and folder.is_dir():
@@ -68,9 +71,9 @@ def sweep(folder: pathlib.Path) -> list[str]:
 
 
 def _whole(path: pathlib.Path) -> bool:
-  """Whether an entry decompresses; one of another kind than zlib's is left to jax."""
+  """Whether an entry decompresses; entries that zlib did not write are left to jax."""
   data = path.read_bytes()
-  if data[:1] != b'\x78':  # a zlib stream begins with it; zstandard's does not
+  if data[:1] != b'\x78':  # the first byte of a zlib stream, not of a zstandard stream
     return bool(data)
   try:
     zlib.decompress(data)

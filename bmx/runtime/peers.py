@@ -1,10 +1,10 @@
-"""The processes of one run watch each other.
+"""Mutual supervision of the processes of one run.
 
-Process 0 listens; every other one connects, says its number and keeps the connection. Before jax is
-started, all must have come (the preflight); afterwards a connection that ends without a goodbye is
-a process that is gone: process 0 tells the others, and every one stops with exit code 78 instead of
-waiting in a collective for ever. The kernel closes a killed process's connection at once; a machine
-that vanishes is found by TCP keep-alive in `SILENCE` seconds.
+Process 0 listens; every other process connects, sends its number and keeps the connection. Before
+jax starts, all must be connected (the preflight). A connection that ends later without a goodbye is
+a lost process: process 0 informs the others, and all stop with exit code 78 instead of waiting in a
+collective for ever. The kernel closes the connection of a killed process at once; TCP keep-alive
+finds a lost machine in `SILENCE` seconds.
 """
 
 import logging
@@ -16,19 +16,24 @@ import time
 from bmx.core.errors import PROCESS_MISSING, InputError, Stop
 
 log = logging.getLogger('bmx')
-SILENCE = 30  # seconds after which a machine that does not answer is gone
+SILENCE = 30  # seconds after which a machine that does not answer counts as lost
 STOP_WITHIN = 5  # seconds from the end of one process to the end of all
-PORT_OFFSET = 1  # the watch listens beside jax's coordinator
+PORT_OFFSET = 1  # from the port of jax's coordinator to the port of process 0
 
 
 class ProcessMissing(Stop):
-  """A process of the run never came, or is gone."""
+  """A process of the run did not start, or is lost."""
 
   code = PROCESS_MISSING
 
 
 class Peers:
-  """The watch of one process. Use `start`."""
+  """Connections of one process to the others; see `start`.
+
+  Args:
+    process: number of this process, from 0.
+    processes: number of processes.
+  """
 
   def __init__(self, process: int, processes: int):
     self.process, self.processes = process, processes
@@ -36,7 +41,14 @@ class Peers:
     self.ended = threading.Event()
 
   def listen(self, address: tuple[str, int], timeout: float) -> None:
-    """Process 0: waits for all others, then lets them go on."""
+    """Waits for all other processes, then releases them; process 0 calls it.
+
+    Args:
+      address: host and port to listen at.
+      timeout: seconds.
+
+    Raises ProcessMissing naming the processes that did not connect.
+    """
     deadline = time.monotonic() + timeout
     with socket.create_server(('', address[1]), reuse_port=False) as server:
       while len(self.links) < self.processes - 1:
@@ -45,18 +57,25 @@ class Peers:
           link, _ = server.accept()
         except TimeoutError:
           missing = sorted(set(range(1, self.processes)) - set(self.links))
-          self._tell(f'missing {missing[0]}')
+          self._send(f'missing {missing[0]}')
           raise ProcessMissing(
-            f'of {self.processes} processes, {_names(missing)} did not come in {timeout:.0f} s; '
+            f'of {self.processes} processes, {_names(missing)} did not connect in {timeout:.0f} s; '
             f'start the same command there with --process and --coordinator={address[0]}:'
             f'{address[1] - PORT_OFFSET}'
           ) from None
         link.settimeout(5)
         self.links[int(_line(link) or -1)] = link
-    self._tell('go')
+    self._send('go')
 
   def join(self, address: tuple[str, int], timeout: float) -> None:
-    """Every other process: connects to process 0 and waits for its word."""
+    """Connects to process 0 and waits for its release; every other process calls it.
+
+    Args:
+      address: host and port of process 0.
+      timeout: seconds.
+
+    Raises ProcessMissing naming the process that did not connect.
+    """
     deadline = time.monotonic() + timeout
     while True:
       try:
@@ -65,7 +84,7 @@ class Peers:
       except OSError as error:
         if time.monotonic() > deadline:
           raise ProcessMissing(
-            f'process 0 is missing: nobody listens at {address}: {error}'
+            f'process 0 is missing: nothing listens at {address}: {error}'
           ) from None
         time.sleep(0.1)
     link.sendall(f'{self.process}\n'.encode())
@@ -79,7 +98,7 @@ class Peers:
       )
 
   def watch(self) -> None:
-    """Starts one thread a connection."""
+    """Starts one thread per connection, which ends this process if the peer is lost."""
     for peer, link in self.links.items():
       link.settimeout(None)
       _keep_alive(link)
@@ -95,10 +114,10 @@ class Peers:
     gone = int(word.removeprefix('missing ')) if word.startswith('missing ') else peer
     self.ended.set()
     if self.process == 0:
-      self._tell(f'missing {gone}')
+      self._send(f'missing {gone}')
     log.error(
       'process %d is missing; this process (%d) stops. Start all of them again with the same '
-      'command: the run goes on from its newest checkpoint',
+      'command: the run continues from its newest checkpoint',
       gone,
       self.process,
     )
@@ -106,32 +125,34 @@ class Peers:
     os._exit(PROCESS_MISSING)  # the main thread may hang in a collective
 
   def goodbye(self) -> None:
-    """The run is over here, and nobody need worry."""
+    """Informs the peers that this process ends as planned."""
     self.ended.set()
-    self._tell('bye')
+    self._send('bye')
 
   def await_verdict(self) -> None:
-    """After an error that a lost peer may have caused: time for the watch to end this process."""
+    """Gives the supervision time to end this process after an error that a lost peer may cause."""
     time.sleep(STOP_WITHIN / 2)
 
-  def _tell(self, word: str) -> None:
+  def _send(self, word: str) -> None:
     for link in self.links.values():
       try:
         link.sendall(f'{word}\n'.encode())
       except OSError:
-        log.debug('a peer is gone already')
+        log.debug('a peer has ended already')
 
 
 def start(coordinator: str, processes: int, process: int, timeout: float = 60.0) -> Peers:
-  """The preflight, then jax.distributed, then the watch.
+  """Runs the preflight, starts jax.distributed, then supervises.
 
   Args:
     coordinator: HOST:PORT of process 0; PORT + 1 must be free too.
-    timeout: seconds in which all processes must come.
+    processes: number of processes.
+    process: number of this process, from 0.
+    timeout: seconds in which all processes must connect.
 
   Raises:
-    InputError: arguments that make no sense.
-    ProcessMissing: names the processes that did not come.
+    InputError: invalid arguments.
+    ProcessMissing: names the processes that did not connect.
   """
   host, colon, port = coordinator.rpartition(':')
   if not colon or not port.isdigit() or not 0 <= process < processes:
@@ -157,7 +178,7 @@ def _names(processes: list[int]) -> str:
 
 
 def _line(link: socket.socket) -> str:
-  """One line, '' where the other end closed."""
+  """Reads one line; '' if the other end closed the connection."""
   data = b''
   while not data.endswith(b'\n'):
     part = link.recv(1)

@@ -64,7 +64,7 @@ def keep_sections(workdir: pathlib.Path, name: str, given: Any) -> None:
   Args:
     workdir: the run directory.
     name: of the hook; its earlier sections are replaced.
-    given: nothing is stored, and the earlier sections stay, if it is None or empty.
+    given: nothing is stored, and the earlier sections stay, for None or an empty list.
 
   Raises TypeError if it is anything else.
   """
@@ -113,7 +113,7 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
 
 
 def charts(lines: list[dict[str, Any]]) -> dict[str, Series]:
-  """One chart a metric; training and every evaluation of it are its series."""
+  """Returns one chart per metric; training and each evaluation are its series."""
   result: dict[str, Series] = {}
   for line in lines:
     for key, value in line.items():
@@ -146,7 +146,12 @@ def _card(title: str, series: Series) -> str:
 
 
 def svg(series: Series, colours: Mapping[str, str]) -> str:
-  """Lines over steps, as an SVG element. colours: of each series."""
+  """Draws lines over steps as an SVG element.
+
+  Args:
+    series: name -> (step, value) of each point.
+    colours: of each series, by name.
+  """
   points = [p for s in series.values() for p in s]
   x0, x1 = _span([x for x, _ in points])
   y0, y1 = _span([y for _, y in points])
@@ -181,7 +186,7 @@ def _span(values: list[float]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, n: int = 5) -> list[float]:
-  """Round numbers in [low, high].
+  """Returns round numbers in [low, high], about `n`.
 
   >>> ticks(0, 10)
   [0, 2, 4, 6, 8, 10]

@@ -15,7 +15,7 @@ class Throughput:
     steps: the step at which the run ends, for the time left.
     units: what one step consumes, by name: {'tokens': 768} gives 'tokens_per_second'.
     flops: FLOPs of one step, all devices, as `core.costs` counts them.
-    peak: FLOP/s of all devices together; 0 where unknown, and then there is no 'mfu'.
+    peak: FLOP/s of all devices together; 0 if unknown: log lines then lack 'mfu'.
     now: () -> the time in seconds; a test passes its own.
   """
 

@@ -1,4 +1,4 @@
-"""Ends a run that does not get on, and says where it stood."""
+"""Ends a run that makes no progress and prints the stack of every thread."""
 
 import faulthandler
 import logging
@@ -13,10 +13,13 @@ log = logging.getLogger('bmx')
 
 
 class Watchdog:
-  """While entered: if `seconds` pass without a `pat`, prints every thread's stack and exits with
-  77.
+  """While entered, exits with code 77 if `seconds` pass without a `pat`.
 
-  0 seconds is no watchdog. Compiling and evaluating count as standing still: be generous.
+  Prints the stack of every thread first. Compilation and one evaluation are without progress: leave
+  time for them.
+
+  Args:
+    seconds: without progress; 0 disables the watchdog.
   """
 
   def __init__(self, seconds: float):
@@ -33,13 +36,13 @@ class Watchdog:
     self.ended.set()
 
   def pat(self) -> None:
-    """A step has finished."""
+    """Records progress: a step, an evaluation or a compilation has finished."""
     self.last = time.monotonic()
 
   def _watch(self) -> None:
     while not self.ended.wait(min(self.seconds / 4, 5)):
       if time.monotonic() - self.last > self.seconds:
-        log.error('no step has finished in %g s (watchdog.seconds); every thread stands here:',
+        log.error('no step has finished in %g s (watchdog.seconds); the stack of every thread:',
                   self.seconds)  # fmt: skip
         logging.shutdown()
         faulthandler.dump_traceback(sys.stderr, all_threads=True)

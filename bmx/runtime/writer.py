@@ -1,4 +1,4 @@
-"""Where what a run says goes: the terminal, metrics.jsonl, TensorBoard."""
+"""Writers for logs and metrics: terminal, metrics.jsonl, TensorBoard."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 
 log = logging.getLogger('bmx')
 
-# Keys of metrics.jsonl that tell time, and so differ between two equal runs.
+# Keys of metrics.jsonl that measure time, and so differ between two equal runs.
 TIMES = (
   'time',
   'steps_per_second',
@@ -24,7 +24,7 @@ TIMES = (
 
 
 def start_logging(workdir: pathlib.Path, process: int = 0) -> None:
-  """Process 0 speaks on the terminal, the others in WORKDIR/logs/PROCESS.log."""
+  """Logs to the terminal in process 0, to WORKDIR/logs/PROCESS.log in the others."""
   if process:
     (workdir / 'logs').mkdir(parents=True, exist_ok=True)
     handler: logging.Handler = logging.FileHandler(workdir / 'logs' / f'{process}.log')
@@ -39,7 +39,7 @@ def start_logging(workdir: pathlib.Path, process: int = 0) -> None:
 
 
 class _Terminal(logging.Handler):
-  """Plain lines on stderr, through the live bar while there is one."""
+  """Plain lines on stderr, above the progress bar if one is live."""
 
   def emit(self, record: logging.LogRecord) -> None:
     text = self.format(record)
@@ -50,7 +50,11 @@ class _Terminal(logging.Handler):
 
 
 class Bar:
-  """A live bar with loss, rate and time left on a terminal; nothing anywhere else."""
+  """A progress bar with loss, rate and remaining time; without a terminal it does nothing.
+
+  Args:
+    steps: of the run.
+  """
 
   live: Any = None
 
@@ -85,12 +89,13 @@ class Bar:
 
 
 class JsonLines:
-  """metrics.jsonl: one object a line, on disk before the call returns.
+  """metrics.jsonl: one JSON object per line, on disk (fsync) before the call returns.
 
-  Where the disk refuses, the line is kept and written with the next one; no half line stays.
+  A line that cannot be written is kept and written with the next one; no half line stays.
 
   Args:
-    length: bytes that a resumed run may keep; what was written after its checkpoint is cut.
+    path: of the file.
+    length: bytes that a resumed run keeps; lines written after its checkpoint are cut off.
   """
 
   def __init__(self, path: pathlib.Path, length: int = 0):
@@ -98,7 +103,7 @@ class JsonLines:
     self.file = open(path, 'ab', buffering=0)  # noqa: SIM115  closed in close()
     there = path.stat().st_size
     if there < length:
-      log.warning('%s HAS LOST LINES: %d bytes of the %d that its checkpoint tells of',
+      log.warning('%s HAS LOST LINES: %d bytes of the %d that its checkpoint records',
                   path, there, length)  # fmt: skip
     self.length = min(length, there)
     self.file.truncate(self.length)
@@ -123,7 +128,13 @@ class JsonLines:
 
 
 class Writer:
-  """Scalars of a step, to metrics.jsonl, TensorBoard and the terminal; `None` workdir is silent."""
+  """Writes scalars of a step to metrics.jsonl, TensorBoard and the terminal.
+
+  Args:
+    workdir: the run directory.
+    step: completed steps at the start; later TensorBoard events are hidden.
+    length: see `JsonLines`.
+  """
 
   def __init__(self, workdir: pathlib.Path, step: int, length: int):
     from tensorboardX import SummaryWriter
@@ -147,7 +158,7 @@ class Writer:
 
 
 def _line(values: Mapping[str, float]) -> str:
-  """What is worth a glance: loss first, then what is not as it nearly always is."""
+  """Formats a log line: loss first; omits values that are usually constant."""
   usual = {'steps_per_second', 'step_seconds'}
   usual |= {'skipped'} if not values.get('skipped') else set()
   usual |= {'data_wait_fraction'} if values.get('data_wait_fraction', 0) < 0.05 else set()
@@ -169,7 +180,7 @@ class Silent:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """The whole file or none of it, on disk before the call returns."""
+  """Writes a file atomically; it is on disk (fsync) when the call returns."""
   part = path.with_name(path.name + '.part')
   with part.open('w') as file:
     json.dump(value, file, indent=1, default=str)
@@ -180,7 +191,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def brief(value: float) -> str:
-  """
+  """Formats a number for people: four digits, thousands separated.
+
   >>> brief(0.00012345), brief(12345.678), brief(0.98765), brief(3)
   ('0.0001234', '12,346', '0.9877', '3')
   """
@@ -190,12 +202,12 @@ def brief(value: float) -> str:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a metrics.jsonl."""
+  """Returns the objects of a metrics.jsonl; [] without one."""
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-  """Rows as aligned columns; columns of numbers stand right."""
+  """Formats rows as aligned columns; columns of numbers are right-aligned."""
   widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
   number = [all(r[i][:1].isdigit() or not r[i] for r in rows[1:]) for i in range(len(widths))]
   cells = lambda r: [

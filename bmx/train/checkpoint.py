@@ -58,7 +58,7 @@ class Checkpoints:
     self.saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
     self.pool = concurrent.futures.ThreadPoolExecutor(1)
     self.pending: tuple[concurrent.futures.Future[None], pathlib.Path] | None = None
-    self.failed_at = 0.0  # time of a failure that no later save has made good; 0 is none
+    self.failed_at = 0.0  # time of a failure that no later save has made good; 0: none
     self.saved: int | None = None
     self.saved_loop = ''  # digest of its loop.json
     self.valid: dict[int, bool] = {}  # steps that this process wrote or verified
@@ -134,7 +134,7 @@ class Checkpoints:
     self._remove_old(loop.get('best_step'))
 
   def _remove_old(self, best: int | None) -> None:
-    """Removes what is older than the `last` newest valid checkpoints, the best excepted."""
+    """Removes checkpoints older than the `last` newest valid ones, except the best."""
     kept = 0
     for step in reversed(self.steps()):
       if kept < self.last:
@@ -188,7 +188,7 @@ class Checkpoints:
   def choose(self, which: str) -> int:
     """Returns the step named by 'latest', 'best' or a number.
 
-    Raises InputError if there is no such checkpoint.
+    Raises InputError if it does not exist.
     """
     steps = self.steps()
     if not steps:
@@ -226,8 +226,7 @@ class Checkpoints:
     return loop if anywhere(after is None) else after or loop
 
   def _after(self, step: int, of: str) -> dict[str, Any] | None:
-    """Returns the host state in STEP.after.json; None if it is absent, damaged or of another
-    save."""
+    """Returns the host state in STEP.after.json; None if absent, damaged or of another save."""
     path = self.folder / AFTER.format(step)
     if not path.exists():
       return None

@@ -113,7 +113,7 @@ def _load(path: pathlib.Path, abstract: Any) -> Any:
 
 
 def _digest(path: pathlib.Path) -> str:
-  """The digest in a manifest; '' if there is none."""
+  """The digest in a manifest; '' without one."""
   try:
     return str(manifest.read(path)['digest'])
   except (OSError, ValueError, KeyError, TypeError):

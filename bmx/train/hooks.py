@@ -1,9 +1,9 @@
 """What happens at a step, in an order that a resumed run repeats.
 
 1. log: the line of the window is on disk (fsync);
-2. save: the checkpoint that is due is started, so that nothing after it can lose the step;
+2. save: a due checkpoint is started, so that nothing after it can lose the step;
 3. evaluate: metrics of every entry of `eval` (they may call code of the user);
-4. decide: what is best, and whether to stop;
+4. decide: update the best value, and stop early if due;
 5. keep: a checkpoint of the best or the last step, if step 2 has not saved it;
 6. profile, then the hooks of the user, in the order of their names; then the report.
 

@@ -31,7 +31,7 @@ def run(
   """Trains to the last step, from the newest valid checkpoint if there is one.
 
   Args:
-    experiment: what is trained.
+    experiment: of the run.
     workdir: the run directory; a new one, or that of the same experiment.
     more: name -> hook, besides those of the experiment.
 

@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: SHA-256 of every file, written when all of them are on disk.
+"""Manifests: SHA-256 of every file of a folder, written when all of them are on disk.
 
-Each process hashes what it wrote and leaves a part; process 0 joins the parts.
+Each process hashes the files that it wrote and writes a part; process 0 joins the parts.
 """
 
 import hashlib
@@ -17,8 +17,10 @@ PATIENCE = 600.0  # seconds that process 0 waits for the parts of the others
 
 
 def write_part(path: pathlib.Path, process: int) -> None:
-  """What `process` wrote, hashed: Orbax keeps the arrays of process I in `ocdbt.process_I`; process
-  0 answers for every other file too."""
+  """Hashes the files that a process wrote.
+
+  Orbax keeps the arrays of process I in `ocdbt.process_I`; process 0 hashes every other file too.
+  """
   files = [p.relative_to(path) for p in path.rglob('*') if p.is_file()]
   mine = [p for p in files if _writer(p) == process and not p.name.startswith('digests.')]
   write_json(path / PART.format(process), {str(p): sha256(path / p) for p in sorted(mine)})
@@ -30,15 +32,20 @@ def _writer(file: pathlib.PurePath) -> int:
 
 
 def join(path: pathlib.Path, processes: int, **facts: Any) -> None:
-  """Waits for the parts of all processes and makes them the manifest.
+  """Waits for the parts of all processes and joins them to the manifest.
 
-  Raises TimeoutError where one does not come.
+  Args:
+    path: the folder.
+    processes: number of parts.
+    **facts: further entries of the manifest.
+
+  Raises TimeoutError if a part is missing after `PATIENCE` seconds.
   """
   parts = [path / PART.format(i) for i in range(processes)]
   deadline = time.monotonic() + PATIENCE
   while missing := [p for p in parts if not p.exists()]:
     if time.monotonic() > deadline:
-      raise TimeoutError(f'{", ".join(p.name for p in missing)} did not come in {PATIENCE:.0f} s')
+      raise TimeoutError(f'{", ".join(p.name for p in missing)} did not appear in {PATIENCE:.0f} s')
     time.sleep(0.05)
   files: dict[str, str] = {}
   for part in parts:
@@ -53,10 +60,11 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def damage(path: pathlib.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
-  """What is wrong with a checkpoint: files that are missing or are not what was written.
+  """Returns a line for each file that is missing or differs from the file that was written.
 
   Args:
-    share: (i, n) looks at every n-th file from the i-th on.
+    path: the folder.
+    share: (i, n) verifies every n-th file from the i-th on.
   """
   try:
     files = dict(read(path)['files'])
@@ -68,10 +76,11 @@ def damage(path: pathlib.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
     if not (path / name).is_file():
       bad.append(f'{name} is missing')
     elif sha256(path / name) != digest:
-      bad.append(f'{name} is damaged: its SHA-256 is not the one that was written')
+      bad.append(f'{name} is damaged: its SHA-256 differs from the one that was written')
   return bad
 
 
 def sha256(path: pathlib.Path) -> str:
+  """Returns the SHA-256 of a file, in hexadecimal digits."""
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

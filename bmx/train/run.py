@@ -41,7 +41,7 @@ class Run:
   """One start of a run. The fields are fixed; `loop`, `window` and the writers hold what changes.
 
   Attributes:
-    experiment: what is trained.
+    experiment: of the run.
     workdir: the run directory.
     spec: shapes and shardings of the state, and how to create it.
     feed: batches by step; `feed.depth` steps are one dispatch at most.
@@ -172,10 +172,10 @@ def make_run(
   """Finds the checkpoint, opens the files and compiles the program.
 
   Args:
-    experiment: what is trained.
+    experiment: of the run.
     rundir: the run directory.
     hooks: all hooks, in order; see `hooks.in_order`.
-    bar: entered by the caller, as `signals` and `watchdog` are; without them there is none.
+    bar: entered by the caller, as `signals` and `watchdog` are; None: nothing is shown or watched.
     signals: see `bar`.
     watchdog: see `bar`.
 
@@ -294,7 +294,7 @@ def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple
     workdir: the run directory.
     which: 'latest', 'best' or a step.
 
-  Raises InputError if there is none, it is damaged, or it does not fit.
+  Raises InputError if it is missing, is damaged, or it does not fit.
   """
   folder = workdir / 'checkpoints'
   if not folder.is_dir():

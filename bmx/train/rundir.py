@@ -44,7 +44,8 @@ PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'nu
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """
+  """Returns the leaves of nested dicts by dotted names.
+
   >>> flatten({'a': {'b': 1}, 'c': [2]})
   {'a.b': 1, 'c': [2]}
   """
@@ -58,7 +59,7 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-  """(leaf, old, new) where two configs differ; a leaf that one lacks is '(absent)'."""
+  """Returns (leaf, old, new) where two configs differ; '(absent)' if one lacks the leaf."""
   a, b = flatten(old), flatten(new)
   missing = '(absent)'
   names = sorted({*a, *b})
@@ -75,17 +76,24 @@ def _ours(name: str) -> bool:
 
 
 def _free(leaf: str) -> bool:
-  """Whether a resumed run may change it. A tokenizer is judged by what it says, not by where it
-  comes from: see `check_tokenizer`."""
+  """Whether a resumed run may change a leaf.
+
+  Tokenizers are compared by content, not by source: see `check_tokenizer`.
+  """
   words = leaf.split('.')
   return words[0] in FREE or 'tokenizer' in words
 
 
 class RunDir:
-  """WORKDIR, made or taken up again.
+  """WORKDIR, new or of a run that is resumed.
+
+  Args:
+    workdir: its path.
+    experiment: whose run it holds.
 
   Raises:
-    InputError: it cannot be written, or holds another config's run (the differences are listed).
+    InputError: it cannot be written, or holds the run of another config (the differences are
+      listed).
   """
 
   def __init__(self, workdir: str | os.PathLike[str], experiment: Experiment):
@@ -94,7 +102,7 @@ class RunDir:
     self.config = self.path / 'config.json'
     self.resumed = self.config.exists()
     if jax.process_index():
-      return  # process 0 looks after the directory
+      return  # process 0 writes the directory
     if self.resumed:
       self._compare()
     elif self.path.is_dir() and (others := [n for n in os.listdir(self.path) if not _ours(n)]):
@@ -143,14 +151,20 @@ class RunDir:
                  if not _free(change[0])]  # fmt: skip
     if forbidden:
       raise InputError(
-        f'{self.path} holds the run of another config:\n' + '\n'.join(forbidden) + '\n'
-        'name another --workdir, or give the same config again'
+        f'--workdir={self.path}: expected the same config as its run, found differences:\n'
+        + '\n'.join(forbidden)
+        + '\nname another --workdir, or give the same config again'
       )
     if changes:
       log.info('resuming with another\n%s', '\n'.join(lines))
 
   def write_config(self, step: int, resolved: Mapping[str, Any]) -> None:
-    """config.json; where a resumed run changes it, the former text stays as config.STEP.json."""
+    """Writes config.json; the previous one is kept as config.STEP.json if a resumed run changes it.
+
+    Args:
+      step: of the checkpoint that the run continues from.
+      resolved: choices made at the start, by name.
+    """
     if jax.process_index():
       return
     new = {
@@ -189,29 +203,29 @@ class RunDir:
 
 
 def check_tokenizer(workdir: pathlib.Path, data: Any) -> str:
-  """The tokenizer.json of the data, '' where it has none.
+  """Returns the tokenizer.json of the data, '' if it has none.
 
-  Raises InputError where the run has another one: its ids would mean other words.
+  Raises InputError if the run has another one: its ids would mean other words.
   """
   text = getattr(getattr(data, 'tokenizer', None), 'text', '')
   path = workdir / 'tokenizer.json'
   if text and path.is_file() and path.read_text(encoding='utf-8') != text:
     raise InputError(
       f'{path} is another tokenizer than the one that the config makes now: its text, or the '
-      "library tokenizers, has changed. To go on with the run's own, let the recipe say "
+      "library tokenizers, has changed. To continue with the run's own, set in the recipe "
       "tokenizer={'call': 'bmx.data.tokenizer:load', 'path': WORKDIR}"
     )
   return text
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-  """The stored config.json. Raises InputError where there is none or it is not one."""
+  """Returns the stored config.json. Raises InputError if it is missing or damaged."""
   path = workdir / 'config.json'
   try:
     stored = json.loads(path.read_text())
     return stored | {'config': complete(stored['config'])}
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(f'{path} is not the config of a run: {error}') from None
+    raise InputError(f'{path}: expected the config of a run: {error}') from None
 
 
 def _version(package: str) -> str:
@@ -222,8 +236,7 @@ def _version(package: str) -> str:
 
 
 def _git_commit() -> str:
-  """The commit of the code that runs, with '+' where files differ from it; '' outside a
-  checkout."""
+  """Returns the commit of this code, with '+' if files differ from it; '' outside a checkout."""
   folder = pathlib.Path(__file__).parent
   git = lambda *args: subprocess.run(
     ['git', *args], cwd=folder, capture_output=True, text=True, timeout=10, check=True

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first asks, a second interrupt insists."""
+"""Signals that ask a run to stop: the first saves and stops, a second interrupt stops at once."""
 
 import logging
 import signal
@@ -13,7 +13,7 @@ log = logging.getLogger('bmx')
 class Signals:
   """While entered, SIGTERM and SIGINT set `asked`; a second SIGINT raises KeyboardInterrupt.
 
-  Outside the main thread, where Python has no signals, it does nothing.
+  Outside the main thread, where Python delivers no signals, it does nothing.
   """
 
   def __init__(self) -> None:
@@ -22,13 +22,16 @@ class Signals:
     self.former: dict[int, Any] = {}
 
   def asked_now(self) -> bool:
-    """Whether the run stops after this step; several processes agree on one, through jax, which
-    then listens for SIGTERM itself."""
+    """Returns whether the run stops after this dispatch.
+
+    Several processes agree on one dispatch through jax, which handles SIGTERM itself then.
+    Collective: every process must call.
+    """
     if jax.process_count() == 1:
       return self.asked
     from jax.experimental import multihost_utils
 
-    # jax agrees on a number that all reach: one that counts calls skips none, as steps do.
+    # jax agrees on a number that every process reaches: calls are counted without gaps.
     self.calls += 1
     return multihost_utils.reached_preemption_sync_point(self.calls)
 

@@ -11,6 +11,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from bmx import config as recipes
@@ -191,6 +192,19 @@ def test_hooks_of_the_config_and_of_code(tmp_path):
   assert page.count('<h2>Norm</h2><p>step 20</p>') == 2
   # `hooks` may differ in a resumed run.
   RunDir(tmp_path / 'run', build(hooks={'norm': words['norm'] | {'every': 2}}))
+
+
+def test_the_hook_of_the_readme(tmp_path):
+  text = (ROOT / 'README.md').read_text()
+  block = next(b for b in text.split('```diff\n') if b.startswith('+class Norm')).split('```')[0]
+  lines = [line.removeprefix('+') for line in block.splitlines()]
+  scope = {'optax': optax, 'Section': Section}
+  exec('\n'.join(line for line in lines if not line.startswith('  c.')), scope)
+  found = loop.run(build(), tmp_path / 'run', {'norm': Hook(500, scope['Norm']())})
+  assert (
+    f'<p>{found["metrics"]["param_norm"]:.3f} after 20 steps</p>'
+    in (tmp_path / 'run/report.html').read_text()
+  )
 
 
 @pytest.mark.parametrize(

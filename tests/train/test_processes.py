@@ -123,7 +123,7 @@ def test_a_process_that_never_comes_is_named(tmp_path, monkeypatch):
 
   watch = peers.Peers(0, 3)
   number = port()
-  with pytest.raises(peers.ProcessMissing, match='processes 1, 2 did not come'):
+  with pytest.raises(peers.ProcessMissing, match='processes 1, 2 did not connect'):
     watch.listen(('localhost', number), 0.2)
   with pytest.raises(peers.ProcessMissing, match='process 0 is missing'):
     peers.Peers(1, 3).join(('localhost', number), 0.2)
