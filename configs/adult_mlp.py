@@ -26,7 +26,7 @@ def get_config(variant: str = ''):
     'call': 'bmx.tasks.classification:BinaryClassification',
     'model': {
       'call': 'bmx.models.mlp:MLP',
-      'outputs': 1,
+      'num_outputs': 1,
       'widths': (10, 10),
       'activations': ('sigmoid', 'relu'),
       'dropout': 0.0,

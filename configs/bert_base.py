@@ -33,9 +33,9 @@ def get_config(variant: str = ''):
       'next_sentence': True,
       'encoder': {
         'call': 'bmx.models.bert:BERT',
-        'vocab': c.get_ref('vocab'),
+        'vocab_size': c.get_ref('vocab'),
         'vocab_pad': 0,
-        'length': c.get_ref('length'),
+        'max_seq_len': c.get_ref('length'),
         'width': 768,
         'depth': 12,
         'heads': 12,

@@ -39,7 +39,7 @@ def get_config(variant: str = ''):
   tokenizer = {'call': 'bmx.data.tokenizer:load', 'path': c.init.get_ref('path')}
   c.task = {
     'call': 'bmx.tasks.encoder:TextClassification',
-    'model': {'call': 'bmx.models.bert:Classifier', 'outputs': 2, 'encoder': encoder},
+    'model': {'call': 'bmx.models.bert:Classifier', 'num_outputs': 2, 'encoder': encoder},
   }
   c.data = {
     'call': 'bmx.data.labelled:classified',
@@ -69,13 +69,13 @@ def get_config(variant: str = ''):
   c.every = {'log': 100, 'eval': 500, 'save': 500}
   c.keep = {'last': 2, 'metric': 'eval/valid/accuracy', 'mode': 'max'}
   if variant == 'regression':
-    c.task.call, c.task.model.outputs = 'bmx.tasks.encoder:TextRegression', 1
+    c.task.call, c.task.model.num_outputs = 'bmx.tasks.encoder:TextRegression', 1
     c.data.regression = True
     c.eval.valid.metrics = ('bmx.tasks.metrics:pearson', 'bmx.tasks.metrics:spearman')
     c.keep.metric = 'eval/valid/pearson'
   if variant == 'ner':
     c.task.call, c.task.model.call = 'bmx.tasks.encoder:TokenClassification', TAGGER
-    c.task.model.outputs = 13  # WNUT-17: six kinds of entity
+    c.task.model.num_outputs = 13  # WNUT-17: six kinds of entity
     c.data = {
       'call': 'bmx.data.labelled:tagged',
       'path': 'wnut17train.conll',
@@ -121,8 +121,8 @@ def _tiny(c):
   c.length, c.batch_size, c.epochs, c.steps = 32, 32, 0.0, 75
   c.task.model.encoder = {
     'call': 'bmx.models.bert:BERT',
-    'vocab': 512,
-    'length': c.get_ref('length'),
+    'vocab_size': 512,
+    'max_seq_len': c.get_ref('length'),
     'width': 64,
     'depth': 2,
     'heads': 4,

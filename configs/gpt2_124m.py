@@ -20,9 +20,9 @@ def get_config(variant: str = ''):
     'chunks': 8,  # of the tokens: logits exist for one of them at a time
     'model': {
       'call': 'bmx.models.gpt:GPT',
-      'vocab': c.get_ref('vocab'),
+      'vocab_size': c.get_ref('vocab'),
       'vocab_pad': 47,  # 50,304 rows: a multiple of 128, for matrix units and the model axis
-      'length': c.get_ref('length'),
+      'max_seq_len': c.get_ref('length'),
       'width': 768,
       'depth': 12,
       'heads': 12,

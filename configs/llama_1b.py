@@ -20,17 +20,22 @@ def get_config(variant: str = ''):
     'call': 'bmx.tasks.language:CausalLM',
     'model': {
       'call': 'bmx.models.gpt:GPT',
-      'vocab': c.get_ref('vocab'),
+      'vocab_size': c.get_ref('vocab'),
       'vocab_pad': 0,  # 128,256 is a multiple of 128 already
-      'length': c.get_ref('length'),
+      'max_seq_len': c.get_ref('length'),
       'width': 2048,
       'depth': 16,
       'heads': 32,
       'kv_heads': 8,
-      'hidden': 8192,
+      'mlp_dim': 8192,
       'positions': 'rotary',
       'theta': 500_000.0,
-      'scaling': (32.0, 1.0, 4.0, 8192.0),  # as its published weights were extended
+      'rope_scaling': {  # as its published weights were extended
+        'factor': 32.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 8192.0,
+      },
       'norm': 'rms',
       'activation': 'silu',
       'gated': True,
@@ -57,7 +62,7 @@ def get_config(variant: str = ''):
   c.every = {'log': 10, 'eval': 1000, 'save': 500}
   if check_variant(variant, 'tiny') == 'tiny':
     c.vocab, c.length, c.batch_size, c.steps, c.dtype = 256, 32, 16, 20, 'float32'
-    c.task.model.update(width=64, depth=2, heads=4, kv_heads=2, hidden=128)
+    c.task.model.update(width=64, depth=2, heads=4, kv_heads=2, mlp_dim=128)
     c.data = {'call': 'bmx.data.text:text', 'split': 'train', 'length': c.get_ref('length')}
     c.eval.valid.batch_size = 512
     c.grad.steps = 2

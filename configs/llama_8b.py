@@ -20,14 +20,14 @@ def get_config(variant: str = ''):
     'call': 'bmx.tasks.language:CausalLM',
     'model': {
       'call': 'bmx.models.gpt:GPT',
-      'vocab': c.get_ref('vocab'),
+      'vocab_size': c.get_ref('vocab'),
       'vocab_pad': 0,  # 128,256 is a multiple of 128 already
-      'length': c.get_ref('length'),
+      'max_seq_len': c.get_ref('length'),
       'width': 4096,
       'depth': 32,
       'heads': 32,
       'kv_heads': 8,
-      'hidden': 14336,
+      'mlp_dim': 14336,
       'positions': 'rotary',
       'theta': 500_000.0,
       'norm': 'rms',
@@ -36,7 +36,7 @@ def get_config(variant: str = ''):
       'bias': False,
       'tied': False,
       'scan': True,
-      'remat': 'all',
+      'remat': 'full',
       'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },
@@ -56,7 +56,7 @@ def get_config(variant: str = ''):
   c.every = {'log': 10, 'eval': 1000, 'save': 500}
   if check_variant(variant, 'tiny') == 'tiny':
     c.vocab, c.length, c.batch_size, c.steps, c.dtype = 256, 32, 16, 20, 'float32'
-    c.task.model.update(width=64, depth=2, heads=4, kv_heads=2, hidden=128)
+    c.task.model.update(width=64, depth=2, heads=4, kv_heads=2, mlp_dim=128)
     c.data = {'call': 'bmx.data.text:text', 'split': 'train', 'length': c.get_ref('length')}
     c.eval.valid.batch_size = 512
     c.grad.steps = 2

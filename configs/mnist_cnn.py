@@ -20,9 +20,9 @@ def get_config(variant: str = ''):
     'call': 'bmx.tasks.classification:Classification',
     'model': {
       'call': 'bmx.models.cnn:CNN',
-      'outputs': c.get_ref('classes'),
+      'num_outputs': c.get_ref('classes'),
       'features': (32, 64),
-      'window': 5,
+      'kernel_size': 5,
       'widths': (128,),
       'norm': 'batch',
       'dropout': 0.3,
@@ -52,7 +52,7 @@ def get_config(variant: str = ''):
     c.optimizer = {'call': 'bmx.optim.optimizers:sgd', 'momentum': 0.9}
   if variant == 'tiny':
     c.epochs, c.steps, c.batch_size = 0.0, 30, 64
-    c.task.model.update(features=(8,), window=3, widths=(32,))
+    c.task.model.update(features=(8,), kernel_size=3, widths=(32,))
     c.data = {'call': 'bmx.data.builtin:digits', 'split': 'train', 'crop': 1}
     c.eval.test = {'split': 'test', 'batch_size': 64}
     c.schedule.warmup = 2

@@ -24,7 +24,7 @@ def get_config(variant: str = ''):
     'call': 'bmx.tasks.classification:Classification',
     'model': {
       'call': 'bmx.models.mlp:MLP',
-      'outputs': c.get_ref('classes'),
+      'num_outputs': c.get_ref('classes'),
       'widths': (256, 128),
       'activations': ('relu',),
       'dropout': 0.1,

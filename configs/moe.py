@@ -22,13 +22,13 @@ def get_config(variant: str = ''):
     'call': 'bmx.tasks.language:CausalLM',
     'model': {
       'call': 'bmx.models.gpt:GPT',
-      'vocab': c.get_ref('vocab'),
-      'length': c.get_ref('length'),
+      'vocab_size': c.get_ref('vocab'),
+      'max_seq_len': c.get_ref('length'),
       'width': 4096,
       'depth': 32,
       'heads': 32,
       'kv_heads': 8,
-      'hidden': 14336,
+      'mlp_dim': 14336,
       'positions': 'rotary',
       'theta': 1_000_000.0,
       'norm': 'rms',
@@ -38,11 +38,11 @@ def get_config(variant: str = ''):
       'tied': False,
       'experts': 8,
       'top_k': 2,
-      'capacity': 1.25,  # 0.0 drops no token, and holds the worst case in memory
-      'balance': 0.01,  # Fedus et al. 2022
-      'router_z': 0.001,  # Zoph et al. 2022
+      'capacity_factor': 1.25,  # 0.0 drops no token, and holds the worst case in memory
+      'load_balance_coef': 0.01,  # Fedus et al. 2022
+      'router_z_coef': 0.001,  # Zoph et al. 2022
       'scan': True,
-      'remat': 'all',
+      'remat': 'full',
       'attention': 'auto',  # by the kind of device
       'dtype': c.get_ref('dtype'),
     },
@@ -62,7 +62,7 @@ def get_config(variant: str = ''):
   if check_variant(variant, 'tiny') == 'tiny':
     # Every layout on 8 devices divides it.
     c.vocab, c.length, c.batch_size, c.steps, c.dtype = 256, 32, 16, 20, 'float32'
-    c.task.model.update(width=64, depth=2, heads=4, kv_heads=4, hidden=32)
+    c.task.model.update(width=64, depth=2, heads=4, kv_heads=4, mlp_dim=32)
     c.data = {'call': 'bmx.data.text:text', 'split': 'train', 'length': c.get_ref('length')}
     c.eval.valid.batch_size = 512
     c.grad.steps = 1

@@ -102,7 +102,7 @@ BAD_CONFIGS = {
   'axis': (DIGITS, 'mesh.modle=2', "'mesh.modle'; did you mean 'model'"),
   'rule': (DIGITS, 'rules.embed=fspd', "no mesh axis 'fspd'; did you mean 'fsdp'"),
   'classes': (DIGITS, 'classes=9', 'the data has 10 classes, but the model'),
-  'vocabulary': (GPT, 'task.model.vocab=100', 'has 256 ids, the model a vocabulary of 100'),
+  'vocabulary': (GPT, 'task.model.vocab_size=100', 'has 256 ids, the model a vocabulary of 100'),
   'metric of test': (DIGITS, 'stop.metric=eval/test/loss', 'nothing may be chosen by the test set'),
   'best by test': (DIGITS, 'keep.metric=eval/test/loss', 'nothing may be chosen by the test set'),
   'metric': (GPT, 'keep.metric=valid/loss', r"metric='valid/loss' is no metric; did you"),
@@ -179,8 +179,8 @@ def get_config(variant=''):
   c.optimizer = {'call': 'bmx.optim.optimizers:sgd'}
   return c
 """
-MLP = {'call': 'bmx.models.mlp:MLP', 'outputs': 3, 'widths': (4,)}
-LM = {'call': 'bmx.models.gpt:GPT', 'vocab': 300, 'length': 8, 'width': 8, 'depth': 1, 'heads': 1}
+MLP = {'call': 'bmx.models.mlp:MLP', 'num_outputs': 3, 'widths': (4,)}
+LM = {'call': 'bmx.models.gpt:GPT', 'vocab_size': 300, 'max_seq_len': 8, 'width': 8, 'depth': 1, 'heads': 1}
 TOKENS = {'call': 'bmx.data.text:tokens', 'vocab': 300, 'length': 8}
 KINDS = {
   'csv': ('classification:Classification', MLP, {'call': 'bmx.data.source:csv', 'target': 'y'}),

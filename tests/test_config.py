@@ -241,7 +241,7 @@ def test_ties_hold_after_an_override(load):
 
 def test_ties_of_the_recipes():
   config, _ = recipes.load(str(ROOT / 'configs/gpt_char.py'), ['length=48', 'dtype=bfloat16'])
-  assert config.task.model.length == config.data.length == 48
+  assert config.task.model.max_seq_len == config.data.length == 48
   assert config.task.model.dtype == 'bfloat16'
   plain = recipes.plain(config)
   assert plain['task']['model']['length'] == plain['data']['length'] == 48
@@ -323,7 +323,7 @@ def test_build_says_what_is_wrong(bad, message):
 
 def test_linens_own_arguments_are_not_offered():
   with pytest.raises(InputError, match='takes no argument') as caught:
-    recipes.build({'call': 'bmx.models.mlp:MLP', 'outputs': 3, 'nmae': 'x'}, 'model')
+    recipes.build({'call': 'bmx.models.mlp:MLP', 'num_outputs': 3, 'nmae': 'x'}, 'model')
   assert 'parent' not in str(caught.value)
 
 

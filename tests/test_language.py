@@ -81,7 +81,7 @@ def test_tags(folder):
   held = [f'eval.{name}.path={folder}/words.conll' for name in ('valid', 'test')]
   held += [f'eval.{name}.length=16' for name in ('valid', 'test')]
   summary = run('bert_finetune.py:ner', folder / 'ner', *start(folder), *data, *held,
-                'task.model.outputs=2', 'schedule.peak=2e-3')  # fmt: skip
+                'task.model.num_outputs=2', 'schedule.peak=2e-3')  # fmt: skip
   assert summary['metrics']['eval/test/entity_f1'] == 1
 
 

@@ -14,7 +14,6 @@ from bmx.adapt.layouts import (
   CLASSIFIER,
   GPT2,
   LLAMA,
-  LLAMA3,
   PRETRAINING,
   QWEN2,
   ROBERTA,
@@ -23,6 +22,7 @@ from bmx.adapt.layouts import (
 from bmx.core.errors import InputError
 from bmx.models import bert
 from bmx.models.gpt import GPT
+from bmx.ops.positions import ROPE_SCALING
 
 
 def architecture(config: Mapping[str, Any]) -> str:
@@ -55,10 +55,10 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     raise InputError(f'bmx cannot reproduce this {name}:\n  {lines}')
   if 'first_position' in part:
     part['first_position'] += 1  # the rows up to that of padding belong to no position
-    part['length'] -= part['first_position']
+    part['max_seq_len'] -= part['first_position']
   if head is None:
     return part
-  return {**head, 'encoder': part} | ({'outputs': labels} if head['call'] == CLASSIFIER else {})
+  return {**head, 'encoder': part} | ({'num_outputs': labels} if head['call'] == CLASSIFIER else {})
 
 
 def _value(
@@ -94,13 +94,13 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
   share = rope.pop('partial_rotary_factor')
   if share not in (None, 1):
     problems.append(f'partial_rotary_factor={share!r}: supported is 1.0')
-  scaling = LLAMA3 if kind == 'llama3' else ()
+  scaling = ROPE_SCALING if kind == 'llama3' else ()
   for key in ('rope_theta', *scaling):
     if type(rope.get(key)) not in (int, float):
       problems.append(f'{word}.{key}={rope.get(key)!r}: expected float, such as 1.0')
-  for key in sorted(rope.keys() - {'rope_theta', *LLAMA3}):
-    problems.append(f'{word}.{key}={rope[key]!r}: supported are rope_theta, {", ".join(LLAMA3)}')
-  return {'theta': rope['rope_theta'], 'scaling': tuple(rope.get(key) for key in scaling)}
+  for key in sorted(rope.keys() - {'rope_theta', *ROPE_SCALING}):
+    problems.append(f'{word}.{key}={rope[key]!r}: supported are rope_theta, {", ".join(ROPE_SCALING)}')
+  return {'theta': rope['rope_theta'], 'rope_scaling': {key: rope.get(key) for key in scaling}}
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
   values = _facts(core) | {'dropout': core.dropout}
   values['activation'] = next((k for k, v in ACTIVATIONS.items() if v == core.activation), '')
   if family is ROBERTA:
-    values['length'] += values['first_position']
+    values['max_seq_len'] += values['first_position']
     values['first_position'] -= 1
   config = {'architectures': [name], 'model_type': family.model_type, **family.written}
   config |= {k: v[0] for k, v in family.only.items() if v and isinstance(v[0], bool)}
@@ -125,8 +125,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
   if 'positions' in family.fixed:
     config |= _rope_keys(core)
   if isinstance(model, bert.Classifier):
-    config['id2label'] = {str(i): f'LABEL_{i}' for i in range(model.outputs)}
-    config['label2id'] = {f'LABEL_{i}': i for i in range(model.outputs)}
+    config['id2label'] = {str(i): f'LABEL_{i}' for i in range(model.num_outputs)}
+    config['label2id'] = {f'LABEL_{i}': i for i in range(model.num_outputs)}
   again = recipes.build(translate(config), name)
   same = _facts(getattr(again, 'encoder', again))
   lines = [f'{k}={v!r}: it has {same[k]!r}' for k, v in _facts(core).items() if v != same[k]]
@@ -137,7 +137,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 def _rope_keys(core: GPT) -> dict[str, Any]:
   """As transformers 5 reads it, and as 4 did."""
-  scaling = dict(zip(LLAMA3, core.scaling, strict=True)) if core.scaling else {}
+  scaling = dict(core.rope_scaling)
   rope = {'rope_type': 'llama3' if scaling else 'default', **scaling}
   return {
     'rope_parameters': rope | {'rope_theta': core.theta},
@@ -172,14 +172,14 @@ def _architecture(model: Any, family: Family) -> str:
 # Arguments that say how a model trains and computes, not what it is.
 FREE = (
   'dropout', 'vocab_pad', 'attention', 'scan', 'remat', 'microbatches', 'dtype', 'top_k',
-  'capacity', 'balance', 'router_z', 'parent', 'name',
+  'capacity_factor', 'load_balance_coef', 'router_z_coef', 'parent', 'name',
 )  # fmt: skip
 
 
 def _facts(core: Any) -> dict[str, Any]:
   """What a model is, each fact in one spelling."""
   facts = {f.name: getattr(core, f.name) for f in dataclasses.fields(core) if f.name not in FREE}
-  facts['hidden'] = core.hidden or 4 * core.width
+  facts['mlp_dim'] = core.mlp_dim or 4 * core.width
   if isinstance(core, bert.BERT):
     return facts
   rotary = core.positions == 'rotary'
@@ -187,7 +187,7 @@ def _facts(core: Any) -> dict[str, Any]:
   return facts | biases | {
     'bias': core.bias and core.norm == 'layer',
     'kv_heads': core.kv_heads or core.heads,
-    'head_size': core.head_size or core.width // core.heads,
+    'head_dim': core.head_dim or core.width // core.heads,
     'theta': core.theta if rotary else 0.0,
-    'scaling': tuple(map(float, core.scaling)) if rotary else (),
+    'rope_scaling': {k: float(v) for k, v in core.rope_scaling.items()} if rotary else {},
   }  # fmt: skip

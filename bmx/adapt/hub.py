@@ -31,7 +31,7 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models import bert
 from bmx.models.transformer import layers_apart
-from bmx.ops.attention import as_xla
+from bmx.ops.attention import reference_attention
 from bmx.parallel import unbox, use
 from bmx.runtime import processes
 from bmx.runtime.writer import write_json
@@ -216,7 +216,7 @@ def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
     target = target_of(key, leaf, rules)
     assert target.rule, key
     tensor = target.tensors[0].removeprefix(prefix)
-    rows = model.vocab if 'v' in target.rule.dims else None
+    rows = model.vocab_size if 'v' in target.rule.dims else None
     pieces.setdefault(tensor, []).append(_Piece(target.rule, leaf, layer, rows))
   return {k: sorted(v, key=lambda piece: piece.rule.part) for k, v in pieces.items()}
 
@@ -229,7 +229,7 @@ def _joined(pieces: Sequence[_Piece], dtype: str) -> np.ndarray:
 def _shapes(model: Any) -> tree.Tree:
   call = (lambda m, x: m.pool(m(x))) if isinstance(model, bert.BERT) else None
   init = lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32), method=call)
-  with as_xla(), use(None):
+  with reference_attention(), use(None):
     return unbox(jax.eval_shape(init, jax.random.PRNGKey(0)))['params']
 
 

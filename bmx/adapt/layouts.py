@@ -191,9 +191,9 @@ GPT2 = Family(
   'gpt2', 'bmx.models.gpt:GPT', 'transformer.', GPT2_BODY, GPT_HEADS,
   copies={'lm_head.weight': 'transformer.wte.weight'},
   keys={
-    'vocab': ('vocab_size', None), 'length': ('n_positions', None), 'width': ('n_embd', None),
-    'depth': ('n_layer', None), 'heads': ('n_head', None), 'hidden': ('n_inner', 0),
-    'activation': ('activation_function', 'gelu_new'), 'epsilon': ('layer_norm_epsilon', 1e-5),
+    'vocab_size': ('vocab_size', None), 'max_seq_len': ('n_positions', None), 'width': ('n_embd', None),
+    'depth': ('n_layer', None), 'heads': ('n_head', None), 'mlp_dim': ('n_inner', 0),
+    'activation': ('activation_function', 'gelu_new'), 'eps': ('layer_norm_epsilon', 1e-5),
     'dropout': ('resid_pdrop', 0.1), 'tied': ('tie_word_embeddings', True),
   },
   only=_ONLY | {
@@ -204,16 +204,16 @@ GPT2 = Family(
 )  # fmt: skip
 
 _KEYS: dict[str, tuple[str, Any]] = {
-  'vocab': ('vocab_size', None), 'length': ('max_position_embeddings', None),
+  'vocab_size': ('vocab_size', None), 'max_seq_len': ('max_position_embeddings', None),
   'width': ('hidden_size', None), 'depth': ('num_hidden_layers', None),
-  'heads': ('num_attention_heads', None), 'hidden': ('intermediate_size', None),
+  'heads': ('num_attention_heads', None), 'mlp_dim': ('intermediate_size', None),
 }  # fmt: skip
 QWEN2 = Family(
   'qwen2', 'bmx.models.gpt:GPT', 'model.', LLAMA_BODY, GPT_HEADS,
   copies={'lm_head.weight': 'model.embed_tokens.weight'},
   keys=_KEYS | {
-    'kv_heads': ('num_key_value_heads', 0), 'head_size': ('head_dim', 0),
-    'activation': ('hidden_act', 'silu'), 'epsilon': ('rms_norm_eps', 1e-6),
+    'kv_heads': ('num_key_value_heads', 0), 'head_dim': ('head_dim', 0),
+    'activation': ('hidden_act', 'silu'), 'eps': ('rms_norm_eps', 1e-6),
     'tied': ('tie_word_embeddings', False),
   },
   only=_ONLY | {'use_sliding_window': (False,), 'layer_types': ('full_attention',)},
@@ -237,7 +237,7 @@ BERT = Family(
   },
   keys=_KEYS | {
     'types': ('type_vocab_size', 2), 'activation': ('hidden_act', 'gelu'),
-    'epsilon': ('layer_norm_eps', 1e-12), 'dropout': ('hidden_dropout_prob', 0.1),
+    'eps': ('layer_norm_eps', 1e-12), 'dropout': ('hidden_dropout_prob', 0.1),
   },
   only=_ONLY | {
     'position_embedding_type': ('absolute',), 'is_decoder': (False,),
@@ -291,4 +291,3 @@ ACTIVATIONS = {
   'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact', 'relu': 'relu',
   'silu': 'silu', 'swish': 'silu', 'sigmoid': 'sigmoid', 'tanh': 'tanh',
 }  # fmt: skip
-LLAMA3 = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')

@@ -60,7 +60,7 @@ class Target:
       yield f'missing  {self.name} {list(self.leaf.shape)}: no tensor is known for it'
       return
     sizes = self.sizes
-    shape = self.rule.shape(sizes | {'v': min(sizes.get('v', 0), body['vocab'])})
+    shape = self.rule.shape(sizes | {'v': min(sizes.get('v', 0), body['vocab_size'])})
     side = 'kv_heads' if '/key/' in self.name or '/value/' in self.name else 'heads'
     heads = body.get(side) or body['heads']
     for x in self.tensors:

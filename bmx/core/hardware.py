@@ -53,9 +53,9 @@ def preset(
   are those of all data's rows.
 
   >>> preset('gpu', 'bfloat16'), preset('gpu', 'float32')
-  ({'attention': 'cudnn', 'remat': 'products'}, {'attention': 'xla', 'remat': 'products'})
+  ({'attention': 'cudnn', 'remat': 'dots'}, {'attention': 'xla', 'remat': 'dots'})
   >>> preset('tpu', 'bfloat16', lengths=(1024,)), preset('tpu', 'bfloat16', lengths=(50,))
-  ({'attention': 'splash', 'remat': 'products'}, {'attention': 'xla', 'remat': 'products'})
+  ({'attention': 'splash', 'remat': 'dots'}, {'attention': 'xla', 'remat': 'dots'})
   """
   attention = ATTENTION.get(platform, 'xla') if shards == 1 else 'ring'
   if attention == 'cudnn' and dtype not in ('bfloat16', 'float16'):
@@ -64,7 +64,7 @@ def preset(
     attention = 'xla'
   # On a GPU a saved element-wise result costs more than another computation of it: a profile of
   # GPT-2 124M in a scan, experiments/bench/README.md.
-  return {'attention': attention, 'remat': 'none' if platform == 'cpu' else 'products'}
+  return {'attention': attention, 'remat': 'none' if platform == 'cpu' else 'dots'}
 
 
 # Options of glibc's mallopt, and bytes. Above 128 MiB blocks are still mapped one by one: where the

@@ -12,10 +12,10 @@ from bmx.models.layers import (
   activation,
   check_rate,
   check_sizes,
-  places,
+  token_positions,
 )
 from bmx.models.transformer import Stack
-from bmx.ops.ring import NEVER
+from bmx.ops.masks import MASK_VALUE
 from bmx.parallel import constrain, gather, named
 
 
@@ -23,23 +23,23 @@ class BERT(nn.Module):
   """tokens -> hidden states, each token seeing all of its segment (Devlin et al. 2019).
 
   Attributes:
-    vocab: tokens the model knows; `vocab_pad` more rows are stored, see `gpt.GPT`.
-    length: the longest sequence.
-    hidden: width of the feed-forward layers; 0 is 4 × width.
+    vocab_size: tokens the model knows; `vocab_pad` more rows are stored, see `gpt.GPT`.
+    max_seq_len: longest sequence.
+    mlp_dim: width of the feed-forward layers; 0 is 4 × width.
     types: kinds of segment that a token can be in; 0 is none.
     first_position: the row of the position table that a sequence begins with (2 in RoBERTa).
     scan, remat: see `Stack`.
   """
 
-  vocab: int
-  length: int
+  vocab_size: int
+  max_seq_len: int
   width: int = 768
   depth: int = 12
   heads: int = 12
-  hidden: int = 0
+  mlp_dim: int = 0
   types: int = 2
   activation: str = 'gelu_exact'
-  epsilon: float = 1e-12
+  eps: float = 1e-12
   dropout: float = 0.1
   first_position: int = 0
   vocab_pad: int = 0
@@ -56,25 +56,26 @@ class BERT(nn.Module):
   def setup(self):
     check_rate(self.dropout)
     check_sizes(
-      vocab=(self.vocab,), length=(self.length,), width=(self.width,), depth=(self.depth,)
+      vocab_size=(self.vocab_size,), max_seq_len=(self.max_seq_len,), width=(self.width,),
+      depth=(self.depth,),
     )
-    self.embed = Embed(self.vocab, self.width, pad=self.vocab_pad, dtype=self.dtype)
+    self.embed = Embed(self.vocab_size, self.width, pad=self.vocab_pad, dtype=self.dtype)
     normal = nn.initializers.normal(0.02)
-    rows = self.length + self.first_position
+    rows = self.max_seq_len + self.first_position
     table = named(normal, ('position', 'embed'))
     self.position = self.param('position', table, (rows, self.width), jnp.float32)
     if self.types:
       table = named(normal, (None, 'embed'))
       self.type = self.param('type', table, (self.types, self.width), jnp.float32)
-    self.norm = Norm('layer', self.epsilon, dtype=self.dtype)
+    self.norm = Norm('layer', self.eps, dtype=self.dtype)
     self.drop = nn.Dropout(self.dropout)
     block = {
       'heads': self.heads,
       'kv_heads': self.heads,
-      'hidden': self.hidden or 4 * self.width,
+      'mlp_dim': self.mlp_dim or 4 * self.width,
       'causal': False,
       'post_norm': True,
-      'epsilon': self.epsilon,
+      'eps': self.eps,
       'activation': self.activation,
       'dropout': self.dropout,
       'impl': self.attention,
@@ -95,7 +96,7 @@ class BERT(nn.Module):
     train: bool = False,
   ) -> jax.Array:
     """tokens, positions, segment_ids (0 is padding), types int [B, T] -> [B, T, D]."""
-    positions = places(tokens, positions, self.length)
+    positions = token_positions(tokens, positions, self.max_seq_len)
     if types is None or self.types == 1:  # RoBERTa reads pairs, too, as of one kind
       types = jnp.zeros_like(tokens)
     x = self.embed(tokens)
@@ -118,12 +119,12 @@ class _Headed(nn.Module):
   encoder: BERT
 
   @property
-  def vocab(self) -> int:
-    return self.encoder.vocab
+  def vocab_size(self) -> int:
+    return self.encoder.vocab_size
 
   @property
-  def length(self) -> int:
-    return self.encoder.length
+  def max_seq_len(self) -> int:
+    return self.encoder.max_seq_len
 
   @property
   def padded_parameters(self) -> int:
@@ -131,7 +132,7 @@ class _Headed(nn.Module):
 
 
 class Pretraining(_Headed):
-  """Scores of the tokens that stood at masked places, and (`next_sentence`) of whether the second
+  """Scores of the tokens at masked positions, and (`next_sentence`) of whether the second
   segment follows the first."""
 
   next_sentence: bool = False
@@ -146,9 +147,9 @@ class Pretraining(_Headed):
     self.transform = Einsum(
       'btd,de->bte', (e.width, e.width), ('embed', None), kernel_init=normal, dtype=e.dtype
     )
-    self.norm = Norm('layer', e.epsilon, dtype=e.dtype)
+    self.norm = Norm('layer', e.eps, dtype=e.dtype)
     zeros = named(nn.initializers.zeros_init(), ('vocab',))
-    self.bias = self.param('bias', zeros, (e.vocab + e.vocab_pad,), jnp.float32)
+    self.bias = self.param('bias', zeros, (e.vocab_size + e.vocab_pad,), jnp.float32)
     if self.next_sentence:
       self.next = Einsum(
         'bd,dc->bc', (e.width, 2), ('embed', 'classes'), kernel_init=normal, dtype=e.dtype
@@ -160,48 +161,50 @@ class Pretraining(_Headed):
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     types: jax.Array | None = None,
-    places: jax.Array | None = None,
+    masked_positions: jax.Array | None = None,
     *,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array | None]:
-    """tokens int [B, T], places int [B, M] (None: all of T) -> (logits [B, M, V + pad], with no
+    """tokens int [B, T], masked_positions int [B, M] (None: all of T) -> (logits [B, M, V + pad], with no
     probability on the padding; scores that the second segment follows (0) or not (1), [B, 2], or
     None without that head)."""
     e = self.encoder
     hidden = e(tokens, positions, segment_ids, types, train=train)
-    x = hidden if places is None else jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    x = hidden
+    if masked_positions is not None:
+      x = jnp.take_along_axis(hidden, masked_positions[:, :, None], axis=1)
     x = self.norm(activation(e.activation)(self.transform(x)))
     bias = gather(self.bias.astype(x.dtype), ('vocab',))
     logits = constrain(e.embed.attend(x) + bias[None, None], 'batch', None, 'vocab')
     if e.vocab_pad:
-      real = jnp.arange(logits.shape[-1]) < e.vocab
-      logits = jnp.where(real[None, None], logits, NEVER)
+      real = jnp.arange(logits.shape[-1]) < e.vocab_size
+      logits = jnp.where(real[None, None], logits, MASK_VALUE)
     return logits, self.next(e.pool(hidden)) if self.next_sentence else None
 
 
 class Classifier(_Headed):
-  """tokens -> scores of the whole sequence [B, outputs], read from its first token."""
+  """tokens -> scores of the whole sequence [B, num_outputs], read from its first token."""
 
-  outputs: int = 2
+  num_outputs: int = 2
 
   @nn.compact
   def __call__(self, tokens, positions=None, segment_ids=None, types=None, *, train=False):
     e = self.encoder
     x = e.pool(e(tokens, positions, segment_ids, types, train=train))
     x = nn.Dropout(e.dropout, deterministic=not train)(x)
-    shape, axes, init = (e.width, self.outputs), ('embed', 'classes'), nn.initializers.normal(0.02)
+    shape, axes, init = (e.width, self.num_outputs), ('embed', 'classes'), nn.initializers.normal(0.02)
     return Einsum('bd,dc->bc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)
 
 
 class Tagger(_Headed):
-  """tokens -> scores of each token [B, T, outputs]."""
+  """tokens -> scores of each token [B, T, num_outputs]."""
 
-  outputs: int = 2
+  num_outputs: int = 2
 
   @nn.compact
   def __call__(self, tokens, positions=None, segment_ids=None, types=None, *, train=False):
     e = self.encoder
     x = e(tokens, positions, segment_ids, types, train=train)
     x = nn.Dropout(e.dropout, deterministic=not train)(x)
-    shape, axes, init = (e.width, self.outputs), ('embed', 'classes'), nn.initializers.normal(0.02)
+    shape, axes, init = (e.width, self.num_outputs), ('embed', 'classes'), nn.initializers.normal(0.02)
     return Einsum('btd,dc->btc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)

@@ -15,17 +15,17 @@ class CNN(nn.Module):
   MLP.
 
   Attributes:
-    outputs: classes, or 1 for a binary task.
+    num_outputs: classes, or 1 for a binary task.
     features: channels of each convolution.
-    window: side of the square kernels, in pixels.
+    kernel_size: side of the square kernels, in pixels.
     widths: hidden layers of the MLP on the flattened last map.
     norm: '' or 'batch'.
     dropout: in the MLP.
   """
 
-  outputs: int
+  num_outputs: int
   features: tuple[int, ...] = (32,)
-  window: int = 5
+  kernel_size: int = 5
   widths: tuple[int, ...] = (128,)
   activation: str = 'relu'
   norm: str = ''
@@ -38,23 +38,23 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
-    """inputs [B, I, J, C] -> [B, outputs]."""
+    """inputs [B, I, J, C] -> [B, num_outputs]."""
     if inputs.ndim != 4:
       raise InputError(f'CNN reads images [B, I, J, C], not an array of shape {inputs.shape}')
     if self.norm not in ('', 'batch'):
       raise InputError(f"norm {self.norm!r} is not '' or 'batch'")
     x = inputs.astype(self.dtype)
     for i, features in enumerate(self.features):
-      window = (self.window, self.window)
+      kernel_size = (self.kernel_size, self.kernel_size)
       # Batch norm subtracts the mean, and a bias with it.
-      x = Conv(features, window, bias=not self.norm, dtype=self.dtype, name=f'conv_{i}')(x)
+      x = Conv(features, kernel_size, bias=not self.norm, dtype=self.dtype, name=f'conv_{i}')(x)
       if self.norm:
         x = BatchNorm(dtype=self.dtype, name=f'norm_{i}')(x, train=train)
       x = activation(self.activation)(x)
       x = constrain(halve(x), 'batch', None, None, 'mlp')
     # The flattened map is wide and its channels may be sharded: 'act_embed' gathers them first.
     x = constrain(x.reshape(x.shape[0], -1), 'batch', 'act_embed')
-    head = MLP(self.outputs, self.widths, (self.activation,), self.dropout, dtype=self.dtype)
+    head = MLP(self.num_outputs, self.widths, (self.activation,), self.dropout, dtype=self.dtype)
     return head(x, train=train)
 
 

@@ -1,5 +1,7 @@
 """Decoder-only language models: GPT-2 and the Llama family, by their arguments."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import cast
 
 import flax.linen as nn
@@ -7,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
-from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes, places
+from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes, token_positions
 from bmx.models.transformer import Stack
 from bmx.ops.cache import Cache
 from bmx.ops.positions import sinusoidal
-from bmx.ops.ring import NEVER
+from bmx.ops.masks import MASK_VALUE
 from bmx.parallel import constrain, gather, named
 
 
@@ -19,38 +21,37 @@ class GPT(nn.Module):
   """tokens -> logits of the next token.
 
   Attributes:
-    vocab: tokens the model knows. `vocab_pad` more rows are stored, so that axes divide; they get
-      no
-      probability and count as no parameters.
-    length: the longest sequence; positions from there on are an error.
-    hidden: width of the feed-forward layers; 0 is 4 × width.
+    vocab_size: tokens the model knows. `vocab_pad` more rows are stored, so that axes divide; they
+      get no probability and are not counted as parameters.
+    max_seq_len: longest sequence; a longer one is an error.
+    mlp_dim: width of the feed-forward layers; 0 is 4 × width.
     kv_heads: key/value heads; 0 is one for each query head.
-    head_size: of a head; 0 is width / heads.
-    positions: 'learned', 'sinusoidal' or 'rotary' (with base `theta` and `scaling`, see
-      `positions.scaled`).
+    head_dim: size of a head; 0 is width / heads.
+    positions: 'learned', 'sinusoidal' or 'rotary' (with base `theta` and
+      `rope_scaling`, the arguments of `positions.scaled`).
     norm: 'layer' or 'rms'. gated: SiLU- or GELU-gated feed-forward.
     bias: of every layer. Without it `qkv_bias` (query, key, value), `out_bias` (what attention sums
       up to) and `mlp_bias` give some layers theirs.
     tied: the output head is the token table.
     window: positions that a query sees behind it; 0 is all.
-    experts, top_k, capacity: see `moe.MoE`; 0 experts is one feed-forward network. `balance` and
-      `router_z` weigh their losses.
+    experts, top_k, capacity_factor: see `moe.MoE`; 0 experts is one feed-forward network.
+    load_balance_coef, router_z_coef: weights of the losses of the router.
     scan, remat, microbatches: see `Stack`.
   """
 
-  vocab: int
-  length: int
+  vocab_size: int
+  max_seq_len: int
   width: int = 128
   depth: int = 4
   heads: int = 4
   kv_heads: int = 0
-  head_size: int = 0
-  hidden: int = 0
+  head_dim: int = 0
+  mlp_dim: int = 0
   positions: str = 'learned'
   theta: float = 10_000.0
-  scaling: tuple[float, ...] = ()
+  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=dict)
   norm: str = 'layer'
-  epsilon: float = 1e-5
+  eps: float = 1e-5
   activation: str = 'gelu'
   gated: bool = False
   bias: bool = True
@@ -64,9 +65,9 @@ class GPT(nn.Module):
   window: int = 0
   experts: int = 0
   top_k: int = 2
-  capacity: float = 1.25
-  balance: float = 0.01
-  router_z: float = 0.001
+  capacity_factor: float = 1.25
+  load_balance_coef: float = 0.01
+  router_z_coef: float = 0.001
   scan: bool = False
   remat: str = 'none'
   microbatches: int = 0
@@ -84,36 +85,37 @@ class GPT(nn.Module):
 
   @property
   def aux_losses(self) -> dict[str, float]:
-    return {'balance': self.balance, 'router_z': self.router_z} if self.experts else {}
+    return {'balance': self.load_balance_coef, 'router_z': self.router_z_coef} if self.experts else {}
 
   def setup(self):
     if self.positions not in ('learned', 'sinusoidal', 'rotary'):
       raise InputError(f"positions {self.positions!r} is not 'learned', 'sinusoidal' or 'rotary'")
     check_rate(self.dropout)
     check_sizes(
-      vocab=(self.vocab,), length=(self.length,), width=(self.width,), depth=(self.depth,)
+      vocab_size=(self.vocab_size,), max_seq_len=(self.max_seq_len,), width=(self.width,),
+      depth=(self.depth,),
     )
     pad, dtype = self.vocab_pad, self.dtype
-    self.embed = Embed(self.vocab, self.width, pad=pad, dtype=dtype)
+    self.embed = Embed(self.vocab_size, self.width, pad=pad, dtype=dtype)
     if not self.tied:
-      self.head = Embed(self.vocab, self.width, pad=pad, dtype=dtype)
+      self.head = Embed(self.vocab_size, self.width, pad=pad, dtype=dtype)
     if self.positions == 'learned':
       table = named(nn.initializers.normal(0.02), ('position', 'embed'))
-      self.position = self.param('position', table, (self.length, self.width), jnp.float32)
+      self.position = self.param('position', table, (self.max_seq_len, self.width), jnp.float32)
     self.drop = nn.Dropout(self.dropout)
     block = {
       'heads': self.heads,
       'kv_heads': self.kv_heads or self.heads,
-      'hidden': self.hidden or 4 * self.width,
+      'mlp_dim': self.mlp_dim or 4 * self.width,
       'theta': self.theta if self.positions == 'rotary' else 0.0,
-      'scaling': tuple(self.scaling),
+      'rope_scaling': self.rope_scaling,
       'window': self.window,
-      'size': self.head_size,
+      'head_dim': self.head_dim,
       'experts': self.experts,
       'top_k': self.top_k,
-      'capacity': self.capacity,
+      'capacity_factor': self.capacity_factor,
       'norm': self.norm,
-      'epsilon': self.epsilon,
+      'eps': self.eps,
       'activation': self.activation,
       'gated': self.gated,
       'bias': self.bias or self.mlp_bias,
@@ -126,7 +128,7 @@ class GPT(nn.Module):
       'dtype': dtype,
     }
     self.stack = Stack(self.depth, block, self.scan, self.remat, self.microbatches)
-    self.norm_out = Norm(self.norm, self.epsilon, self.bias, dtype)
+    self.norm_out = Norm(self.norm, self.eps, self.bias, dtype)
 
   def hidden_states(
     self,
@@ -137,7 +139,7 @@ class GPT(nn.Module):
     train: bool = False,
   ) -> jax.Array:
     """What the head reads. tokens, positions, segment_ids int [B, T] -> [B, T, D]."""
-    positions = places(tokens, positions, self.length)
+    positions = token_positions(tokens, positions, self.max_seq_len)
     x = self._embed(tokens, positions, train)
     return self.norm_out(self.stack(x, positions, segment_ids, train=train)[0])
 
@@ -152,7 +154,7 @@ class GPT(nn.Module):
 
   def empty_cache(self, batch: int, slots: int, first: jax.Array) -> Cache:
     """For `extend`. first int [B]: the slots of rows' first tokens, see `ops.cache`."""
-    heads, size = self.kv_heads or self.heads, self.head_size or self.width // self.heads
+    heads, size = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
     return Cache.empty(self.depth, batch, slots, heads, size, self.dtype, first)
 
   def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -180,8 +182,8 @@ class GPT(nn.Module):
     y = constrain(y, 'batch', 'length', 'vocab')
     if not self.vocab_pad:
       return y
-    real = jnp.arange(y.shape[-1]) < self.vocab
-    return jnp.where(real[None, None], y, NEVER)
+    real = jnp.arange(y.shape[-1]) < self.vocab_size
+    return jnp.where(real[None, None], y, MASK_VALUE)
 
   def __call__(
     self,

@@ -46,14 +46,16 @@ def check_rate(dropout: float) -> None:
     raise InputError(f'dropout={dropout} is no share of units: 0 <= dropout < 1')
 
 
-def places(tokens: jax.Array, positions: jax.Array | None, length: int) -> jax.Array:
+def token_positions(
+  tokens: jax.Array, positions: jax.Array | None, max_seq_len: int
+) -> jax.Array:
   """Where tokens [B, T] stand in their sequences: `positions`, or 0, 1, 2, ... int [B, T].
 
-  Raises InputError for more tokens than a model of `length` positions has.
+  Raises InputError for more tokens than a model of `max_seq_len` positions has.
   """
-  if tokens.shape[1] > length:
+  if tokens.shape[1] > max_seq_len:
     raise InputError(
-      f"a sequence of {tokens.shape[1]} tokens is longer than the model's {length} positions"
+      f"a sequence of {tokens.shape[1]} tokens is longer than the model's {max_seq_len} positions"
     )
   if positions is not None:
     return positions
@@ -149,7 +151,7 @@ class Norm(nn.Module):
   """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019) over the last dimension."""
 
   kind: str = 'layer'
-  epsilon: float = 1e-5
+  eps: float = 1e-5
   bias: bool = True
   dtype: Dtype = jnp.float32
 
@@ -161,7 +163,7 @@ class Norm(nn.Module):
     y = x.astype(jnp.float32)
     if self.kind == 'layer':
       y -= y.mean(-1, keepdims=True)
-    y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+    y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
     row = (1,) * (x.ndim - 1) + width
     y *= self.param('scale', named(ones, ('norm',)), width, jnp.float32).reshape(row)
     if self.kind == 'layer' and self.bias:
@@ -176,7 +178,7 @@ class BatchNorm(nn.Module):
   """
 
   momentum: float = 0.9
-  epsilon: float = 1e-5
+  eps: float = 1e-5
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -197,7 +199,7 @@ class BatchNorm(nn.Module):
       if not self.is_initializing():
         mean.value = self.momentum * mean.value + (1 - self.momentum) * m
         var.value = self.momentum * var.value + (1 - self.momentum) * v
-    factor = scale * jax.lax.rsqrt(v + self.epsilon)
+    factor = scale * jax.lax.rsqrt(v + self.eps)
     row = (1,) * (x.ndim - 1) + (width,)
     return (x * factor.reshape(row) + (bias - m * factor).reshape(row)).astype(self.dtype)
 
@@ -206,7 +208,7 @@ class Conv(nn.Module):
   """Two-dimensional convolution, [B, I, J, C] -> [B, I', J', features]."""
 
   features: int
-  window: tuple[int, int] = (3, 3)
+  kernel_size: tuple[int, int] = (3, 3)
   strides: tuple[int, int] = (1, 1)
   padding: str = 'SAME'
   bias: bool = True
@@ -214,7 +216,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (*self.window, x.shape[-1], self.features)
+    shape = (*self.kernel_size, x.shape[-1], self.features)
     axes = (None, None, None, 'mlp')
     init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
     kernel = self.param('kernel', named(init, axes), shape, jnp.float32)

@@ -18,10 +18,10 @@ from bmx.parallel import constrain
 
 
 class MLP(nn.Module):
-  """Dense layers of `widths`, then one of `outputs`; an input of any shape is flattened first.
+  """Dense layers of `widths`, then one of `num_outputs`; an input of any shape is flattened first.
 
   Attributes:
-    outputs: classes, or 1 for a binary task or a regression.
+    num_outputs: classes, or 1 for a binary task or a regression.
     activations: one name for all hidden layers, or one for each.
     norm: '', 'batch' or 'layer', before each activation.
     initializer: 'he' (normal, variance 2 / fan in; He et al. 2015), 'lecun', or 'torch' (PyTorch's
@@ -29,7 +29,7 @@ class MLP(nn.Module):
       kernel and bias uniform in ±1/√fan in).
   """
 
-  outputs: int
+  num_outputs: int
   widths: tuple[int, ...] = (256,)
   activations: tuple[str, ...] = ('relu',)
   dropout: float = 0.0
@@ -43,10 +43,10 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
-    """inputs [B, ...] -> [B, outputs]."""
+    """inputs [B, ...] -> [B, num_outputs]."""
     if len(self.activations) not in (1, len(self.widths)):
       raise InputError(f'{len(self.activations)} activations for {len(self.widths)} hidden layers')
-    check_sizes(outputs=(self.outputs,), widths=self.widths)
+    check_sizes(num_outputs=(self.num_outputs,), widths=self.widths)
     check_rate(self.dropout)
     x = inputs.reshape(inputs.shape[0], -1).astype(self.dtype)
     # Kernels are column- and row-parallel in turn (Shoeybi et al. 2019, section 3).
@@ -58,7 +58,7 @@ class MLP(nn.Module):
       x = constrain(x, 'batch', other if other == 'mlp' else 'act_embed')
       x = nn.Dropout(self.dropout, deterministic=not train)(x)
       name, other = other, name
-    return self._dense(self.outputs, (name, 'classes'), 'head')(x)
+    return self._dense(self.num_outputs, (name, 'classes'), 'head')(x)
 
   def _dense(self, width: int, axes: tuple[str, str], name: str):
     if self.initializer not in _INITS:

@@ -20,14 +20,14 @@ class MoE(nn.Module):
   """D -> F -> D by the chosen experts, weighted by the router's probabilities of them.
 
   Attributes:
-    capacity: an expert takes at most top_k·T / E times this many tokens of each row; what is over
+    capacity_factor: an expert takes at most top_k·T / E times this many tokens of each row; what is over
       passes by with a zero (Lepikhin et al. 2021). 0 drops none (Gale et al. 2023).
   """
 
-  hidden: int
+  mlp_dim: int
   experts: int
   top_k: int = 2
-  capacity: float = 1.25
+  capacity_factor: float = 1.25
   activation: str = 'silu'
   gated: bool = True
   stddev: float = 0.02
@@ -44,11 +44,11 @@ class MoE(nn.Module):
     shape, axes = (width, self.experts), ('embed', None)
     scores = Einsum('btd,de->bte', shape, axes, False, init, dtype=jnp.float32, name='router')(x)
     weights, chosen, aux = route(scores, self.top_k)
-    kernels = [self._kernel('up', (width, self.hidden), ('embed', 'mlp'), self.stddev)]
+    kernels = [self._kernel('up', (width, self.mlp_dim), ('embed', 'mlp'), self.stddev)]
     if self.gated:
-      kernels.append(self._kernel('gate', (width, self.hidden), ('embed', 'mlp'), self.stddev))
-    kernels.append(self._kernel('down', (self.hidden, width), ('mlp', 'embed'), self.out_stddev))
-    method = self._within_capacity if self.capacity else self._dropless
+      kernels.append(self._kernel('gate', (width, self.mlp_dim), ('embed', 'mlp'), self.stddev))
+    kernels.append(self._kernel('down', (self.mlp_dim, width), ('mlp', 'embed'), self.out_stddev))
+    method = self._within_capacity if self.capacity_factor else self._dropless
     y, dropped = method(x.astype(self.dtype), weights, chosen, kernels)
     return y, aux | {'dropped': dropped}
 
@@ -66,7 +66,7 @@ class MoE(nn.Module):
     the two changes of place around the experts are the all-to-alls."""
     batch, length, width = x.shape
     k, e = self.top_k, self.experts
-    c = min(math.ceil(length * k / e * self.capacity), length)
+    c = min(math.ceil(length * k / e * self.capacity_factor), length)
 
     def dispatch(x, chosen):
       """One row: [T, D], [T, k] -> [E, C, D] and the place of every choice [k·T]."""

@@ -3,6 +3,7 @@
 B batch, T length, D width, F feed-forward, N query heads, K key/value heads, H head size.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,9 @@ class Attention(nn.Module):
   """Multi-head attention with K key/value heads for N query heads (Ainslie et al. 2023).
 
   Attributes:
-    theta: base of rotary positions; 0 is none. `scaling`: see `positions.rotary`.
+    theta: base of rotary positions; 0 is none. rope_scaling: see `positions.rotary`.
     window: a query sees this many of the nearest keys; 0 is all.
-    size: of a head; 0 is width / heads.
+    head_dim: size of a head; 0 is width / heads.
     bias: of query, key and value. out_bias: of what they are summed up to.
   """
 
@@ -34,9 +35,9 @@ class Attention(nn.Module):
   kv_heads: int
   causal: bool = True
   theta: float = 0.0
-  scaling: tuple[float, ...] = ()
+  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=dict)
   window: int = 0
-  size: int = 0
+  head_dim: int = 0
   bias: bool = True
   out_bias: bool = True
   impl: str = 'xla'
@@ -55,13 +56,13 @@ class Attention(nn.Module):
     """x [B, T, D], positions int [B, T], segment_ids int [B, T] or None -> ([B, T, D], the cache
     with these tokens in it)."""
     width = x.shape[-1]
-    if not self.size and width % self.heads:
+    if not self.head_dim and width % self.heads:
       raise InputError(f'width {width} is not divisible by {self.heads} heads')
-    size = self.size or width // self.heads
+    head_dim = self.head_dim or width // self.heads
     init = nn.initializers.normal(self.stddev)
 
     def project(heads, axis, name):
-      shape, axes = (width, heads, size), ('embed', axis, 'head')
+      shape, axes = (width, heads, head_dim), ('embed', axis, 'head')
       y = Einsum('btd,dnh->btnh', shape, axes, self.bias, init, dtype=self.dtype, name=name)(x)
       return constrain(y, 'batch', 'length', axis, None)
 
@@ -69,8 +70,8 @@ class Attention(nn.Module):
     k = project(self.kv_heads, 'kv', 'key')
     v = project(self.kv_heads, 'kv', 'value')
     if self.theta:
-      q = rotary(q, positions, self.theta, self.scaling)
-      k = rotary(k, positions, self.theta, self.scaling)
+      q = rotary(q, positions, self.theta, self.rope_scaling)
+      k = rotary(k, positions, self.theta, self.rope_scaling)
     if cache is None:
       y = attend(
         q, k, v, causal=self.causal, window=self.window, segment_ids=segment_ids,
@@ -79,7 +80,7 @@ class Attention(nn.Module):
     else:
       cache = cache.write(k, v)
       y = cache.attend(q, self.window)
-    shape, axes = (self.heads, size, width), ('heads', 'head', 'embed')
+    shape, axes = (self.heads, head_dim, width), ('heads', 'head', 'embed')
     init = nn.initializers.normal(self.out_stddev)
     out = Einsum('btnh,nhd->btd', shape, axes, self.out_bias, init, dtype=self.dtype, name='out')
     return out(y), cache
@@ -88,7 +89,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
   """D -> F -> D; gated, the activation of one projection multiplies another (Shazeer 2020)."""
 
-  hidden: int
+  mlp_dim: int
   activation: str = 'gelu'
   gated: bool = False
   bias: bool = True
@@ -103,12 +104,12 @@ class FeedForward(nn.Module):
     init = nn.initializers.normal(self.stddev)
 
     def up(name):
-      shape, axes = (width, self.hidden), ('embed', 'mlp')
+      shape, axes = (width, self.mlp_dim), ('embed', 'mlp')
       return Einsum('btd,df->btf', shape, axes, self.bias, init, dtype=self.dtype, name=name)(x)
 
     y = activation(self.activation)(up('gate') if self.gated else up('up'))
     y = constrain(y * up('up') if self.gated else y, 'batch', 'length', 'mlp')
-    shape, axes = (self.hidden, width), ('mlp', 'embed')
+    shape, axes = (self.mlp_dim, width), ('mlp', 'embed')
     init = nn.initializers.normal(self.out_stddev)
     return Einsum('btf,fd->btd', shape, axes, self.bias, init, dtype=self.dtype, name='down')(y)
 
@@ -124,18 +125,18 @@ class Block(nn.Module):
 
   heads: int
   kv_heads: int
-  hidden: int
+  mlp_dim: int
   causal: bool = True
   post_norm: bool = False
   theta: float = 0.0
-  scaling: tuple[float, ...] = ()
+  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=dict)
   window: int = 0
-  size: int = 0
+  head_dim: int = 0
   experts: int = 0
   top_k: int = 2
-  capacity: float = 1.25
+  capacity_factor: float = 1.25
   norm: str = 'layer'
-  epsilon: float = 1e-5
+  eps: float = 1e-5
   activation: str = 'gelu'
   gated: bool = False
   bias: bool = True  # of norms and the feed-forward
@@ -160,10 +161,10 @@ class Block(nn.Module):
     common = {'out_stddev': self.out_stddev, 'dtype': self.dtype}
 
     def norm(name):
-      return Norm(self.norm, self.epsilon, self.bias, self.dtype, name=name)
+      return Norm(self.norm, self.eps, self.bias, self.dtype, name=name)
 
     attention = Attention(
-      self.heads, self.kv_heads, self.causal, self.theta, self.scaling, self.window, self.size,
+      self.heads, self.kv_heads, self.causal, self.theta, self.rope_scaling, self.window, self.head_dim,
       self.qkv_bias, self.out_bias, self.impl, name='attention', **common,
     )  # fmt: skip
     feed = self._feed(common)
@@ -185,11 +186,11 @@ class Block(nn.Module):
     """[B, T, D] -> ([B, T, D], aux)."""
     if not self.experts:
       feed = FeedForward(
-        self.hidden, self.activation, self.gated, self.bias, name='feed_forward', **common
+        self.mlp_dim, self.activation, self.gated, self.bias, name='feed_forward', **common
       )
       return lambda y: (feed(y), {})
     return MoE(
-      self.hidden, self.experts, self.top_k, self.capacity, self.activation, self.gated,
+      self.mlp_dim, self.experts, self.top_k, self.capacity_factor, self.activation, self.gated,
       out_stddev=self.out_stddev, dtype=self.dtype, name='experts',
     )  # fmt: skip
 
@@ -221,7 +222,7 @@ def _gives_product(primitive: Any, *_: Any, **params: Any) -> bool:
   return primitive.name in KERNELS
 
 
-REMAT = {'none': None, 'products': _gives_product, 'all': None}
+REMAT = {'none': None, 'dots': _gives_product, 'full': None}
 
 
 class Stack(nn.Module):
@@ -231,8 +232,8 @@ class Stack(nn.Module):
     block: keyword arguments of `Block`.
     scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead
       of `depth` copies ('block_0', ...). A pipeline needs it.
-    remat: what the backward pass computes again instead of keeping it: 'none'; 'products', all but
-      what products with weights and fused attention gave (a ring and experts run again); 'all' of a
+    remat: what the backward pass computes again instead of keeping it: 'none'; 'dots', all but
+      what products with weights and fused attention gave (a ring and experts run again); 'full' of a
       block.
     microbatches: of a pipeline; 0 is twice its stages, which leaves a third of the time as bubble.
 

@@ -78,7 +78,7 @@ def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
   for place in (folder, pathlib.Path(x.weights or folder)):
     if (place / 'tokenizer.json').is_file():
       return tokenizer.load(str(place))
-  vocab = getattr(x.task.model, 'vocab', 0)  # type: ignore
+  vocab = getattr(x.task.model, 'vocab_size', 0)  # type: ignore
   if vocab != 256:
     raise errors.InputError(
       f'{folder}: expected a tokenizer.json, as a vocabulary of {vocab} is not that of bytes; put '

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.ops.kernels import BLOCKS, cudnn, splash
-from bmx.ops.ring import NEVER, ring
+from bmx.ops.masks import MASK_VALUE, AttentionMask
+from bmx.ops.ring import ring
 from bmx.parallel import current, one_device, platform, shard_map
 
 ROWS = 4  # causal block rows on one device: more skip more, each costs a kernel launch
@@ -59,19 +60,10 @@ def attend(
   reason = impossible(impl, kind, q.dtype.name, length, k.shape[1], size, shards)
   if reason:
     raise InputError(reason)
-  seen = Seen(causal, window, segment_ids, positions)
+  mask = AttentionMask(causal, window, segment_ids, positions)
   if impl == 'splash':
-    return _splash(q, k, v, seen, interpret)
-  return {'xla': _xla, 'cudnn': _cudnn, 'ring': _ring}[impl](q, k, v, seen)
-
-
-class Seen(NamedTuple):
-  """What a query may see, as `attend` is told."""
-
-  causal: bool
-  window: int
-  segment_ids: jax.Array | None
-  positions: jax.Array | None
+    return _splash(q, k, v, mask, interpret)
+  return {'xla': _xla, 'cudnn': _cudnn, 'ring': _ring}[impl](q, k, v, mask)
 
 
 # Names of dimensions: of queries, of keys and values, of what every token carries.
@@ -79,35 +71,35 @@ TOKEN = ('batch', 'length')
 QUERY, KEY = (*TOKEN, 'heads', None), (*TOKEN, 'kv', None)
 
 
-def _cudnn(q, k, v, seen):
-  return cudnn(q, k, v, seen.causal, seen.window, seen.segment_ids)
+def _cudnn(q, k, v, mask):
+  return cudnn(q, k, v, mask.causal, mask.window, mask.segment_ids)
 
 
-def _splash(q, k, v, seen, interpret):
+def _splash(q, k, v, mask, interpret):
   """Segments are an operand only where there are any: without, the kernel is a simpler one."""
 
   def kernel(q, k, v, *ids):
-    return splash(q, k, v, seen.causal, seen.window, ids[0] if ids else None, interpret)
+    return splash(q, k, v, mask.causal, mask.window, ids[0] if ids else None, interpret)
 
-  ids = () if seen.segment_ids is None else (seen.segment_ids,)
+  ids = () if mask.segment_ids is None else (mask.segment_ids,)
   return shard_map(kernel, (QUERY, KEY, KEY, *[TOKEN] * len(ids)), QUERY)(q, k, v, *ids)
 
 
-def _ring(q, k, v, seen):
+def _ring(q, k, v, mask):
   batch, length = q.shape[:2]
-  segments, positions = seen.segment_ids, seen.positions
+  segments, positions = mask.segment_ids, mask.positions
   if segments is None:
     segments = jnp.zeros((batch, length), jnp.int32)
   if positions is None:
     positions = jnp.broadcast_to(jnp.arange(length)[None, :], (batch, length))
-  local = lambda q, k, v, p, s: ring(q, k, v, p, s, seen.causal, seen.window)
+  local = lambda q, k, v, p, s: ring(q, k, v, p, s, mask.causal, mask.window)
   return shard_map(local, (QUERY, KEY, KEY, TOKEN, TOKEN), QUERY)(q, k, v, positions, segments)
 
 
-def _xla(q, k, v, seen):
+def _xla(q, k, v, mask):
   batch, length, heads, size = q.shape
   q = (q * size**-0.5).reshape(batch, length, k.shape[2], -1, size)
-  out = _blocks(q, k, v, seen) if seen.causal else _rows(q, k, v, seen.segment_ids)
+  out = _blocks(q, k, v, mask) if mask.causal else _rows(q, k, v, mask.segment_ids)
   return out.reshape(batch, length, heads, size)
 
 
@@ -115,7 +107,7 @@ _counting: contextvars.ContextVar[bool] = contextvars.ContextVar('counting', def
 
 
 @contextlib.contextmanager
-def as_xla() -> Iterator[None]:
+def reference_attention() -> Iterator[None]:
   """Inside, every `impl` is traced as 'xla', and all of causal attention: for counting FLOPs, which
   no kernel changes, as others count them (PaLM, appendix B)."""
   token = _counting.set(True)
@@ -154,10 +146,10 @@ def impossible(
   return ''
 
 
-def _blocks(q, k, v, seen):
+def _blocks(q, k, v, mask):
   """Causal attention a block of queries at a time, each against the keys it can see: (ROWS + 1) /
   (2·ROWS) of the work. Slices of a sharded length would move data, so only on one device."""
-  length, window, ids = q.shape[1], seen.window, seen.segment_ids
+  length, window, ids = q.shape[1], mask.window, mask.segment_ids
   n = ROWS if one_device() and length % ROWS == 0 and not _counting.get() else 1
   step = length // n
   rows = []
@@ -176,10 +168,10 @@ def _rows(q, k, v, segment_ids, mask=None):
   -> like q."""
   scores = jnp.einsum('btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32)
   if mask is not None:
-    scores = jnp.where(mask[None, None, None], scores, NEVER)
+    scores = jnp.where(mask[None, None, None], scores, MASK_VALUE)
   if segment_ids is not None:
     queries, keys = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
     same = queries[:, :, None] == keys[:, None, :]
-    scores = jnp.where(same[:, None, None], scores, NEVER)
+    scores = jnp.where(same[:, None, None], scores, MASK_VALUE)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   return jnp.einsum('bkgts,bskh->btkgh', weights, v)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from bmx.ops.ring import NEVER
+from bmx.ops.masks import MASK_VALUE
 from bmx.parallel import constrain
 
 
@@ -43,7 +43,7 @@ class LayerCache(struct.PyTreeNode):
     ahead = self.at + jnp.arange(length)[:, None] - slot
     seen = (ahead >= 0) & (ahead < window) if window else ahead >= 0
     seen = seen[None] & (slot >= self.first[:, None])[:, None, :]
-    scores = jnp.where(seen[:, None, None], scores, NEVER)
+    scores = jnp.where(seen[:, None, None], scores, MASK_VALUE)
     weights = jax.nn.softmax(scores, axis=-1).astype(self.value.dtype)
     y = jnp.einsum('bkgts,bskh->btkgh', weights, self.value)
     return y.reshape(batch, length, heads, size).astype(q.dtype)

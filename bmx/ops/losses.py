@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bmx.ops.ring import NEVER
+from bmx.ops.masks import MASK_VALUE
 from bmx.parallel import Stored, axes_of, shard_map
 
 TABLE = Stored(('vocab', 'embed'))
@@ -33,14 +33,14 @@ def chunked_cross_entropy(
   table: jax.Array,
   labels: jax.Array,
   weights: jax.Array,
-  vocab: int,
+  vocab_size: int,
   chunks: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Weighted cross-entropy of `hidden · tableᵀ` whose logits exist for one chunk of tokens at a
   time, and once: a forward pass that will be differentiated computes the gradients beside them
   (Hsu et al. 2024, section 3.2).
 
-  hidden [B, T, D], table [V + pad, D] as it is stored, of which `vocab` rows count, labels int
+  hidden [B, T, D], table [V + pad, D] as it is stored, of which `vocab_size` rows count, labels int
   [B, T], weights [B, T] -> (Σ weight · loss, float32; whether the label is the likeliest, bool
   [B, T]). A weight of 0 hides even a NaN loss. Weights are data: they get no gradient.
 
@@ -54,8 +54,8 @@ def chunked_cross_entropy(
   token = ('batch', 'length')
 
   def local(hidden, table, labels, weights):
-    head = Head(vocab, chunks, axes)
-    found: Any = _summed(head, hidden, TABLE.fetch(table), labels, weights)
+    shard = VocabShard(vocab_size, chunks, axes)
+    found: Any = _summed(shard, hidden, TABLE.fetch(table), labels, weights)
     return found[0][None, None], found[1]
 
   places = ((*token, None), TABLE, token, token)
@@ -63,53 +63,53 @@ def chunked_cross_entropy(
   return totals.sum(), hit
 
 
-class Head(NamedTuple):
-  """vocab: rows of the table that count, on all devices; axes: of the mesh, that cut the rows."""
+class VocabShard(NamedTuple):
+  """vocab_size: rows of the table that count, on all devices; axes: of the mesh, that cut the rows."""
 
-  vocab: int
+  vocab_size: int
   chunks: int
   axes: tuple[str, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(head, hidden, table, labels, weights):
+def _summed(shard, hidden, table, labels, weights):
   """One device's tokens against its rows of the table -> (Σ weight · loss, hits)."""
-  one = lambda carry, item: (carry, _chunk(head, table, *item)[:2])
-  loss, hit = jax.lax.scan(one, None, _cut(head, (hidden, labels, weights)))[1]
+  one = lambda carry, item: (carry, _chunk(shard, table, *item)[:2])
+  loss, hit = jax.lax.scan(one, None, _cut(shard, (hidden, labels, weights)))[1]
   return loss.sum(), _join(hit)
 
 
-def _summed_forward(head, hidden, table, labels, weights):
+def _summed_forward(shard, hidden, table, labels, weights):
   def one(total, item):
-    loss, hit, slope = _chunk(head, table, *item)
-    slope = slope().astype(hidden.dtype)
+    loss, hit, dlogits = _chunk(shard, table, *item)
+    dlogits = dlogits().astype(hidden.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    grad = product('btv,vd->btd', slope, table.astype(hidden.dtype)).astype(hidden.dtype)
-    return total + product('btv,btd->vd', slope, item[0]), (loss, hit, grad)
+    grad = product('btv,vd->btd', dlogits, table.astype(hidden.dtype)).astype(hidden.dtype)
+    return total + product('btv,btd->vd', dlogits, item[0]), (loss, hit, grad)
 
   start = jnp.zeros(table.shape, jnp.float32)
-  total, (loss, hit, grad) = jax.lax.scan(one, start, _cut(head, (hidden, labels, weights)))
+  total, (loss, hit, grad) = jax.lax.scan(one, start, _cut(shard, (hidden, labels, weights)))
   return (loss.sum(), _join(hit)), (_join(grad), total.astype(table.dtype))
 
 
-def _summed_backward(head, kept, cotangent):
+def _summed_backward(shard, kept, cotangent):
   """Devices that share tokens were each given a part of the sum's cotangent."""
-  g = jax.lax.psum(cotangent[0], head.axes) if head.axes else cotangent[0]
+  g = jax.lax.psum(cotangent[0], shard.axes) if shard.axes else cotangent[0]
   return *((x * g).astype(x.dtype) for x in kept), None, None
 
 
 _summed.defvjp(_summed_forward, _summed_backward)
 
 
-def _chunk(head, table, hidden, labels, weights):
+def _chunk(shard, table, hidden, labels, weights):
   """-> (weight · loss [B, t], hits [B, t], a function for the gradient of the logits)."""
-  rows, axes = table.shape[0], head.axes
+  rows, axes = table.shape[0], shard.axes
   everywhere = lambda fn, x: fn(x, axes) if axes else x
   first = jax.lax.axis_index(axes) * rows if axes else 0
   ids = (first + jnp.arange(rows))[None, None]
   table = table.astype(hidden.dtype)
   logits = jnp.einsum('btd,vd->btv', hidden, table, preferred_element_type=jnp.float32)
-  logits = jnp.where(ids < head.vocab, logits, NEVER)
+  logits = jnp.where(ids < shard.vocab_size, logits, MASK_VALUE)
   mine = ids == labels[..., None]
   top = everywhere(jax.lax.pmax, logits.max(-1))
   weight = everywhere(jax.lax.psum, jnp.exp(logits - top[..., None]).sum(-1))
@@ -118,17 +118,17 @@ def _chunk(head, table, hidden, labels, weights):
   weighs = weights > 0
   loss = jnp.where(weighs, normaliser - picked, 0) * weights
 
-  def slope():
+  def dlogits():
     error = jnp.exp(logits - normaliser[..., None]) - mine
     return jnp.where(weighs[..., None], error, 0) * weights[..., None]
 
-  return loss, picked >= top, slope
+  return loss, picked >= top, dlogits
 
 
-def _cut(head, arrays):
+def _cut(shard, arrays):
   """[B, T, ...] -> [chunks, B, T / chunks, ...]."""
   batch, length = arrays[0].shape[:2]
-  chunks = math.gcd(head.chunks, length)
+  chunks = math.gcd(shard.chunks, length)
   cut = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunks, *x.shape[2:]), 2, 0)
   return tuple(map(cut, arrays))
 

@@ -1,24 +1,28 @@
 """Positions as functions of arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
+ROPE_SCALING = (
+  'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings',
+)  # fmt: skip
+
 
 def rotary(
-  x: jax.Array, positions: jax.Array, theta: float = 10_000.0, scaling: Sequence[float] = ()
+  x: jax.Array, positions: jax.Array, theta: float = 10_000.0, rope_scaling: Mapping[str, float] | None = None
 ) -> jax.Array:
   """Rotates pairs (i, i + H/2) of each head by an angle that grows with the position.
 
   x [B, T, N, H], positions int [B, T] -> [B, T, N, H], in x's dtype; angles are float32.
-  `scaling`: see `scaled`. Source: Su et al. 2021, eq. 34, in the half-split layout of Llama's
+  `rope_scaling`: the arguments of `scaled`. Source: Su et al. 2021, eq. 34, in the half-split layout of Llama's
   published weights.
   """
   half = x.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  if scaling:
-    frequency = scaled(frequency, *scaling)
+  if rope_scaling:
+    frequency = scaled(frequency, **rope_scaling)
   angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -26,17 +30,32 @@ def rotary(
 
 
 def scaled(
-  frequency: jax.Array, factor: float, low: float, high: float, length: float
+  frequency: jax.Array,
+  *,
+  factor: float,
+  low_freq_factor: float,
+  high_freq_factor: float,
+  original_max_position_embeddings: float,
 ) -> jax.Array:
-  """Rotary frequencies of a model that was trained on `length` positions and then extended: slow
-  waves (fewer than `low` turns in `length`) turn `factor` times slower, fast ones (more than
-  `high`) as before, those between a mixture.
+  """Scales rotary frequencies of a model that was extended beyond its training length.
 
-  frequency [H/2], in radians a position. Source: Llama 3.1 (Dubey et al. 2024), as published with
-  its weights ('rope_type': 'llama3').
+  Waves with fewer than `low_freq_factor` turns in the original length rotate `factor` times slower,
+  waves with more than `high_freq_factor` turns as before, those between a mixture of the two.
+
+  Args:
+    frequency: float32 [H/2], radians per position.
+    factor: by which low frequencies are divided.
+    low_freq_factor: turns in the original length.
+    high_freq_factor: turns in the original length.
+    original_max_position_embeddings: length of the sequences in training, in positions.
+
+  Returns:
+    float32 [H/2], radians per position.
+
+  Source: Llama 3.1 (Dubey et al. 2024), as published with its weights ('rope_type': 'llama3').
   """
-  turns = length * frequency / (2 * jnp.pi)
-  share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  turns = original_max_position_embeddings * frequency / (2 * jnp.pi)
+  share = jnp.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0)
   return (1 - share) * frequency / factor + share * frequency
 
 

@@ -1,7 +1,7 @@
 """Context parallelism: exact attention over a sequence that is cut over the mesh axis 'seq'.
 
 Each device keeps its queries; keys and values travel round the ring (Liu et al. 2023), and a
-running softmax joins what each hop adds. What a query may see is said by positions and segments,
+running softmax joins what each step adds. What a query may see is said by positions and segments,
 which travel with the tokens, so the tokens may lie in any order: in zig-zag order, where shard i
 holds chunks i and 2n - 1 - i, causal work is equal on all devices (Brandon et al. 2023).
 
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bmx.core.errors import InputError
+from bmx.ops.masks import MASK_VALUE
 
 AXIS = 'seq'
 BLOCK = 1024  # tokens: scores of BLOCK × BLOCK are the largest array
-NEVER = -1e30  # a score that exp() sends to 0; finite, so that a row of them has no NaN
 
 
 def zigzag(length: int, shards: int) -> np.ndarray:
@@ -70,20 +70,20 @@ def _everywhere(positions, segments):
   return jax.lax.all_gather(jnp.stack([positions, segments]), AXIS)
 
 
-def _here(marks, kv, hop):
-  """The keys that are here after so many hops, with their marks: (k, v, positions, segments).
+def _here(marks, kv, step):
+  """The keys that are here after so many steps, with their marks: (k, v, positions, segments).
 
-  The barrier keeps the compiler from computing the masks of all hops ahead of the loop, which would
+  The barrier keeps the compiler from computing the masks of all steps ahead of the loop, which would
   take the memory that the ring is there to save.
   """
-  owner = (jax.lax.axis_index(AXIS) - hop) % jax.lax.axis_size(AXIS)
+  owner = (jax.lax.axis_index(AXIS) - step) % jax.lax.axis_size(AXIS)
   mark, kv = jax.lax.optimization_barrier((marks[owner], kv))
   return (*kv, *mark)
 
 
 def _scores(q, k, at, rule):
   """q [B, c, K, G, H], k [B, s, K, H], at (query and key positions, query and key segments) ->
-  float32 [B, K, G, c, s], NEVER where a query may not look."""
+  float32 [B, K, G, c, s], MASK_VALUE where a query may not look."""
   _, causal, window = rule
   qp, kp, qs, ks = at
   scores = jnp.einsum('bqkgh,bskh->bkgqs', q, k, preferred_element_type=jnp.float32)
@@ -93,7 +93,7 @@ def _scores(q, k, at, rule):
     visible &= ahead >= 0
   if window:
     visible &= ahead < window
-  return jnp.where(visible[:, None, None], scores, NEVER)
+  return jnp.where(visible[:, None, None], scores, MASK_VALUE)
 
 
 def _any_visible(qp, kp, rule):
@@ -116,14 +116,14 @@ def _forward(q, k, v, positions, segments, rule):
   block = rule[0]
   queries = jax.tree.map(lambda x: _cut(x, block), (q, positions, segments))
 
-  def look(sums, query, keys):
+  def block_update(sums, query, keys):
     """One block of queries against one of keys, added to (out, largest score, weight)."""
     (qi, qp, qs), (ki, vi, kp, ks) = query, keys
     out, largest, weight = sums
     scores = _scores(qi, ki, (qp, kp, qs, ks), rule)
     top = jnp.maximum(largest, scores.max(-1))
-    # A row that has seen nothing yet keeps a weight of 0, also where all its scores are NEVER.
-    p = jnp.where(scores <= NEVER, 0.0, jnp.exp(scores - top[..., None]))
+    # A row that has seen nothing yet keeps a weight of 0, also where all its scores are MASK_VALUE.
+    p = jnp.where(scores <= MASK_VALUE, 0.0, jnp.exp(scores - top[..., None]))
     old = jnp.exp(largest - top)
     add = jnp.einsum(
       'bkgqs,bskh->bkgqh', p.astype(vi.dtype), vi, preferred_element_type=jnp.float32
@@ -132,7 +132,7 @@ def _forward(q, k, v, positions, segments, rule):
 
   marks = _everywhere(positions, segments)
 
-  def hop(carry, number):
+  def ring_step(carry, number):
     kv, sums = carry
     blocks = jax.tree.map(lambda x: _cut(x, block), _here(marks, kv, number))
 
@@ -141,7 +141,7 @@ def _forward(q, k, v, positions, segments, rule):
 
       def of_key(sums, one):
         seen = _any_visible(query[1], one[2], rule)
-        return jax.lax.cond(seen, lambda s: look(s, query, one), lambda s: s, sums), None
+        return jax.lax.cond(seen, lambda s: block_update(s, query, one), lambda s: s, sums), None
 
       return None, jax.lax.scan(of_key, sums, blocks)[0]
 
@@ -150,10 +150,10 @@ def _forward(q, k, v, positions, segments, rule):
 
   n, batch, _, groups, each, size = queries[0].shape
   start = jnp.zeros((n, batch, groups, each, block, size), jnp.float32)
-  sums = start, start[..., 0] + NEVER, start[..., 0]
-  hops = jnp.arange(jax.lax.axis_size(AXIS))
-  # Keys and values as one array: one message a hop.
-  (_, (out, largest, weight)), _ = jax.lax.scan(hop, (jnp.stack([k, v]), sums), hops)
+  sums = start, start[..., 0] + MASK_VALUE, start[..., 0]
+  steps = jnp.arange(jax.lax.axis_size(AXIS))
+  # Keys and values as one array: one message a step.
+  (_, (out, largest, weight)), _ = jax.lax.scan(ring_step, (jnp.stack([k, v]), sums), steps)
   weight = jnp.maximum(weight, 1e-30)
   out = _join(jnp.moveaxis(out / weight[..., None], -2, 2)).astype(q.dtype)
   return out, (q, k, v, positions, segments, out, largest + jnp.log(weight))
@@ -167,19 +167,19 @@ def _backward(rule, saved, cotangent):
   queries = (*jax.tree.map(cut, (q, cotangent, inner, positions, segments)), log_weight)
   multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-  def look(dq, dkv, query, keys):
+  def block_update(dq, dkv, query, keys):
     (qi, ci, di, qp, qs, lw), (ki, vi, kp, ks) = query, keys
     scores = _scores(qi, ki, (qp, kp, qs, ks), rule)
-    p = jnp.where(scores <= NEVER, 0.0, jnp.exp(scores - lw[..., None]))
-    slope = multiply('bqkgh,bskh->bkgqs', ci, vi) - jnp.moveaxis(di, 1, -1)[..., None]
-    ds, p = (p * slope).astype(qi.dtype), p.astype(qi.dtype)
+    p = jnp.where(scores <= MASK_VALUE, 0.0, jnp.exp(scores - lw[..., None]))
+    dlogits = multiply('bqkgh,bskh->bkgqs', ci, vi) - jnp.moveaxis(di, 1, -1)[..., None]
+    ds, p = (p * dlogits).astype(qi.dtype), p.astype(qi.dtype)
     dk = dkv[0] + multiply('bkgqs,bqkgh->bskh', ds, qi)
     dv = dkv[1] + multiply('bkgqs,bqkgh->bskh', p, ci)
     return dq + multiply('bkgqs,bskh->bqkgh', ds, ki), (dk, dv)
 
   marks = _everywhere(positions, segments)
 
-  def hop(carry, number):
+  def ring_step(carry, number):
     kv, dkv, dq = carry
     blocks, dblocks = jax.tree.map(cut, (_here(marks, kv, number), tuple(dkv)))
 
@@ -190,7 +190,7 @@ def _backward(rule, saved, cotangent):
         query, dq = item
         seen = _any_visible(query[3], one[2], rule)
         dq, dkv = jax.lax.cond(
-          seen, lambda a, b: look(a, b, query, one), lambda a, b: (a, b), dq, dkv
+          seen, lambda a, b: block_update(a, b, query, one), lambda a, b: (a, b), dq, dkv
         )
         return dkv, dq
 
@@ -202,8 +202,8 @@ def _backward(rule, saved, cotangent):
 
   wide = lambda x: jnp.zeros_like(x, dtype=jnp.float32)
   kv = jnp.stack([k, v])
-  hops = jnp.arange(jax.lax.axis_size(AXIS))
-  (_, (dk, dv), dq), _ = jax.lax.scan(hop, (kv, wide(kv), wide(queries[0])), hops)
+  steps = jnp.arange(jax.lax.axis_size(AXIS))
+  (_, (dk, dv), dq), _ = jax.lax.scan(ring_step, (kv, wide(kv), wide(queries[0])), steps)
   return _join(dq).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 

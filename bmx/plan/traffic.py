@@ -51,7 +51,7 @@ def _activations(x: Experiment, width: int) -> float:
   rows, length = x.data.spec['tokens'].shape
   cut = math.prod(mesh[a] for a in x.layout.rules['batch']) * mesh['seq']
   tokens = rows * length / micro / cut
-  again = model.remat == 'all'  # products with weights are computed twice
+  again = model.remat == 'full'  # products with weights are computed twice
   inner = model.remat != 'none'  # the ring and the experts are
   sent = 0.0
   if mesh['model'] > 1:
@@ -62,7 +62,7 @@ def _activations(x: Experiment, width: int) -> float:
     keys = 2 * tokens * (model.kv_heads or model.heads) * head / mesh['model']
     forward = keys * width * (2 if inner else 1)
     sent += model.depth * mesh['seq'] * (forward + keys * (width + 4))
-  if mesh['expert'] > 1 and model.capacity:
-    chosen = tokens * model.top_k * model.capacity
+  if mesh['expert'] > 1 and model.capacity_factor:
+    chosen = tokens * model.top_k * model.capacity_factor
     sent += model.depth * (6 if inner else 4) * chosen * model.width * width
   return sent

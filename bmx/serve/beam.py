@@ -11,7 +11,7 @@ from flax import struct
 from bmx.core.errors import InputError
 from bmx.core.types import Variables
 from bmx.ops.cache import Cache
-from bmx.ops.ring import NEVER
+from bmx.ops.masks import MASK_VALUE
 from bmx.parallel import Layout, jit
 from bmx.serve.generate import padded, prefill
 
@@ -49,8 +49,8 @@ class BeamSearch:
     ends: Sequence[int] = (),
     power: float = 1.0,
   ):
-    if beams < 1 or beams > model.vocab:
-      raise InputError(f'generate.beams={beams}: expected 1 to the vocabulary of {model.vocab}')
+    if beams < 1 or beams > model.vocab_size:
+      raise InputError(f'generate.beams={beams}: expected 1 to the vocabulary of {model.vocab_size}')
     self.model, self.params, self.layout = model, params, layout
     self.beams, self.ends, self.power = beams, tuple(ends), power
     self.programs: dict[Any, Any] = {}
@@ -65,7 +65,7 @@ class BeamSearch:
     Raises InputError: see `generate.padded`.
     """
     ids, first = padded(prompts, self.model, self.layout)
-    tokens = min(tokens, self.model.length - max(map(len, prompts)))
+    tokens = min(tokens, self.model.max_seq_len - max(map(len, prompts)))
     place = ids.shape, tokens
     if place not in self.programs:
       search = lambda p, ids, first: self._search(p, ids, first, tokens)
@@ -83,7 +83,7 @@ class BeamSearch:
       cache.rows(jnp.repeat(jnp.arange(batch), beams)),
       jnp.full((batch, beams, tokens), -1, jnp.int32),
       # All beams are one beginning: the first step chooses among its tokens, not among copies.
-      jnp.full((batch, beams), NEVER).at[:, 0].set(0.0),
+      jnp.full((batch, beams), MASK_VALUE).at[:, 0].set(0.0),
       jnp.zeros((batch, beams), jnp.int32),
       jnp.zeros((batch, beams), bool),
       jnp.repeat(log[:, None], beams, axis=1),
@@ -99,7 +99,7 @@ class BeamSearch:
   def _step(self, params, state, i):
     batch, beams, vocab = state.last.shape
     # An ended beam goes on in one way only, and costs nothing.
-    stay = jnp.full(vocab, NEVER).at[0].set(0.0)
+    stay = jnp.full(vocab, MASK_VALUE).at[0].set(0.0)
     gain = jnp.where(state.done[..., None], stay[None, None], state.last)
     total = (state.score[..., None] + gain).reshape(batch, -1)
     score, flat = jax.lax.top_k(total, beams)

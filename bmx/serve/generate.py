@@ -62,7 +62,7 @@ def decoder(model: Any, params: Variables, layout: Layout) -> tuple[Any, Variabl
     raise InputError(f'generation needs {what}: it runs on data, fsdp and model axes of one host')
   how = {'scan': False, 'remat': 'none', 'attention': 'xla'}
   if getattr(model, 'experts', 0):
-    how['capacity'] = 0.0  # no token may be dropped because of the rows beside it
+    how['capacity_factor'] = 0.0  # no token may be dropped because of the rows beside it
   plain = model.clone(**how)
   exact = lambda name: 'norm' in name or 'router' in name  # float32 in training too
   cast = lambda name, x: x if exact(name) else x.astype(model.dtype)
@@ -86,7 +86,7 @@ def padded(
   """
   if not prompts:
     raise InputError('there is no prompt: generation begins with a token')
-  limit, vocab = model.length, model.vocab
+  limit, vocab = model.max_seq_len, model.vocab_size
   for number, prompt in enumerate(prompts, 1):
     if not len(prompt):
       raise InputError(f'prompt {number} is empty: generation begins with a token')
@@ -159,7 +159,7 @@ class Generator:
     ids, first = padded(prompts, self.model, self.layout)
     (batch, length), real = ids.shape, len(prompts)
     keys = np.asarray(jax.vmap(lambda i: jax.random.fold_in(_key(seed), i))(row + np.arange(batch)))
-    room = np.minimum(self.model.length - (length - first), tokens).astype(np.int32)
+    room = np.minimum(self.model.max_seq_len - (length - first), tokens).astype(np.int32)
     room[real:] = 0
     begin = self._compiled(('prefill', ids.shape, tokens), report, lambda: self._begin(tokens), ids,
                            first)  # fmt: skip

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
-from bmx.ops.ring import NEVER
+from bmx.ops.masks import MASK_VALUE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def adjust(logits: jax.Array, seen: jax.Array, how: Sampling) -> jax.Array:
   # A token stays while those before it have less than top_p together.
   stays = jnp.cumsum(share, axis=-1) - share < how.top_p
   least = jnp.where(stays, best, jnp.inf).min(-1, keepdims=True)
-  return jnp.where(logits >= least, logits, NEVER)
+  return jnp.where(logits >= least, logits, MASK_VALUE)
 
 
 def draw(logits: jax.Array, seen: jax.Array, keys: jax.Array, how: Sampling) -> jax.Array:

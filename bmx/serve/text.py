@@ -47,9 +47,9 @@ class Writer:
   def __init__(
     self, model: Any, params: Variables, layout: Layout, tokenizer: Tokenizer, options: Options
   ):
-    if tokenizer.size > getattr(model, 'vocab', tokenizer.size):
+    if tokenizer.size > getattr(model, 'vocab_size', tokenizer.size):
       raise InputError(
-        f'the tokenizer has {tokenizer.size} ids, the model a vocabulary of {model.vocab}: it is '
+        f'the tokenizer has {tokenizer.size} ids, the model a vocabulary of {model.vocab_size}: it is '
         "not this model's tokenizer"
       )
     model, params = decoder(model, params, layout)
@@ -94,7 +94,7 @@ class Writer:
     ids = [prefix + i.tolist() for i in self.tokenizer.encode(texts)]
     if not all(ids):
       raise InputError('the prompt is empty: generation begins with a token; give --prompt=TEXT')
-    limit = self.model.length
+    limit = self.model.max_seq_len
     short = sum(limit - self.options.tokens < len(i) < limit for i in ids)
     if short:
       log.info('%d of %d texts may end early: the model has %d positions', short, len(ids), limit)

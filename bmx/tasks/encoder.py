@@ -10,7 +10,7 @@ from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.types import Array, Batch, Metadata, Noise, facts_of
 from bmx.ops.losses import cross_entropy
-from bmx.ops.ring import NEVER
+from bmx.ops.masks import MASK_VALUE
 from bmx.tasks.classification import Classification
 from bmx.tasks.common import ModelTask, counts, find, num_outputs
 from bmx.tasks.language import check_text
@@ -222,7 +222,7 @@ class QuestionAnswering(ModelTask):
   def score(self, out: Array, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     first, last, weights = find(batch, 'first'), find(batch, 'last'), batch['weights']
     allowed = self._allowed(batch)
-    scores = jnp.where(allowed[..., None], self._in_order(out, batch), NEVER)
+    scores = jnp.where(allowed[..., None], self._in_order(out, batch), MASK_VALUE)
     loss = cross_entropy(scores[..., 0], first) + cross_entropy(scores[..., 1], last)
     hits = (scores[..., 0].argmax(-1) == first) & (scores[..., 1].argmax(-1) == last)
     total, count = weighted(loss / 2, weights)
@@ -248,7 +248,7 @@ class QuestionAnswering(ModelTask):
     span = start[:, :, None] + end[:, None, :]
     ahead = jnp.arange(out.shape[1])[None, :] - jnp.arange(out.shape[1])[:, None]
     fits = ((ahead >= 0) & (ahead < self.longest))[None]
-    span = jnp.where(fits & context[:, :, None] & context[:, None, :], span, NEVER)
+    span = jnp.where(fits & context[:, :, None] & context[:, None, :], span, MASK_VALUE)
     flat = span.reshape(len(out), -1)
     best = flat.argmax(-1)
     none = start[:, 0] + end[:, 0]

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bmx.core import costs, hardware, tree
 from bmx.core.types import Experiment, facts_of
 from bmx.data.feed import THREADS
-from bmx.ops.attention import as_xla
+from bmx.ops.attention import reference_attention
 from bmx.parallel import describe, describe_place, jit
 from bmx.runtime.writer import table
 from bmx.train.state import StateSpec, variables_of
@@ -38,7 +38,7 @@ def _gradient(x: Experiment, plan: StateSpec) -> tuple[Any, ...]:
   """The gradient as a function, and its abstract arguments."""
 
   def gradient(state, batch):
-    with as_xla():
+    with reference_attention():
       return x.grad_fn(variables_of(state), batch, step_noise(state, state.step))
 
   return gradient, plan.abstract, x.data.spec

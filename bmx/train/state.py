@@ -22,7 +22,7 @@ from bmx.core.types import (
   Variables,
   facts_of,
 )
-from bmx.ops.attention import as_xla
+from bmx.ops.attention import reference_attention
 from bmx.parallel import Layout, jit, use
 from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings, unbox
 
@@ -168,7 +168,7 @@ def plan_state(
     norm = jnp.zeros(2, jnp.float32)
     return TrainState(zero, params, tx.init(params), new, key, zero, norm, average)
 
-  with as_xla():  # shapes and names depend on no kernel; what does not fit the mesh is named first
+  with reference_attention():  # shapes and names depend on no kernel; what does not fit the mesh is named first
     boxed = jax.eval_shape(boxed_variables, jax.random.PRNGKey(0))
   params = param_pspecs(boxed.pop('params'), layout)
   with use(layout):
@@ -208,7 +208,7 @@ def state_spec(x: Experiment) -> StateSpec:
 def _plain(task: Task, abstract: TrainState, layout: Layout) -> Variables:
   """The abstract merged parameters, placed as the variable of the same name and shape is."""
   variables = variables_of(abstract)
-  with use(layout), as_xla():
+  with use(layout), reference_attention():
     merged = jax.eval_shape(task.merged_params, variables)
   known = {}
   for name, leaf in tree.named(variables).items():

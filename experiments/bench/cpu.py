@@ -61,7 +61,7 @@ def tokens(batch: int, length: int) -> TokenData:
 
 def gpt(width: int, depth: int, heads: int, length: int) -> GPT:
   sizes = {'width': width, 'depth': depth, 'heads': heads}
-  return GPT(vocab=256, length=length, bias=False, **sizes)
+  return GPT(vocab_size=256, max_seq_len=length, bias=False, **sizes)
 
 
 # name -> (our task, its data, their model, steps a window: one dispatch, at most as

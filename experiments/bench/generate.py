@@ -60,7 +60,7 @@ def ours(folder: str, prompts: np.ndarray):
   layout = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
   model = hub.model(folder)
   task = CausalLM(model)
-  plan = plan_state(task, sgd(lambda step: 0.0), shapes(8, 1, model.vocab).spec, layout)
+  plan = plan_state(task, sgd(lambda step: 0.0), shapes(8, 1, model.vocab_size).spec, layout)
   state = start(plan, folder)
   how = Sampling(temperature=0.0)
   generator = Generator(*decoder(model, state.params, layout), layout, how)

@@ -59,7 +59,7 @@ SMALL = {
   'small Llama': (
     'llama_1b',
     ['vocab=256', 'length=64', 'task.model.width=64', 'task.model.depth=2', 'task.model.heads=4',
-     'task.model.kv_heads=2', 'task.model.hidden=128', 'dtype=float32'],
+     'task.model.kv_heads=2', 'task.model.mlp_dim=128', 'dtype=float32'],
     4, ('Llama', {'vocab': 256, 'length': 64, 'width': 64, 'depth': 2, 'heads': 4, 'kv_heads': 2,
                   'hidden': 128}),
   ),

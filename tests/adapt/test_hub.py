@@ -230,16 +230,18 @@ def test_files_of_a_large_model(reference, tmp_path):
 
 # Without transformers.
 
-SMALL = {'length': 16, 'width': 32, 'heads': 8, 'depth': 4, 'hidden': 64}
+SCALING = {'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
+           'original_max_position_embeddings': 16.0}  # fmt: skip
+SMALL = {'max_seq_len': 16, 'width': 32, 'heads': 8, 'depth': 4, 'mlp_dim': 64}
 MODELS = {
-  'gpt2': lambda **o: GPT(vocab=V, **SMALL, **o),
+  'gpt2': lambda **o: GPT(vocab_size=V, **SMALL, **o),
   'llama': lambda **o: GPT(
-    vocab=V, **SMALL, kv_heads=4, head_size=6, positions='rotary', theta=500.0,
-    scaling=(8.0, 1.0, 4.0, 16.0), norm='rms', gated=True, activation='silu', bias=False,
+    vocab_size=V, **SMALL, kv_heads=4, head_dim=6, positions='rotary', theta=500.0,
+    rope_scaling=SCALING, norm='rms', gated=True, activation='silu', bias=False,
     tied=False, **o,
   ),
-  'bert': lambda **o: Classifier(BERT(vocab=V, **SMALL, **o), outputs=3),
-  'roberta': lambda **o: Pretraining(BERT(vocab=V, **SMALL, types=1, first_position=2, **o)),
+  'bert': lambda **o: Classifier(BERT(vocab_size=V, **SMALL, **o), num_outputs=3),
+  'roberta': lambda **o: Pretraining(BERT(vocab_size=V, **SMALL, types=1, first_position=2, **o)),
 }  # fmt: skip
 
 
@@ -326,7 +328,7 @@ def test_a_recipe_names_the_folder(written):
   folder = str(written('bert')[0])
   options = {'dtype': 'bfloat16', 'scan': True}
   model = recipes.build({'call': 'bmx.adapt.hub:model', 'path': folder, **options}, 'model')
-  assert (model.outputs, model.encoder.dtype, model.encoder.scan) == (3, 'bfloat16', True)
+  assert (model.num_outputs, model.encoder.dtype, model.encoder.scan) == (3, 'bfloat16', True)
   bare = hub.encoder(folder, dropout=0.0)
   assert (type(bare), bare.width, bare.dropout) == (BERT, 32, 0.0)
   with pytest.raises(InputError, match="takes no argument 'widht'; did you mean 'width'"):
@@ -337,7 +339,7 @@ def test_a_recipe_names_the_folder(written):
 
 def test_another_head_takes_the_encoder(written, caplog):
   folder, _, params = written('bert')
-  tagger = Tagger(hub.encoder(str(folder)), outputs=7)
+  tagger = Tagger(hub.encoder(str(folder)), num_outputs=7)
   with pytest.raises(InputError, match=r'differs  classifier.weight: has \[3, 32\], expected'):
     hub.load(folder, abstract(tagger))
   with caplog.at_level(logging.INFO, 'bmx'):
@@ -350,10 +352,10 @@ def test_another_head_takes_the_encoder(written, caplog):
 
 
 def test_heads_of_pretraining_are_left(tmp_path, caplog):
-  encoder = BERT(vocab=V, **SMALL)
+  encoder = BERT(vocab_size=V, **SMALL)
   model = Pretraining(encoder, next_sentence=True)
   hub.save(tmp_path / 'out', model, drawn(abstract(model)))
-  classifier = Classifier(encoder, outputs=2)
+  classifier = Classifier(encoder, num_outputs=2)
   with pytest.raises(InputError, match='missing  classifier.bias .2., for head/bias'):
     hub.load(tmp_path / 'out', abstract(classifier))
   with caplog.at_level(logging.INFO, 'bmx'):
@@ -435,7 +437,7 @@ def test_all_differences_at_once(written, copy):
 
 @pytest.mark.parametrize(('options', 'message'), [
   ({'heads': 4}, r'differs  transformer.h.0.attn.c_attn.weight: has 8 heads, expected 4'),
-  ({'vocab': 90}, r'differs  transformer.wte.weight: has \[103, 32\], expected \[90, 32\]'),
+  ({'vocab_size': 90}, r'differs  transformer.wte.weight: has \[103, 32\], expected \[90, 32\]'),
   ({'tied': False}, r'missing  lm_head.weight \[103, 32\], for head/table'),
   ({'depth': 3}, r'extra    transformer.h.3.ln_1.weight \[32\]'),
   ({'depth': 5}, r'missing  transformer.h.4.ln_1.weight \[32\], for stack/block_4'),
@@ -443,7 +445,7 @@ def test_all_differences_at_once(written, copy):
 ])  # fmt: skip
 @pytest.mark.parametrize('scan', [False, True])
 def test_another_model_than_the_folder_has(written, options, message, scan):
-  other = GPT(**{'vocab': V, **SMALL, 'scan': scan} | options)
+  other = GPT(**{'vocab_size': V, **SMALL, 'scan': scan} | options)
   with pytest.raises(InputError, match=message.replace('_0/f', '(_0|s)/f').replace('_4', '(_4|s)')):
     hub.load(written('gpt2')[0], abstract(other))
 
@@ -556,7 +558,7 @@ def test_both_spellings_of_rotary_positions(tmp_path):
     {'rope_theta': 100, 'rope_scaling': old, 'rope_parameters': ROPE},
   ]
   first, *others = [described(tmp_path, 'LlamaForCausalLM', LLAMA | x) for x in spelled]
-  assert (first['theta'], first['scaling']) == (100.0, (8.0, 1.0, 4.0, 16))
+  assert (first['theta'], first['rope_scaling']) == (100.0, SCALING)
   assert others == [first, first]
 
 
@@ -593,7 +595,7 @@ def test_parameters_of_published_models(tmp_path, name):
   described(tmp_path, kind, values)
   model = hub.model(str(tmp_path), scan=True)
   assert tree.count(abstract(model)) == count
-  assert model.length in (1024, 131072, 512)
+  assert model.max_seq_len in (1024, 131072, 512)
 
 
 @pytest.mark.parametrize(('model', 'message'), [
@@ -623,7 +625,7 @@ def test_what_is_not_written(written, tmp_path):
 
 
 def test_an_encoder_may_have_no_pooler(tmp_path):
-  model = BERT(vocab=V, **SMALL)
+  model = BERT(vocab_size=V, **SMALL)
   params = drawn(abstract(model))
   pooler = params.pop('pooler')
   hub.save(tmp_path / 'without', model, params)

@@ -28,7 +28,7 @@ PAIR = (COUNT // 5) % 2
 
 
 def bert(**options):
-  defaults = {'vocab': V, 'length': T, 'width': 16, 'depth': 2, 'heads': 4, 'dropout': 0.0}
+  defaults = {'vocab_size': V, 'max_seq_len': T, 'width': 16, 'depth': 2, 'heads': 4, 'dropout': 0.0}
   return BERT(**defaults | options)
 
 
@@ -153,7 +153,7 @@ def test_a_model_that_tells_no_segments_apart_reads_pairs(types):
   assert ('type' in start(model)) == bool(types)
 
 
-@pytest.mark.parametrize('remat', ['none', 'products', 'all'])
+@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
 def test_a_scan_is_a_loop(remat):
   ids, places = segments(5, 7)
   inputs = tokens(), places, ids, PAIR
@@ -181,7 +181,7 @@ def test_the_vocabulary_may_be_padded():
 def test_heads_say_what_their_encoder_is():
   e = bert(vocab_pad=8)
   for model in (Pretraining(e), Classifier(e, 3), Tagger(e, 3)):
-    assert (model.vocab, model.length) == (V, T)
+    assert (model.vocab_size, model.max_seq_len) == (V, T)
   assert Classifier(e).padded_parameters == Tagger(e).padded_parameters == 8 * 16
 
 
@@ -228,7 +228,7 @@ def test_bfloat16_is_near_float32():
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-  ({'length': T - 1}, f"sequence of {T} tokens is longer than the model's {T - 1} positions"),
+  ({'max_seq_len': T - 1}, f"sequence of {T} tokens is longer than the model's {T - 1} positions"),
   ({'heads': 5}, 'width 16 is not divisible by 5 heads'),
   ({'activation': 'swish9'}, "activation 'swish9' is not one of"),
   ({'attention': 'flash9'}, "attention 'flash9' is not one of"),

@@ -40,8 +40,8 @@ def test_recipes(recipe, expected, padded, pytestconfig):
   assert of_tokens(task.model) == expected
 
 
-GPT2 = {'vocab': 50257, 'length': 1024}
-LLAMA = {'positions': 'rotary', 'norm': 'rms', 'gated': True, 'bias': False, 'length': 4096}
+GPT2 = {'vocab_size': 50257, 'max_seq_len': 1024}
+LLAMA = {'positions': 'rotary', 'norm': 'rms', 'gated': True, 'bias': False, 'max_seq_len': 4096}
 
 # Radford et al. 2019 and the weights published with it; Touvron et al. 2023; Dubey et al. 2024;
 # Zhang et al. 2024.
@@ -51,17 +51,17 @@ PUBLISHED = {
   'GPT-2 XL': (1_557_611_200, GPT2 | {'width': 1600, 'depth': 48, 'heads': 25}),
   'Llama 2 7B': (
     6_738_415_616,
-    LLAMA | {'vocab': 32000, 'width': 4096, 'depth': 32, 'heads': 32, 'hidden': 11008, 'tied':
+    LLAMA | {'vocab_size': 32000, 'width': 4096, 'depth': 32, 'heads': 32, 'mlp_dim': 11008, 'tied':
     False},
   ),
   'Llama 3 8B': (
     8_030_261_248,
-    LLAMA | {'vocab': 128_256, 'width': 4096, 'depth': 32, 'heads': 32, 'kv_heads': 8,
-             'hidden': 14336, 'tied': False},
+    LLAMA | {'vocab_size': 128_256, 'width': 4096, 'depth': 32, 'heads': 32, 'kv_heads': 8,
+             'mlp_dim': 14336, 'tied': False},
   ),
   'TinyLlama 1.1B': (
     1_100_048_384,
-    LLAMA | {'vocab': 32000, 'width': 2048, 'depth': 22, 'heads': 32, 'kv_heads': 4, 'hidden': 5632,
+    LLAMA | {'vocab_size': 32000, 'width': 2048, 'depth': 22, 'heads': 32, 'kv_heads': 4, 'mlp_dim': 5632,
              'tied': False},
   ),
 }  # fmt: skip
@@ -73,9 +73,9 @@ def test_published(name):
   assert of_tokens(GPT(**options, scan=True)) == expected
 
 
-BASE = {'vocab': 30522, 'length': 512, 'scan': True}
+BASE = {'vocab_size': 30522, 'max_seq_len': 512, 'scan': True}
 LARGE = {'width': 1024, 'depth': 24, 'heads': 16}
-ROBERTA = BASE | {'vocab': 50265, 'first_position': 2, 'types': 1}
+ROBERTA = BASE | {'vocab_size': 50265, 'first_position': 2, 'types': 1}
 
 # Devlin et al. 2019 and Liu et al. 2019, as transformers counts their weights. An encoder's pooler
 # is there where a head reads it: a classifier of 2 is the encoder with it, and 2 · width + 2.
@@ -104,14 +104,14 @@ def test_encoders_are_those_of_hugging_face():
   sizes = {'hidden_size': 12, 'num_hidden_layers': 2, 'num_attention_heads': 2,
            'intermediate_size': 20, 'vocab_size': 31}  # fmt: skip
   count = lambda model: sum(p.numel() for p in model.parameters())
-  ours = {'vocab': 31, 'width': 12, 'depth': 2, 'heads': 2, 'hidden': 20}
-  e = BERT(**ours, length=16, types=3)
+  ours = {'vocab_size': 31, 'width': 12, 'depth': 2, 'heads': 2, 'mlp_dim': 20}
+  e = BERT(**ours, max_seq_len=16, types=3)
   config = t.BertConfig(**sizes, max_position_embeddings=16, type_vocab_size=3)
   assert of_tokens(Pretraining(e, True)) == count(t.BertForPreTraining(config))
   assert of_tokens(Pretraining(e)) == count(t.BertForMaskedLM(config))
   assert of_tokens(Classifier(e, 2)) == count(t.BertForSequenceClassification(config))
   assert of_tokens(Tagger(e, 2)) == count(t.BertForTokenClassification(config))
-  e = BERT(**ours, length=16, types=1, first_position=2)
+  e = BERT(**ours, max_seq_len=16, types=1, first_position=2)
   config = t.RobertaConfig(**sizes, max_position_embeddings=18, type_vocab_size=1)
   assert of_tokens(Pretraining(e)) == count(t.RobertaForMaskedLM(config))
 
@@ -134,17 +134,17 @@ def test_bert_small_by_hand(pytestconfig):
 
 @pytest.mark.parametrize('head', [Pretraining, Classifier, Tagger])
 def test_padding_scan_and_remat_of_encoders_count_nothing(head):
-  base = {'vocab': 113, 'length': 32, 'width': 32, 'depth': 3, 'heads': 2}
+  base = {'vocab_size': 113, 'max_seq_len': 32, 'width': 32, 'depth': 3, 'heads': 2}
   plain = of_tokens(head(BERT(**base)))
-  for options in ({'vocab_pad': 15}, {'scan': True}, {'scan': True, 'remat': 'all'}):
+  for options in ({'vocab_pad': 15}, {'scan': True}, {'scan': True, 'remat': 'full'}):
     assert of_tokens(head(BERT(**base, **options))) == plain
 
 
 @pytest.mark.parametrize('options', [
-  {}, {'tied': False}, {'vocab_pad': 15}, {'vocab_pad': 15, 'tied': False}, {'remat': 'all'},
+  {}, {'tied': False}, {'vocab_pad': 15}, {'vocab_pad': 15, 'tied': False}, {'remat': 'full'},
 ])  # fmt: skip
 def test_padding_scan_and_remat_count_nothing(options):
-  base = {'vocab': 113, 'length': 32, 'width': 32, 'depth': 3}
+  base = {'vocab_size': 113, 'max_seq_len': 32, 'width': 32, 'depth': 3}
   plain = of_tokens(GPT(**base, tied=options.get('tied', True)))
   assert of_tokens(GPT(**base, **options)) == plain
   assert of_tokens(GPT(**base, **options, scan=True)) == plain

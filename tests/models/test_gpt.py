@@ -19,7 +19,7 @@ KEY = jax.random.PRNGKey(1)
 
 
 def gpt(**options):
-  return GPT(**{'vocab': V, 'length': T, 'width': 16, 'depth': 2, 'heads': 4} | options)
+  return GPT(**{'vocab_size': V, 'max_seq_len': T, 'width': 16, 'depth': 2, 'heads': 4} | options)
 
 
 def tokens(length=T, seed=0):
@@ -40,7 +40,7 @@ KINDS = {
   'sinusoidal': {'positions': 'sinusoidal', 'tied': False},
   'rotary': {'positions': 'rotary', 'kv_heads': 2},
   'llama': {'positions': 'rotary', 'kv_heads': 1, 'norm': 'rms', 'gated': True, 'bias': False,
-            'activation': 'silu', 'hidden': 40},
+            'activation': 'silu', 'mlp_dim': 40},
 }  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_a_scan_is_a_loop():
   assert_same(value_and_gradient(scan, stacked(params)), (value, stacked(gradient)))
 
 
-@pytest.mark.parametrize('remat', ['products', 'all'])
+@pytest.mark.parametrize('remat', ['dots', 'full'])
 @pytest.mark.parametrize('scan', [False, True])
 def test_remat_changes_nothing(scan, remat):
   """Dropout included: what is computed again drops the same units."""
@@ -138,7 +138,7 @@ def test_remat_changes_nothing(scan, remat):
 @pytest.mark.parametrize('scan', [False, True])
 def test_layers_drop_other_units(scan):
   """Blocks that add a constant 1 only: the sum of two is 0, 1 or 2, over the share that is kept."""
-  block = {'heads': 2, 'kv_heads': 2, 'hidden': 4, 'dropout': 0.5}
+  block = {'heads': 2, 'kv_heads': 2, 'mlp_dim': 4, 'dropout': 0.5}
   stack = Stack(2, block, scan=scan)
   x = jnp.zeros((2, 16, 32))
   inputs = x, jnp.zeros((2, 16), jnp.int32), None
@@ -194,7 +194,7 @@ def test_padding_of_a_head_gets_no_gradient():
 
 def test_initial_values():
   """Radford et al. 2019: 0.02, what adds to the residual stream by 1/√(2 · depth) less."""
-  params = tree.named(initialised(gpt(width=64, vocab=200, scan=True)))
+  params = tree.named(initialised(gpt(width=64, vocab_size=200, scan=True)))
   first, second = params['stack/blocks/feed_forward/up/kernel']
   assert np.abs(first - second).max() > 0.01
   for name, value in params.items():
@@ -237,7 +237,7 @@ def test_too_long_a_sequence():
   ({'norm': 'group'}, "norm 'group' is not 'layer' or 'rms'"),
   ({'activation': 'swish9'}, "activation 'swish9' is not one of"),
   ({'attention': 'flash9'}, "attention 'flash9' is not one of"),
-  ({'remat': 'some'}, "remat 'some' is not one of none, products, all"),
+  ({'remat': 'some'}, "remat 'some' is not one of none, dots, full"),
   ({'heads': 5}, 'width 16 is not divisible by 5 heads'),
   ({'kv_heads': 3}, '4 query heads do not group over 3 key heads'),
 ])  # fmt: skip
@@ -254,7 +254,7 @@ def products(fn, *args):
 
 # Products and activations. Scores, and their sums of values, in 4 blocks of rows; then query, key,
 # value, out and up, where all are repeated.
-REPEATED = {'none': (0, 0), 'products': (8, 1), 'all': (13, 1)}
+REPEATED = {'none': (0, 0), 'dots': (8, 1), 'full': (13, 1)}
 
 
 @pytest.mark.parametrize(('remat', 'again'), REPEATED.items())

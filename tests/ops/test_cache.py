@@ -15,17 +15,23 @@ from tests.models.weights import jit, variables
 V, LENGTH, SLOTS = 23, 16, 14
 SIZES = (9, 4, 12, 1)  # tokens of each row
 PARTS = (5, 5, 1, 1)  # they come so many at a time, the last one by one
+LLAMA3 = {
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 8.0,
+}
 KINDS = {
   'learned': {},
   'sinusoidal': {'positions': 'sinusoidal', 'tied': False, 'vocab_pad': 9},
-  'llama': {'positions': 'rotary', 'scaling': (8.0, 1.0, 4.0, 8.0), 'kv_heads': 1, 'norm': 'rms',
+  'llama': {'positions': 'rotary', 'rope_scaling': LLAMA3, 'kv_heads': 1, 'norm': 'rms',
             'gated': True, 'bias': False, 'qkv_bias': True},
-  'large heads, a window': {'positions': 'rotary', 'head_size': 12, 'kv_heads': 2, 'window': 4},
+  'large heads, a window': {'positions': 'rotary', 'head_dim': 12, 'kv_heads': 2, 'window': 4},
 }  # fmt: skip
 
 
 def gpt(**options):
-  return GPT(**{'vocab': V, 'length': LENGTH, 'width': 16, 'depth': 2, 'heads': 4} | options)
+  return GPT(**{'vocab_size': V, 'max_seq_len': LENGTH, 'width': 16, 'depth': 2, 'heads': 4} | options)
 
 
 def rows():
@@ -128,7 +134,7 @@ def test_bfloat16_is_near_float32():
 
 
 def test_a_cache_has_the_shape_that_its_model_writes():
-  cache = gpt(kv_heads=2, head_size=12, depth=3).empty_cache(5, SLOTS, jnp.arange(5))
+  cache = gpt(kv_heads=2, head_dim=12, depth=3).empty_cache(5, SLOTS, jnp.arange(5))
   assert cache.keys[0].shape[1] == SLOTS and len(cache.keys) == len(cache.values) == 3
   assert {x.shape for x in cache.keys + cache.values} == {(5, SLOTS, 2, 12)}
   assert int(cache.at) == 0 and cache.first.tolist() == [0, 1, 2, 3, 4]

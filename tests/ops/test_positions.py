@@ -75,9 +75,17 @@ def test_sinusoidal_rows_have_one_norm():
   np.testing.assert_allclose(given, np.sqrt(8), rtol=1e-5)
 
 
-LLAMA3 = {'factor': 8.0, 'low': 1.0, 'high': 4.0, 'length': 8192}  # of Llama 3.1
-SCALINGS = [LLAMA3, {'factor': 32.0, 'low': 1.0, 'high': 4.0, 'length': 8192},
-            {'factor': 2.0, 'low': 0.5, 'high': 30.0, 'length': 512}]  # fmt: skip
+def llama3(factor, low, high, length):
+  return {
+    'factor': factor,
+    'low_freq_factor': low,
+    'high_freq_factor': high,
+    'original_max_position_embeddings': length,
+  }
+
+
+LLAMA3 = llama3(8.0, 1.0, 4.0, 8192)  # of Llama 3.1
+SCALINGS = [LLAMA3, llama3(32.0, 1.0, 4.0, 8192), llama3(2.0, 0.5, 30.0, 512)]
 
 
 def frequencies(size=128, theta=500_000.0):
@@ -98,7 +106,7 @@ def published(frequency, factor, low, high, length):
 @pytest.mark.parametrize('scaling', SCALINGS)
 def test_scaled_is_the_published_rule(scaling):
   given = scaled(jnp.asarray(frequencies(), jnp.float32), **scaling)
-  expected = [published(f, **scaling) for f in frequencies()]
+  expected = [published(f, *scaling.values()) for f in frequencies()]
   np.testing.assert_allclose(given, expected, rtol=2e-5)
   slower = frequencies() / np.asarray(given)
   np.testing.assert_allclose(slower[[0, -1]], [1, scaling['factor']], rtol=1e-5)
@@ -114,10 +122,7 @@ def test_scaled_is_hugging_faces(scaling):
   parameters = {
     'rope_type': 'llama3',
     'rope_theta': 500_000.0,
-    'factor': scaling['factor'],
-    'low_freq_factor': scaling['low'],
-    'high_freq_factor': scaling['high'],
-    'original_max_position_embeddings': scaling['length'],
+    **scaling,
   }
   config = transformers.LlamaConfig(
     hidden_size=512, num_attention_heads=4, rope_parameters=parameters,

@@ -200,7 +200,7 @@ def test_wrap_without_anything_is_the_inner_transform():
 
 def text_model(kind, scan):
   """Three layers; -> abstract parameters."""
-  sizes = {'vocab': 5, 'length': 4, 'width': 4, 'depth': 3, 'heads': 2, 'scan': scan}
+  sizes = {'vocab_size': 5, 'max_seq_len': 4, 'width': 4, 'depth': 3, 'heads': 2, 'scan': scan}
   ids = jnp.zeros((1, 2), jnp.int32)
   models = {
     'classifier': lambda: Classifier(BERT(**sizes), 2),

@@ -36,7 +36,7 @@ MODELS = {
   'mlp': ('configs/digits_mlp.py:tiny', ['data.crop=0', 'task.model.dropout=0.1']),
   'gpt': ('configs/gpt_char.py:tiny', []),
   'moe': ('configs/moe.py:tiny', []),
-  'dropless': ('configs/moe.py:tiny', ['task.model.capacity=0.0']),
+  'dropless': ('configs/moe.py:tiny', ['task.model.capacity_factor=0.0']),
 }
 GPT_ONLY = (
   'sequence-sharded norms',

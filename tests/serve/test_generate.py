@@ -24,7 +24,7 @@ ONE = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
 
 
 def gpt(**options):
-  return GPT(vocab=V, length=LENGTH, width=32, depth=2, heads=4, **options)
+  return GPT(vocab_size=V, max_seq_len=LENGTH, width=32, depth=2, heads=4, **options)
 
 
 @functools.cache
@@ -69,7 +69,7 @@ MODELS = {
   'llama': {'positions': 'rotary', 'kv_heads': 2, 'norm': 'rms', 'gated': True, 'bias': False},
   'scanned': {'scan': True, 'vocab_pad': 9, 'tied': False},
   'window': {'positions': 'sinusoidal', 'window': 5},
-  'experts': {'experts': 4, 'capacity': 0.0},
+  'experts': {'experts': 4, 'capacity_factor': 0.0},
 }
 
 
@@ -83,7 +83,7 @@ def test_prompts_of_unequal_length_go_on_as_each_alone(name):
 
 
 def test_experts_drop_no_token_because_of_the_rows_beside_it():
-  full, free = gpt(experts=4, capacity=0.5), gpt(experts=4, capacity=0.0)
+  full, free = gpt(experts=4, capacity_factor=0.5), gpt(experts=4, capacity_factor=0.0)
   np.testing.assert_array_equal(generate(full, PROMPTS, 6), generate(free, PROMPTS, 6))
 
 
@@ -205,7 +205,7 @@ def test_prompts_that_cannot_be(name):
 
 def test_an_encoder_says_no_next_token():
   with pytest.raises(InputError, match='BERT does not say next tokens'):
-    decoder(BERT(vocab=V, length=8), {}, ONE)
+    decoder(BERT(vocab_size=V, max_seq_len=8), {}, ONE)
 
 
 def log_probability(model, prompt, ids):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
-from bmx.ops.ring import NEVER
+from bmx.ops.masks import MASK_VALUE
 from bmx.serve.sample import Sampling, adjust, draw
 
 V = 11
@@ -20,7 +20,7 @@ def scores(seed=0, rows=4):
 
 def allowed(logits, how, seen=None):
   seen = np.zeros(logits.shape, bool) if seen is None else seen
-  return np.asarray(adjust(jnp.asarray(logits), jnp.asarray(seen), how)) > NEVER / 2
+  return np.asarray(adjust(jnp.asarray(logits), jnp.asarray(seen), how)) > MASK_VALUE / 2
 
 
 def nucleus(row, k, p):
@@ -62,7 +62,7 @@ def test_each_step_is_hugging_faces():
   how = Sampling(temperature=0.6, top_k=6, top_p=0.8, penalty=1.7)
   ours = np.asarray(adjust(jnp.asarray(logits), jnp.asarray(seen), how))
   finite = np.isfinite(theirs.numpy())
-  np.testing.assert_array_equal(ours > NEVER / 2, finite)
+  np.testing.assert_array_equal(ours > MASK_VALUE / 2, finite)
   np.testing.assert_allclose(ours[finite], theirs.numpy()[finite], rtol=1e-6)
 
 

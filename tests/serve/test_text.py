@@ -20,7 +20,7 @@ CONFIG = 'configs/gpt_char.py:tiny'
 
 
 def writer(length=40, tokenizer=None, **options):
-  model = GPT(vocab=256, length=length, width=32, depth=1, heads=2)
+  model = GPT(vocab_size=256, max_seq_len=length, width=32, depth=1, heads=2)
   make = lambda key: unbox(model.init(key, jnp.zeros((1, 4), jnp.int32)))['params']
   params = jit(make, ONE)(jax.random.PRNGKey(0))
   return Writer(model, params, ONE, tokenizer or Bytes(), Options(**options))

@@ -30,7 +30,7 @@ NOISE = Noise(KEY, jnp.int32(0))
 
 
 def bert(length=T, **options):
-  return BERT(**{'vocab_size': V, 'length': length, 'width': 16, 'depth': 1, 'heads': 2} | options)
+  return BERT(**{'vocab_size': V, 'max_seq_len': length, 'width': 16, 'depth': 1, 'heads': 2} | options)
 
 
 def masked(next_sentence=False, rate=0.15, whole=False, **options):
@@ -226,7 +226,7 @@ class Given(MaskedLM):
 class Table(nn.Module):
   """A model that compiles in no time: what follows from a token alone."""
 
-  vocab: int = V
+  vocab_size: int = V
 
   @nn.compact
   def __call__(self, tokens, positions, segment_ids, types, places=None, *, train=False):
@@ -414,7 +414,7 @@ REFUSED = {
   'no tags': (TokenClassification(Tagger(bert(), 3)), INFO, 'needs tags'),
   'tags': (TokenClassification(Tagger(bert(), 3)), INFO | {'class_names': 'OBIE'}, '4 tags, the model 3'),
   'questions': (QuestionAnswering(Tagger(bert())), INFO, 'needs questions'),
-  'outputs': (QuestionAnswering(Tagger(bert(), 3)), INFO | {'questions': 1}, 'outputs=2, not 3'),
+  'outputs': (QuestionAnswering(Tagger(bert(), 3)), INFO | {'questions': 1}, 'num_outputs=2, not 3'),
   'longest': (
     QuestionAnswering(Tagger(bert()), 0),
     INFO | {'questions': 1},

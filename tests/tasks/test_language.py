@@ -19,7 +19,7 @@ NOISE = Noise(KEY, jnp.int32(0))
 
 
 def task(**options):
-  return CausalLM(GPT(vocab=V, length=T, width=16, depth=1, heads=2, **options))
+  return CausalLM(GPT(vocab_size=V, max_seq_len=T, width=16, depth=1, heads=2, **options))
 
 
 def batch():

@@ -38,7 +38,7 @@ def tokens(seed=0):
 
 
 def language_task():
-  return CausalLM(GPT(vocab=V, length=T, width=32, depth=2, heads=2))
+  return CausalLM(GPT(vocab_size=V, max_seq_len=T, width=32, depth=2, heads=2))
 
 
 def images(seed=0, n=B):

@@ -1,0 +1,23 @@
+"""Masks of attention: what a query may attend to, and the score of what it may not."""
+
+from typing import NamedTuple
+
+import jax
+
+MASK_VALUE = -1e30  # a score that exp() sends to 0; finite, so that a row of them has no NaN
+
+
+class AttentionMask(NamedTuple):
+  """The mask arguments of `ops.attention.attend`.
+
+  Attributes:
+    causal: a query attends to keys at its own index and before.
+    window: with `causal`, the number of nearest keys, its own included; 0 is all.
+    segment_ids: int [B, T] or None; a query attends to keys of its own segment only.
+    positions: int [B, T] or None; read by ring attention alone.
+  """
+
+  causal: bool
+  window: int
+  segment_ids: jax.Array | None
+  positions: jax.Array | None
