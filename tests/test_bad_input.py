@@ -180,7 +180,14 @@ def get_config(variant=''):
   return c
 """
 MLP = {'call': 'bmx.models.mlp:MLP', 'num_outputs': 3, 'widths': (4,)}
-LM = {'call': 'bmx.models.gpt:GPT', 'vocab_size': 300, 'max_seq_len': 8, 'width': 8, 'depth': 1, 'heads': 1}
+LM = {
+  'call': 'bmx.models.gpt:GPT',
+  'vocab_size': 300,
+  'max_seq_len': 8,
+  'width': 8,
+  'depth': 1,
+  'heads': 1,
+}
 TOKENS = {'call': 'bmx.data.text:tokens', 'vocab': 300, 'length': 8}
 KINDS = {
   'csv': ('classification:Classification', MLP, {'call': 'bmx.data.source:csv', 'target': 'y'}),

@@ -140,6 +140,8 @@ FOREIGN = (
 
 @pytest.mark.parametrize('path', FOREIGN)
 def test_what_is_stored_calls_parts_only(path):
-  config = {'task': {'model': {'call': 'bmx.models.gpt:GPT', 'vocab_size': {'call': path, 'path': 'x'}}}}
+  config = {
+    'task': {'model': {'call': 'bmx.models.gpt:GPT', 'vocab_size': {'call': path, 'path': 'x'}}}
+  }
   with pytest.raises(InputError, match='the stored config calls'):
     recipes.check_calls(config)

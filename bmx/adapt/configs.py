@@ -99,7 +99,9 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     if type(rope.get(key)) not in (int, float):
       problems.append(f'{word}.{key}={rope.get(key)!r}: expected float, such as 1.0')
   for key in sorted(rope.keys() - {'rope_theta', *ROPE_SCALING}):
-    problems.append(f'{word}.{key}={rope[key]!r}: supported are rope_theta, {", ".join(ROPE_SCALING)}')
+    problems.append(
+      f'{word}.{key}={rope[key]!r}: supported are rope_theta, {", ".join(ROPE_SCALING)}'
+    )
   return {'theta': rope['rope_theta'], 'rope_scaling': {key: rope.get(key) for key in scaling}}
 
 

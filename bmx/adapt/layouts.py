@@ -191,8 +191,9 @@ GPT2 = Family(
   'gpt2', 'bmx.models.gpt:GPT', 'transformer.', GPT2_BODY, GPT_HEADS,
   copies={'lm_head.weight': 'transformer.wte.weight'},
   keys={
-    'vocab_size': ('vocab_size', None), 'max_seq_len': ('n_positions', None), 'width': ('n_embd', None),
-    'depth': ('n_layer', None), 'heads': ('n_head', None), 'mlp_dim': ('n_inner', 0),
+    'vocab_size': ('vocab_size', None), 'max_seq_len': ('n_positions', None),
+    'width': ('n_embd', None), 'depth': ('n_layer', None), 'heads': ('n_head', None),
+    'mlp_dim': ('n_inner', 0),
     'activation': ('activation_function', 'gelu_new'), 'eps': ('layer_norm_epsilon', 1e-5),
     'dropout': ('resid_pdrop', 0.1), 'tied': ('tie_word_embeddings', True),
   },

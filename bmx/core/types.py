@@ -180,20 +180,6 @@ def facts_of(model: Any) -> Facts:
 
   Raises InputError if it declares none.
   """
-  if not isinstance(model, HasFacts):  # TEMP-SHIM
-    g = lambda n, d: getattr(model, n, d)
-    e = getattr(model, 'encoder', model)
-    if type(model).__module__.startswith('bmx.models'):
-      return Facts(
-        getattr(e, 'vocab', 0),
-        getattr(e, 'length', 0),
-        g('outputs', 0),
-        'statistics' if g('batch_dependent', False) else 'none',
-        g('aux_losses', {}),
-        g('padded_parameters', 0),
-        (),
-        hasattr(model, 'hidden_and_table'),
-      )
   if not isinstance(model, HasFacts):
     raise InputError(
       f'{type(model).__name__} declares no facts: expected an attribute or property `facts` of '

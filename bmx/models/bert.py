@@ -1,9 +1,12 @@
 """Encoders of the BERT family, and the heads that read them."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bmx.core.types import Facts
 from bmx.models.layers import (
   Dtype,
   Einsum,
@@ -49,14 +52,20 @@ class BERT(nn.Module):
   dtype: Dtype = jnp.float32
 
   @property
-  def padded_parameters(self) -> int:
-    """Stored numbers that belong to no token."""
-    return self.vocab_pad * self.width
+  def facts(self) -> Facts:
+    """What the model declares of itself."""
+    return Facts(
+      vocab_size=self.vocab_size,
+      max_seq_len=self.max_seq_len,
+      padded_parameters=self.vocab_pad * self.width,
+    )
 
   def setup(self):
     check_rate(self.dropout)
     check_sizes(
-      vocab_size=(self.vocab_size,), max_seq_len=(self.max_seq_len,), width=(self.width,),
+      vocab_size=(self.vocab_size,),
+      max_seq_len=(self.max_seq_len,),
+      width=(self.width,),
       depth=(self.depth,),
     )
     self.embed = Embed(self.vocab_size, self.width, pad=self.vocab_pad, dtype=self.dtype)
@@ -113,33 +122,18 @@ class BERT(nn.Module):
     return jnp.tanh(self.pooler(hidden[:, 0]))
 
 
-class _Headed(nn.Module):
-  """An encoder with a head; its facts are the encoder's."""
+class Pretraining(nn.Module):
+  """Scores of the tokens at masked positions, and (`next_sentence`) of whether the second segment
+  follows the first."""
 
   encoder: BERT
-
-  @property
-  def vocab_size(self) -> int:
-    return self.encoder.vocab_size
-
-  @property
-  def max_seq_len(self) -> int:
-    return self.encoder.max_seq_len
-
-  @property
-  def padded_parameters(self) -> int:
-    return self.encoder.padded_parameters
-
-
-class Pretraining(_Headed):
-  """Scores of the tokens at masked positions, and (`next_sentence`) of whether the second
-  segment follows the first."""
-
   next_sentence: bool = False
 
   @property
-  def padded_parameters(self) -> int:
-    return self.encoder.vocab_pad * (self.encoder.width + 1)
+  def facts(self) -> Facts:
+    """Those of the encoder; the padding has rows of the output bias, too."""
+    padded = self.encoder.vocab_pad * (self.encoder.width + 1)
+    return dataclasses.replace(self.encoder.facts, padded_parameters=padded)
 
   def setup(self):
     e = self.encoder
@@ -165,9 +159,9 @@ class Pretraining(_Headed):
     *,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array | None]:
-    """tokens int [B, T], masked_positions int [B, M] (None: all of T) -> (logits [B, M, V + pad], with no
-    probability on the padding; scores that the second segment follows (0) or not (1), [B, 2], or
-    None without that head)."""
+    """tokens int [B, T], masked_positions int [B, M] (None: all of T) -> (logits [B, M, V + pad],
+    with no probability on the padding; scores that the second segment follows (0) or not (1),
+    [B, 2], or None without that head)."""
     e = self.encoder
     hidden = e(tokens, positions, segment_ids, types, train=train)
     x = hidden
@@ -182,29 +176,49 @@ class Pretraining(_Headed):
     return logits, self.next(e.pool(hidden)) if self.next_sentence else None
 
 
-class Classifier(_Headed):
+class Classifier(nn.Module):
   """tokens -> scores of the whole sequence [B, num_outputs], read from its first token."""
 
+  encoder: BERT
   num_outputs: int = 2
+
+  @property
+  def facts(self) -> Facts:
+    """Those of the encoder, and the outputs of the head."""
+    return dataclasses.replace(self.encoder.facts, num_outputs=self.num_outputs)
 
   @nn.compact
   def __call__(self, tokens, positions=None, segment_ids=None, types=None, *, train=False):
     e = self.encoder
     x = e.pool(e(tokens, positions, segment_ids, types, train=train))
     x = nn.Dropout(e.dropout, deterministic=not train)(x)
-    shape, axes, init = (e.width, self.num_outputs), ('embed', 'classes'), nn.initializers.normal(0.02)
+    shape, axes, init = (
+      (e.width, self.num_outputs),
+      ('embed', 'classes'),
+      nn.initializers.normal(0.02),
+    )
     return Einsum('bd,dc->bc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)
 
 
-class Tagger(_Headed):
+class Tagger(nn.Module):
   """tokens -> scores of each token [B, T, num_outputs]."""
 
+  encoder: BERT
   num_outputs: int = 2
+
+  @property
+  def facts(self) -> Facts:
+    """Those of the encoder, and the outputs of the head."""
+    return dataclasses.replace(self.encoder.facts, num_outputs=self.num_outputs)
 
   @nn.compact
   def __call__(self, tokens, positions=None, segment_ids=None, types=None, *, train=False):
     e = self.encoder
     x = e(tokens, positions, segment_ids, types, train=train)
     x = nn.Dropout(e.dropout, deterministic=not train)(x)
-    shape, axes, init = (e.width, self.num_outputs), ('embed', 'classes'), nn.initializers.normal(0.02)
+    shape, axes, init = (
+      (e.width, self.num_outputs),
+      ('embed', 'classes'),
+      nn.initializers.normal(0.02),
+    )
     return Einsum('btd,dc->btc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)

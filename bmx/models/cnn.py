@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
+from bmx.core.types import Facts
 from bmx.models.layers import BatchNorm, Conv, Dtype, activation
 from bmx.models.mlp import MLP
 from bmx.parallel import constrain
@@ -33,8 +34,11 @@ class CNN(nn.Module):
   dtype: Dtype = jnp.float32
 
   @property
-  def batch_dependent(self) -> bool:
-    return self.norm == 'batch'
+  def facts(self) -> Facts:
+    """What the model declares of itself."""
+    return Facts(
+      num_outputs=self.num_outputs, coupling='statistics' if self.norm == 'batch' else 'none'
+    )
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:

@@ -7,13 +7,15 @@ from typing import cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from bmx.core.errors import InputError
+from bmx.core.types import Facts
 from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes, token_positions
 from bmx.models.transformer import Stack
 from bmx.ops.cache import Cache
-from bmx.ops.positions import sinusoidal
 from bmx.ops.masks import MASK_VALUE
+from bmx.ops.positions import sinusoidal
 from bmx.parallel import constrain, gather, named
 
 
@@ -49,7 +51,7 @@ class GPT(nn.Module):
   mlp_dim: int = 0
   positions: str = 'learned'
   theta: float = 10_000.0
-  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=FrozenDict)
   norm: str = 'layer'
   eps: float = 1e-5
   activation: str = 'gelu'
@@ -73,26 +75,31 @@ class GPT(nn.Module):
   microbatches: int = 0
   dtype: Dtype = jnp.float32
 
-  @property
-  def padded_parameters(self) -> int:
-    """Stored numbers that belong to no token."""
-    return self.vocab_pad * self.width * (1 if self.tied else 2)
+  def __post_init__(self):
+    object.__setattr__(self, 'rope_scaling', FrozenDict(self.rope_scaling))  # modules are hashed
+    super().__post_init__()
 
   @property
-  def batch_dependent(self) -> bool:
-    """The balance of experts is that of all tokens of a batch."""
-    return self.experts > 0
-
-  @property
-  def aux_losses(self) -> dict[str, float]:
-    return {'balance': self.load_balance_coef, 'router_z': self.router_z_coef} if self.experts else {}
+  def facts(self) -> Facts:
+    """What the model declares of itself. The balance of experts is that of a batch's tokens."""
+    aux_losses = {'balance': self.load_balance_coef, 'router_z': self.router_z_coef}
+    return Facts(
+      vocab_size=self.vocab_size,
+      max_seq_len=self.max_seq_len,
+      coupling='statistics' if self.experts else 'none',
+      aux_losses=aux_losses if self.experts else {},
+      padded_parameters=self.vocab_pad * self.width * (1 if self.tied else 2),
+      chunked_head=True,
+    )
 
   def setup(self):
     if self.positions not in ('learned', 'sinusoidal', 'rotary'):
       raise InputError(f"positions {self.positions!r} is not 'learned', 'sinusoidal' or 'rotary'")
     check_rate(self.dropout)
     check_sizes(
-      vocab_size=(self.vocab_size,), max_seq_len=(self.max_seq_len,), width=(self.width,),
+      vocab_size=(self.vocab_size,),
+      max_seq_len=(self.max_seq_len,),
+      width=(self.width,),
       depth=(self.depth,),
     )
     pad, dtype = self.vocab_pad, self.dtype

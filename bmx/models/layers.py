@@ -46,9 +46,7 @@ def check_rate(dropout: float) -> None:
     raise InputError(f'dropout={dropout} is no share of units: 0 <= dropout < 1')
 
 
-def token_positions(
-  tokens: jax.Array, positions: jax.Array | None, max_seq_len: int
-) -> jax.Array:
+def token_positions(tokens: jax.Array, positions: jax.Array | None, max_seq_len: int) -> jax.Array:
   """Where tokens [B, T] stand in their sequences: `positions`, or 0, 1, 2, ... int [B, T].
 
   Raises InputError for more tokens than a model of `max_seq_len` positions has.

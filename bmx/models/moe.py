@@ -20,8 +20,8 @@ class MoE(nn.Module):
   """D -> F -> D by the chosen experts, weighted by the router's probabilities of them.
 
   Attributes:
-    capacity_factor: an expert takes at most top_k·T / E times this many tokens of each row; what is over
-      passes by with a zero (Lepikhin et al. 2021). 0 drops none (Gale et al. 2023).
+    capacity_factor: an expert takes at most top_k·T / E times this many tokens of each row; tokens
+      beyond pass with a zero (Lepikhin et al. 2021). 0 drops none (Gale et al. 2023).
   """
 
   mlp_dim: int

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from bmx.core import tree
 from bmx.core.errors import InputError
@@ -35,7 +36,7 @@ class Attention(nn.Module):
   kv_heads: int
   causal: bool = True
   theta: float = 0.0
-  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=FrozenDict)
   window: int = 0
   head_dim: int = 0
   bias: bool = True
@@ -129,7 +130,7 @@ class Block(nn.Module):
   causal: bool = True
   post_norm: bool = False
   theta: float = 0.0
-  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=FrozenDict)
   window: int = 0
   head_dim: int = 0
   experts: int = 0
@@ -164,8 +165,8 @@ class Block(nn.Module):
       return Norm(self.norm, self.eps, self.bias, self.dtype, name=name)
 
     attention = Attention(
-      self.heads, self.kv_heads, self.causal, self.theta, self.rope_scaling, self.window, self.head_dim,
-      self.qkv_bias, self.out_bias, self.impl, name='attention', **common,
+      self.heads, self.kv_heads, self.causal, self.theta, self.rope_scaling, self.window,
+      self.head_dim, self.qkv_bias, self.out_bias, self.impl, name='attention', **common,
     )  # fmt: skip
     feed = self._feed(common)
     drop = nn.Dropout(self.dropout, deterministic=not self.train)
@@ -233,8 +234,8 @@ class Stack(nn.Module):
     scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead
       of `depth` copies ('block_0', ...). A pipeline needs it.
     remat: what the backward pass computes again instead of keeping it: 'none'; 'dots', all but
-      what products with weights and fused attention gave (a ring and experts run again); 'full' of a
-      block.
+      what products with weights and fused attention gave (a ring and experts run again); 'full'
+      of a block.
     microbatches: of a pipeline; 0 is twice its stages, which leaves a third of the time as bubble.
 
   What experts tell is sown into the collection 'aux', each the mean over layers.

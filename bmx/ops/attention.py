@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -64,7 +64,13 @@ def chunked_cross_entropy(
 
 
 class VocabShard(NamedTuple):
-  """vocab_size: rows of the table that count, on all devices; axes: of the mesh, that cut the rows."""
+  """The part of the vocabulary on one device.
+
+  Attributes:
+    vocab_size: rows of the table that count, on all devices.
+    chunks: of the tokens; logits of one chunk exist at a time.
+    axes: mesh axes that cut the rows.
+  """
 
   vocab_size: int
   chunks: int

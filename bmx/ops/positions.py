@@ -11,13 +11,16 @@ ROPE_SCALING = (
 
 
 def rotary(
-  x: jax.Array, positions: jax.Array, theta: float = 10_000.0, rope_scaling: Mapping[str, float] | None = None
+  x: jax.Array,
+  positions: jax.Array,
+  theta: float = 10_000.0,
+  rope_scaling: Mapping[str, float] | None = None,
 ) -> jax.Array:
   """Rotates pairs (i, i + H/2) of each head by an angle that grows with the position.
 
   x [B, T, N, H], positions int [B, T] -> [B, T, N, H], in x's dtype; angles are float32.
-  `rope_scaling`: the arguments of `scaled`. Source: Su et al. 2021, eq. 34, in the half-split layout of Llama's
-  published weights.
+  `rope_scaling`: the arguments of `scaled`. Source: Su et al. 2021, eq. 34, in the half-split
+  layout of Llama's published weights.
   """
   half = x.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

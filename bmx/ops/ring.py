@@ -73,8 +73,8 @@ def _everywhere(positions, segments):
 def _here(marks, kv, step):
   """The keys that are here after so many steps, with their marks: (k, v, positions, segments).
 
-  The barrier keeps the compiler from computing the masks of all steps ahead of the loop, which would
-  take the memory that the ring is there to save.
+  The barrier keeps the compiler from computing the masks of all steps ahead of the loop,
+  which would take the memory that the ring is there to save.
   """
   owner = (jax.lax.axis_index(AXIS) - step) % jax.lax.axis_size(AXIS)
   mark, kv = jax.lax.optimization_barrier((marks[owner], kv))

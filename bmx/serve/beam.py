@@ -50,7 +50,9 @@ class BeamSearch:
     power: float = 1.0,
   ):
     if beams < 1 or beams > model.vocab_size:
-      raise InputError(f'generate.beams={beams}: expected 1 to the vocabulary of {model.vocab_size}')
+      raise InputError(
+        f'generate.beams={beams}: expected 1 to the vocabulary of {model.vocab_size}'
+      )
     self.model, self.params, self.layout = model, params, layout
     self.beams, self.ends, self.power = beams, tuple(ends), power
     self.programs: dict[Any, Any] = {}

@@ -49,8 +49,8 @@ class Writer:
   ):
     if tokenizer.size > getattr(model, 'vocab_size', tokenizer.size):
       raise InputError(
-        f'the tokenizer has {tokenizer.size} ids, the model a vocabulary of {model.vocab_size}: it is '
-        "not this model's tokenizer"
+        f'the tokenizer has {tokenizer.size} ids, the model a vocabulary of {model.vocab_size}: it '
+        "is not this model's tokenizer"
       )
     model, params = decoder(model, params, layout)
     self.model, self.tokenizer, self.options, o = model, tokenizer, options, options

@@ -168,7 +168,9 @@ def plan_state(
     norm = jnp.zeros(2, jnp.float32)
     return TrainState(zero, params, tx.init(params), new, key, zero, norm, average)
 
-  with reference_attention():  # shapes and names depend on no kernel; what does not fit the mesh is named first
+  with (
+    reference_attention()
+  ):  # shapes and names depend on no kernel; what does not fit the mesh is named first
     boxed = jax.eval_shape(boxed_variables, jax.random.PRNGKey(0))
   params = param_pspecs(boxed.pop('params'), layout)
   with use(layout):

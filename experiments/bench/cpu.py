@@ -38,8 +38,8 @@ from bmx.optim.schedules import constant
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.tasks.classification import Classification
 from bmx.tasks.language import CausalLM
-from bmx.train.state import plan_state
 from bmx.train.gradients import Gradient
+from bmx.train.state import plan_state
 from bmx.train.step import make_dispatch, make_train_step
 
 Window = Callable[[], None]

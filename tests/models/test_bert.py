@@ -22,13 +22,21 @@ from tests.models.weights import jit, shapes, variables
 
 B, T, V = 12, 12, 24
 KEY = jax.random.PRNGKey(1)
+NOISE = Noise(KEY, jnp.int32(0))
 COUNT = np.tile(np.arange(T, dtype=np.int32), (B, 1))
 ZEROS = np.zeros((B, T), np.int32)
 PAIR = (COUNT // 5) % 2
 
 
 def bert(**options):
-  defaults = {'vocab_size': V, 'max_seq_len': T, 'width': 16, 'depth': 2, 'heads': 4, 'dropout': 0.0}
+  defaults = {
+    'vocab_size': V,
+    'max_seq_len': T,
+    'width': 16,
+    'depth': 2,
+    'heads': 4,
+    'dropout': 0.0,
+  }
   return BERT(**defaults | options)
 
 
@@ -174,15 +182,15 @@ def test_the_vocabulary_may_be_padded():
   assert logits.shape == (B, T, V + 8)
   np.testing.assert_allclose(logits[..., :V], expected, atol=1e-5)
   assert not np.any(jax.nn.softmax(logits)[..., V:])
-  assert model.padded_parameters == 8 * 17
+  assert model.facts.padded_parameters == 8 * 17
   assert tree.count(wider) - tree.count(params) == 8 * 17
 
 
 def test_heads_say_what_their_encoder_is():
   e = bert(vocab_pad=8)
   for model in (Pretraining(e), Classifier(e, 3), Tagger(e, 3)):
-    assert (model.vocab_size, model.max_seq_len) == (V, T)
-  assert Classifier(e).padded_parameters == Tagger(e).padded_parameters == 8 * 16
+    assert (model.facts.vocab_size, model.facts.max_seq_len) == (V, T)
+  assert Classifier(e).facts.padded_parameters == Tagger(e).facts.padded_parameters == 8 * 16
 
 
 def test_what_a_model_has_by_its_arguments():
@@ -262,7 +270,7 @@ def placed(mesh, fn):
   count = int(np.prod(list(mesh.values()), dtype=int))
   layout = Layout(make_mesh(mesh, jax.devices()[:count]))
   task = pretraining(attention='ring' if layout.mesh.shape['seq'] > 1 else 'xla')
-  boxed = jax.eval_shape(pretraining().init, KEY, rows_of_pairs())['params']
+  boxed = jax.eval_shape(pretraining().init, NOISE, rows_of_pairs())['params']
   places = shardings(param_pspecs(boxed, layout), layout.mesh)
   params = jax.device_put(start(pretraining().model), places)
   rows = jax.device_put(rows_of_pairs(), layout.batch(rows_of_pairs()))
@@ -271,11 +279,12 @@ def placed(mesh, fn):
 
 
 def sums(task, params, rows):
-  return task.loss({'params': params}, rows, NOISE, train=True)[1][0]
+  return task.loss({'params': params}, rows, NOISE, train=True).metrics
 
 
 def gradient(task, params, rows):
-  return Gradient(task)(params, {}, rows, KEY)[:2]
+  grads = Gradient(task)({'params': params}, rows, NOISE)
+  return grads.sum, grads.metrics
 
 
 @pytest.fixture(scope='module')

@@ -20,7 +20,7 @@ def parameters(model, *inputs):
 
 def of_tokens(model):
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-  return parameters(model, ids) - model.padded_parameters
+  return parameters(model, ids) - model.facts.padded_parameters
 
 
 @pytest.mark.parametrize(('recipe', 'expected', 'padded'), [
@@ -36,7 +36,7 @@ def test_recipes(recipe, expected, padded, pytestconfig):
   config, _ = bmx.config.load(str(pytestconfig.rootpath / recipe))
   settled = bmx.config.settle(bmx.config.plain(config)['task'], preset('cpu', 'float32'))
   task = bmx.config.build(settled, 'task')
-  assert task.padded_parameters == padded
+  assert task.model.facts.padded_parameters == padded
   assert of_tokens(task.model) == expected
 
 
@@ -61,8 +61,8 @@ PUBLISHED = {
   ),
   'TinyLlama 1.1B': (
     1_100_048_384,
-    LLAMA | {'vocab_size': 32000, 'width': 2048, 'depth': 22, 'heads': 32, 'kv_heads': 4, 'mlp_dim': 5632,
-             'tied': False},
+    LLAMA | {'vocab_size': 32000, 'width': 2048, 'depth': 22, 'heads': 32, 'kv_heads': 4, 'mlp_dim':
+             5632, 'tied': False},
   ),
 }  # fmt: skip
 

@@ -31,7 +31,9 @@ KINDS = {
 
 
 def gpt(**options):
-  return GPT(**{'vocab_size': V, 'max_seq_len': LENGTH, 'width': 16, 'depth': 2, 'heads': 4} | options)
+  return GPT(
+    **{'vocab_size': V, 'max_seq_len': LENGTH, 'width': 16, 'depth': 2, 'heads': 4} | options
+  )
 
 
 def rows():

@@ -139,8 +139,8 @@ def test_rotary_turns_by_scaled_frequencies():
   x = np.zeros((1, 5, 1, 128), np.float32)
   x[..., :64] = 1
   positions = np.array([[0, 1, 7, 100, 1000]])
-  turned = np.asarray(rotary(x, positions, 500_000.0, tuple(LLAMA3.values())))[0, :, 0]
-  angle = positions[0][:, None] * np.array([published(f, **LLAMA3) for f in frequencies()])
+  turned = np.asarray(rotary(x, positions, 500_000.0, LLAMA3))[0, :, 0]
+  angle = positions[0][:, None] * np.array([published(f, *LLAMA3.values()) for f in frequencies()])
   np.testing.assert_allclose(turned[:, :64], np.cos(angle), atol=3e-4)
   np.testing.assert_allclose(turned[:, 64:], np.sin(angle), atol=3e-4)
   plain = np.asarray(rotary(x, positions, 500_000.0))[0, :, 0]

@@ -12,8 +12,7 @@ import pytest
 from scipy.stats import chi2
 
 from bmx.core.errors import InputError
-from bmx.core.types import Noise
-from bmx.core.types import Batch
+from bmx.core.types import Batch, Noise
 from bmx.data.reorder import Reordered
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.ops.ring import zigzag
@@ -30,7 +29,9 @@ NOISE = Noise(KEY, jnp.int32(0))
 
 
 def bert(length=T, **options):
-  return BERT(**{'vocab_size': V, 'max_seq_len': length, 'width': 16, 'depth': 1, 'heads': 2} | options)
+  return BERT(
+    **{'vocab_size': V, 'max_seq_len': length, 'width': 16, 'depth': 1, 'heads': 2} | options
+  )
 
 
 def masked(next_sentence=False, rate=0.15, whole=False, **options):
@@ -390,7 +391,11 @@ INFO = {'vocab_size': V, 'length': T}
 MASKING = INFO | {'mask': MASK, 'special': SPECIAL}
 REFUSED = {
   'no tokens': (masked(), {'num_classes': 2}, 'needs tokens, and the data has none'),
-  'vocabulary': (masked(), MASKING | {'vocab_size': V + 1}, f'has {V + 1} ids, the model a vocabulary'),
+  'vocabulary': (
+    masked(),
+    MASKING | {'vocab_size': V + 1},
+    f'has {V + 1} ids, the model a vocabulary',
+  ),
   'length': (masked(), MASKING | {'length': T + 1}, f'rows of {T + 1} tokens, but a model of {T}'),
   'no mask': (masked(), MASKING | {'mask': -1}, 'needs a tokenizer with .MASK.; the data has none'),
   'mask': (masked(), MASKING | {'mask': 3}, 'is 3 and its special ids are .0, 3, 7, 19, 39.; set'),
@@ -402,7 +407,11 @@ REFUSED = {
     INFO,
     'a vocabulary beyond the special ids',
   ),
-  'num_classes': (tasks.TextClassification(Classifier(bert(), 3)), INFO | {'num_classes': 2}, '2 classes'),
+  'num_classes': (
+    tasks.TextClassification(Classifier(bert(), 3)),
+    INFO | {'num_classes': 2},
+    '2 classes',
+  ),
   'no classes': (tasks.TextClassification(Classifier(bert(), 3)), INFO, 'needs labels'),
   'long class': (
     tasks.TextClassification(Classifier(bert(), 3)),
@@ -412,9 +421,17 @@ REFUSED = {
   'targets': (tasks.TextRegression(Classifier(bert(), 3)), INFO | {'targets': 1}, '1 targets'),
   'image': (tasks.TextRegression(Classifier(bert(), 1)), {'targets': 1}, 'needs tokens'),
   'no tags': (TokenClassification(Tagger(bert(), 3)), INFO, 'needs tags'),
-  'tags': (TokenClassification(Tagger(bert(), 3)), INFO | {'class_names': 'OBIE'}, '4 tags, the model 3'),
+  'tags': (
+    TokenClassification(Tagger(bert(), 3)),
+    INFO | {'class_names': 'OBIE'},
+    '4 tags, the model 3',
+  ),
   'questions': (QuestionAnswering(Tagger(bert())), INFO, 'needs questions'),
-  'outputs': (QuestionAnswering(Tagger(bert(), 3)), INFO | {'questions': 1}, 'num_outputs=2, not 3'),
+  'outputs': (
+    QuestionAnswering(Tagger(bert(), 3)),
+    INFO | {'questions': 1},
+    'num_outputs=2, not 3',
+  ),
   'longest': (
     QuestionAnswering(Tagger(bert()), 0),
     INFO | {'questions': 1},
@@ -444,7 +461,9 @@ def test_what_passes():
 def test_what_the_data_lacks(next_sentence, whole, missing):
   task, rows = masked(next_sentence, whole=whole), texts(4)
   with pytest.raises(InputError, match=f'the task reads {missing}, but the data gives'):
-    jax.eval_shape(lambda p, rows: task.loss({'params': p}, rows, NOISE, train=True), start(task, rows), rows)
+    jax.eval_shape(
+      lambda p, rows: task.loss({'params': p}, rows, NOISE, train=True), start(task, rows), rows
+    )
 
 
 B, L = 8, 14  # of questions
@@ -564,7 +583,9 @@ def test_predictions_have_the_shapes_that_metrics_read():
   ):
     params = start(task, full)
     for rows in (full, {k: full[k] for k in ('tokens', 'weights')}):
-      told = jax.eval_shape(lambda p, rows, t=task: t.predict({'params': p}, rows, NOISE), params, rows)
+      told = jax.eval_shape(
+        lambda p, rows, t=task: t.predict({'params': p}, rows, NOISE), params, rows
+      )
       assert told['prediction'].shape == shape
 
 

@@ -3,6 +3,7 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -181,5 +182,7 @@ def test_perplexity_is_that_of_the_loss():
   rows, lm = batch(), task()
   params = start(lm, rows)
   total, count = evaluator(lm)(params, rows)['loss']
-  said = jax.device_get(jit(lambda params, rows: lm.predict({'params': params}, rows, NOISE))(params, rows))
+  said = jax.device_get(
+    jit(lambda params, rows: lm.predict({'params': params}, rows, NOISE))(params, rows)
+  )
   assert perplexity(said | rows) == pytest.approx(np.exp(total / count), rel=1e-5)

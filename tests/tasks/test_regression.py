@@ -1,6 +1,7 @@
 """Regression against scikit-learn."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import mean_squared_error
