@@ -85,7 +85,7 @@ def entity_f1(rows: HostBatch, data: Data) -> float:
   Args:
     rows: 'prediction' and 'targets', tag ids int [N, T], and 'weights' [N, T], above 0 at the first
       sub-word of each word. Everything else is dropped before entities are read.
-    data: its `info['names']` are the tags by id: ('O', 'B-person', 'I-person', ...).
+    data: its `metadata['class_names']` are the tags by id: ('O', 'B-person', 'I-person', ...).
 
   Raises:
     InputError: a key, the names or every word is missing, a tag is not IOB2 or has no name.

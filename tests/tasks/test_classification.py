@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from bmx.core.errors import InputError
-from bmx.core.types import Noise
+from bmx.core.types import Facts, Noise
 from bmx.models.mlp import MLP
 from bmx.parallel.sharding import unbox
 from bmx.tasks.classification import BinaryClassification, Classification, auc
@@ -28,13 +28,13 @@ def batch(classes=CLASSES, seed=0):
   }
 
 
-def evaluate(task, rows):
+def evaluate(task, rows, train=False):
   """-> (loss, metrics, predictions) of fresh parameters, as numpy."""
 
   @jit
   def run(rows):
     params = unbox(task.init(NOISE, rows))['params']
-    loss, _, metrics, _ = task.loss({'params': params}, rows, NOISE, train=False)
+    loss, _, metrics, _ = task.loss({'params': params}, rows, NOISE, train=train)
     return loss, metrics, task.predict({'params': params}, rows, NOISE)
 
   return jax.device_get(run(rows))
@@ -75,7 +75,7 @@ def test_binary_against_scikit_learn():
   np.testing.assert_array_equal(told['prediction'], score > 0.5)
 
 
-@pytest.mark.parametrize(('task', 'num_classes'), [
+@pytest.mark.parametrize(('task', 'classes'), [
   (Classification(MLP(CLASSES, (8,))), CLASSES), (BinaryClassification(MLP(1, (8,))), 2),
 ])  # fmt: skip
 def test_rows_without_weight_are_not_there(task, classes):
@@ -91,13 +91,16 @@ def test_rows_without_weight_are_not_there(task, classes):
 @pytest.mark.parametrize('smoothing', [0.1, 0.5])
 def test_smoothing_mixes_in_the_uniform_target(smoothing):
   rows, model = batch(), MLP(CLASSES, (8,))
-  loss, metrics, told = evaluate(Classification(model, smoothing), rows)
+  loss, metrics, told = evaluate(Classification(model, smoothing), rows, train=True)
   log = np.log(told['probability'].astype(np.float64))
   picked = log[np.arange(N), rows['label']]
   expected = -(1 - smoothing) * picked - smoothing * log.mean(-1)
   assert loss == pytest.approx((expected * rows['weights']).sum(), rel=1e-5)
   plain = evaluate(Classification(model), rows)[1]
   assert metrics['accuracy'].tolist() == plain['accuracy'].tolist()
+  evaluated = evaluate(Classification(model, smoothing), rows)[1]
+  assert evaluated['loss'].tolist() == plain['loss'].tolist()
+  assert loss != plain['loss'][0]
 
 
 def test_images_are_read_too():
@@ -112,21 +115,23 @@ def test_a_key_that_is_missing():
   rows = batch()
   del rows['x']
   with pytest.raises(
-    InputError, match=r"reads image or x, but the data gives \['label', 'weights'\]"
+    InputError, match=r"expected a key image or x, not only \['label', 'weights'\]"
   ):
-    Classification(MLP(CLASSES)).init(KEY, rows)
+    Classification(MLP(CLASSES)).init(NOISE, rows)
 
 
 @pytest.mark.parametrize('task', [Classification(MLP(3)), BinaryClassification(MLP(1))])
 def test_data_without_classes(task):
-  with pytest.raises(InputError, match='classification needs labels'):
-    task.validate({'targets': 1})
+  with pytest.raises(InputError, match='no labels: classification expects a data set with classes'):
+    task.validate({'num_targets': 1})
 
 
 def test_as_many_outputs_as_classes():
   Classification(MLP(3)).validate({'num_classes': 3})
   for outputs in (2, 4):
-    with pytest.raises(InputError, match=f"3 classes, but the model's outputs are {outputs}"):
+    with pytest.raises(
+      InputError, match=f'num_outputs={outputs}: expected 3, the number of classes'
+    ):
       Classification(MLP(outputs)).validate({'num_classes': 3})
 
 
@@ -145,7 +150,9 @@ def test_the_error_tells_the_outputs_the_model_has():
 
 
 class Silent(nn.Module):
-  """A model of someone else, which has no `outputs`."""
+  """A model of someone else, which fixes no `num_outputs`."""
+
+  facts = Facts()
 
   @nn.compact
   def __call__(self, x, *, train):
@@ -158,9 +165,9 @@ def test_a_model_that_does_not_say_its_outputs_passes(task):
 
 
 def test_only_batch_norm_ties_examples_together():
-  assert Classification(MLP(3)).separable
-  assert Classification(Silent()).separable
-  assert not Classification(MLP(3, norm='batch')).separable
+  assert Classification(MLP(3)).coupling == 'none'
+  assert Classification(Silent()).coupling == 'none'
+  assert Classification(MLP(3, norm='batch')).coupling == 'statistics'
 
 
 @pytest.mark.parametrize('levels', [2, 5, 1000])

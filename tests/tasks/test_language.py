@@ -31,7 +31,7 @@ def batch():
 
 
 def start(task, rows):
-  abstract = unbox(jax.eval_shape(task.init, KEY, rows))['params']
+  abstract = unbox(jax.eval_shape(task.init, NOISE, rows))['params']
   return drawn(abstract)
 
 
@@ -103,9 +103,9 @@ def test_an_untrained_model_knows_nothing():
 
 
 @pytest.mark.parametrize(('info', 'message'), [
-  ({'num_classes': 3}, 'needs tokens, and the data has none'),
-  ({'vocab_size': V + 1, 'length': T}, f'tokenizer has {V + 1} ids, the model a vocabulary of {V}'),
-  ({'vocab_size': V, 'length': T + 1}, f'rows of {T + 1} tokens, but a model of {T} positions'),
+  ({'num_classes': 3}, 'the data has no tokens: a language model expects text'),
+  ({'vocab_size': V + 1, 'length': T}, f'vocab_size={V}: expected at least {V + 1}'),
+  ({'vocab_size': V, 'length': T + 1}, f'length={T + 1}: expected rows of at most max_seq_len={T}'),
 ])  # fmt: skip
 def test_what_is_refused(info, message):
   with pytest.raises(InputError, match=message):
@@ -113,7 +113,7 @@ def test_what_is_refused(info, message):
 
 
 def test_padding_of_the_vocabulary_holds_no_tokens():
-  with pytest.raises(InputError, match='vocabulary of 20'):
+  with pytest.raises(InputError, match=f'vocab_size={V}: expected at least {V + 1}'):
     task(vocab_pad=12).validate({'vocab_size': V + 1, 'length': T})
 
 
@@ -131,7 +131,7 @@ def told(*probabilities, weights=None):
 
 
 def knowing(size):
-  return types.SimpleNamespace(info={'bytes': size})
+  return types.SimpleNamespace(metadata={'bytes': size})
 
 
 def test_perplexity_by_hand():
@@ -171,10 +171,12 @@ def test_a_model_that_knows_less_than_nothing():
 
 
 def test_perplexity_and_bits_of_nothing():
-  with pytest.raises(InputError, match='perplexity: no token of the split has a weight'):
+  with pytest.raises(
+    InputError, match='perplexity: expected a split with a token of weight above 0'
+  ):
     perplexity(told([0.5], weights=[[0]]))
-  with pytest.raises(InputError, match='the data does not tell the bytes of its text'):
-    bits_per_byte(told([0.5]), types.SimpleNamespace(info={}))
+  with pytest.raises(InputError, match='expected a data set whose metadata counts its bytes'):
+    bits_per_byte(told([0.5]), types.SimpleNamespace(metadata={}))
 
 
 def test_perplexity_is_that_of_the_loss():

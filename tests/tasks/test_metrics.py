@@ -63,7 +63,7 @@ def test_f1_of_several_classes(rows):
 
 @pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('n', [1, 2, 5, 300])
-@pytest.mark.parametrize('num_classes', [[0, 1], [0, 3, 4, 9], list(range(20))], ids=len)
+@pytest.mark.parametrize('classes', [[0, 1], [0, 3, 4, 9], list(range(20))], ids=len)
 def test_several_classes(classes, n, seed):
   rows = labelled(n, classes, seed)
   sides = rows['label'], rows['prediction']
@@ -201,7 +201,7 @@ def data_with(**facts) -> Any:
 
 
 def named(names=NAMES):
-  return data_with(info={'class_names': names, 'num_classes': len(names)})
+  return data_with(metadata={'class_names': names, 'num_classes': len(names)})
 
 
 def tagged(prediction, targets, names=NAMES):
@@ -312,7 +312,11 @@ def test_entities_that_cannot_be_read():
     (rows | {'weights': rows['weights'] * 0}, named(), 'weight above 0; the split has none'),
     (rows | {'prediction': rows['prediction'][:, 0]}, named(), r'one shape \[N, T\].*\(1,\)'),
     ({k: v[0] for k, v in rows.items()}, named(), r'one shape \[N, T\].*\(3,\), \(3,\)'),
-    (rows, data_with(info={'vocab_size': 9}), r"info\['class_names'\]; it has \['vocab_size'\]"),
+    (
+      rows,
+      data_with(metadata={'vocab_size': 9}),
+      r"metadata\['class_names'\], not only \['vocab_size'\]",
+    ),
     (rows, named(('O', 'S-person', 'cat')), 'the data has S-person, cat'),
     (rows | {'prediction': rows['prediction'] + 6}, named(), 'names 7 tags, .* tag 7'),
     (rows | {'targets': rows['targets'] - 1}, named(), 'names 7 tags, .* tag -1'),
@@ -328,7 +332,7 @@ def test_a_long_list_of_odd_tags_is_cut():
 
 
 def answered(*pairs):
-  return data_with(info={}, answers=lambda rows: list(pairs))
+  return data_with(metadata={}, answers=lambda rows: list(pairs))
 
 
 @pytest.mark.parametrize(('told', 'true', 'exact', 'overlap'), [

@@ -59,8 +59,8 @@ def test_rows_without_weight_are_not_there():
 
 
 def test_check():
-  Regression(MLP(2)).validate({'targets': 2})
-  with pytest.raises(InputError, match='regression needs targets'):
+  Regression(MLP(2)).validate({'num_targets': 2})
+  with pytest.raises(InputError, match='no key y: regression expects a data set with targets'):
     Regression(MLP(2)).validate({'num_classes': 2})
-  with pytest.raises(InputError, match='the data has 3 targets, the model 2 outputs'):
-    Regression(MLP(2)).validate({'targets': 3})
+  with pytest.raises(InputError, match='num_outputs=2: expected 3, the number of targets'):
+    Regression(MLP(2)).validate({'num_targets': 3})
