@@ -34,9 +34,8 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.source:csv',
+    'call': 'bmx.data.tables:csv',
     'path': c.get_ref('folder') + '/adult.data',
-    'fit': c.get_ref('folder') + '/adult.data',
     'columns': COLUMNS,
     'target': 'income',
     'strip': '.',  # adult.test ends its classes with one

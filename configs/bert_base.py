@@ -49,13 +49,13 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.pairs:pairs',
+    'call': 'bmx.data.text.pairs:pairs',
     'paths': c.get_ref('paths'),
     'field': 'text',
     'unit': 'paragraph',
     'split': 'train',
     'length': c.get_ref('length'),
-    'tokenizer': {'call': 'bmx.data.tokenizer:load', 'path': c.get_ref('tokenizer')},
+    'tokenizer': {'call': 'bmx.data.text.tokenizer:load', 'path': c.get_ref('tokenizer')},
   }
   c.eval.valid = {'split': 'valid', 'batch_size': 128}
   c.schedule = {
@@ -71,9 +71,9 @@ def get_config(variant: str = ''):
     c.task.mask, c.task.special = 4, (0, 1, 2, 3, 4)
     c.task.model.encoder.update(width=64, depth=2, heads=4, dropout=0.0)
     c.data.tokenizer = {
-      'call': 'bmx.data.tokenizer:trained',
+      'call': 'bmx.data.text.tokenizer:trained',
       'kind': 'wordpiece',
-      'vocab': c.get_ref('vocab'),
+      'vocab_size': c.get_ref('vocab_size'),
       'unit': 'line',
     }
     c.eval.valid.batch_size = 512

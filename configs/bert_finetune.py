@@ -4,7 +4,7 @@ Classes of texts (SST-2, GLUE); `:regression` numbers; `:ner` tags of words (nam
 answers to questions (SQuAD's format).
 
     python -m bmx.main --config=configs/bert_finetune.py --config.init.path=DIR
-    --config.data.path=train.csv --config.data.fit=train.csv --config.data.text=sentence
+    --config.data.path=train.csv --config.data.text=sentence
     --config.eval.valid.path=valid.csv
     python -m bmx.main --config=configs/bert_finetune.py:regression --config.init.path=DIR ...
     python -m bmx.main --config=configs/bert_finetune.py:ner --config.init.path=DIR ...
@@ -36,15 +36,14 @@ def get_config(variant: str = ''):
     'attention': 'auto',  # by the kind of device
     'dtype': c.get_ref('dtype'),
   }
-  tokenizer = {'call': 'bmx.data.tokenizer:load', 'path': c.init.get_ref('path')}
+  tokenizer = {'call': 'bmx.data.text.tokenizer:load', 'path': c.init.get_ref('path')}
   c.task = {
     'call': 'bmx.tasks.encoder:TextClassification',
     'model': {'call': 'bmx.models.bert:Classifier', 'num_outputs': 2, 'encoder': encoder},
   }
   c.data = {
-    'call': 'bmx.data.labelled:classified',
+    'call': 'bmx.data.text.text_classification:text_classification',
     'path': 'tfds:glue/sst2/train',
-    'fit': 'tfds:glue/sst2/train',
     'text': 'sentence',
     'pair': '',
     'label': 'label',
@@ -77,9 +76,8 @@ def get_config(variant: str = ''):
     c.task.call, c.task.model.call = 'bmx.tasks.encoder:TokenClassification', TAGGER
     c.task.model.num_outputs = 13  # WNUT-17: six kinds of entity
     c.data = {
-      'call': 'bmx.data.labelled:tagged',
+      'call': 'bmx.data.text.token_classification:token_classification',
       'path': 'wnut17train.conll',
-      'fit': 'wnut17train.conll',
       'length': c.get_ref('length'),
       'tokenizer': tokenizer,
     }
@@ -93,7 +91,7 @@ def get_config(variant: str = ''):
     c.task.call, c.task.model.call = 'bmx.tasks.encoder:QuestionAnswering', TAGGER
     c.length = 128
     c.data = {
-      'call': 'bmx.data.questions:questions',
+      'call': 'bmx.data.text.squad:squad',
       'path': 'squad.json',
       'split': 'train',
       'holdout': 0.2,  # of the articles
@@ -130,11 +128,11 @@ def _tiny(c):
     'attention': 'auto',
   }
   c.data = {
-    'call': 'bmx.data.labelled:library',
+    'call': 'bmx.data.text.text_classification:library',
     'split': 'train',
     'holdout': 0.1,
     'length': c.get_ref('length'),
-    'tokenizer': {'call': 'bmx.data.tokenizer:trained', 'vocab': 512, 'unit': 'line'},
+    'tokenizer': {'call': 'bmx.data.text.tokenizer:trained', 'vocab_size': 512, 'unit': 'line'},
   }
   c.eval.valid = {'split': 'valid', 'metrics': ('bmx.tasks.metrics:matthews',)}
   c.schedule.update(peak=2e-3, warmup=4)

@@ -51,7 +51,7 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.packing:packed',
+    'call': 'bmx.data.text.packing:packed',
     'paths': c.get_ref('paths'),
     'field': c.get_ref('field'),
     'data_dir': c.get_ref('data_dir'),
@@ -60,9 +60,9 @@ def get_config(variant: str = ''):
     'length': c.get_ref('length'),
     'words': False,
     'tokenizer': {
-      'call': 'bmx.data.tokenizer:trained',
+      'call': 'bmx.data.text.tokenizer:trained',
       'kind': 'wordpiece',
-      'vocab': c.get_ref('vocab'),
+      'vocab_size': c.get_ref('vocab_size'),
       'paths': c.get_ref('paths'),
       'field': c.get_ref('field'),
       'data_dir': c.get_ref('data_dir'),

@@ -39,9 +39,9 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.text:tokens',
+    'call': 'bmx.data.text.windows:tokens',
     'path': 'train.bin',
-    'vocab': c.get_ref('vocab'),
+    'vocab_size': c.get_ref('vocab_size'),
     'split': 'train',
     'length': c.get_ref('length'),
   }
@@ -53,7 +53,7 @@ def get_config(variant: str = ''):
   if check_variant(variant, 'tiny') == 'tiny':
     c.vocab, c.length, c.batch_size, c.steps, c.dtype = 256, 32, 16, 20, 'float32'
     c.task.model.update(width=64, depth=2, heads=4)
-    c.data = {'call': 'bmx.data.text:text', 'split': 'train', 'length': c.get_ref('length')}
+    c.data = {'call': 'bmx.data.text.windows:text', 'split': 'train', 'length': c.get_ref('length')}
     c.eval.valid.batch_size = 512
     c.grad.steps = 2
     c.schedule.update(peak=3e-3, warmup=2)

@@ -40,7 +40,7 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.text:text',
+    'call': 'bmx.data.text.windows:text',
     'path': '',
     'split': 'train',
     'length': c.get_ref('length'),

@@ -30,7 +30,7 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.source:tfds',
+    'call': 'bmx.data.tfds:tfds',
     'name': 'mnist',
     'split': 'train',
     'data_dir': '',

@@ -93,7 +93,7 @@ BAD_CONFIGS = {
   'name': (DIGITS, 'task.model.call=bmx.models.mlp:MPL', "no 'MPL'; did you mean 'MLP'"),
   'no path': (DIGITS, 'task.call=MLP', "'MLP': expected an import path"),
   'half a path': (DIGITS, 'task.call=:MLP', 'import'),
-  'keyword': (DIGITS, 'data.call=bmx.data.text:text', r"no argument 'crop'.*\nit takes \(length"),
+  'keyword': (DIGITS, 'data.call=bmx.data.text.windows:text', r"no argument 'crop'.*\nit takes \(length"),
   'batch': (DIGITS, 'batch_size=60', 'batch_size=60 is not divisible by the 8 parts'),
   'no batch': (DIGITS, 'batch_size=0', 'batch_size=0'),
   'evaluation batch': (GPT, 'eval.valid.batch_size=12', r'eval\.valid: batch_size=12 is not'),
@@ -188,13 +188,13 @@ LM = {
   'depth': 1,
   'heads': 1,
 }
-TOKENS = {'call': 'bmx.data.text:tokens', 'vocab': 300, 'length': 8}
+TOKENS = {'call': 'bmx.data.text.windows:tokens', 'vocab_size': 300, 'length': 8}
 KINDS = {
-  'csv': ('classification:Classification', MLP, {'call': 'bmx.data.source:csv', 'target': 'y'}),
-  'npz': ('classification:Classification', MLP, {'call': 'bmx.data.source:arrays', 'classes': 3}),
+  'csv': ('classification:Classification', MLP, {'call': 'bmx.data.tables:csv', 'target': 'y'}),
+  'npz': ('classification:Classification', MLP, {'call': 'bmx.data.arrays:arrays', 'classes': 3}),
   'bin': ('language:CausalLM', LM, TOKENS),
-  'jsonl': ('language:CausalLM', {**LM, 'vocab': 256}, {'call': 'bmx.data.text:text', 'length': 8}),
-  'txt': ('language:CausalLM', {**LM, 'vocab': 256}, {'call': 'bmx.data.text:text', 'length': 8}),
+  'jsonl': ('language:CausalLM', {**LM, 'vocab_size': 256}, {'call': 'bmx.data.text.windows:text', 'length': 8}),
+  'txt': ('language:CausalLM', {**LM, 'vocab_size': 256}, {'call': 'bmx.data.text.windows:text', 'length': 8}),
 }
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bmx import config as recipes
 from bmx.core.errors import InputError
-from bmx.data import source, text
+from bmx.data import tables as source
+from bmx.data.text import windows as text
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.rundir import flatten, read_config
 from tests.conftest import ROOT
@@ -131,8 +132,8 @@ def test_the_cache_folder_of_a_stored_config_is_not_used():
 FOREIGN = (
   'bmx.config:load',  # runs a file
   'bmx.adapt.hub:save_file',  # what a module of ours has imported
-  'bmx.data.corpus:_write',
-  'bmx.data.documents:json',
+  'bmx.data.text.corpus:_write',
+  'bmx.data.text.documents:json',
   'bmx.main:main',
   'bmx.runtime.cache:sweep',
 )

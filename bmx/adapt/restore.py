@@ -201,31 +201,59 @@ def _read(path: pathlib.Path, kind: str, wanted: Mapping[str, Any]) -> dict[str,
 
 
 def model(path: str, **overrides: Any) -> nn.Module:
-  """The model that `path` holds the weights of; `overrides` are arguments of its decoder or
-  encoder (attention, dtype, dropout, scan, ...)."""
-  return _build(path, overrides) if is_run(path) else hub.model(path, **overrides)
+  """Builds the model whose weights `path` holds.
+
+  Args:
+    path: a run of bmx, or a Hugging Face directory.
+    overrides: arguments of its decoder or encoder (attention, dtype, dropout, scan, ...).
+  """
+  return recipes.build(_part(path, overrides), f'the model of {path}')
 
 
 def encoder(path: str, **overrides: Any) -> nn.Module:
-  """The encoder of that model, without its head, for another one."""
+  """Builds the encoder of the model whose weights `path` holds, without its head.
+
+  Args:
+    path: a run of bmx, or a Hugging Face directory.
+    overrides: arguments of the encoder.
+  """
+  return recipes.build(_part(path, overrides, 'encoder'), f'the encoder of {path}')
+
+
+OWN = {'bmx.adapt.restore:model': '', 'bmx.adapt.restore:encoder': 'encoder'}
+
+
+def concrete(part: Mapping[str, Any]) -> dict[str, Any]:
+  """A part in which every model that is read from a folder is written out.
+
+  So the config of a run says its sizes, and the folder is never read again.
+  """
+  found: dict[str, Any] = {k: concrete(v) if isinstance(v, Mapping) else v for k, v in part.items()}
+  if found.get('call') not in OWN:
+    return found
+  given = {k: v for k, v in found.items() if k not in ('call', 'path')}
+  return _part(found['path'], given, OWN[found['call']])
+
+
+def _part(path: str, overrides: Mapping[str, Any], inner: str = '') -> dict[str, Any]:
+  """The part that builds the model of a folder, or the encoder inside it."""
   if not is_run(path):
-    return hub.encoder(path, **overrides)
-  return _build(path, overrides, 'encoder')
-
-
-def _build(path: str, overrides: Mapping[str, Any], inner: str = '') -> Any:
-  part = read_config(pathlib.Path(path))['config']['task'].get('model', {})
-  recipes.check_calls(part)
-  if part.get('call') == 'bmx.adapt.restore:model':
-    given = {**{k: v for k, v in part.items() if k != 'call'}, **overrides}
-    return encoder(**given) if inner else model(**given)
-  if inner and inner not in part:
-    raise InputError(f'{path} has a model {part.get("call")!r} without an {inner}')
-  if 'encoder' in part:
-    settled = {**part['encoder'], **overrides}
-    part = settled if inner else {**part, 'encoder': settled}
+    part = hub.part(path)
+    if inner and 'encoder' not in part and not part['call'].startswith('bmx.models.bert:'):
+      raise InputError(f'{path} holds {part["call"]}: expected an encoder')
   else:
-    part = {**part, **overrides}
-  # Nobody settles what another run's config left open: as any device can compute it.
-  part = recipes.settle(part, hardware.preset('cpu', 'float32'))
-  return recipes.build(part, f'the model of {path}')
+    part = read_config(pathlib.Path(path))['config']['task'].get('model', {})
+    recipes.check_calls(part)
+    if part.get('call') in OWN:  # a run that was stored before its model was written out
+      given = {**{k: v for k, v in part.items() if k not in ('call', 'path')}, **overrides}
+      return _part(part['path'], given, inner or OWN[part['call']])
+    if inner and inner not in part:
+      raise InputError(f'{path} has a model {part.get("call")!r}: expected one with an {inner}')
+    # What another run's config left open is settled as any device can compute it.
+    part = recipes.settle(part, hardware.preset('cpu', 'float32'))
+  if 'encoder' in part:
+    part = part['encoder'] | dict(overrides) if inner else {
+      **part, 'encoder': {**part['encoder'], **overrides}
+    }  # fmt: skip
+    return dict(part)
+  return {**part, **overrides}

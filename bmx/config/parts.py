@@ -52,6 +52,16 @@ def takes_anything(known: Mapping[str, inspect.Parameter]) -> bool:
   return any(p.kind is p.VAR_KEYWORD for p in known.values())
 
 
+def _built(value: Any, where: str, injected: Mapping[str, Any]) -> Any:
+  """The object of a part, or of every part of a mapping of parts (sources of a mixture)."""
+  is_part = lambda v: isinstance(v, Mapping) and 'call' in v
+  if is_part(value):
+    return build(value, where, **injected)
+  if isinstance(value, Mapping) and value and all(is_part(v) for v in value.values()):
+    return {k: build(v, f'{where}.{k}', **injected) for k, v in value.items()}
+  return value
+
+
 def build(part: Mapping[str, Any], where: str, **injected: Any) -> Any:
   """The object that a part describes; parts inside it are built first.
 
@@ -77,8 +87,7 @@ def build(part: Mapping[str, Any], where: str, **injected: Any) -> Any:
       )
   arguments = {k: v for k, v in injected.items() if k in known and k not in given}
   for key, value in given.items():
-    inner = isinstance(value, Mapping) and 'call' in value
-    arguments[key] = build(value, f'{where}.{key}', **injected) if inner else value
+    arguments[key] = _built(value, f'{where}.{key}', injected)
   needed = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
   missing = [
     k for k, p in known.items() if p.default is p.empty and p.kind in needed and k not in arguments

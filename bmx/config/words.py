@@ -61,5 +61,6 @@ def base(description: str = '') -> Any:
   c.stop = {'metric': '', 'mode': 'min', 'patience': 3}  # early stopping
   c.keep = {'last': 2, 'metric': '', 'mode': 'min'}  # checkpoints: the newest, the best by metric
   c.steps_per_call = 0  # steps in one jitted call; 0: chosen from the step's FLOPs
+  c.allow_changed_data = False  # resume although the training data changed
   c.cache = ''  # folder of compiled programs; '': the user's cache folder; 'off': none
   return c

@@ -26,6 +26,3 @@ RULES: dict[str, tuple[str, ...]] = {
   'expert_batch': ('data', 'fsdp'),  # batch, where a token is with its expert
   'layers': ('pipe',),
 }
-
-# Arrays of a batch whose second dimension is 'length'.
-ALONG_LENGTH = ('tokens', 'targets', 'weights', 'segment_ids', 'positions', 'types', 'words')

@@ -10,6 +10,8 @@ varies over, so the draw for position p needs no draw before it.
 | STEP         | dropout and every other noise of a step      | step, then module |
 | EVAL         | noise of an evaluation, where a task has any | nothing           |
 | GENERATE     | tokens that are drawn                        | row, then token   |
+| MIX_BLOCK    | which source stands where in a mixture       | block of positions   |
+| MIX + i      | order of examples of source i of a mixture   | epoch of the source  |
 | PREPARE      | corruption of a batch, before the model sees | step              |
 | PERMUTATION  | order of examples                            | epoch             |
 | SHIFT        | where the windows of a text begin            | epoch             |
@@ -21,7 +23,8 @@ varies over, so the draw for position p needs no draw before it.
 import numpy as np
 
 INIT, STEP, EVAL, GENERATE, PREPARE = 0, 1, 2, 3, 4
-PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS = 16, 17, 18, 19, 20
+PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK = 16, 17, 18, 19, 20, 21
+MIX = 1000  # and one for each source from here on
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:

@@ -17,7 +17,6 @@ Array = jax.Array
 Variables = Mapping[str, Any]  # nested dicts of arrays
 Batch = dict[str, Any]  # leading dimension B; the keys a task reads, and always `weights`
 HostBatch = dict[str, np.ndarray]  # rows of a batch, or of a split, on the host
-Rows = HostBatch  # replaced by HostBatch in this redesign
 Metadata = Mapping[str, Any]  # facts of a data set: vocab_size, num_classes, class_names, ...
 Coupling = Literal['none', 'statistics', 'loss']
 
@@ -152,19 +151,6 @@ class SparseRows(NamedTuple):
 
   indices: Array
   values: Array
-
-
-METADATA = {
-  'vocab': 'vocab_size',
-  'classes': 'num_classes',
-  'names': 'class_names',
-  'targets': 'num_targets',
-}
-
-
-def metadata_of(info: Mapping[str, Any]) -> dict[str, Any]:
-  """Facts of a data set in the words of tasks."""
-  return {METADATA.get(k, k): v for k, v in info.items()}
 
 
 @runtime_checkable
@@ -317,52 +303,121 @@ class StatefulGradFn(Protocol):
     ...
 
 
-@runtime_checkable
-class Data(Protocol):
-  """A data set as functions of the step; holds no iterator state."""
-
-  @property
-  def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """One global batch."""
-    ...
+class Examples(Protocol):
+  """A data set: what a user writes. Other abilities are declared by the protocols below."""
 
   @property
   def size(self) -> int:
-    """Examples per epoch."""
+    """Number of examples."""
     ...
+
+  @property
+  def metadata(self) -> Metadata:
+    """Facts: vocab_size, length, num_classes, class_names, num_targets, source, ..."""
+    ...
+
+  @property
+  def spec(self) -> dict[str, Spec]:
+    """The arrays of one example."""
+    ...
+
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
+    """Examples `indices` int64 [n]; what is random varies with `positions` int64 [n] only."""
+    ...
+
+
+@runtime_checkable
+class Resident(Protocol):
+  """Examples that may be held on the device."""
+
+  def resident(self) -> HostBatch | None:
+    """Arrays to gather from; None if rows come from the host."""
+    ...
+
+  def gather(self, arrays: Any, indices: Any) -> Batch:
+    """Rows of these arrays, without randomness; the same code for numpy and for jax arrays."""
+    ...
+
+
+@runtime_checkable
+class Composing(Protocol):
+  """Examples that decide which of them stand in a batch (mixtures, windows, Poisson sampling)."""
+
+  def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, Any]:
+    """Positions int64 [n] of whole batches -> (indices int64 [n], weights float32 [n] or None)."""
+    ...
+
+
+@runtime_checkable
+class Wrapping(Protocol):
+  """Examples around examples, which may compose batches."""
+
+  @property
+  def composer(self) -> Composing | None:
+    """The examples inside that compose batches; None if there are none."""
+    ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+  """Examples with preprocessing that was fitted to them."""
+
+  def state(self) -> dict[str, Any]:
+    """Everything fitted (means, categories, class names, tokenizer), as JSON holds it."""
+    ...
+
+
+@runtime_checkable
+class Digested(Protocol):
+  """Examples that can tell whether they changed."""
+
+  def digest(self) -> str:
+    """SHA-256 of their content, hexadecimal."""
+    ...
+
+
+@runtime_checkable
+class Presenting(Protocol):
+  """Examples whose predictions are read in other units than the rows of a batch (questions)."""
+
+  def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
+    """Predictions of all rows in order -> one JSON object for each unit."""
+    ...
+
+
+class Data(Protocol):
+  """Batches of examples as functions of the step, see `data.batches.Batches`."""
+
+  @property
+  def examples(self) -> Examples: ...
+
+  @property
+  def size(self) -> int: ...
 
   @property
   def batch_size(self) -> int: ...
 
   @property
-  def info(self) -> dict[str, Any]:
-    """vocab, length, classes, ...: what can be checked against a model."""
-    ...
+  def metadata(self) -> Metadata: ...
 
   @property
-  def metadata(self) -> Metadata:
-    """`info` in the words of tasks."""
-    ...
+  def spec(self) -> dict[str, Spec]: ...
 
-  def order(self, step: int) -> np.ndarray:
-    """-> int64 [B], the examples of the global batch of a step."""
-    ...
+  @property
+  def abstract(self) -> dict[str, jax.ShapeDtypeStruct]: ...
 
-  def orders(self, step: int, n: int) -> np.ndarray:
-    """-> int64 [n, B], those of n steps from `step` on."""
-    ...
+  @property
+  def weighted(self) -> bool: ...
 
-  def rows(self, indices: np.ndarray, positions: np.ndarray) -> Rows:
-    """Host rows of any subset; positions are step·B + row."""
-    ...
+  def indices(self, step: int, n: int = 1) -> np.ndarray: ...
 
-  def resident(self) -> Rows | None:
-    """Arrays to hold on the device and gather from there; None where rows come from the host."""
-    ...
+  def compose(self, step: int, n: int) -> tuple[np.ndarray, np.ndarray | None]: ...
 
-  def gather(self, arrays: Any, indices: Any) -> Batch:
-    """Rows of resident arrays, without randomness; the same code for numpy and for jax arrays."""
-    ...
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch: ...
+
+  def resident(self) -> HostBatch | None: ...
+
+  def gather(self, arrays: Any, indices: Any) -> Batch: ...
 
 
 @dataclasses.dataclass(frozen=True)

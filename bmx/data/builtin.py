@@ -5,14 +5,13 @@ from typing import Any
 import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
-from bmx.data.image import Normalise, augment
-from bmx.data.loader import ArrayData, split_indices
+from bmx.data.arrays import ArrayData, split_indices
+from bmx.data.images import Normalise, augment
 
 TABLES = ('iris', 'wine', 'breast_cancer', 'diabetes')
 
 
 def digits(
-  batch_size: int,
   split: str = 'train',
   holdout: float = 0.0,
   crop: int = 0,
@@ -31,13 +30,12 @@ def digits(
   image = np.asarray(images, np.float32).reshape(-1, 8, 8, 1)
   chosen = _split(len(labels), split, holdout)
   arrays = {'image': image[chosen], 'label': labels[chosen].astype(np.int32)}
-  info = {'classes': 10, 'shape': (8, 8, 1), 'source': f'scikit-learn digits, {split}'}
-  return ArrayData(arrays, info, batch_size, seed, train, augment(crop, False), Normalise(16.0))
+  metadata = {'num_classes': 10, 'shape': (8, 8, 1), 'source': f'scikit-learn digits, {split}'}
+  return ArrayData(arrays, metadata, seed, train, augment(crop, False), Normalise(16.0))
 
 
 def table(
   name: str,
-  batch_size: int,
   split: str = 'train',
   holdout: float = 0.0,
   seed: int = 0,
@@ -56,14 +54,14 @@ def table(
   fit = _split(len(x), 'train', holdout)
   chosen = _split(len(x), split, holdout)
   arrays: dict[str, Any] = {'x': _standard(x, fit)[chosen]}
-  info: dict[str, Any] = {'columns': x.shape[1], 'source': f'scikit-learn {name}, {split}'}
+  metadata: dict[str, Any] = {'columns': x.shape[1], 'source': f'scikit-learn {name}, {split}'}
   if name == 'diabetes':
     arrays['y'] = _standard(target[:, None], fit)[chosen]
-    info['targets'] = 1
+    metadata['num_targets'] = 1
   else:
     arrays['label'] = target[chosen].astype(np.int32)
-    info['classes'] = int(target.max()) + 1
-  return ArrayData(arrays, info, batch_size, seed, train)
+    metadata['num_classes'] = int(target.max()) + 1
+  return ArrayData(arrays, metadata, seed, train)
 
 
 def _standard(x: np.ndarray, fit: np.ndarray) -> np.ndarray:

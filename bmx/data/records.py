@@ -1,15 +1,11 @@
-"""Tables of records: CSV and JSON lines, encoded as numbers by what the training part holds."""
+"""Records from files: CSV and JSON lines."""
 
 import csv
-import dataclasses
 import io
 import json
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from bmx.core.errors import InputError
 
@@ -78,72 +74,8 @@ def read_text(path: pathlib.Path) -> str:
                      f'{error.start}') from None  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-  """Columns to numbers: numeric ones standardised, others one-hot; unseen categories are all zero.
-
-  A column is numeric where every value that is there is a number. Missing numbers become the mean.
-  """
-
-  numeric: dict[str, tuple[float, float]]  # name -> (mean, standard deviation)
-  categories: dict[str, list[str]]
-  missing: str
-
-  @classmethod
-  def fit(
-    cls, records: Sequence[Record], skip: Sequence[str], missing: str, source: str = 'the data'
-  ) -> 'Encoding':
-    if not records:
-      raise InputError(f'{source} has no records to learn columns from')
-    numeric, categories = {}, {}
-    for name in records[0]:
-      if name in skip:
-        continue
-      column = [r.get(name) for r in records]
-      there = [v for v in column if v not in (None, '', missing)]
-      numbers = [number(v) for v in there]
-      if there and all(v is not None for v in numbers):
-        values = np.array(numbers, np.float64)
-        with np.errstate(over='ignore', invalid='ignore'):
-          finite = np.isfinite(values)
-          if finite.all() and not np.isfinite(values.std()):
-            finite = np.abs(values) < np.abs(values).max()  # numbers, but too large to square
-        if not finite.all():
-          value = there[int(np.argmin(finite))]
-          row = column.index(value) + 1
-          raise InputError(f'{source}, record {row}: {name} is {value!r}, expected a finite number')
-        numeric[name] = (float(values.mean()), float(values.std()) or 1.0)
-      else:
-        categories[name] = sorted({str(v) for v in column if v is not None})
-    return cls(numeric, categories, missing)
-
-  def encode(self, records: Sequence[Record], source: str) -> np.ndarray:
-    """-> float32 [N, numeric columns + categories]."""
-    columns = []
-    for name, (mean, std) in self.numeric.items():
-      values = [self._number(r, name, mean, i, source) for i, r in enumerate(records)]
-      columns.append(((np.array(values, np.float64) - mean) / std)[:, None])
-    for name, known in self.categories.items():
-      place = {v: i for i, v in enumerate(known)}
-      hot = np.zeros((len(records), len(known) + 1))
-      hot[np.arange(len(records)), [place.get(str(r.get(name)), -1) for r in records]] = 1
-      columns.append(hot[:, :-1])  # the last column gathers what was never seen
-    if not columns:
-      raise InputError(f'{source} has no columns but the target')
-    return np.concatenate(columns, 1).astype(np.float32)
-
-  def _number(self, record: Record, name: str, mean: float, row: int, source: str) -> float:
-    value = record.get(name)
-    if value in (None, '', self.missing):
-      return mean
-    result = number(value)
-    if result is None or not math.isfinite(result):
-      raise InputError(f'{source}, record {row + 1}: {name} is {value!r}, expected a finite number')
-    return result
-
-
 def number(value: Any) -> float | None:
-  """The float that a field says, None where it says none."""
+  """The float that a field holds; None if it is not a number."""
   if isinstance(value, bool) or not isinstance(value, str | int | float):
     return None
   try:

@@ -7,7 +7,7 @@ import pathlib
 from bmx.core import errors
 from bmx.core.types import Experiment
 from bmx.modes import Request
-from bmx.modes.start import need_run, open_experiment
+from bmx.modes.start import need_run, open_run
 from bmx.runtime.writer import brief, write_json
 from bmx.train.evaluate import Evaluator
 from bmx.train.run import restored
@@ -18,7 +18,7 @@ log = logging.getLogger('bmx')
 def run(request: Request) -> int:
   """Prints one line and writes WORKDIR/evaluation.STEP.json."""
   need_run('eval', request)
-  experiment, workdir = open_experiment(request)
+  experiment, workdir, _ = open_run(request)
   evaluate(experiment, workdir, request.step)
   return errors.DONE
 

@@ -10,8 +10,8 @@ from typing import Any
 from bmx.adapt import restore
 from bmx.core import errors, tree
 from bmx.core.types import Experiment
-from bmx.data import documents, tokenizer
-from bmx.data.tokenizer import Tokenizer
+from bmx.data.text import documents, tokenizer
+from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_experiment
 from bmx.runtime.writer import brief

@@ -9,9 +9,9 @@ from typing import Any
 
 from bmx import experiment as experiments
 from bmx.core import errors
-from bmx.core.types import Data, Experiment, Rows
+from bmx.core.types import Data, Experiment, HostBatch, Presenting
 from bmx.modes import Request
-from bmx.modes.start import need_run, open_experiment
+from bmx.modes.start import need_run, open_run
 from bmx.train.evaluate import join, predictions
 from bmx.train.run import restored
 
@@ -21,8 +21,8 @@ log = logging.getLogger('bmx')
 def run(request: Request) -> int:
   """Writes WORKDIR/predictions.jsonl, in the order of the examples."""
   need_run('predict', request)
-  experiment, workdir = open_experiment(request)
-  data = experiments.input_data(experiment, request.input) if request.input else None
+  experiment, workdir, stored = open_run(request, evals=not request.input)
+  data = experiments.input_data(experiment, request.input, stored) if request.input else None
   lines, step = predict(experiment, workdir, data, request.step)
   path = workdir / 'predictions.jsonl'
   part = path.with_name(path.name + '.part')
@@ -65,11 +65,10 @@ def predict(
   return _lines(data, predictions(data, experiment.task, experiment.layout, state)), number
 
 
-def _lines(data: Data, parts: Iterator[Rows]) -> Iterator[dict[str, Any]]:
+def _lines(data: Data, parts: Iterator[HostBatch]) -> Iterator[dict[str, Any]]:
   """Plain values of each example; for questions, the best answer over a paragraph's windows."""
-  if hasattr(data, 'answers'):
-    answers = data.answers(join(list(parts)))  # type: ignore
-    yield from ({'answer': answer, 'known': known} for answer, known in answers)
+  if isinstance(data.examples, Presenting):
+    yield from data.examples.present(join(list(parts)))
     return
   for rows in parts:
     for i in range(len(rows['prediction'])):

@@ -10,6 +10,8 @@ from bmx.core.errors import InputError
 from bmx.core.types import Experiment
 from bmx.modes import Request
 from bmx.runtime import cache, writer
+from bmx.train import datafile
+from bmx.train.datafile import DataFile
 
 
 def default_workdir(request: Request) -> pathlib.Path:
@@ -23,14 +25,41 @@ def need_run(mode: str, request: Request) -> None:
     raise InputError(f'--mode={mode} needs --workdir=DIR of a run that has trained')
 
 
-def open_experiment(request: Request, *, read: bool = True) -> tuple[Experiment, pathlib.Path]:
+def open_experiment(
+  request: Request, *, read: bool = True, evals: bool = True
+) -> tuple[Experiment, pathlib.Path]:
   """Builds the experiment of a command; returns it with its run directory.
 
   Args:
     request: the command.
     read: False builds from shapes alone, without reading data.
+    evals: False leaves out the `eval` entries.
   """
+  workdir = start(request)
+  return experiments.build(request.config, request.name, read=read, evals=evals), workdir
+
+
+def open_run(
+  request: Request, *, evals: bool = True
+) -> tuple[Experiment, pathlib.Path, DataFile | None]:
+  """Builds the experiment of a run that is there, without its training data.
+
+  Args:
+    request: the command.
+    evals: False leaves out the `eval` entries, whose files need not be there then.
+
+  Returns:
+    The experiment, the run directory, and what it keeps of its training data.
+  """
+  workdir = start(request)
+  stored = datafile.read(workdir)
+  made = experiments.build(request.config, request.name, evals=evals, stored=stored)
+  return made, workdir, stored
+
+
+def start(request: Request) -> pathlib.Path:
+  """Starts logging and the compilation cache; returns the run directory."""
   workdir = default_workdir(request)
   writer.start_logging(workdir, jax.process_index())
   cache.enable(request.config.cache)
-  return experiments.build(request.config, request.name, read=read), workdir
+  return workdir

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bmx.core import tree
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.layout import ALONG_LENGTH, RULES
+from bmx.core.layout import RULES
+from bmx.core.types import Spec
 
 Names = Sequence[str | None]
 ACTIVATIONS = ('batch', 'length', 'norm_length', 'act_embed', 'expert_batch')
@@ -89,13 +90,10 @@ class Layout:
   def sharding(self, *names: str | None) -> NamedSharding:
     return NamedSharding(self.mesh, self.pspec(names))
 
-  def batch(self, spec: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, NamedSharding]:
-    """Shardings of a batch: dimension 0 is 'batch', dimension 1 of token arrays is 'length'."""
-    return {k: NamedSharding(self.mesh, self._batch_leaf(k, v)) for k, v in spec.items()}
-
-  def _batch_leaf(self, key: str, spec: jax.ShapeDtypeStruct) -> PartitionSpec:
-    names = ('batch', 'length')[: len(spec.shape)] if key in ALONG_LENGTH else ('batch',)
-    return self.pspec(names, spec.shape, f'batch[{key!r}]')
+  def batch(self, spec: Mapping[str, Spec], batch_size: int) -> dict[str, NamedSharding]:
+    """Shardings of the arrays [B, ...] of a batch, by the names of their dimensions."""
+    place = lambda k, v: self.pspec(v.batch_names, (batch_size, *v.shape), f'batch[{k!r}]')
+    return {k: NamedSharding(self.mesh, place(k, v)) for k, v in spec.items()}
 
 
 _layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar('layout', default=None)

@@ -47,9 +47,9 @@ def compile_step(x: Experiment) -> Compiled:
   """
   plan = state_spec(x)
   step = train_step(x)
-  at = x.layout.batch(x.data.spec)
+  at = x.layout.batch(x.data.spec, x.data.batch_size)
   batch = {
-    k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at[k]) for k, v in x.data.spec.items()
+    k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at[k]) for k, v in x.data.abstract.items()
   }
   program = jit(step, x.layout, donate_argnums=(0,), out_shardings=(plan.shardings, None))
   began = time.perf_counter()

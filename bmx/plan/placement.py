@@ -14,10 +14,10 @@ def placement(x: Experiment) -> str:
   device."""
   plan = state_spec(x)
   leaves = tree.named(plan.abstract)
-  at = x.layout.batch(x.data.spec)
+  at = x.layout.batch(x.data.spec, x.data.batch_size)
   rows = [('leaf', 'shape', 'dtype', 'place', 'local')]
   rows += [_row(name, leaf, leaf.sharding) for name, leaf in leaves.items()]
-  rows += [_row(f'batch/{k}', v, at[k]) for k, v in x.data.spec.items()]
+  rows += [_row(f'batch/{k}', v, at[k]) for k, v in x.data.abstract.items()]
   return f'{x.name} on {x.layout.devices} devices: {describe(x.layout.mesh)}\n{table(rows)}\n'
 
 

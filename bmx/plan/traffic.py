@@ -48,7 +48,7 @@ def _activations(x: Experiment, width: int) -> float:
   task: Any = x.task
   mesh, model = x.layout.mesh.shape, task.model
   micro = getattr(x.grad_fn, 'steps', 1)
-  rows, length = x.data.spec['tokens'].shape
+  rows, length = x.data.abstract['tokens'].shape
   cut = math.prod(mesh[a] for a in x.layout.rules['batch']) * mesh['seq']
   tokens = rows * length / micro / cut
   again = model.remat == 'full'  # products with weights are computed twice

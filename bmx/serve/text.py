@@ -7,8 +7,8 @@ from typing import Any
 
 from bmx.core.errors import InputError
 from bmx.core.types import Variables
-from bmx.data.documents import whole
-from bmx.data.tokenizer import Tokenizer, frame
+from bmx.data.text.documents import whole
+from bmx.data.text.tokenizer import Tokenizer, frame
 from bmx.parallel import Layout
 from bmx.serve.beam import BeamSearch
 from bmx.serve.generate import Generator, Report, decoder

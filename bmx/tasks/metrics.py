@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bmx.core.errors import InputError
-from bmx.core.types import Data, HostBatch
+from bmx.core.types import Data, HostBatch, Presenting
 
 PUNCTUATION = str.maketrans('', '', string.punctuation)
 
@@ -245,12 +245,11 @@ def _entities(
 
 def _best(rows: HostBatch, data: Data, score: Callable[[list[str], list[str]], float]) -> float:
   """The mean over questions of the best score of the answer's words with a true answer's."""
-  answers = getattr(data, 'answers', None)
-  if answers is None:
+  if not isinstance(data.examples, Presenting):
     raise InputError(
-      f'the metric reads answers in words, but {type(data).__name__} has no answers(rows)'
+      f'{type(data.examples).__name__} has no answers in words: this metric expects questions'
     )
-  pairs = answers(rows)
+  pairs = [(a['answer'], a['known']) for a in data.examples.present(rows)]
   if not pairs:
     raise InputError('the metric needs examples; the split has none')
   if not all(true for _, true in pairs):

@@ -14,8 +14,8 @@ from bmx.core import streams, tree
 from bmx.core.errors import InputError
 from bmx.core.metrics import Window, add
 from bmx.core.types import Data, Eval, HostBatch, Noise, Task
-from bmx.data.feed import Feed
 from bmx.parallel import Layout, jit
+from bmx.train.feed import Feed
 from bmx.train.state import TrainState, eval_variables
 
 DEPTH = 16  # batches a dispatch
@@ -109,7 +109,7 @@ def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> It
     n = min(data.batch_size, data.size - step * data.batch_size)
     rows = {k: tree.fetch(v)[:n] for k, v in out.items()}
     positions = step * data.batch_size + np.arange(n)
-    known = data.rows(data.order(step)[:n], positions)
+    known = data.rows(data.indices(step)[0, :n], positions)
     yield rows | {k: known[k] for k in task.labels_for_metrics if k in known}
 
 

@@ -16,17 +16,17 @@ from bmx.core.errors import GuardStop, InputError
 from bmx.core.events import Hook
 from bmx.core.metrics import Window
 from bmx.core.types import Eval, Experiment
-from bmx.data.feed import Feed
 from bmx.parallel import jit
 from bmx.runtime.throughput import Throughput
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar, Silent, Writer, brief
-from bmx.train import start
+from bmx.train import datafile, start
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.evaluate import Evaluator
+from bmx.train.feed import Feed
 from bmx.train.guard import all_finite, first_bad
 from bmx.train.policy import LoopState, groups, stays_stopped
-from bmx.train.rundir import RunDir, check_tokenizer
+from bmx.train.rundir import RunDir
 from bmx.train.signals import Signals
 from bmx.train.state import StateSpec, TrainState, state_spec, variables_of
 from bmx.train.step import make_dispatch, step_noise, train_step
@@ -277,7 +277,7 @@ def guard_stop(run: Run, state: TrainState) -> GuardStop:
 
   grads = jit(gradient, x.layout)(state, run.arrays, group)
   name = first_bad(grads) or 'none (the loss itself, or noise of that step)'
-  order = x.data.order(step)
+  order = x.data.indices(step)[0]
   return GuardStop(
     f'{x.guard["patience"]} consecutive non-finite updates were rejected, the last at '
     f'step {step}; examples {order.tolist()}; first parameter with a non-finite gradient: '
@@ -302,7 +302,7 @@ def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple
   checkpoints = Checkpoints(folder, constant=experiment.task.constant)
   step = checkpoints.choose_whole(which)
   x = experiment
-  check_tokenizer(workdir, x.data)
+  datafile.check_tokenizer(workdir, datafile.tokenizer_of(x.data))
   state = checkpoints.restore(step, state_spec(x).abstract)
   checkpoints.close()
   return state, step

@@ -19,6 +19,7 @@ from bmx.config import complete
 from bmx.core.errors import InputError
 from bmx.core.types import Experiment
 from bmx.runtime.writer import write_json
+from bmx.train import datafile
 
 log = logging.getLogger('bmx')
 
@@ -39,6 +40,7 @@ FREE = [
   'generate',
   'init',
   'hooks',
+  'allow_changed_data',
 ]
 PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
@@ -78,7 +80,7 @@ def _ours(name: str) -> bool:
 def _free(leaf: str) -> bool:
   """Whether a resumed run may change a leaf.
 
-  Tokenizers are compared by content, not by source: see `check_tokenizer`.
+  Tokenizers are compared by content, not by source: see `datafile.check`.
   """
   words = leaf.split('.')
   return words[0] in FREE or 'tokenizer' in words
@@ -171,22 +173,20 @@ class RunDir:
       'config': json.loads(json.dumps(self.experiment.config)),
       'name': self.experiment.name,
       'resolved': dict(resolved),
-      'data': self.experiment.data.info,
+      'data': dict(self.experiment.data.metadata),
       'versions': {'python': platform.python_version()} | {p: _version(p) for p in PACKAGES},
       'git_commit': _git_commit(),
       'xla_flags': os.environ.get('XLA_FLAGS', ''),
       'devices': [jax.device_count(), jax.devices()[0].device_kind],
     }
-    text = check_tokenizer(self.path, self.experiment.data)
+    changed = self.experiment.config['allow_changed_data']
+    datafile.check(self.path, self.experiment.data, changed)
     old = read_config(self.path) if self.resumed else None
     if json.loads(json.dumps(new, default=str)) != old:
       if old is not None:
         write_json(self.path / f'config.{step}.json', old)
       write_json(self.config, new)  # first: it marks the directory as a run
-    if text:
-      part = self.path / 'tokenizer.json.part'
-      part.write_text(text, encoding='utf-8')
-      part.replace(self.path / 'tokenizer.json')
+    datafile.write(self.path, self.experiment.data)
 
   def summary(self) -> dict[str, Any] | None:
     """Returns the summary of a finished run, None if there is more to do.
@@ -200,22 +200,6 @@ class RunDir:
     same = self.resumed and read_config(self.path)['config']['stop'] == x.config['stop']
     done = summary['steps'] >= x.steps or (summary.get('stopped_early') and same)
     return summary if done else None
-
-
-def check_tokenizer(workdir: pathlib.Path, data: Any) -> str:
-  """Returns the tokenizer.json of the data, '' if it has none.
-
-  Raises InputError if the run has another one: its ids would mean other words.
-  """
-  text = getattr(getattr(data, 'tokenizer', None), 'text', '')
-  path = workdir / 'tokenizer.json'
-  if text and path.is_file() and path.read_text(encoding='utf-8') != text:
-    raise InputError(
-      f'{path} is another tokenizer than the one that the config makes now: its text, or the '
-      "library tokenizers, has changed. To continue with the run's own, set in the recipe "
-      "tokenizer={'call': 'bmx.data.tokenizer:load', 'path': WORKDIR}"
-    )
-  return text
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import costs, hardware, tree
 from bmx.core.types import Experiment, facts_of
-from bmx.data.feed import THREADS
 from bmx.ops.attention import reference_attention
 from bmx.parallel import describe, describe_place, jit
 from bmx.runtime.writer import table
+from bmx.train.feed import THREADS
 from bmx.train.state import StateSpec, variables_of
 from bmx.train.step import step_noise
 
@@ -41,7 +41,7 @@ def _gradient(x: Experiment, plan: StateSpec) -> tuple[Any, ...]:
     with reference_attention():
       return x.grad_fn(variables_of(state), batch, step_noise(state, state.step))
 
-  return gradient, plan.abstract, x.data.spec
+  return gradient, plan.abstract, x.data.abstract
 
 
 def loops(x: Experiment, plan: StateSpec) -> bool:
@@ -62,8 +62,8 @@ def _on_cpu(x: Experiment) -> bool:
 def units(x: Experiment) -> dict[str, int]:
   """What a step consumes."""
   examples = {'examples': x.data.batch_size}
-  if 'tokens' in x.data.spec:
-    return {'tokens': math.prod(x.data.spec['tokens'].shape)}
+  if 'tokens' in x.data.abstract:
+    return {'tokens': math.prod(x.data.abstract['tokens'].shape)}
   return examples
 
 
@@ -76,7 +76,7 @@ def choose_dispatch(x: Experiment, plan: StateSpec, flops: int) -> int:
   few = FEW if _on_cpu(x) and flops < LONG_FLOPS else 1
   depth = min(MAX_DEPTH, max(few, math.ceil(GROUP_FLOPS / max(flops, 1))))
   if x.data.resident() is None:
-    rows = sum(math.prod(s.shape) * s.dtype.itemsize for s in x.data.spec.values())
+    rows = sum(math.prod(s.shape) * s.dtype.itemsize for s in x.data.abstract.values())
     depth = min(depth, int(GROUP_BYTES // rows))
   return max(1, min(depth, x.every.log or depth, x.steps))
 
@@ -132,7 +132,7 @@ def describe_start(
     f'state      {_per_device(plan.abstract):,} bytes per device with moments',
     f'data       {x.data.size:,} examples, batch {x.data.batch_size}, '
     f'{"held on the device" if resident else f"fed from the host by {threads}"}; '
-    f'{x.data.info.get("source", "")}',
+    f'{x.data.metadata.get("source", "")}',
     f'rules      {_rules(x.layout)}',
     f'choices    {", ".join(f"{k} {v}" for k, v in sorted(x.choices.items()))}',
     f'start      {"a new run" if step is None else f"from the checkpoint of step {step:,}"}',

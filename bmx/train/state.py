@@ -204,7 +204,9 @@ def plan_state(
 
 def state_spec(x: Experiment) -> StateSpec:
   """Shapes and places of the state of an experiment."""
-  return plan_state(x.task, x.tx, x.data.spec, x.layout, seed=x.seed, ema=x.ema, grad_fn=x.grad_fn)
+  return plan_state(
+    x.task, x.tx, x.data.abstract, x.layout, seed=x.seed, ema=x.ema, grad_fn=x.grad_fn
+  )
 
 
 def _plain(task: Task, abstract: TrainState, layout: Layout) -> Variables:

@@ -27,9 +27,9 @@ import torch
 import torch_models
 
 from bmx.core.hardware import keep_freed_memory
-from bmx.data.feed import Feed
-from bmx.data.loader import ArrayData
-from bmx.data.text import TokenData
+from bmx.train.feed import Feed
+from bmx.data.arrays import ArrayData
+from bmx.data.text.windows import TokenData
 from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
@@ -174,7 +174,7 @@ def compare(name: str, clock: Callable[[], float], windows: int) -> dict:
 def epoch() -> dict:
   """The published MLP 784-256-128-10 with batch 64: one epoch of MNIST from start to end, data and
   all, compilation apart, wall time."""
-  from bmx.data.source import tfds
+  from bmx.data.tfds import tfds
 
   folder = os.environ['BMX_TEST_DATA'] + '/tfds'
   data = tfds('mnist', 64, data_dir=folder)

@@ -25,7 +25,7 @@ import transformers
 
 from bmx.adapt import hub
 from bmx.adapt.restore import start
-from bmx.data.text import shapes
+from bmx.data.text.windows import shapes
 from bmx.optim.optimizers import sgd
 from bmx.parallel import Layout, make_mesh
 from bmx.serve.generate import Generator, decoder

@@ -20,7 +20,7 @@ import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.data.feed import Feed
+from bmx.train.feed import Feed
 from bmx.parallel import jit
 from bmx.train import step as steps
 from bmx.train.state import state_spec

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 import torch_models
 
-from bmx.data.feed import Feed
-from bmx.data.loader import ArrayData
-from bmx.data.packing import packed
-from bmx.data.source import tfds
+from bmx.train.feed import Feed
+from bmx.data.arrays import ArrayData
+from bmx.data.text.packing import packed
+from bmx.data.tfds import tfds
 from bmx.parallel import Layout, jit, make_mesh
 
 BATCH, STEPS, WINDOWS = 128, 200, 7

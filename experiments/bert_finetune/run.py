@@ -92,7 +92,7 @@ def bigrams(_: pathlib.Path) -> dict:
   from sklearn.feature_extraction.text import TfidfVectorizer
   from sklearn.linear_model import LogisticRegression
 
-  from bmx.data.documents import records
+  from bmx.data.text.documents import records
 
   parts = {}
   for split in ('train', 'validation'):

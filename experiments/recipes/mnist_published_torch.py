@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from bmx.data.source import tfds
+from bmx.data.tfds import tfds
 
 
 def split(folder: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ import jax
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core import tree
-from bmx.data.feed import Feed
+from bmx.train.feed import Feed
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.state import state_spec
 

@@ -9,7 +9,7 @@ import pytest
 from bmx import config as recipes
 from bmx.core.errors import InputError
 from bmx.data.records import Encoding, read_csv, read_json_lines
-from bmx.data.source import csv, json_lines
+from bmx.data.tables import csv, json_lines
 from tests.conftest import ROOT
 
 HEADER = 'age, job, class\n'

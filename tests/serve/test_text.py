@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
-from bmx.data.tokenizer import Bytes, trained
+from bmx.data.text.tokenizer import Bytes, trained
 from bmx.models.gpt import GPT
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.serve.text import Options, Pieces, Writer

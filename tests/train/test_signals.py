@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from bmx.data.loader import ArrayData
+from bmx.data.arrays import ArrayData
 from tests.conftest import ROOT
 
 LONG = ['steps=200000', 'every.log=20', 'every.eval=0', 'every.save=0']

@@ -1,0 +1,41 @@
+"""Classes: their names, in one order for every file format and every process."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from bmx.core.errors import InputError
+from bmx.core.types import HostBatch
+from bmx.data.records import number
+
+
+def class_names(values: Iterable[str | None]) -> tuple[str, ...]:
+  """Distinct names: by number if all of them are finite numbers, else by text.
+
+  Names that are numbers of equal value ('1' and '1.0') are two classes; missing ones are none.
+
+  >>> class_names(['10', '9', '9']), class_names(['nan', 'eng', '2'])
+  (('9', '10'), ('2', 'eng', 'nan'))
+  """
+  distinct = sorted({v for v in values if v not in (None, '')})
+  by_number = [number(v) for v in distinct]
+  if all(v is not None and math.isfinite(v) for v in by_number):
+    return tuple(sorted(distinct, key=lambda v: (float(v), v)))
+  return tuple(distinct)
+
+
+def encode_classes(given: Sequence[str | None], names: Sequence[str], path: str) -> HostBatch:
+  """`label` int32 [N]; {} if no record has a class (a file to predict).
+
+  Raises InputError naming the first record whose class is missing or unknown.
+  """
+  if all(v in (None, '') for v in given):
+    return {}
+  place = {name: i for i, name in enumerate(names)}
+  for row, value in enumerate(given, 1):
+    if value not in place:
+      raise InputError(
+        f'{path}, record {row}: class {value!r}; expected one of {", ".join(map(str, names))}'
+      )
+  return {'label': np.array([place[str(v)] for v in given], np.int32)}

@@ -1,0 +1,198 @@
+"""Texts from files: plain, JSON lines, CSV, SQuAD's JSON, TFDS; or the source of this Python."""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+import re
+import sys
+import sysconfig
+from collections.abc import Sequence
+from typing import Any
+
+from bmx.core.errors import InputError, did_you_mean
+from bmx.data.records import Record, numbered_json_lines, read_csv, read_text
+from bmx.data.text.clean import Step, clean, report
+
+log = logging.getLogger('bmx')
+UNITS = ('file', 'paragraph', 'line')
+VALID = 0.1  # the share of a text, its end, that is 'valid'
+
+
+def documents(
+  paths: Sequence[str] = (),
+  field: str = 'text',
+  unit: str = 'file',
+  data_dir: str = '',
+  steps: Sequence[Step] = (),
+) -> list[str]:
+  """Documents of all paths, in order, cleaned by `steps`; what each step removed is logged.
+
+  Args:
+    paths: NAME.jsonl and NAME.csv (a document is the `field` of a record), NAME.json (SQuAD's
+      format: a document is a paragraph), 'tfds:NAME/SPLIT', anything else is plain text; () is the
+      source of the installed Python's standard library.
+    unit: what one document of a plain text is: the 'file', a 'paragraph' (between empty lines), or
+      a 'line'.
+
+  Raises InputError: no such file, empty, not UTF-8 (file and offset), no such field, half of a
+  surrogate pair (which JSON can hold and UTF-8 cannot) after all steps.
+  """
+  arguments = (tuple(paths), field, unit, data_dir, tuple(steps))
+  try:
+    hash(arguments)
+  except TypeError:  # a step of the user's own
+    return list(_documents(*arguments))
+  return list(_kept(tuple(map(_stamp, paths)), *arguments))
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+  """Another one where a file was changed."""
+  try:
+    found = os.stat(path)
+  except OSError:
+    return ()
+  return found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=8)  # a recipe's splits read the same files
+def _kept(_, *arguments):
+  return _documents(*arguments)
+
+
+def _documents(paths, field, unit, data_dir, steps):
+  if unit not in UNITS:
+    raise InputError(f'unit {unit!r} is not one of {", ".join(UNITS)}')
+  if not paths:
+    found = [p.read_text('utf-8', 'replace') for p in library_files()]
+  else:
+    found = [text for path in paths for text in read(path, field, unit, data_dir)]
+  if steps:
+    found, counts = clean(found, steps)
+    log.info('%s', report(counts))
+  return tuple(whole(text, f'document {n} of {describe(paths)}') for n, text in enumerate(found, 1))
+
+
+def read(path: str, field: str = 'text', unit: str = 'file', data_dir: str = '') -> list[str]:
+  """The documents of one path, see `documents`."""
+  if path.startswith('tfds:') or pathlib.Path(path).suffix in ('.jsonl', '.csv'):
+    return [said(r, field, where) for where, r in records(path, data_dir)]
+  if path.endswith('.json'):
+    return [p['context'] for _, p in squad_paragraphs(path)]
+  text = read_text(pathlib.Path(path))
+  parts = {'file': lambda: [text], 'line': text.splitlines, 'paragraph': lambda: _paragraphs(text)}
+  found = [t for t in parts[unit]() if t.strip()]
+  if not found:
+    raise InputError(f'{path} is empty')
+  return found
+
+
+def _paragraphs(text: str) -> list[str]:
+  return re.split(r'\r?\n(?:[ \t]*\r?\n)+', text)
+
+
+def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
+  """(where it stands, the record) of .jsonl, .csv or 'tfds:NAME/SPLIT'."""
+  if path.startswith('tfds:'):
+    return _tfds(path, data_dir)
+  file = pathlib.Path(path)
+  if file.suffix == '.jsonl':
+    return [(f'{path}, line {n}', r) for n, r in numbered_json_lines(file)]
+  if file.suffix == '.csv':
+    return [(f'{path}, record {n}', r) for n, r in enumerate(read_csv(file), 1)]
+  raise InputError(f'{path}: records are read from .jsonl, .csv or tfds:NAME/SPLIT')
+
+
+def _tfds(path: str, data_dir: str) -> list[tuple[str, Record]]:
+  from bmx.data.tfds import tfds_source
+
+  name, _, split = path.removeprefix('tfds:').rpartition('/')  # a name may be 'glue/sst2'
+  if not name:
+    raise InputError(f'{path}: write tfds:NAME/SPLIT')
+  source, _ = tfds_source(name, split, data_dir)
+  if not len(source):
+    raise InputError(f'{path} is empty')
+  found = source.__getitems__(list(range(len(source))))
+  return [
+    (f'{path}, example {i}', {k: _plain(v) for k, v in r.items()}) for i, r in enumerate(found)
+  ]
+
+
+def _plain(value: Any) -> Any:
+  """Texts and numbers as Python has them; what else TFDS gives (images) as it is."""
+  if isinstance(value, bytes):
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      return value
+  return value.item() if getattr(value, 'ndim', None) == 0 else value
+
+
+def whole(text: str, where: str) -> str:
+  """The text. Raises InputError where UTF-8 cannot hold it."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(
+      f'{where} holds {text[error.start]!r}, half of a surrogate pair, at character {error.start}; '
+      'in documents the step bmx.data.text.clean:Unicode takes it away'
+    ) from None
+  return text
+
+
+def said(record: Record, field: str, where: str) -> str:
+  """The text of a field. Raises InputError where there is none."""
+  value = record.get(field)
+  if not isinstance(value, str):
+    what = f'; it is {value!r:.40}' if field in record else did_you_mean(field, record)
+    raise InputError(f'{where}: no text under {field!r}{what}')
+  return value
+
+
+def squad_paragraphs(path: str) -> list[tuple[str, dict[str, Any]]]:
+  """(title, paragraph with 'context' and 'qas') of a file in SQuAD's format.
+
+  Raises InputError where it is not one.
+  """
+  text = read_text(pathlib.Path(path))
+  try:
+    articles = json.loads(text)['data']
+    found = [(a.get('title', ''), p) for a in articles for p in a['paragraphs']]
+    right = all(isinstance(p['context'], str) and isinstance(p['qas'], list) for _, p in found)
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    right, found = False, []
+  if not right:
+    raise InputError(f"{path} is not in SQuAD's format: data, paragraphs, context, qas")
+  if not found:
+    raise InputError(f'{path} is empty')
+  return found
+
+
+def library_files() -> list[pathlib.Path]:
+  """The top-level modules of the installed Python's standard library, in the order of their names.
+
+  Text that every machine has. It differs between versions of Python, so its SHA-256 is recorded.
+  """
+  return sorted(pathlib.Path(sysconfig.get_paths()['stdlib']).glob('*.py'))
+
+
+def describe(paths: Sequence[str]) -> str:
+  library = f'the standard library of Python {sys.version.split()[0]}'
+  return ', '.join(paths) or library
+
+
+def part_of(items: Any, split: str, what: str) -> Any:
+  """'train' is the first 90 %, 'valid' the rest, 'all' both; of a list or an array.
+
+  Raises InputError where nothing is in it.
+  """
+  edge = int(len(items) * (1 - VALID))
+  parts = {'train': items[:edge], 'valid': items[edge:], 'all': items}
+  if split not in parts:
+    raise InputError(f'unknown split {split!r}; known: {", ".join(parts)}')
+  if not len(items):
+    raise InputError(f'{what} is empty')
+  if not len(parts[split]):
+    raise InputError(f'{what}: {len(items)} are too few for a split {split!r}')
+  return parts[split]

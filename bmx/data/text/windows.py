@@ -1,0 +1,196 @@
+"""Text as one long row of tokens, read in windows."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bmx.core import streams
+from bmx.core.errors import InputError
+from bmx.core.types import Batch, Examples, HostBatch, Spec
+from bmx.data.arrays import RESIDENT_BYTES
+from bmx.data.batches import in_order
+from bmx.data.digests import digest_arrays
+from bmx.data.shapes import shapes
+from bmx.data.text.corpus import encode
+from bmx.data.text.documents import describe, documents, part_of
+from bmx.data.text.tokenizer import Bytes, Tokenizer, special_facts
+
+
+@dataclasses.dataclass
+class TokenData:
+  """Windows of `length` tokens and the tokens that follow them.
+
+  The index of an example is the position of its first token. In training the windows of each epoch
+  begin at another position; otherwise they tile the text from its start, and positions that the
+  last one lacks have weight 0.
+
+  Attributes:
+    tokens: uint8, uint16 or int32 [N], maybe a memory map.
+    vocab_size: token ids are below this.
+    length: tokens of a window.
+    seed: of the order and the shifts.
+    train: shuffled and shifted.
+    more: metadata besides.
+    tokenizer: that made the tokens.
+
+  Raises:
+    InputError: fewer tokens than a window.
+  """
+
+  tokens: np.ndarray
+  vocab_size: int
+  length: int
+  seed: int = 0
+  train: bool = True
+  more: dict[str, Any] = dataclasses.field(default_factory=dict)
+  tokenizer: Tokenizer | None = None
+
+  def __post_init__(self):
+    if self.length < 1:
+      raise InputError(f'length={self.length}: expected at least 1 token')
+    n = len(self.tokens) - 1
+    if n < self.length:
+      raise InputError(f'length={self.length}: expected at most {n}, the targets of {n + 1} tokens')
+    self.size = n // self.length if self.train else -(-n // self.length)
+    self.metadata = {
+      'vocab_size': self.vocab_size, 'length': self.length, 'tokens': n + 1, **self.more,
+    }  # fmt: skip
+    self.spec = token_spec(self.length)
+
+  def state(self) -> dict[str, Any]:
+    """The tokenizer."""
+    return tokenizer_state(self.tokenizer)
+
+  def digest(self) -> str:
+    """SHA-256 of the tokens."""
+    return digest_arrays({'tokens': self.tokens})
+
+  def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, None]:
+    """First tokens of the windows at positions."""
+    starts = in_order(positions, self.size, self.seed, self.train) * self.length
+    if self.train:
+      starts += np.array([self._shift(int(e)) for e in positions // self.size], np.int64)
+    return starts, None
+
+  @functools.cached_property
+  def _shift(self):
+    shift = lambda epoch: streams.generator(self.seed, streams.SHIFT, epoch).integers(self.length)
+    return functools.lru_cache(maxsize=4)(shift)
+
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
+    """Windows that begin at `indices`."""
+    return self.gather({'tokens': self.tokens}, indices)
+
+  def resident(self) -> HostBatch | None:
+    """All tokens, if they are few."""
+    return {'tokens': self.tokens} if self.tokens.nbytes <= RESIDENT_BYTES else None
+
+  def gather(self, arrays: Any, indices: Any) -> Batch:
+    """Windows of tokens on the device."""
+    last = len(self.tokens) - 1
+    places = indices[:, None] + np.arange(self.length + 1, dtype=np.int32)[None, :]
+    window = arrays['tokens'][places.clip(0, last)].astype(np.int32)
+    return {
+      'tokens': window[:, :-1],
+      'targets': window[:, 1:],
+      'weights': (places[:, 1:] <= last).astype(np.float32),
+    }
+
+
+def token_spec(length: int, more: Sequence[str] = ()) -> dict[str, Spec]:
+  """Specs of `tokens`, `targets` and `weights` of a row, and of more integers along it."""
+  integers = {k: along(length) for k in ('tokens', 'targets', *more)}
+  return integers | {'weights': along(length, np.float32)}
+
+
+def along(length: int, dtype: Any = np.int32) -> Spec:
+  """The spec of one value for each token of a row."""
+  return Spec((length,), np.dtype(dtype), ('length',))
+
+
+def tokenizer_state(tokenizer: Tokenizer | None) -> dict[str, Any]:
+  """The state of data made by a tokenizer: {'tokenizer': text of tokenizer.json, '' of bytes}."""
+  return {'tokenizer': tokenizer.text if tokenizer else ''}
+
+
+def text(
+  length: int,
+  path: str = '',
+  split: str = 'train',
+  field: str = 'text',
+  tokenizer: Tokenizer | None = None,
+  data_dir: str = '',
+  read: bool = True,
+  seed: int = 0,
+  train: bool = True,
+) -> Examples:
+  """The tokens of a text; its bytes (vocabulary 256) unless a `tokenizer` is given.
+
+  Args:
+    path: what `documents.documents` reads: plain text, .jsonl or .csv of which `field` is read,
+      'tfds:NAME/SPLIT'; '' is the source of the installed Python's standard library. Documents
+      stand one after another, the tokenizer's end of text between them (a line end between bytes).
+    split: 'train' is the first 90 % of the tokens, 'valid' the rest, 'all' both.
+  """
+  if not read:
+    return shapes(token_spec(length), length=length)
+  paths = (path,) if path else ()
+  found, chosen = documents(paths, field, data_dir=data_dir), tokenizer or Bytes()
+  name, whole = describe(paths), '\n'.join(found).encode()
+  more = {'sha256': hashlib.sha256(whole).hexdigest()}
+  ids = np.frombuffer(whole, np.uint8) if isinstance(chosen, Bytes) else _stream(found, chosen)
+  ids = part_of(ids, split, name)
+  size = len(ids) if isinstance(chosen, Bytes) else len(chosen.decode(ids).encode())
+  more |= {'source': name, 'bytes': size} | special_facts(chosen.special)
+  return TokenData(ids, chosen.size, length, seed, train, more, chosen)
+
+
+def _stream(found: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+  corpus = encode([[(text, True)] for text in found], tokenizer)
+  if 'eos' not in tokenizer.special:
+    return corpus.tokens
+  return np.insert(corpus.tokens, corpus.ends, tokenizer.special['eos'])
+
+
+def tokens(
+  path: str,
+  vocab_size: int,
+  length: int,
+  split: str = 'train',
+  dtype: str = 'uint16',
+  read: bool = True,
+  seed: int = 0,
+  train: bool = True,
+) -> Examples:
+  """Token ids from a file: .npy, or raw numbers of `dtype` (as nanoGPT's .bin). Memory-mapped.
+
+  Raises:
+    InputError: the file is missing, or holds an id outside the vocabulary (file and offset named).
+  """
+  if not read:
+    return shapes(token_spec(length), length=length, vocab_size=vocab_size)
+  if not pathlib.Path(path).is_file():
+    raise InputError(f'no token file {path}')
+  try:
+    raw = not path.endswith('.npy')
+    ids = np.memmap(path, np.dtype(dtype), 'r') if raw else np.load(path, mmap_mode='r')
+  except (ValueError, TypeError, EOFError, OSError) as error:
+    raise InputError(f'{path} holds no token ids (dtype={dtype}): {error}') from None
+  if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+    raise InputError(f'{path} holds {ids.dtype} {ids.shape}; a row of integers is expected')
+  step = 1 << 24
+  for start in range(0, len(ids), step):
+    chunk = ids[start : start + step]
+    bad = np.flatnonzero((chunk >= vocab_size) | (chunk < 0))
+    if len(bad):
+      raise InputError(
+        f'token id {int(chunk[bad[0]])} at offset {start + int(bad[0])} of {path} is outside the '
+        f'vocabulary of {vocab_size} (0..{vocab_size - 1})'
+      )
+  more = {'source': path}
+  return TokenData(part_of(ids, split, path), vocab_size, length, seed, train, more)

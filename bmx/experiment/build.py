@@ -1,0 +1,147 @@
+"""Config -> Experiment: the order in which parts are made."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bmx import config as recipes
+from bmx.adapt import restore
+from bmx.core import hardware
+from bmx.core.errors import InputError
+from bmx.core.events import Every
+from bmx.core.types import Data, Eval, Experiment, Task
+from bmx.experiment.data import evaluation, fitted_of, train_data
+from bmx.experiment.hooks import hook
+from bmx.experiment.ranges import check_ranges
+from bmx.experiment.selection import selection
+from bmx.parallel import Layout, make_mesh
+from bmx.train.datafile import DataFile
+from bmx.train.gradients import Gradient
+from bmx.train.state import StateSpec, plan_state
+
+
+def build(
+  config: Any,
+  name: str = 'run',
+  devices: Sequence[Any] | None = None,
+  *,
+  read: bool = True,
+  evals: bool = True,
+  stored: DataFile | None = None,
+) -> Experiment:
+  """Everything a run needs; every mistake in the config is an InputError here.
+
+  Args:
+    config: a recipe's ConfigDict.
+    name: of the run.
+    devices: to run on, or to plan for; all that are here by default.
+    read: False reads no data: shapes are enough to plan.
+    evals: False leaves out the `eval` entries.
+    stored: what a run keeps of its training data, which are not read then.
+  """
+  c = recipes.plain(config)
+  if not read or not evals or stored is not None:
+    c['stop'], c['keep'] = c['stop'] | {'metric': ''}, c['keep'] | {'metric': ''}
+  if not read or not evals:
+    c['eval'] = {}
+  check_ranges(c)
+  layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
+  c['task'] = restore.concrete(c['task']) if stored is None else c['task']
+  data = train_data(c, layout, read=read, stored=stored)
+  fitted = fitted_of(data.examples)
+  made = {key: evaluation(c, key, layout, fitted, stored) for key in c['eval']}
+  steps = _steps(c, data)
+  settled = recipes.settle(c['task'], _preset(c, layout, data, made), 'task.')
+  task = recipes.build(settled, 'task', metadata=data.metadata)
+  if read:
+    for known in (data.metadata, *(e.data.metadata for e in made.values())):
+      task.validate(known)
+  schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
+  tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule)
+  grad_fn = _grad(c, Gradient(task))
+  try:
+    spec = plan_state(
+      task, tx, data.abstract, layout, seed=c['seed'], ema=c['ema'], grad_fn=grad_fn
+    )
+  except InputError:
+    raise
+  except (TypeError, ValueError, ArithmeticError) as error:
+    raise InputError(f'no model can be made of task={c["task"]}: {error}') from error
+
+  def rebuild(overrides: Mapping[str, Any]) -> Experiment:
+    copy = ConfigDict(config.copy_and_resolve_references())
+    recipes.apply(copy, [f'{k}={v}' for k, v in overrides.items()])
+    return build(copy, name, devices, read=read, evals=evals, stored=stored)
+
+  return Experiment(
+    name=name,
+    config=c,
+    choices=_choices(settled),
+    seed=c['seed'],
+    steps=steps,
+    task=task,
+    tx=tx,
+    schedule=schedule,
+    grad_fn=grad_fn,
+    data=data,
+    evals=made,
+    layout=layout,
+    every=Every(**c['every']),
+    stop=selection(c, 'stop', made, task, spec, layout),
+    keep=selection(c, 'keep', made, task, spec, layout),
+    ema=c['ema'],
+    guard=c['guard'],
+    steps_per_call=c['steps_per_call'],
+    watchdog=c['watchdog']['seconds'],
+    generate=c['generate'],
+    weights=c['init']['path'],
+    init=functools.partial(_init, c['init'], task, spec),
+    rebuild=rebuild,
+    hooks={key: hook(c, key, part) for key, part in c['hooks'].items()},
+    profile=c['profile'],
+  )
+
+
+def _init(
+  init: Mapping[str, Any], task: Task, planned: StateSpec, spec: StateSpec | None = None
+) -> Any:
+  """A new state, as it was planned or (another optimizer, say) as `spec` has it."""
+  return restore.start(task, spec or planned, init)
+
+
+def _preset(
+  c: Mapping[str, Any], layout: Layout, data: Data, evals: Mapping[str, Eval]
+) -> dict[str, Any]:
+  platform, shards = layout.mesh.devices.flat[0].platform, layout.mesh.shape['seq']
+  specs = [d.spec for d in (data, *(e.data for e in evals.values()))]
+  lengths = [s['tokens'].shape[0] for s in specs if 'tokens' in s]
+  return hardware.preset(platform, c['dtype'], shards, lengths)
+
+
+CHOICES = ('attention', 'dtype', 'remat', 'scan')  # words of a model that decide how it computes
+
+
+def _choices(task: Mapping[str, Any]) -> dict[str, Any]:
+  """What a person must be able to read in the start table, after every 'auto' is settled."""
+  found = {k: v for k, v in task.items() if k in CHOICES}
+  for value in task.values():
+    found |= _choices(value) if isinstance(value, Mapping) else {}
+  return found
+
+
+def _steps(c: Mapping[str, Any], data: Data) -> int:
+  if bool(c['steps']) == bool(c['epochs']):
+    raise InputError(f'set one of steps ({c["steps"]}) and epochs ({c["epochs"]})')
+  steps = c['steps'] or math.ceil(c['epochs'] * data.size / data.batch_size)
+  if steps < 1:
+    raise InputError(f'steps={c["steps"]}, epochs={c["epochs"]}: nothing to train')
+  return steps
+
+
+def _grad(c: Mapping[str, Any], gradient: Gradient) -> Any:
+  if not c['grad']:
+    return gradient
+  return recipes.build(c['grad'], 'grad', inner=gradient, batch_size=c['batch_size'])

@@ -1,0 +1,26 @@
+"""Hooks of a config: parts that make functions of an event."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bmx import config as recipes
+from bmx.core.errors import InputError
+from bmx.core.events import Hook
+
+
+def hook(c: Mapping[str, Any], name: str, part: Mapping[str, Any]) -> Hook:
+  """The hook `name`: `every` is the hook's, its callee makes the function that gets the events.
+
+  Raises InputError if `every` is not a number of steps, or the callee makes no function.
+  """
+  part = dict(part)
+  every = part.pop('every', 0)
+  if not isinstance(every, int) or every < 0:
+    raise InputError(f'hooks.{name}.every={every!r}: expected a whole number of steps, at least 0')
+  call = recipes.build(part, f'hooks.{name}', seed=c['seed'], batch_size=c['batch_size'])
+  if not callable(call):
+    raise InputError(
+      f'hooks.{name}: {part["call"]} made {call!r}; expected a function of an event, such as an '
+      'object with __call__(self, event)'
+    )
+  return Hook(every, call, name)

@@ -1,0 +1,49 @@
+"""Early stopping and the best checkpoint: which metric selects, and whether it exists."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from bmx.core.errors import InputError, did_you_mean
+from bmx.core.events import Selection
+from bmx.core.types import Eval
+from bmx.parallel import Layout, use
+from bmx.train.evaluate import eval_noise
+from bmx.train.state import StateSpec, variables_of
+
+
+def selection(
+  c: Mapping[str, Any],
+  word: str,
+  evals: Mapping[str, Eval],
+  task: Any,
+  spec: StateSpec,
+  layout: Layout,
+) -> Selection:
+  """Early stopping and the best checkpoint follow a metric of an evaluation that is not a test."""
+  chosen = Selection(**c[word])
+  if chosen.mode not in ('min', 'max'):
+    raise InputError(f"{word}.mode={chosen.mode!r} is not 'min' or 'max'")
+  if not chosen.metric:
+    return chosen
+  parts = chosen.metric.split('/')
+  if len(parts) != 3 or parts[0] != 'eval' or parts[1] not in evals:
+    known = [f'eval/{name}/loss' for name in evals]
+    raise InputError(
+      f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(chosen.metric, known)}'
+    )
+  if parts[1] == 'test':
+    raise InputError(f'{word}.metric={chosen.metric!r}: nothing may be chosen by the test set')
+  known = metric_names(task, spec, evals[parts[1]], layout)
+  if parts[2] not in known:
+    raise InputError(f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(parts[2], known)}')
+  return chosen
+
+
+def metric_names(task: Any, spec: StateSpec, entry: Eval, layout: Layout) -> list[str]:
+  """The names an evaluation will have, from shapes alone."""
+  metrics = lambda v, batch: task.loss(v, batch, eval_noise(), train=False).metrics
+  with use(layout):
+    names = jax.eval_shape(metrics, variables_of(spec.abstract), entry.data.abstract)
+  return [*names, *entry.metrics]
