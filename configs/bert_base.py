@@ -73,7 +73,7 @@ def get_config(variant: str = ''):
     c.data.tokenizer = {
       'call': 'bmx.data.text.tokenizer:trained',
       'kind': 'wordpiece',
-      'vocab_size': c.get_ref('vocab_size'),
+      'vocab_size': c.get_ref('vocab'),
       'unit': 'line',
     }
     c.eval.valid.batch_size = 512

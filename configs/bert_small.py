@@ -62,7 +62,7 @@ def get_config(variant: str = ''):
     'tokenizer': {
       'call': 'bmx.data.text.tokenizer:trained',
       'kind': 'wordpiece',
-      'vocab_size': c.get_ref('vocab_size'),
+      'vocab_size': c.get_ref('vocab'),
       'paths': c.get_ref('paths'),
       'field': c.get_ref('field'),
       'data_dir': c.get_ref('data_dir'),

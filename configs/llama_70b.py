@@ -44,7 +44,7 @@ def get_config(variant: str = ''):
   c.data = {
     'call': 'bmx.data.text.windows:tokens',
     'path': 'train.bin',
-    'vocab_size': c.get_ref('vocab_size'),
+    'vocab_size': c.get_ref('vocab'),
     'dtype': 'uint32',
     'split': 'train',
     'length': c.get_ref('length'),

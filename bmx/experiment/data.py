@@ -108,7 +108,8 @@ def _read(
   if stored is not None and stored.tokenizer:
     part = _with_tokenizer(part, stored.tokenizer)
   given = {'fitted': fitted} if fitted else {}
-  examples = recipes.build(part, where, seed=c['seed'], train=False, read=True, **given)
+  own = {k: v for k, v in part.items() if k != 'batch_size'}
+  examples = recipes.build(own, where, seed=c['seed'], train=False, read=True, **given)
   return _batches(c, examples, part, where, layout, train=False)
 
 

@@ -48,7 +48,8 @@ def encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:
 
   Raises InputError where there is not one token.
   """
-  kind = type(tokenizer).__qualname__, tokenizer.size, tokenizer.special, tokenizer.text
+  layout = [f.name for f in dataclasses.fields(Corpus)]
+  kind = type(tokenizer).__qualname__, tokenizer.size, tokenizer.special, tokenizer.text, layout
   identity = hashlib.sha256(repr(kind).encode())
   for parts in documents:
     for text, learn in parts:
