@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.data import arrays as loader
-from bmx.data.images import Augment, Normalise, augment
 from bmx.data.arrays import ArrayData, split_indices
+from bmx.data.images import Augment, Normalise, augment
 
 SIZES = {'size': st.integers(1, 30), 'batch': st.integers(1, 40), 'seed': st.integers(0, 9)}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
-from bmx.data.transforms import Reordered
 from bmx.data.text.windows import TokenShapes
+from bmx.data.transforms import Reordered
 from bmx.ops.attention import attend, impossible
 from bmx.ops.ring import zigzag
 from bmx.parallel import Layout, jit, make_mesh

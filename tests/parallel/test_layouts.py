@@ -9,8 +9,8 @@ import pytest
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core import tree
-from bmx.train.feed import Feed
 from bmx.parallel import jit
+from bmx.train.feed import Feed
 from bmx.train.state import state_spec
 from bmx.train.step import make_dispatch, make_train_step
 

@@ -13,7 +13,6 @@ from scipy.stats import chi2
 
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, Noise
-from bmx.data.transforms import Reorder
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.ops.ring import zigzag
 from bmx.parallel.sharding import unbox

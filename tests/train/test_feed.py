@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from bmx.data.builtin import digits
-from bmx.train.feed import Feed
-from bmx.data.images import augment
 from bmx.data.arrays import ArrayData, SourceData
+from bmx.data.builtin import digits
+from bmx.data.images import augment
 from bmx.data.text.windows import TokenData
 from bmx.parallel import Layout, jit, make_mesh
+from bmx.train.feed import Feed
 
 GROUPS = [(0, 3), (3, 2), (5, 1), (30, 3)]
 MESHES = {'one': {}, 'data-fsdp': {'data': 2, 'fsdp': 2}, 'eight': {'data': 2, 'fsdp': 4}}

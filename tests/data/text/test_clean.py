@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from bmx import config as recipes
 from bmx.core.errors import InputError
-from bmx.data.text.clean import Count, Deduplicate, Length, Quality, Repetition, Unicode, clean, report
+from bmx.data.text.clean import (
+  Count,
+  Deduplicate,
+  Length,
+  Quality,
+  Repetition,
+  Unicode,
+  clean,
+  report,
+)
 from tests.conftest import ROOT
 
 PROSE = (

@@ -15,8 +15,8 @@ from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.core.types import Data
 from bmx.data.text import text_classification as labelled
-from bmx.data.text.text_classification import classified, library, read_conll, tagged
 from bmx.data.text.squad import questions
+from bmx.data.text.text_classification import classified, library, read_conll, tagged
 from bmx.data.text.tokenizer import trained
 from bmx.parallel import Layout, make_mesh
 from bmx.tasks.metrics import exact_match
