@@ -43,4 +43,4 @@ def main(argv: list[str] | None = None) -> int:
   if not arguments or '--help' in arguments or '-h' in arguments:
     sys.stdout.write(USAGE.format(modes=', '.join(modes.MODES)))
     arguments = ['--help']
-  return entry.main(translate(arguments))
+  return entry.main(translate(arguments), 'bmx')

@@ -23,9 +23,9 @@ FLAGS = (
 )  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> int:
   """Runs a command; returns the exit code: 0 done, 2 bad input, others in bmx.core.errors."""
-  args, overrides = _parse(sys.argv[1:] if argv is None else argv)
+  args, overrides = _parse(sys.argv[1:] if argv is None else argv, program)
   try:
     _choose_platform(args.mode)
     if args.processes > 1:
@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     os._exit(errors.INTERRUPTED)  # a thread that hangs would keep the interpreter
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
-    'python -m bmx.main', description=__doc__, allow_abbrev=False,
+    program, description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   parser.add_argument('--config', default='', help='recipe: NAME[:VARIANT] or '
