@@ -10,6 +10,9 @@ import tempfile
 FLAGS = (
   '--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300'
 )
+# LLVM's optimization is most of the time of most tests. .ci/nightly runs them all with it.
+if not os.environ.get('BMX_TEST_OPTIMIZED'):
+  FLAGS += ' --xla_backend_optimization_level=0'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = FLAGS
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
