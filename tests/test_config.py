@@ -244,7 +244,7 @@ def test_ties_of_the_recipes():
   assert config.task.model.max_seq_len == config.data.length == 48
   assert config.task.model.dtype == 'bfloat16'
   plain = recipes.plain(config)
-  assert plain['task']['model']['length'] == plain['data']['length'] == 48
+  assert plain['task']['model']['max_seq_len'] == plain['data']['length'] == 48
 
 
 def test_a_config_survives_json(load):
