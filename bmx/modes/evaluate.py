@@ -9,8 +9,7 @@ from bmx.core.types import Experiment
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.writer import brief, write_json
-from bmx.train.evaluate import Evaluator
-from bmx.train.run import restored
+from bmx.train.run import evaluations, restored
 
 log = logging.getLogger('bmx')
 
@@ -44,8 +43,8 @@ def evaluate(
   folder = pathlib.Path(workdir)
   state, number = restored(experiment, folder, step)
   values: dict[str, float] = {}
-  for name, entry in experiment.evals.items():
-    values |= Evaluator(name, entry, experiment.task, experiment.layout)(state)
+  for evaluation in evaluations(experiment).values():
+    values |= evaluation(state)
   log.info('step %d  %s', number, '  '.join(f'{k} {brief(v)}' for k, v in values.items()))
   write_json(folder / f'evaluation.{number}.json', {'step': number, 'metrics': values})
   return values

@@ -28,14 +28,18 @@ from collections.abc import Mapping
 
 import jax
 
-from bmx.core.errors import Stop
+from bmx.core.errors import GuardStop, Stop
 from bmx.core.events import Hook
 from bmx.core.types import Experiment
+from bmx.parallel import jit
 from bmx.runtime import report
 from bmx.train import policy
 from bmx.train.checkpoint import RETRY_SECONDS
 from bmx.train.evaluate import Evaluator
+from bmx.train.guard import first_bad
 from bmx.train.run import Event
+from bmx.train.state import variables_of
+from bmx.train.step import step_noise
 
 log = logging.getLogger('bmx')
 FINAL_ATTEMPTS = 3  # to write the last checkpoint
@@ -103,13 +107,19 @@ def write_line(event: Event) -> None:
 
 
 def save(event: Event) -> None:
-  """Starts to save both parts of the state, once per step; again if the save has failed."""
+  """Starts to save both parts of the state, once per step; again if the save has failed.
+
+  Raises GuardStop if the state is not finite: the run has nothing to continue with.
+  """
   run, saver = event.run, event.run.checkpoints
   if saver.saved == event.step and not saver.failed_at:
     return
   if not bool(run.finite(event.state)):
-    log.error('THE STATE OF STEP %d IS NOT FINITE and is not saved', event.step)
-    return
+    kept = saver.steps() or 'none'
+    raise GuardStop(
+      f'THE STATE OF STEP {event.step} IS NOT FINITE and is not saved: an update overflowed, '
+      f'though its gradient was finite; checkpoints kept: {kept}; lower the learning rate'
+    )
   run.loop.seconds += run.throughput.lap()
   run.loop.window = run.window.json()
   saver.save(event.state, dataclasses.asdict(run.loop), event.step)
@@ -131,6 +141,31 @@ def save_at_last(event: Event) -> None:
       f'the checkpoint of step {event.step} cannot be written; see above. The same command '
       f'continues from the newest whole one: {newest}'
     )
+
+
+def guard_stop(event: Event) -> GuardStop:
+  """Saves the state before the rejected updates -> the error that names the cause.
+
+  The error names the last step, its examples and the first parameter with a bad gradient.
+  """
+  save(event)
+  save_at_last(event)
+  run, x, feed, step = event.run, event.run.experiment, event.run.feed, event.step - 1
+  group, _ = next(feed.groups([(step, 1)]))
+
+  def gradient(state, arrays, group):
+    batch = feed.take(arrays, group, 0)
+    return x.grad_fn(variables_of(state), batch, step_noise(state, step)).sum
+
+  grads = jit(gradient, x.layout)(event.state, run.arrays, group)
+  name = first_bad(grads) or 'none (the loss itself, or noise of that step)'
+  return GuardStop(
+    f'{x.guard["patience"]} consecutive non-finite updates were rejected, the last at '
+    f'step {step}; examples {x.data.indices(step)[0].tolist()}; first parameter with a non-finite '
+    f'gradient: {name}. '
+    f'The state before them is saved as step {event.step}; lower the learning rate or check these '
+    f'examples, and continue in another --workdir with --config.init.path={event.workdir}'
+  )
 
 
 def evaluate(event: Event) -> list[report.Section]:

@@ -17,7 +17,7 @@ from bmx.core.types import Experiment
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar
 from bmx.train import hooks, summary
-from bmx.train.run import Event, Run, guard_stop, make_run
+from bmx.train.run import Event, Run, make_run
 from bmx.train.rundir import RunDir
 from bmx.train.signals import Signals
 
@@ -41,7 +41,7 @@ def run(
   Raises:
     InputError: the workdir or a checkpoint does not fit the experiment.
     Preempted: a signal asked to stop; everything is saved.
-    GuardStop: too many consecutive non-finite steps.
+    GuardStop: too many consecutive non-finite steps, or a state that is not finite.
   """
   x, rundir = experiment, RunDir(workdir, experiment)
   found = rundir.summary()
@@ -74,9 +74,7 @@ def train(run: Run) -> Event:
   hooks.save_at_last(event)
   run.loop.seconds += run.throughput.lap()
   if asked and not run.loop.stopped:
-    raise Preempted(
-      f'asked to stop: saved at step {event.step}; the same command continues the run'
-    )
+    raise Preempted(f'stopped and saved at step {event.step}; the same command continues the run')
   return event
 
 
@@ -107,7 +105,7 @@ def steps(run: Run) -> Iterator[Event]:
         run.window.add(jax.device_get(sums))
         run.watchdog.pat()
         if x.guard['patience'] and int(skips) >= x.guard['patience']:
-          raise guard_stop(run, state)
+          raise hooks.guard_stop(Event(run, int(state.step), state))
         run.bar.update(read, run.bar_text(read))
         run.loop.done = []
         newest = reads_state and not late

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bmx.core.errors import GuardStop, InputError
+from bmx.core.errors import InputError
 from bmx.core.events import Hook
 from bmx.core.metrics import Window
 from bmx.core.types import Eval, Experiment
@@ -24,12 +24,12 @@ from bmx.train import datafile, start
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.evaluate import Evaluator
 from bmx.train.feed import Feed
-from bmx.train.guard import all_finite, first_bad
+from bmx.train.guard import all_finite
 from bmx.train.policy import LoopState, groups, stays_stopped
 from bmx.train.rundir import RunDir
 from bmx.train.signals import Signals
-from bmx.train.state import StateSpec, TrainState, state_spec, variables_of
-from bmx.train.step import make_dispatch, step_noise, train_step
+from bmx.train.state import StateSpec, TrainState, state_spec
+from bmx.train.step import make_dispatch, train_step
 
 log = logging.getLogger('bmx')
 GROUPS_AHEAD = 4096  # that the feed gets at a time
@@ -203,7 +203,6 @@ def make_run(
   except Exception:
     checkpoints.close()
     raise
-  looped = start.loops(x, spec)
   return Run(
     experiment=x,
     workdir=rundir.path,
@@ -213,7 +212,7 @@ def make_run(
     program=program,
     finite=finite,
     rates=rates,
-    evaluations={k: _evaluation(k, entry, x, looped) for k, entry in x.evals.items()},
+    evaluations=evaluations(x, start.loops(x, spec)),
     hooks=tuple(hooks),
     checkpoints=checkpoints,
     writer=writer,
@@ -241,10 +240,17 @@ def _resume(
   return found, loop
 
 
-def _evaluation(name: str, entry: Any, x: Experiment, looped: bool) -> Evaluation:
-  if isinstance(entry, Eval):
-    return Evaluator(name, entry, x.task, x.layout, looped)
-  return entry
+def evaluations(x: Experiment, looped: bool = True) -> dict[str, Evaluation]:
+  """Returns the evaluations of an experiment by name.
+
+  Args:
+    x: its `evals` hold data splits, and functions of the state.
+    looped: several batches share one dispatch.
+  """
+  return {
+    name: Evaluator(name, entry, x.task, x.layout, looped) if isinstance(entry, Eval) else entry
+    for name, entry in x.evals.items()
+  }
 
 
 def _compile(
@@ -264,26 +270,6 @@ def _compile(
   loop.compile_seconds += seconds
   log.info('compiled in %.1f s', seconds)
   return compiled, finite
-
-
-def guard_stop(run: Run, state: TrainState) -> GuardStop:
-  """Returns the error that names the last step, its examples and the first bad gradient."""
-  x, feed, step = run.experiment, run.feed, int(state.step) - 1
-  group, _ = next(feed.groups([(step, 1)]))
-
-  def gradient(state, arrays, group):
-    batch = feed.take(arrays, group, 0)
-    return x.grad_fn(variables_of(state), batch, step_noise(state, step)).sum
-
-  grads = jit(gradient, x.layout)(state, run.arrays, group)
-  name = first_bad(grads) or 'none (the loss itself, or noise of that step)'
-  order = x.data.indices(step)[0]
-  return GuardStop(
-    f'{x.guard["patience"]} consecutive non-finite updates were rejected, the last at '
-    f'step {step}; examples {order.tolist()}; first parameter with a non-finite gradient: '
-    f'{name}. '
-    'The state is as it was before them; lower the learning rate or check these examples'
-  )
 
 
 def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple[TrainState, int]:

@@ -15,6 +15,7 @@ from bmx.core.events import Hook
 from bmx.runtime.writer import read_metrics
 from bmx.tasks.common import Wrapper
 from bmx.train import loop, policy, run
+from bmx.train.checkpoint import Checkpoints
 from bmx.train.evaluate import Evaluator
 from bmx.train.rundir import RunDir
 from tests.conftest import ROOT
@@ -150,3 +151,5 @@ def test_guard_names_step_examples_and_parameter(tmp_path):
   assert 'at step 2;' in str(stop.value)
   assert str(x.data.order(2).tolist()) in str(stop.value)
   assert 'dense_1/kernel' in str(stop.value)
+  # The steps before are not lost.
+  assert Checkpoints(tmp_path / 'run/checkpoints').newest_valid() == 3
