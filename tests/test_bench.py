@@ -1,7 +1,8 @@
-"""The script for a GPU, at a size for any CPU: it must run when a GPU is at hand."""
+"""Benchmark scripts at a size for any CPU: they must run when they are needed."""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -23,3 +24,14 @@ def test_gpu_script_runs():
   assert all(rate > 0 for rates in results['attention'].values() for rate in rates.values())
   # bfloat16, with 8 bits, against float32.
   assert all(0 < error < 0.02 for error in results['attention_error'].values())
+
+
+def test_the_loop_beside_its_bare_program():
+  script = runpy.run_path(str(ROOT / 'experiments/bench/loop.py'))
+  found = script['ratio']('digits_mlp.py:tiny', ['epochs=0.0'], 20, 4)
+  assert len(found['framework/bare']) == 3
+  assert min(found['framework/bare']) > 0
+  assert found['steps_a_dispatch'] == 20
+  shares = script['shares']('digits_mlp.py:tiny', [])
+  assert 0 < shares['save_stall'] < 1
+  assert 0 <= shares['data_wait'] <= 1
