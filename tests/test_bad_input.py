@@ -301,7 +301,7 @@ def test_a_folder_of_something_else(refused, workdir):
   (workdir / 'thesis.txt').write_text('precious')
   before = snapshot(workdir)
   said = refused(*SAME, f'--workdir={workdir}')
-  assert 'is not empty and holds no run of bmx; name another --workdir' in said
+  assert 'expected a new directory or a run of bmx, found thesis.txt' in said
   assert snapshot(workdir) == before
 
 
@@ -337,7 +337,8 @@ def test_use_without_a_workdir(refused, mode):
 
 @pytest.mark.parametrize('mode', ['eval', 'predict'])
 def test_use_of_a_workdir_without_a_run(refused, workdir, mode):
-  assert 'holds no run' in refused(*SAME, f'--workdir={workdir}', f'--mode={mode}')
+  said = refused(*SAME, f'--workdir={workdir}', f'--mode={mode}')
+  assert 'expected the directory of a run' in said
   said = refused(f'--workdir={workdir}', f'--mode={mode}')
   assert 'config.json: expected the config of a run' in said
   assert not workdir.exists()
@@ -471,7 +472,7 @@ PROCESSES = {
   'mesh': (['--config.mesh.data=2'], 1, 'mesh data=2 needs 2 devices, but there are 1'),
   'batch': (['--config.batch_size=60'], 8, 'batch_size=60 is not divisible by the 8 parts'),
   'split': (['--config.data.split=tset'], 1, "unknown split 'tset'"),
-  'step': (['--mode=eval', '--step=7'], 1, 'holds no run'),
+  'step': (['--mode=eval', '--step=7'], 1, 'expected the directory of a run'),
 }
 
 

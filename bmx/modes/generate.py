@@ -33,7 +33,9 @@ def run(request: Request) -> int:
       'give --prompt=TEXT, once for each prompt, or --input=FILE; one of the two'
     )
   if request.prompts and request.workdir and not (workdir / 'checkpoints').is_dir():
-    raise errors.InputError(f'{workdir} holds no run: give --workdir=DIR of one that has trained')
+    raise errors.InputError(
+      f'--workdir={workdir}: expected the directory of a run that has trained'
+    )
   options = Options(**x.generate)
   if not hasattr(x.task.model, 'extend'):  # type: ignore
     name = type(x.task.model).__name__  # type: ignore

@@ -143,7 +143,10 @@ class RunDir:
       file.truncate(0)
       file.write(f'process {os.getpid()}, started {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
       file.flush()
-      yield
+      try:
+        yield
+      finally:
+        file.truncate(0)
 
   def _compare(self) -> None:
     stored = read_config(self.path)
