@@ -30,7 +30,7 @@ from bmx.adapt.tensors import (
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models import bert
-from bmx.models.transformer import layers_apart
+from bmx.models.stack import layers_apart
 from bmx.ops.attention import reference_attention
 from bmx.parallel import unbox, use
 from bmx.runtime import processes

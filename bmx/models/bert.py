@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.types import Facts
+from bmx.models.attention import AttentionConfig
+from bmx.models.block import BlockConfig, MlpConfig
 from bmx.models.layers import (
   Dtype,
   Einsum,
@@ -17,7 +19,7 @@ from bmx.models.layers import (
   check_sizes,
   token_positions,
 )
-from bmx.models.transformer import Stack
+from bmx.models.stack import Stack
 from bmx.ops.masks import MASK_VALUE
 from bmx.parallel import constrain, gather, named
 
@@ -78,18 +80,15 @@ class BERT(nn.Module):
       self.type = self.param('type', table, (self.types, self.width), jnp.float32)
     self.norm = Norm('layer', self.eps, dtype=self.dtype)
     self.drop = nn.Dropout(self.dropout)
-    block = {
-      'heads': self.heads,
-      'kv_heads': self.heads,
-      'mlp_dim': self.mlp_dim or 4 * self.width,
-      'causal': False,
-      'post_norm': True,
-      'eps': self.eps,
-      'activation': self.activation,
-      'dropout': self.dropout,
-      'impl': self.attention,
-      'dtype': self.dtype,
-    }
+    heads, mlp_dim = self.heads, self.mlp_dim or 4 * self.width
+    block = BlockConfig(
+      AttentionConfig(heads, heads, causal=False, impl=self.attention),
+      MlpConfig(mlp_dim, self.activation),
+      eps=self.eps,
+      post_norm=True,
+      dropout=self.dropout,
+      dtype=self.dtype,
+    )
     self.stack = Stack(self.depth, block, self.scan, self.remat)
     self.pooler = Einsum(
       'bd,de->be', (self.width, self.width), ('embed', None), kernel_init=normal, dtype=self.dtype

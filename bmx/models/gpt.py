@@ -11,8 +11,11 @@ from flax.core import FrozenDict
 
 from bmx.core.errors import InputError
 from bmx.core.types import Facts
+from bmx.models.attention import AttentionConfig
+from bmx.models.block import BlockConfig, MlpConfig
 from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes, token_positions
-from bmx.models.transformer import Stack
+from bmx.models.moe import MoEConfig
+from bmx.models.stack import Stack
 from bmx.ops.cache import Cache
 from bmx.ops.masks import MASK_VALUE
 from bmx.ops.positions import sinusoidal
@@ -110,32 +113,39 @@ class GPT(nn.Module):
       table = named(nn.initializers.normal(0.02), ('position', 'embed'))
       self.position = self.param('position', table, (self.max_seq_len, self.width), jnp.float32)
     self.drop = nn.Dropout(self.dropout)
-    block = {
-      'heads': self.heads,
-      'kv_heads': self.kv_heads or self.heads,
-      'mlp_dim': self.mlp_dim or 4 * self.width,
-      'theta': self.theta if self.positions == 'rotary' else 0.0,
-      'rope_scaling': self.rope_scaling,
-      'window': self.window,
-      'head_dim': self.head_dim,
-      'experts': self.experts,
-      'top_k': self.top_k,
-      'capacity_factor': self.capacity_factor,
-      'norm': self.norm,
-      'eps': self.eps,
-      'activation': self.activation,
-      'gated': self.gated,
-      'bias': self.bias or self.mlp_bias,
-      'qkv_bias': self.bias or self.qkv_bias,
-      'out_bias': self.bias or self.out_bias,
-      'dropout': self.dropout,
-      'impl': self.attention,
-      # Each block adds twice to the residual stream (Radford et al. 2019, section 2.3).
-      'out_stddev': 0.02 / (2 * self.depth) ** 0.5,
-      'dtype': dtype,
-    }
-    self.stack = Stack(self.depth, block, self.scan, self.remat, self.microbatches)
+    self.stack = Stack(self.depth, self._block(), self.scan, self.remat, self.microbatches)
     self.norm_out = Norm(self.norm, self.eps, self.bias, dtype)
+
+  def _block(self) -> BlockConfig:
+    # Each block adds twice to the residual stream (Radford et al. 2019, section 2.3).
+    out_stddev = 0.02 / (2 * self.depth) ** 0.5
+    attention = AttentionConfig(
+      heads=self.heads,
+      kv_heads=self.kv_heads or self.heads,
+      head_dim=self.head_dim,
+      theta=self.theta if self.positions == 'rotary' else 0.0,
+      rope_scaling=self.rope_scaling,
+      window=self.window,
+      bias=self.bias or self.qkv_bias,
+      out_bias=self.bias or self.out_bias,
+      impl=self.attention,
+      out_stddev=out_stddev,
+    )
+    common = {'activation': self.activation, 'gated': self.gated, 'out_stddev': out_stddev}
+    mlp_dim = self.mlp_dim or 4 * self.width
+    if self.experts:
+      mlp = MoEConfig(mlp_dim, self.experts, self.top_k, self.capacity_factor, **common)
+    else:
+      mlp = MlpConfig(mlp_dim, bias=self.bias or self.mlp_bias, **common)
+    return BlockConfig(
+      attention,
+      mlp,
+      norm=self.norm,
+      eps=self.eps,
+      norm_bias=self.bias or self.mlp_bias,
+      dropout=self.dropout,
+      dtype=self.dtype,
+    )
 
   def hidden_states(
     self,

@@ -63,6 +63,9 @@ def token_positions(tokens: jax.Array, positions: jax.Array | None, max_seq_len:
 class Einsum(nn.Module):
   """The one contraction: `einsum(equation, x, kernel) + bias`.
 
+  Interceptors (`flax.linen.intercept_methods`) find three places: `weight` (quantized or masked
+  kernels), `product` (integer products, Hessians, norms of gradients) and `__call__` (adapters).
+
   Attributes:
     equation: 'btd,dnh->btnh': x's leading labels, then the contracted ones, which lead the kernel.
     shape: of the kernel.
@@ -79,19 +82,40 @@ class Einsum(nn.Module):
   bias_init: Init = nn.initializers.zeros_init()
   dtype: Dtype = jnp.float32
 
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    inputs, weights = self.equation.split('->')[0].split(',')
-    lead = [c for c in inputs if c not in weights]
-    contracted = len(inputs) - len(lead)
+  def setup(self):
+    lead, contracted = self._dims
     fan_in = math.prod(self.shape[:contracted])
     init = self.kernel_init or nn.initializers.normal(fan_in**-0.5)
-    kernel = self.param('kernel', named(init, self.axes), self.shape, jnp.float32)
-    y = contract(self.equation, x.astype(self.dtype), gather(kernel.astype(self.dtype), self.axes))
+    self.stored = self.param('kernel', named(init, self.axes), self.shape, jnp.float32)
     if self.bias:
-      axes = tuple('norm' if a == 'embed' else a for a in self.axes[contracted:])
-      bias = self.param('bias', named(self.bias_init, axes), self.shape[contracted:], jnp.float32)
-      y += gather(bias.astype(self.dtype), axes).reshape((1,) * len(lead) + bias.shape)
+      zeros, shape = named(self.bias_init, self._bias_axes), self.shape[contracted:]
+      self.stored_bias = self.param('bias', zeros, shape, jnp.float32)
+
+  @property
+  def _dims(self) -> tuple[int, int]:
+    """Numbers of leading and of contracted dimensions of the input."""
+    inputs, weights = self.equation.split('->')[0].split(',')
+    lead = len([c for c in inputs if c not in weights])
+    return lead, len(inputs) - lead
+
+  @property
+  def _bias_axes(self) -> Names:
+    return tuple('norm' if a == 'embed' else a for a in self.axes[self._dims[1] :])
+
+  def weight(self) -> jax.Array:
+    """Returns the kernel as the computation reads it: gathered, in `dtype`."""
+    return gather(self.stored.astype(self.dtype), self.axes)
+
+  def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Contracts an input with a kernel, both in `dtype`, by `equation`."""
+    return contract(self.equation, x, w)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns the product with the kernel, plus the bias."""
+    y = self.product(x.astype(self.dtype), self.weight())
+    if self.bias:
+      bias = gather(self.stored_bias.astype(self.dtype), self._bias_axes)
+      y += bias.reshape((1,) * self._dims[0] + bias.shape)
     return y
 
 
@@ -136,13 +160,17 @@ class Embed(nn.Module):
     out = (*token, self.axes[1])
     return shard_map(look_up, (place, token), out)(self.table.astype(self.dtype), ids)
 
-  def gathered(self) -> jax.Array:
-    """The table as the computation wants it, [V + pad, D]."""
+  def weight(self) -> jax.Array:
+    """Returns the table as `attend` reads it: gathered, in `dtype`, [V + pad, D]."""
     return gather(self.table.astype(self.dtype), self.axes)
+
+  def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [B, T, D], w [V, D] -> [B, T, V]."""
+    return contract('btd,dv->btv', x, w.T)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Scores of every row: x [B, T, D] -> [B, T, V]."""
-    return contract('btd,dv->btv', x.astype(self.dtype), self.gathered().T)
+    return self.product(x.astype(self.dtype), self.weight())
 
 
 class Norm(nn.Module):

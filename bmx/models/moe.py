@@ -3,6 +3,7 @@
 B batch, T length, D width, F feed-forward, E experts, C capacity.
 """
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -16,12 +17,20 @@ from bmx.parallel import constrain, current, gather, named, shard_map
 Aux = dict[str, jax.Array]
 
 
-class MoE(nn.Module):
-  """D -> F -> D by the chosen experts, weighted by the router's probabilities of them.
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+  """The arguments of `MoE`.
 
   Attributes:
+    mlp_dim: F, width of the hidden layer of an expert.
+    experts: E, their number.
+    top_k: number of experts of a token.
     capacity_factor: an expert takes at most top_k·T / E times this many tokens of each row; tokens
       beyond pass with a zero (Lepikhin et al. 2021). 0 drops none (Gale et al. 2023).
+    activation: name in `layers.ACTIVATIONS`.
+    gated: whether the activation of one projection multiplies another.
+    stddev: of the initial kernels of the router and into F.
+    out_stddev: of the initial kernels out of F.
   """
 
   mlp_dim: int
@@ -32,41 +41,74 @@ class MoE(nn.Module):
   gated: bool = True
   stddev: float = 0.02
   out_stddev: float = 0.02
+
+
+class MoE(nn.Module):
+  """D -> F -> D by the chosen experts, weighted by the router's probabilities of them.
+
+  Interceptors see `weight(name)` of each kernel, and `product` if experts have a capacity.
+  """
+
+  config: MoEConfig
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, Aux]:
-    """x [B, T, D] -> ([B, T, D], {'balance', 'router_z', 'dropped'}: float32 [])."""
-    if not 1 <= self.top_k <= self.experts:
-      raise InputError(f'top_k={self.top_k} of {self.experts} experts')
+    """Applies the experts.
+
+    Args:
+      x: [B, T, D].
+
+    Returns:
+      ([B, T, D], {'balance', 'router_z', 'dropped'}: float32 []).
+
+    Raises:
+      InputError: `top_k` is not between 1 and the number of experts.
+    """
+    c = self.config
+    if not 1 <= c.top_k <= c.experts:
+      raise InputError(f'top_k={c.top_k} of {c.experts} experts')
     width = x.shape[-1]
-    init = nn.initializers.normal(self.stddev)
-    shape, axes = (width, self.experts), ('embed', None)
+    init = nn.initializers.normal(c.stddev)
+    shape, axes = (width, c.experts), ('embed', None)
     scores = Einsum('btd,de->bte', shape, axes, False, init, dtype=jnp.float32, name='router')(x)
-    weights, chosen, aux = route(scores, self.top_k)
-    kernels = [self._kernel('up', (width, self.mlp_dim), ('embed', 'mlp'), self.stddev)]
-    if self.gated:
-      kernels.append(self._kernel('gate', (width, self.mlp_dim), ('embed', 'mlp'), self.stddev))
-    kernels.append(self._kernel('down', (self.mlp_dim, width), ('mlp', 'embed'), self.out_stddev))
-    method = self._within_capacity if self.capacity_factor else self._dropless
+    weights, chosen, aux = route(scores, c.top_k)
+    into, out = (width, c.mlp_dim), (c.mlp_dim, width)
+    kernels = [self._kernel('up', into, ('embed', 'mlp'), c.stddev)]
+    if c.gated:
+      kernels.append(self._kernel('gate', into, ('embed', 'mlp'), c.stddev))
+    kernels.append(self._kernel('down', out, ('mlp', 'embed'), c.out_stddev))
+    method = self._within_capacity if c.capacity_factor else self._dropless
     y, dropped = method(x.astype(self.dtype), weights, chosen, kernels)
     return y, aux | {'dropped': dropped}
 
   def _kernel(self, name: str, shape: tuple[int, int], axes: tuple[str, str], stddev: float):
     names = ('expert', *axes)
     init = named(nn.initializers.normal(stddev), names)
-    kernel = self.param(name, init, (self.experts, *shape), jnp.float32)
-    return gather(kernel.astype(self.dtype), names)
+    kernel = self.param(name, init, (self.config.experts, *shape), jnp.float32)
+    return self.weight(name, kernel, names)
+
+  def weight(self, name: str, kernel: jax.Array, axes: tuple[str, str, str]) -> jax.Array:
+    """Returns a stored kernel [E, ...] as the computation reads it: gathered, in `dtype`."""
+    return gather(kernel.astype(self.dtype), axes)
+
+  def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Multiplies tokens with their expert's kernel: [B, E, C, D], [E, D, F] -> [B, E, C, F]."""
+    return jnp.einsum('becd,edf->becf', x, w)
 
   def _act(self, up: jax.Array, gate: list[jax.Array]) -> jax.Array:
-    return up * activation(self.activation)(gate[0]) if gate else activation(self.activation)(up)
+    return (
+      up * activation(self.config.activation)(gate[0])
+      if gate
+      else activation(self.config.activation)(up)
+    )
 
   def _within_capacity(self, x, weights, chosen, kernels):
     """Tokens are put into E × C places, row by row, so that what is dropped depends on no layout;
     the two changes of place around the experts are the all-to-alls."""
     batch, length, width = x.shape
-    k, e = self.top_k, self.experts
-    c = min(math.ceil(length * k / e * self.capacity_factor), length)
+    k, e = self.config.top_k, self.config.experts
+    c = min(math.ceil(length * k / e * self.config.capacity_factor), length)
 
     def dispatch(x, chosen):
       """One row: [T, D], [T, k] -> [E, C, D] and the place of every choice [k·T]."""
@@ -81,10 +123,11 @@ class MoE(nn.Module):
     buffer = constrain(buffer, 'batch', None, None, 'act_embed')
     buffer = constrain(buffer, 'expert_batch', 'expert', None, 'act_embed')
     up, *gate, down = kernels
-    into = lambda w: constrain(
-      jnp.einsum('becd,edf->becf', buffer, w), 'expert_batch', 'expert', None, 'mlp'
-    )
-    y = jnp.einsum('becf,efd->becd', self._act(into(up), [into(w) for w in gate]), down)
+
+    def into(w: jax.Array) -> jax.Array:
+      return constrain(self.product(buffer, w), 'expert_batch', 'expert', None, 'mlp')
+
+    y = self.product(self._act(into(up), [into(w) for w in gate]), down)
     y = constrain(y, 'expert_batch', 'expert', None, 'act_embed')
     y = constrain(y, 'batch', None, None, 'act_embed').reshape(batch, e * c, width)
     y = jnp.pad(y, ((0, 0), (0, 1), (0, 0)))
@@ -98,7 +141,7 @@ class MoE(nn.Module):
     layout = current()
     groups = layout.mesh.shape['expert'] if layout else 1
     cut = layout.mesh.shape['model'] if layout else 1
-    k, local = self.top_k, self.experts // groups
+    k, local = self.config.top_k, self.config.experts // groups
 
     def compute(x, weights, chosen, *kernels):
       shape = x.shape

@@ -1,14 +1,15 @@
 """Called inside a traced program: where an activation is, how a stored weight is fetched."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 
 from bmx.core.errors import InputError
-from bmx.parallel.sharding import Names, current
+from bmx.parallel.sharding import Names, current, use
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -99,6 +100,47 @@ def shard_map(fn: Callable[..., Any], places: Sequence[Names | Stored], out: Any
     return jax.shard_map(
       fn, mesh=layout.mesh, in_specs=specs, out_specs=at if several else at[0], check_vma=False
     )(*args)
+
+  return call
+
+
+@contextlib.contextmanager
+def per_example() -> Iterator[None]:
+  """Enters the layout of one example, for functions under `jax.vmap` over the batch.
+
+  The mesh axes of the batch belong to `vmap` (its `spmd_axis_name`), so no dimension of a single
+  example or of a parameter lies on them: parameters are gathered whole. The other axes (tensor and
+  sequence parallelism) keep their rules. Nothing changes without a layout.
+  """
+  layout = current()
+  if layout is None:
+    yield
+    return
+  taken = layout.compute['batch']
+  rules = {k: tuple(a for a in axes if a not in taken) for k, axes in layout.compute.items()}
+  with use(dataclasses.replace(layout, rules=rules, compute=rules)):
+    yield
+
+
+def vmap_examples(fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+  """Vectorizes a function of one example over the batch, on the mesh in context.
+
+  Args:
+    fn: of arrays of one example, without the batch dimension; also of a gradient:
+      `vmap_examples(jax.grad(loss), (None, 0))(params, rows)`.
+    in_axes: as of `jax.vmap`.
+
+  Returns:
+    The function of a batch; each result has the batch as its first dimension, cut as 'batch' is.
+  """
+
+  def one(*args):
+    with per_example():
+      return fn(*args)
+
+  def call(*args):
+    axes = axes_of('batch')
+    return jax.vmap(one, in_axes, spmd_axis_name=axes if axes else None)(*args)
 
   return call
 

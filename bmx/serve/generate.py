@@ -14,7 +14,7 @@ from flax import struct
 from bmx.core import streams, tree
 from bmx.core.errors import InputError
 from bmx.core.types import Variables
-from bmx.models.transformer import layers_apart
+from bmx.models.stack import layers_apart
 from bmx.ops.cache import Cache
 from bmx.parallel import Layout, constrain, jit
 from bmx.serve.sample import Sampling, draw

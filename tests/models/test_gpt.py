@@ -9,8 +9,10 @@ import pytest
 
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.models.attention import AttentionConfig
+from bmx.models.block import BlockConfig, MlpConfig
 from bmx.models.gpt import GPT
-from bmx.models.transformer import KERNELS, Stack
+from bmx.models.stack import KERNELS, Stack
 from bmx.parallel.sharding import unbox
 from tests.models.weights import drawn, jit, shapes, variables
 
@@ -138,7 +140,7 @@ def test_remat_changes_nothing(scan, remat):
 @pytest.mark.parametrize('scan', [False, True])
 def test_layers_drop_other_units(scan):
   """Blocks that add a constant 1 only: the sum of two is 0, 1 or 2, over the share that is kept."""
-  block = {'heads': 2, 'kv_heads': 2, 'mlp_dim': 4, 'dropout': 0.5}
+  block = BlockConfig(AttentionConfig(2, 2), MlpConfig(4), dropout=0.5)
   stack = Stack(2, block, scan=scan)
   x = jnp.zeros((2, 16, 32))
   inputs = x, jnp.zeros((2, 16), jnp.int32), None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
-from bmx.models.moe import MoE, route
+from bmx.models.moe import MoE, MoEConfig, route
 from bmx.parallel import unbox
 
 B, T, D, F, E, K = 3, 16, 8, 12, 4, 2
@@ -15,7 +15,7 @@ B, T, D, F, E, K = 3, 16, 8, 12, 4, 2
 @pytest.fixture(scope='module')
 def given():
   x = jax.random.normal(jax.random.key(0), (B, T, D))
-  params = unbox(MoE(F, E, K).init(jax.random.key(1), x)['params'])
+  params = unbox(MoE(MoEConfig(F, E, K)).init(jax.random.key(1), x)['params'])
   params = jax.tree.map(lambda w: w * 20, params)  # a router that decides, experts that differ
   return x, params
 
@@ -51,7 +51,7 @@ def oracle(x, params, capacity):
 @pytest.mark.parametrize('capacity', [0.0, 0.5, 1.0, 1.25, 4.0])
 def test_values(capacity, given):
   x, params = given
-  y, aux = MoE(F, E, K, capacity).apply({'params': params}, x)
+  y, aux = MoE(MoEConfig(F, E, K, capacity)).apply({'params': params}, x)
   expected, dropped, prob, scores = oracle(x, params, capacity)
   np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
   np.testing.assert_allclose(aux['dropped'], dropped, atol=1e-6)
@@ -64,7 +64,7 @@ def test_values(capacity, given):
 
 def test_dropless_and_roomy_have_the_same_gradient(given):
   x, params = given
-  loss = lambda p, c: jnp.square(MoE(F, E, K, c).apply({'params': p}, x)[0]).sum()
+  loss = lambda p, c: jnp.square(MoE(MoEConfig(F, E, K, c)).apply({'params': p}, x)[0]).sum()
   a, b = (jax.grad(loss)(params, c) for c in (0.0, 4.0))
   for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     assert np.linalg.norm(one - other) < 1e-5 * np.linalg.norm(other)
@@ -81,4 +81,4 @@ def test_an_even_router_is_balanced():
 
 def test_more_choices_than_experts(given):
   with pytest.raises(InputError, match='top_k=5 of 4 experts'):
-    MoE(F, E, 5).apply({'params': given[1]}, given[0])
+    MoE(MoEConfig(F, E, 5)).apply({'params': given[1]}, given[0])

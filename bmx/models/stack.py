@@ -1,0 +1,152 @@
+"""A stack of blocks: one after another, as a scan over stacked parameters, or as a pipeline."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.models.block import Block, BlockConfig
+from bmx.ops.cache import Cache
+from bmx.parallel import pipeline, stages, unbox
+
+STACKED, ONE = 'blocks/', 'block_'  # how a Stack names its layers, see `Stack.scan`
+
+
+def layers_apart(params: Any) -> dict[str, tuple[jax.Array, int | None]]:
+  """Parameters as a Stack without scan names them: 'stack/block_3/...' -> (the stacked leaf, 3);
+  what is in no stack -> (the leaf, None). Nothing is copied."""
+  found = {}
+  for name, leaf in tree.named(params).items():
+    if f'/{STACKED}' not in name:
+      found[name] = leaf, None
+      continue
+    for i in range(leaf.shape[0]):
+      found[name.replace(f'/{STACKED}', f'/{ONE}{i}/')] = leaf, i
+  return found
+
+
+KERNELS = ('dot_product_attention_fwd_wrapper', 'pallas_call')  # jax's cuDNN attention, and splash
+
+
+def _gives_product(primitive: Any, *_: Any, **params: Any) -> bool:
+  """A policy of `jax.checkpoint`: keep products with weights, which have no batch dimension, and
+  what attention kernels gave. Scores of plain attention, [B, N, T, S], are not kept."""
+  if primitive.name == 'dot_general':
+    return not any(params['dimension_numbers'][1])
+  return primitive.name in KERNELS
+
+
+REMAT = {'none': None, 'dots': _gives_product, 'full': None}
+
+
+class Stack(nn.Module):
+  """`depth` Blocks; in stages if the mesh has an axis 'pipe'.
+
+  Auxiliary values of experts are sown into the collection 'aux', each the mean over layers.
+
+  Attributes:
+    depth: number of blocks.
+    block: configuration of each.
+    scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead
+      of `depth` copies ('block_0', ...). A pipeline requires it.
+    remat: what the backward pass computes again: 'none'; 'dots', all but the results of products
+      with weights and of fused attention (a ring and experts run again); 'full', all of a block.
+    microbatches: of a pipeline; 0 is twice its stages, which leaves a third of the time as bubble.
+  """
+
+  depth: int
+  block: BlockConfig
+  scan: bool = False
+  remat: str = 'none'
+  microbatches: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array | None = None,
+    *,
+    train: bool = False,
+    cache: Cache | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Applies the blocks.
+
+    While outputs of modules are captured (the collection 'intermediates' is mutable), a pipeline is
+    computed as a plain scan: the values are the same, and layers can be captured.
+
+    Args:
+      x: [B, T, D].
+      positions: int [B, T].
+      segment_ids: int [B, T], or None if every row is one segment.
+      train: whether dropout is active.
+      cache: keys and values of earlier tokens.
+
+    Returns:
+      ([B, T, D], the cache with these tokens).
+
+    Raises:
+      InputError: a cache in a scanned or pipelined stack; a pipeline without scan.
+    """
+    if stages() > 1 and not self.scan:
+      raise InputError(f'mesh.pipe={stages()} needs stacked layers: scan=True')
+    if cache is not None and self.scan:
+      raise InputError('a cache is kept by layers one by one: scan=False')
+    captures = self.is_mutable_collection('intermediates')
+    if stages() > 1 and not self.is_initializing() and not captures:
+      x, aux = self._pipeline(x, positions, segment_ids, train)
+    elif self.scan:
+      x, aux = self._scan(x, positions, segment_ids, train)
+    else:
+      x, aux, cache = self._loop(x, positions, segment_ids, train, cache)
+    for name, value in aux.items():
+      self.sow('aux', name, value.sum() / self.depth)
+    return x, cache
+
+  def _loop(self, x, positions, segment_ids, train, cache):
+    block, total, layers = self._block(), {}, []
+    for i in range(self.depth):
+      given = None if cache is None else cache.layer(i)
+      one = block(self.block, train, name=f'block_{i}')
+      x, (aux, layer) = one(x, positions, segment_ids, given)
+      total = {k: total.get(k, 0.0) + v for k, v in aux.items()}
+      layers.append(layer)
+    return x, total, None if cache is None else cache.advance(layers, x.shape[1])
+
+  def _block(self) -> Any:
+    if self.remat not in REMAT:
+      raise InputError(f'remat {self.remat!r} is not one of {", ".join(REMAT)}')
+    if self.remat == 'none':
+      return Block
+    return nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
+
+  def _scan(self, x, positions, segment_ids, train):
+    scan: Any = nn.scan
+    blocks = scan(
+      self._block(),
+      # Every collection has a leading layer dimension: adapters, and what is captured, too.
+      variable_axes={True: 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(nn.broadcast, nn.broadcast),
+      length=self.depth,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    x, (aux, _) = blocks(self.block, train, name='blocks')(x, positions, segment_ids)
+    return x, aux
+
+  def _pipeline(self, x, positions, segment_ids, train):
+    params = unbox(self.get_variable('params', 'blocks'))
+    key = self.make_rng('dropout') if train and self.block.dropout else None
+    block = Block(self.block, train, parent=None)
+
+    def apply(params, number, inputs):
+      rngs = {'dropout': jax.random.fold_in(key, number)} if key is not None else {}
+      x, positions, segment_ids = inputs
+      x, (aux, _) = block.apply({'params': params}, x, positions, segment_ids, rngs=rngs)
+      return (x, positions, segment_ids), aux
+
+    inputs = (x, positions, segment_ids)
+    (x, _, _), aux = pipeline(apply, params, inputs, self.microbatches or 2 * stages())
+    return x, aux
