@@ -234,7 +234,10 @@ def _captured(collection: Mapping[str, Any]) -> dict[str, Any]:
   once = lambda x: isinstance(x, tuple)
   leaves = jax.tree_util.tree_flatten_with_path(collection, is_leaf=once)[0]
   names = {tuple(k.key for k in path if k.key != '__call__'): value for path, value in leaves}
-  return {'/'.join(path): value[0] for path, value in names.items()}
+  first = lambda output: (
+    output[0] if isinstance(output, tuple) else output
+  )  # of attention: no cache
+  return {'/'.join(path): first(value[0]) for path, value in names.items()}
 
 
 def _check_captured(patterns: tuple[str, ...], captured: Mapping[str, Any]) -> None:
