@@ -370,6 +370,7 @@ def evals(config):
   """The parts that the `eval` entries are, and the functions they name."""
   for name, entry in config['eval'].items():
     metrics = entry.pop('metrics', ())
+    entry.pop('batch_size', None)  # of the batches, not of the data
     yield name, entry if 'call' in entry else {**config['data'], **entry}, metrics
 
 

@@ -53,7 +53,7 @@ def describe(data: Data) -> dict[str, Any]:
 
 
 def tokenizer_of(data: Data) -> str:
-  """The text of the tokenizer that made the data; '' if there is none."""
+  """The text of the tokenizer that made the data; '' without one."""
   examples = data.examples
   return examples.state().get('tokenizer', '') if isinstance(examples, Stateful) else ''
 
