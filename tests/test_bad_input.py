@@ -75,7 +75,8 @@ def workdir(tmp_path):
 
 
 def snapshot(folder):
-  files = sorted(p for p in folder.rglob('*') if p.is_file())
+  # `lock` names the process that has the directory open.
+  files = sorted(p for p in folder.rglob('*') if p.is_file() and p.name != 'lock')
   return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -93,20 +94,22 @@ BAD_CONFIGS = {
   'name': (DIGITS, 'task.model.call=bmx.models.mlp:MPL', "no 'MPL'; did you mean 'MLP'"),
   'no path': (DIGITS, 'task.call=MLP', "'MLP': expected an import path"),
   'half a path': (DIGITS, 'task.call=:MLP', 'import'),
-  'keyword': (DIGITS, 'data.call=bmx.data.text.windows:text', r"no argument 'crop'.*\nit takes \(length"),
-  'batch': (DIGITS, 'batch_size=60', 'batch_size=60 is not divisible by the 8 parts'),
+  'keyword': (DIGITS, 'data.call=bmx.data.text.windows:text',
+              r"no argument 'crop'.*\nit takes \(length"),
+  'batch': (DIGITS, 'batch_size=60', 'batch_size=60: expected a multiple of 8'),
   'no batch': (DIGITS, 'batch_size=0', 'batch_size=0'),
-  'evaluation batch': (GPT, 'eval.valid.batch_size=12', r'eval\.valid: batch_size=12 is not'),
+  'evaluation batch': (GPT, 'eval.valid.batch_size=12',
+                       r'eval\.valid: batch_size=12: expected a multiple'),
   'devices': (DIGITS, 'mesh.data=3', 'mesh data=3 needs 3 devices, but there are 8'),
   'left devices': (DIGITS, 'mesh.fsdp=3', 'needs a multiple of 3 devices, but there are 8'),
   'axis': (DIGITS, 'mesh.modle=2', "'mesh.modle'; did you mean 'model'"),
   'rule': (DIGITS, 'rules.embed=fspd', "no mesh axis 'fspd'; did you mean 'fsdp'"),
-  'classes': (DIGITS, 'classes=9', 'the data has 10 classes, but the model'),
-  'vocabulary': (GPT, 'task.model.vocab_size=100', 'has 256 ids, the model a vocabulary of 100'),
-  'metric of test': (DIGITS, 'stop.metric=eval/test/loss', 'nothing may be chosen by the test set'),
-  'best by test': (DIGITS, 'keep.metric=eval/test/loss', 'nothing may be chosen by the test set'),
-  'metric': (GPT, 'keep.metric=valid/loss', r"metric='valid/loss' is no metric; did you"),
-  'mode of a metric': (GPT, 'stop.mode=up', "stop.mode='up' is not 'min' or 'max'"),
+  'classes': (DIGITS, 'classes=9', 'num_outputs=9: expected 10, the number of classes'),
+  'vocabulary': (GPT, 'task.model.vocab_size=100', 'vocab_size=100: expected at least 256'),
+  'metric of test': (DIGITS, 'stop.metric=eval/test/loss', 'the test set must not select'),
+  'best by test': (DIGITS, 'keep.metric=eval/test/loss', 'the test set must not select'),
+  'metric': (GPT, 'keep.metric=valid/loss', 'metric=valid/loss: expected eval/ENTRY'),
+  'mode of a metric': (GPT, 'stop.mode=up', "stop.mode=up: expected 'min' or 'max'"),
   'no end': (DIGITS, 'steps=0', r'set one of steps \(0\) and epochs'),
   'two ends': (DIGITS, 'epochs=2', r'set one of steps \(20\) and epochs \(2\.0\)'),
   'nothing to do': (DIGITS, 'steps=-4', 'nothing to train'),
@@ -193,8 +196,16 @@ KINDS = {
   'csv': ('classification:Classification', MLP, {'call': 'bmx.data.tables:csv', 'target': 'y'}),
   'npz': ('classification:Classification', MLP, {'call': 'bmx.data.arrays:arrays', 'classes': 3}),
   'bin': ('language:CausalLM', LM, TOKENS),
-  'jsonl': ('language:CausalLM', {**LM, 'vocab_size': 256}, {'call': 'bmx.data.text.windows:text', 'length': 8}),
-  'txt': ('language:CausalLM', {**LM, 'vocab_size': 256}, {'call': 'bmx.data.text.windows:text', 'length': 8}),
+  'jsonl': (
+    'language:CausalLM',
+    {**LM, 'vocab_size': 256},
+    {'call': 'bmx.data.text.windows:text', 'length': 8},
+  ),
+  'txt': (
+    'language:CausalLM',
+    {**LM, 'vocab_size': 256},
+    {'call': 'bmx.data.text.windows:text', 'length': 8},
+  ),
 }
 
 
@@ -216,23 +227,23 @@ def ids(bad):
 DATA = {
   'nan.npz': (archive(np.nan), 'x holds nan in example 5, column 2'),
   'inf.npz': (archive(np.inf), 'x holds inf in example 5, column 2'),
-  'label.npz': (archive(label=3), 'label 3 of example 7 is outside the 3 classes'),
+  'label.npz': (archive(label=3), 'label 3 of example 7: expected one of the 3 classes'),
   'empty.npz': (archive(n=0), 'empty'),
   'text.npz': (content('hello'), 'text.npz is not a numpy archive'),
   'nan.csv': (content('a,y\n1,p\nnan,q\n'), "nan.csv, record 2: a is 'nan'"),
   'fields.csv': (content('a,y\n1,p\n2\n'), 'fields.csv, line 3: 1 fields, expected 2'),
   'latin.csv': (content(b'a,y\n\xe9,p\n'), 'latin.csv is not UTF-8: byte 0xe9 at offset 4'),
   'empty.csv': (content(''), 'empty.csv is empty'),
-  'target.csv': (content('a,z\n1,p\n'), "no column 'y'"),
-  'classes.csv': (content('a,y\n1,p\n2,q\n'), "the data has 2 classes, but the model's"),
+  'target.csv': (content('a,z\n1,p\n'), 'no such column; known: a, z'),
+  'classes.csv': (content('a,y\n1,p\n2,q\n'), 'num_outputs=3: expected 2, the number of classes'),
   'vocabulary.bin': (ids(300), 'token id 300 at offset 2 of'),
   'empty.bin': (content(b''), 'empty.bin'),
-  'short.bin': (content(bytes(8)), 'too few for one window of 8'),
+  'short.bin': (content(bytes(8)), 'length=8: expected at most 2'),
   'line.jsonl': (content('{"text": "aaaa"}\n{"tex\n'), 'line.jsonl, line 2: not JSON'),
   'field.jsonl': (content('{"body": "aaaa"}\n'), "line 1: no text under 'text'"),
   'latin.txt': (content(b'caf\xe9 au lait'), 'latin.txt is not UTF-8: byte 0xe9 at offset 3'),
   'empty.txt': (content(' \n'), 'empty.txt is empty'),
-  'few.txt': (content('abcdefgh'), 'too few for one window of 8'),
+  'few.txt': (content('abcdefgh'), 'length=8: expected at most 6'),
   'nowhere.csv': (lambda path: None, 'no file'),
 }  # fmt: skip
 
@@ -470,7 +481,7 @@ def test_the_door_opens_without_jax():
 PROCESSES = {
   'misspelt key': (['--config.optimizer.clpi=1'], 1, "did you mean 'clip'"),
   'mesh': (['--config.mesh.data=2'], 1, 'mesh data=2 needs 2 devices, but there are 1'),
-  'batch': (['--config.batch_size=60'], 8, 'batch_size=60 is not divisible by the 8 parts'),
+  'batch': (['--config.batch_size=60'], 8, 'batch_size=60: expected a multiple of 8'),
   'split': (['--config.data.split=tset'], 1, "unknown split 'tset'"),
   'step': (['--mode=eval', '--step=7'], 1, 'expected the directory of a run'),
 }

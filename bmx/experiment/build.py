@@ -1,4 +1,4 @@
-"""Config -> Experiment: the order in which parts are made."""
+"""From a config to an Experiment: the order in which parts are built."""
 
 import functools
 import math
@@ -32,15 +32,17 @@ def build(
   evals: bool = True,
   stored: DataFile | None = None,
 ) -> Experiment:
-  """Everything a run needs; every mistake in the config is an InputError here.
+  """Builds everything a run needs, before any compilation.
+
+  Raises InputError for every mistake in the config.
 
   Args:
     config: a recipe's ConfigDict.
     name: of the run.
-    devices: to run on, or to plan for; all that are here by default.
+    devices: to run on, or to plan for; by default all devices of this machine.
     read: False reads no data: shapes are enough to plan.
     evals: False leaves out the `eval` entries.
-    stored: what a run keeps of its training data, which are not read then.
+    stored: data.json of a run; then training data are not read.
   """
   c = recipes.plain(config)
   if not read or not evals or stored is not None:
@@ -69,7 +71,7 @@ def build(
   except InputError:
     raise
   except (TypeError, ValueError, ArithmeticError) as error:
-    raise InputError(f'no model can be made of task={c["task"]}: {error}') from error
+    raise InputError(f'task={c["task"]}: the model rejected its arguments: {error}') from error
 
   def rebuild(overrides: Mapping[str, Any]) -> Experiment:
     copy = ConfigDict(config.copy_and_resolve_references())
@@ -125,7 +127,7 @@ CHOICES = ('attention', 'dtype', 'remat', 'scan')  # words of a model that decid
 
 
 def _choices(task: Mapping[str, Any]) -> dict[str, Any]:
-  """What a person must be able to read in the start table, after every 'auto' is settled."""
+  """Words of CHOICES in the task, after every 'auto' is settled; the start table shows them."""
   found = {k: v for k, v in task.items() if k in CHOICES}
   for value in task.values():
     found |= _choices(value) if isinstance(value, Mapping) else {}

@@ -24,25 +24,28 @@ def selection(
   """Early stopping and the best checkpoint follow a metric of an evaluation that is not a test."""
   chosen = Selection(**c[word])
   if chosen.mode not in ('min', 'max'):
-    raise InputError(f"{word}.mode={chosen.mode!r} is not 'min' or 'max'")
+    raise InputError(f"{word}.mode={chosen.mode}: expected 'min' or 'max'")
   if not chosen.metric:
     return chosen
   parts = chosen.metric.split('/')
   if len(parts) != 3 or parts[0] != 'eval' or parts[1] not in evals:
     known = [f'eval/{name}/loss' for name in evals]
-    raise InputError(
-      f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(chosen.metric, known)}'
-    )
+    near = did_you_mean(chosen.metric, known)
+    raise InputError(f'{word}.metric={chosen.metric}: expected eval/ENTRY/METRIC{near}')
   if parts[1] == 'test':
-    raise InputError(f'{word}.metric={chosen.metric!r}: nothing may be chosen by the test set')
+    raise InputError(
+      f'{word}.metric={chosen.metric}: the test set must not select a checkpoint; use a validation '
+      f'entry'
+    )
   known = metric_names(task, spec, evals[parts[1]], layout)
   if parts[2] not in known:
-    raise InputError(f'{word}.metric={chosen.metric!r} is no metric{did_you_mean(parts[2], known)}')
+    near = did_you_mean(parts[2], known)
+    raise InputError(f'{word}.metric={chosen.metric}: expected a metric of that entry{near}')
   return chosen
 
 
 def metric_names(task: Any, spec: StateSpec, entry: Eval, layout: Layout) -> list[str]:
-  """The names an evaluation will have, from shapes alone."""
+  """Names of the metrics of an evaluation, from shapes alone."""
   metrics = lambda v, batch: task.loss(v, batch, eval_noise(), train=False).metrics
   with use(layout):
     names = jax.eval_shape(metrics, variables_of(spec.abstract), entry.data.abstract)

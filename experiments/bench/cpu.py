@@ -27,7 +27,6 @@ import torch
 import torch_models
 
 from bmx.core.hardware import keep_freed_memory
-from bmx.train.feed import Feed
 from bmx.data.arrays import ArrayData
 from bmx.data.text.windows import TokenData
 from bmx.models.cnn import CNN
@@ -38,6 +37,7 @@ from bmx.optim.schedules import constant
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.tasks.classification import Classification
 from bmx.tasks.language import CausalLM
+from bmx.train.feed import Feed
 from bmx.train.gradients import Gradient
 from bmx.train.state import plan_state
 from bmx.train.step import make_dispatch, make_train_step

@@ -20,9 +20,9 @@ import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.train.feed import Feed
 from bmx.parallel import jit
 from bmx.train import step as steps
+from bmx.train.feed import Feed
 from bmx.train.state import state_spec
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

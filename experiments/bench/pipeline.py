@@ -26,11 +26,11 @@ import numpy as np
 import torch
 import torch_models
 
-from bmx.train.feed import Feed
 from bmx.data.arrays import ArrayData
 from bmx.data.text.packing import packed
 from bmx.data.tfds import tfds
 from bmx.parallel import Layout, jit, make_mesh
+from bmx.train.feed import Feed
 
 BATCH, STEPS, WINDOWS = 128, 200, 7
 DEPTH = 10  # steps a dispatch

@@ -19,8 +19,8 @@ import jax
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core import tree
-from bmx.train.feed import Feed
 from bmx.train.checkpoint import Checkpoints
+from bmx.train.feed import Feed
 from bmx.train.state import state_spec
 
 HERE = pathlib.Path(__file__).parent
