@@ -26,7 +26,7 @@ from bmx.ops.positions import ROPE_SCALING
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-  """The name of what a config.json describes. Raises InputError for one that bmx does not know."""
+  """Returns the architecture of a config.json. Raises InputError if bmx does not know it."""
   names = config.get('architectures')
   for name in names[:1] if isinstance(names, list) else []:
     if name in list(ARCHITECTURES):
@@ -108,8 +108,8 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 def describe(model: nn.Module) -> dict[str, Any]:
   """The config.json of a model: `part` backwards.
 
-  Raises InputError for a model that is no architecture of transformers, with what keeps it from
-  being the nearest one.
+  Raises InputError for a model without an architecture of transformers, with the differences
+  from the nearest one.
   """
   core: Any = getattr(model, 'encoder', model)
   family = _family(core)
@@ -133,7 +133,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
   same = _facts(getattr(again, 'encoder', again))
   lines = [f'{k}={v!r}: it has {same[k]!r}' for k, v in _facts(core).items() if v != same[k]]
   if lines:
-    raise InputError('\n  '.join([f'the model is no {name} of transformers:', *lines]))
+    raise InputError('\n  '.join([f'the model is not a {name} of transformers:', *lines]))
   return config
 
 
@@ -171,7 +171,7 @@ def _architecture(model: Any, family: Family) -> str:
   raise InputError(f'{head or kind} of {family.model_type} is none of {", ".join(names)}')
 
 
-# Arguments that say how a model trains and computes, not what it is.
+# Arguments of training and computation, which do not change the function of the model.
 FREE = (
   'dropout', 'vocab_pad', 'attention', 'scan', 'remat', 'microbatches', 'dtype', 'top_k',
   'capacity_factor', 'load_balance_coef', 'router_z_coef', 'parent', 'name',
@@ -179,7 +179,7 @@ FREE = (
 
 
 def _facts(core: Any) -> dict[str, Any]:
-  """What a model is, each fact in one spelling."""
+  """The arguments that define a model, each in one spelling."""
   facts = {f.name: getattr(core, f.name) for f in dataclasses.fields(core) if f.name not in FREE}
   facts['mlp_dim'] = core.mlp_dim or 4 * core.width
   if isinstance(core, bert.BERT):

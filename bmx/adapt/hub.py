@@ -48,7 +48,7 @@ def part(folder: Folder) -> dict[str, Any]:
 
   Raises:
     InputError: no config.json; an unknown architecture; all values that are missing, malformed, or
-      ask for what bmx does not compute.
+      are not supported.
   """
   return translate(_config(pathlib.Path(folder)))
 
@@ -72,7 +72,7 @@ def encoder(path: str, **overrides: Any) -> bert.BERT:
   found = part(path)
   found = found.get('encoder', found)
   if found['call'] != BERT.call:
-    raise InputError(f'{path} holds a {found["call"]}, which is no encoder')
+    raise InputError(f'{path} holds a {found["call"]}: expected an encoder')
   return recipes.build(found | overrides, path)
 
 
@@ -83,7 +83,7 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   and for what the file has of it. Rows of a table beyond the folder's vocabulary are zero.
 
   Args:
-    abstract: the params, of `jax.ShapeDtypeStruct`s; what has no sharding is on the default device.
+    abstract: the params, of `jax.ShapeDtypeStruct`s; without a sharding: default device.
     reinit: regex; parameters whose name it matches are not taken.
 
   Returns:
@@ -141,7 +141,7 @@ def save(
     shard_bytes: a file is no larger, unless one tensor is.
 
   Raises:
-    InputError: a model that is no architecture of transformers; parameters that are not its own; a
+    InputError: a model without an architecture of transformers; parameters that are not its own; a
       folder with something in it.
   """
   folder = pathlib.Path(folder).resolve()
@@ -169,7 +169,7 @@ def save(
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
-    raise InputError(f'{folder} is no directory')
+    raise InputError(f'{folder}: expected a directory')
   if not (folder / 'config.json').is_file():
     raise InputError(f'{folder} has no config.json')
   return read_json(folder / 'config.json')
@@ -190,7 +190,7 @@ class _Piece:
     return math.prod(shape) // shape[0] * len(range(shape[0])[: self.rows])
 
   def array(self) -> np.ndarray:
-    # A new array: what is fetched of one is kept with it, so the host would fill with the model.
+    # A copy: the host value of an array is cached with it, and would fill the host with the model.
     leaf = jnp.copy(self.leaf) if self.layer is None else self.leaf[self.layer]
     return self.rule.save(tree.fetch(leaf)[: self.rows])
 
@@ -204,7 +204,7 @@ def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
   shape = lambda leaf, layer: list(leaf.shape if layer is None else leaf.shape[1:])
   has = {k: shape(*v) for k, v in given.items()}
   expected = {k: shape(*v) for k, v in layers_apart(_shapes(model)).items()}
-  # Nobody asks for what a bare encoder pools, so it may have come without a pooler.
+  # The pooler of a bare encoder is optional.
   expected = {k: v for k, v in expected.items() if k in has or not k.startswith('pooler/')}
   lines = tree.difference(has, expected)
   if lines:
@@ -252,7 +252,7 @@ def _write(path: pathlib.Path | None, pieces: Pieces, dtype: str) -> None:
   arrays = {name: _joined(some, dtype) for name, some in pieces.items()}
   if path is None:
     return
-  save_file(arrays, path, {'format': 'pt'})  # transformers reads no file that does not say so
+  save_file(arrays, path, {'format': 'pt'})  # transformers reads only files with this mark
   path.chmod(path.parent.stat().st_mode & 0o666)  # the library makes it its owner's only
   with path.open('rb') as file:
     os.fsync(file.fileno())

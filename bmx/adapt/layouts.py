@@ -1,4 +1,4 @@
-"""What Hugging Face calls what bmx has: names and layouts of tensors, keys of config.json.
+"""Names and layouts of tensors, and keys of config.json, of Hugging Face and of bmx.
 
 Source: modeling_*.py and configuration_*.py of transformers 5.24, and the published files of gpt2,
 bert-base-uncased, roberta-base, Llama 3 and Qwen 2.
@@ -160,7 +160,7 @@ class Family:
   Attributes:
     prefix: of the body's tensors; a file of the body alone may lack it.
     copies: tensors that repeat another one where the table is tied.
-    keys: argument in bmx -> (key of config.json, what a missing one means; None: it is needed).
+    keys: argument in bmx -> (key of config.json, default of a missing one; None: required).
     fixed: arguments in bmx that all members have.
     only: key of config.json -> the values that bmx can follow, the usual one first.
     written: keys that a config.json needs besides, lest transformers take defaults that are not so.
@@ -266,7 +266,7 @@ MASKED = {'call': PRETRAINING, 'next_sentence': False}
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """A name in config.json: a family, the part around its body, what else that demands; `bare`: its
+  """A name in config.json: a family, the part around its body, further conditions; `bare`: its
   tensors have no prefix."""
 
   family: Family

@@ -16,7 +16,7 @@ from bmx.core.errors import InputError
 
 FLOATS = ('BF16', 'F16', 'F32', 'F64')
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-# What torch models once stored with their weights, and what is none.
+# Buffers that torch models once stored with their weights.
 BUFFERS = re.compile(
   r'(.*\.)?(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)'
 )
@@ -55,7 +55,7 @@ class Target:
     return dict(zip(dims, self.leaf.shape[self.stacked :], strict=True))
 
   def problems(self, tensors: Mapping[str, Tensor], body: Mapping[str, Any]) -> Iterator[str]:
-    """What keeps it from being read, a line each. body: the part of the folder's model."""
+    """Yields the obstacles to reading it, a line each. body: the part of the folder's model."""
     if not self.rule:
       yield f'missing  {self.name} {list(self.leaf.shape)}: no tensor is known for it'
       return

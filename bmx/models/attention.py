@@ -82,7 +82,7 @@ class Attention(nn.Module):
     """
     c, width = self.config, x.shape[-1]
     if not c.head_dim and width % c.heads:
-      raise InputError(f'width {width} is not divisible by {c.heads} heads')
+      raise InputError(f'width={width}: expected a multiple of heads={c.heads}, or head_dim')
     head_dim = c.head_dim or width // c.heads
     init = nn.initializers.normal(c.stddev)
 

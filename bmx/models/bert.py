@@ -55,7 +55,7 @@ class BERT(nn.Module):
 
   @property
   def facts(self) -> Facts:
-    """What the model declares of itself."""
+    """Facts of the model."""
     return Facts(
       vocab_size=self.vocab_size,
       max_seq_len=self.max_seq_len,
@@ -117,7 +117,7 @@ class BERT(nn.Module):
     return self.stack(x, positions, segment_ids, train=train)[0]
 
   def pool(self, hidden: jax.Array) -> jax.Array:
-    """What the first token says of its sequence: [B, T, D] -> [B, D]."""
+    """Summary of a sequence, read from its first token: [B, T, D] -> [B, D]."""
     return jnp.tanh(self.pooler(hidden[:, 0]))
 
 

@@ -35,7 +35,7 @@ class CNN(nn.Module):
 
   @property
   def facts(self) -> Facts:
-    """What the model declares of itself."""
+    """Facts of the model."""
     return Facts(
       num_outputs=self.num_outputs, coupling='statistics' if self.norm == 'batch' else 'none'
     )
@@ -46,7 +46,7 @@ class CNN(nn.Module):
     if inputs.ndim != 4:
       raise InputError(f'CNN reads images [B, I, J, C], not an array of shape {inputs.shape}')
     if self.norm not in ('', 'batch'):
-      raise InputError(f"norm {self.norm!r} is not '' or 'batch'")
+      raise InputError(f"norm={self.norm!r}: expected '' or 'batch'")
     x = inputs.astype(self.dtype)
     for i, features in enumerate(self.features):
       kernel_size = (self.kernel_size, self.kernel_size)

@@ -84,7 +84,7 @@ class GPT(nn.Module):
 
   @property
   def facts(self) -> Facts:
-    """What the model declares of itself. The balance of experts is that of a batch's tokens."""
+    """Facts of the model. The balance of experts depends on all tokens of a batch."""
     aux_losses = {'balance': self.load_balance_coef, 'router_z': self.router_z_coef}
     return Facts(
       vocab_size=self.vocab_size,
@@ -97,7 +97,9 @@ class GPT(nn.Module):
 
   def setup(self):
     if self.positions not in ('learned', 'sinusoidal', 'rotary'):
-      raise InputError(f"positions {self.positions!r} is not 'learned', 'sinusoidal' or 'rotary'")
+      raise InputError(
+        f"positions={self.positions!r}: expected 'learned', 'sinusoidal' or 'rotary'"
+      )
     check_rate(self.dropout)
     check_sizes(
       vocab_size=(self.vocab_size,),
@@ -155,7 +157,7 @@ class GPT(nn.Module):
     *,
     train: bool = False,
   ) -> jax.Array:
-    """What the head reads. tokens, positions, segment_ids int [B, T] -> [B, T, D]."""
+    """Hidden states that the head reads. tokens, positions, segment_ids int [B, T] -> [B, T, D]."""
     positions = token_positions(tokens, positions, self.max_seq_len)
     x = self._embed(tokens, positions, train)
     return self.norm_out(self.stack(x, positions, segment_ids, train=train)[0])

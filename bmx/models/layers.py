@@ -27,23 +27,23 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-  """A function by name. Raises InputError for an unknown one."""
+  """Returns the activation function of a name. Raises InputError if it is unknown."""
   if name not in ACTIVATIONS:
-    raise InputError(f'activation {name!r} is not one of {", ".join(sorted(ACTIVATIONS))}')
+    raise InputError(f'activation={name!r}: expected one of {", ".join(sorted(ACTIVATIONS))}')
   return ACTIVATIONS[name]
 
 
 def check_sizes(**sizes: tuple[int, ...]) -> None:
-  """Raises InputError for a layer without units."""
+  """Raises InputError if a layer has no units."""
   for name, values in sizes.items():
     if any(v < 1 for v in values):
-      raise InputError(f'{name}={values}: every layer has at least one unit')
+      raise InputError(f'{name}={values}: expected at least 1')
 
 
 def check_rate(dropout: float) -> None:
-  """Raises InputError for what is no share of units."""
+  """Raises InputError if `dropout` is not a share of units."""
   if not 0 <= dropout < 1:
-    raise InputError(f'dropout={dropout} is no share of units: 0 <= dropout < 1')
+    raise InputError(f'dropout={dropout}: expected 0 <= dropout < 1')
 
 
 def token_positions(tokens: jax.Array, positions: jax.Array | None, max_seq_len: int) -> jax.Array:
@@ -184,7 +184,7 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.kind not in ('layer', 'rms'):
-      raise InputError(f"norm {self.kind!r} is not 'layer' or 'rms'")
+      raise InputError(f"norm={self.kind!r}: expected 'layer' or 'rms'")
     width, ones, zeros = x.shape[-1:], nn.initializers.ones_init(), nn.initializers.zeros_init()
     y = x.astype(jnp.float32)
     if self.kind == 'layer':
@@ -200,7 +200,7 @@ class Norm(nn.Module):
 class BatchNorm(nn.Module):
   """Batch norm (Ioffe & Szegedy 2015) over all but the last dimension, over the *global* batch.
 
-  The running mean and variance live in the collection 'batch_stats'.
+  The running mean and variance are kept in the collection 'batch_stats'.
   """
 
   momentum: float = 0.9

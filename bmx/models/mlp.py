@@ -40,7 +40,7 @@ class MLP(nn.Module):
 
   @property
   def facts(self) -> Facts:
-    """What the model declares of itself."""
+    """Facts of the model."""
     return Facts(
       num_outputs=self.num_outputs, coupling='statistics' if self.norm == 'batch' else 'none'
     )
@@ -85,7 +85,7 @@ class MLP(nn.Module):
     if self.norm == 'layer':
       return Norm(dtype=self.dtype, name=name)(x)
     if self.norm:
-      raise InputError(f"norm {self.norm!r} is not '', 'batch' or 'layer'")
+      raise InputError(f"norm={self.norm!r}: expected '', 'batch' or 'layer'")
     return x
 
 

@@ -67,7 +67,7 @@ class MoE(nn.Module):
     """
     c = self.config
     if not 1 <= c.top_k <= c.experts:
-      raise InputError(f'top_k={c.top_k} of {c.experts} experts')
+      raise InputError(f'top_k={c.top_k}: expected 1 to {c.experts}, the number of experts')
     width = x.shape[-1]
     init = nn.initializers.normal(c.stddev)
     shape, axes = (width, c.experts), ('embed', None)
@@ -104,7 +104,7 @@ class MoE(nn.Module):
     )
 
   def _within_capacity(self, x, weights, chosen, kernels):
-    """Tokens are put into E × C places, row by row, so that what is dropped depends on no layout;
+    """Puts tokens into E × C slots, row by row, so that dropping does not depend on the layout;
     the two changes of place around the experts are the all-to-alls."""
     batch, length, width = x.shape
     k, e = self.config.top_k, self.config.experts
@@ -137,7 +137,7 @@ class MoE(nn.Module):
 
   def _dropless(self, x, weights, chosen, kernels):
     """Every device gathers the tokens of its expert group and multiplies those that chose one of
-    its experts; the results are summed back to where the tokens live."""
+    its experts; the results are summed back to the tokens' devices."""
     layout = current()
     groups = layout.mesh.shape['expert'] if layout else 1
     cut = layout.mesh.shape['model'] if layout else 1

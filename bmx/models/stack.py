@@ -16,7 +16,7 @@ STACKED, ONE = 'blocks/', 'block_'  # how a Stack names its layers, see `Stack.s
 
 def layers_apart(params: Any) -> dict[str, tuple[jax.Array, int | None]]:
   """Parameters as a Stack without scan names them: 'stack/block_3/...' -> (the stacked leaf, 3);
-  what is in no stack -> (the leaf, None). Nothing is copied."""
+  a parameter outside stacks -> (the leaf, None). Nothing is copied."""
   found = {}
   for name, leaf in tree.named(params).items():
     if f'/{STACKED}' not in name:
@@ -32,7 +32,7 @@ KERNELS = ('dot_product_attention_fwd_wrapper', 'pallas_call')  # jax's cuDNN at
 
 def _gives_product(primitive: Any, *_: Any, **params: Any) -> bool:
   """A policy of `jax.checkpoint`: keep products with weights, which have no batch dimension, and
-  what attention kernels gave. Scores of plain attention, [B, N, T, S], are not kept."""
+  results of attention kernels. Scores of plain attention, [B, N, T, S], are not kept."""
   if primitive.name == 'dot_general':
     return not any(params['dimension_numbers'][1])
   return primitive.name in KERNELS
@@ -91,9 +91,9 @@ class Stack(nn.Module):
       InputError: a cache in a scanned or pipelined stack; a pipeline without scan.
     """
     if stages() > 1 and not self.scan:
-      raise InputError(f'mesh.pipe={stages()} needs stacked layers: scan=True')
+      raise InputError(f'mesh.pipe={stages()}: expected stacked layers; set scan=True')
     if cache is not None and self.scan:
-      raise InputError('a cache is kept by layers one by one: scan=False')
+      raise InputError('scan=True: a cache expects layers one by one; set scan=False')
     captures = self.is_mutable_collection('intermediates')
     if stages() > 1 and not self.is_initializing() and not captures:
       x, aux = self._pipeline(x, positions, segment_ids, train)
@@ -117,7 +117,7 @@ class Stack(nn.Module):
 
   def _block(self) -> Any:
     if self.remat not in REMAT:
-      raise InputError(f'remat {self.remat!r} is not one of {", ".join(REMAT)}')
+      raise InputError(f'remat={self.remat!r}: expected one of {", ".join(REMAT)}')
     if self.remat == 'none':
       return Block
     return nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
@@ -126,7 +126,7 @@ class Stack(nn.Module):
     scan: Any = nn.scan
     blocks = scan(
       self._block(),
-      # Every collection has a leading layer dimension: adapters, and what is captured, too.
+      # Every collection has a leading layer dimension: adapters and captured outputs, too.
       variable_axes={True: 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(nn.broadcast, nn.broadcast),

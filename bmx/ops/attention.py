@@ -1,4 +1,4 @@
-"""Attention, behind one door: `attend`."""
+"""Attention: one function, `attend`, for all implementations."""
 
 import contextlib
 import contextvars
@@ -45,13 +45,14 @@ def attend(
     interpret: 'splash' on any device, slowly.
 
   Raises:
-    InputError: what `impossible` says, heads that do not group, a window without `causal`.
+    InputError: `impl` cannot compute this (see `impossible`), heads that do not group, a window
+      without `causal`.
   """
   batch, length, heads, size = q.shape
   if heads % k.shape[2]:
-    raise InputError(f'{heads} query heads do not group over {k.shape[2]} key heads')
+    raise InputError(f'heads={heads}: expected a multiple of the {k.shape[2]} key heads')
   if window < 0 or (window and not causal):
-    raise InputError(f'attention window={window}: a window is at least 1, and causal')
+    raise InputError(f'window={window}: expected at least 1 and causal attention')
   impl = 'xla' if _counting.get() else impl
   layout = current()
   shards = layout.mesh.shape['seq'] if layout else 1
@@ -65,7 +66,7 @@ def attend(
   return {'xla': _xla, 'cudnn': _cudnn, 'ring': _ring}[impl](q, k, v, mask)
 
 
-# Names of dimensions: of queries, of keys and values, of what every token carries.
+# Names of dimensions: of queries, of keys and values, of integers per token.
 TOKEN = ('batch', 'length')
 QUERY, KEY = (*TOKEN, 'heads', None), (*TOKEN, 'kv', None)
 
@@ -126,7 +127,7 @@ def impossible(
     length, keys, size: T, S and H. shards: of the sequence.
   """
   if impl not in IMPLEMENTATIONS:
-    return f'attention {impl!r} is not one of {", ".join(IMPLEMENTATIONS)}'
+    return f'attention={impl!r}: expected one of {", ".join(IMPLEMENTATIONS)}'
   instead = "set the model's attention='ring'" if shards > 1 else "set the model's attention='xla'"
   if (impl == 'ring') != (shards > 1):
     return f'attention {impl!r} with mesh.seq={shards}: the ring is for a cut sequence; {instead}'

@@ -140,7 +140,7 @@ def _cut(shard, arrays):
 
 
 def _join(x):
-  """The other way."""
+  """Inverse of `_cut`."""
   x = jnp.moveaxis(x, 0, 2)
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 

@@ -1,4 +1,4 @@
-"""Masks of attention: what a query may attend to, and the score of what it may not."""
+"""Masks of attention: which keys a query attends to, and the score of the others."""
 
 from typing import NamedTuple
 

@@ -1,9 +1,10 @@
 """Context parallelism: exact attention over a sequence that is cut over the mesh axis 'seq'.
 
 Each device keeps its queries; keys and values travel round the ring (Liu et al. 2023), and a
-running softmax joins what each step adds. What a query may see is said by positions and segments,
-which travel with the tokens, so the tokens may lie in any order: in zig-zag order, where shard i
-holds chunks i and 2n - 1 - i, causal work is equal on all devices (Brandon et al. 2023).
+running softmax joins the contributions of the steps. Positions and segments decide which keys a
+query attends to; they travel with the tokens, so the tokens may lie in any order: in zig-zag order,
+where shard i holds chunks i and 2n - 1 - i, causal work is equal on all devices (Brandon et al.
+2023).
 
 B batch, T local length, K key heads, G query heads of each, H head size, c tokens of a block.
 """

@@ -19,7 +19,7 @@ AXIS = 'pipe'
 
 
 def stages() -> int:
-  """How many stages the layout in context has; 1 without one."""
+  """Number of stages of the layout in context; 1 without one."""
   layout = current()
   return layout.mesh.shape[AXIS] if layout else 1
 

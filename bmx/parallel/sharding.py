@@ -1,4 +1,4 @@
-"""Where arrays live: names of dimensions, one table of rules, and what follows from the two.
+"""Placement of arrays: names of dimensions, one table of rules, and the shardings that follow.
 
 A parameter's dimensions are named once, where it is created. `Layout.rules` says on which mesh axes
 a named dimension is *stored*, `Layout.compute` where it is while it is *used* (by default the same,
@@ -105,7 +105,7 @@ def current() -> Layout | None:
 
 @contextlib.contextmanager
 def use(layout: Layout | None) -> Iterator[None]:
-  """The layout that `constrain` and `gather` obey inside."""
+  """Sets the layout that `constrain` and `gather` obey inside."""
   token = _layout.set(layout)
   try:
     yield

@@ -1,4 +1,4 @@
-"""Called inside a traced program: where an activation is, how a stored weight is fetched."""
+"""Placement inside a traced program: constraints on activations, gathering of stored weights."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,10 @@ from bmx.parallel.sharding import Names, current, use
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Says where an activation is; nothing without a layout, or on one device."""
+  """Constrains an activation to the compute rules of its dimensions.
+
+  Returns x itself without a layout or on one device.
+  """
   layout = current()
   if layout is None or layout.devices == 1:
     return x
@@ -76,7 +79,7 @@ class Stored:
 
 
 def shard_map(fn: Callable[..., Any], places: Sequence[Names | Stored], out: Any) -> Any:
-  """`fn` of each device's part of its arguments, cut as the compute rules say of their names.
+  """Applies `fn` to each device's part of its arguments, cut by the compute rules of their names.
 
   Args:
     places: the names of the dimensions of each argument, or `Stored` with them.
@@ -152,6 +155,6 @@ def one_device() -> bool:
 
 
 def platform() -> str:
-  """Of the devices that the program in the making is for: 'cpu', 'gpu', 'tpu'."""
+  """Platform of the devices being compiled for: 'cpu', 'gpu' or 'tpu'."""
   layout = current()
   return layout.mesh.devices.flat[0].platform if layout else jax.default_backend()

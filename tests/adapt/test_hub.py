@@ -333,7 +333,7 @@ def test_a_recipe_names_the_folder(written):
   assert (type(bare), bare.width, bare.dropout) == (BERT, 32, 0.0)
   with pytest.raises(InputError, match="takes no argument 'widht'; did you mean 'width'"):
     hub.model(folder, widht=3)
-  with pytest.raises(InputError, match='gpt:GPT, which is no encoder'):
+  with pytest.raises(InputError, match='gpt:GPT: expected an encoder'):
     hub.encoder(str(written('gpt2')[0]))
 
 
@@ -493,7 +493,7 @@ def spoil_map(folder):
 
 
 @pytest.mark.parametrize(('spoil', 'message'), [
-  (spoil_folder, 'is no directory'),
+  (spoil_folder, 'expected a directory'),
   (spoil_config, 'has no config.json'),
   (spoil_json, 'config.json cannot be read: Expecting value'),
   (spoil_kind, 'no model.safetensors and no .*, only pytorch_model.bin: convert it'),
@@ -599,7 +599,7 @@ def test_parameters_of_published_models(tmp_path, name):
 
 
 @pytest.mark.parametrize(('model', 'message'), [
-  (GPT(V, 16, window=8), 'the model is no GPT2LMHeadModel.*\n  window=8: it has 0'),
+  (GPT(V, 16, window=8), 'the model is not a GPT2LMHeadModel.*\n  window=8: it has 0'),
   (GPT(V, 16, kv_heads=2), 'kv_heads=2: it has 4'),
   (GPT(V, 16, positions='sinusoidal'), "positions='sinusoidal': it has 'rotary'"),
   (GPT(V, 16, experts=2), 'experts=2: it has 0'),

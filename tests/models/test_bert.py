@@ -237,10 +237,10 @@ def test_bfloat16_is_near_float32():
 
 @pytest.mark.parametrize(('options', 'message'), [
   ({'max_seq_len': T - 1}, f"sequence of {T} tokens is longer than the model's {T - 1} positions"),
-  ({'heads': 5}, 'width 16 is not divisible by 5 heads'),
-  ({'activation': 'swish9'}, "activation 'swish9' is not one of"),
-  ({'attention': 'flash9'}, "attention 'flash9' is not one of"),
-  ({'dropout': 1.0}, 'dropout=1.0 is no share'),
+  ({'heads': 5}, 'width=16: expected a multiple of heads=5'),
+  ({'activation': 'swish9'}, "activation='swish9': expected one of"),
+  ({'attention': 'flash9'}, "attention='flash9': expected one of"),
+  ({'dropout': 1.0}, 'dropout=1.0: expected 0 <= dropout < 1'),
   ({'depth': 0}, r'depth=\(0,\)'),
 ])  # fmt: skip
 def test_what_is_refused(options, message):

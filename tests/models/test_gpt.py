@@ -235,13 +235,13 @@ def test_too_long_a_sequence():
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-  ({'positions': 'alibi'}, "positions 'alibi' is not"),
-  ({'norm': 'group'}, "norm 'group' is not 'layer' or 'rms'"),
-  ({'activation': 'swish9'}, "activation 'swish9' is not one of"),
-  ({'attention': 'flash9'}, "attention 'flash9' is not one of"),
-  ({'remat': 'some'}, "remat 'some' is not one of none, dots, full"),
-  ({'heads': 5}, 'width 16 is not divisible by 5 heads'),
-  ({'kv_heads': 3}, '4 query heads do not group over 3 key heads'),
+  ({'positions': 'alibi'}, "positions='alibi': expected"),
+  ({'norm': 'group'}, "norm='group': expected 'layer' or 'rms'"),
+  ({'activation': 'swish9'}, "activation='swish9': expected one of"),
+  ({'attention': 'flash9'}, "attention='flash9': expected one of"),
+  ({'remat': 'some'}, "remat='some': expected one of none, dots, full"),
+  ({'heads': 5}, 'width=16: expected a multiple of heads=5'),
+  ({'kv_heads': 3}, 'heads=4: expected a multiple of the 3 key heads'),
 ])  # fmt: skip
 def test_what_is_refused(options, message):
   with pytest.raises(InputError, match=message):

@@ -80,5 +80,5 @@ def test_an_even_router_is_balanced():
 
 
 def test_more_choices_than_experts(given):
-  with pytest.raises(InputError, match='top_k=5 of 4 experts'):
+  with pytest.raises(InputError, match='top_k=5: expected 1 to 4'):
     MoE(MoEConfig(F, E, 5)).apply({'params': given[1]}, given[0])

@@ -135,10 +135,10 @@ def test_the_first_query_sees_itself_only():
 
 
 def test_unknown_implementation():
-  with pytest.raises(InputError, match=r"attention 'flash9' is not one of .*xla"):
+  with pytest.raises(InputError, match=r"attention='flash9': expected one of .*xla"):
     attend(*tensors(4), impl='flash9')
 
 
 def test_heads_that_do_not_group():
-  with pytest.raises(InputError, match='4 query heads do not group over 3 key heads'):
+  with pytest.raises(InputError, match='heads=4: expected a multiple of the 3 key heads'):
     attend(*tensors(4, groups=3))

@@ -179,5 +179,7 @@ def test_a_scanned_stack_keeps_no_cache():
   model = gpt(scan=True)
   params = start(model)
   cache = model.empty_cache(1, SLOTS, jnp.zeros(1))
-  with pytest.raises(InputError, match='a cache is kept by layers one by one: scan=False'):
+  with pytest.raises(
+    InputError, match='scan=True: a cache expects layers one by one; set scan=False'
+  ):
     jax.eval_shape(extender(model), params, rows()[:1, :3], cache)

@@ -150,7 +150,7 @@ def test_a_refused_cell_is_an_error_where_it_is_used():
   q, k, v, _ = tensors(2, 2, 64, 'float32')
   with pytest.raises(InputError, match='needs a GPU'):
     attend(q, k, v, impl='cudnn')
-  with pytest.raises(InputError, match='a window is at least 1, and causal'):
+  with pytest.raises(InputError, match='expected at least 1 and causal attention'):
     attend(q, k, v, window=4)
 
 
