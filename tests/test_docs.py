@@ -10,6 +10,8 @@ import shlex
 import pytest
 
 import bmx as package
+from bmx import cli, main, modes
+from bmx import config as recipes
 from tests.conftest import ROOT
 
 README = (ROOT / 'README.md').read_text()
@@ -49,6 +51,21 @@ def test_commands_of_the_readme_name_what_exists():
   assert recipes
   for word in recipes:
     assert (ROOT / word.removeprefix('--config=').partition(':')[0]).is_file(), word
+
+
+def test_short_commands_of_the_readme_are_understood():
+  """Lines that begin with `bmx`: the mode and the recipe exist, and every word can be set."""
+  lines = [line for block in blocks('bash') for line in block.splitlines()]
+  commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith('bmx ')]
+  assert commands
+  for command in commands:
+    arguments = cli.translate(command)
+    given = dict(word.removeprefix('--').split('=', 1) for word in arguments)
+    assert given['mode'] in modes.MODES
+    words = [f'{k.removeprefix("config.")}={v}' for k, v in given.items() if 'config.' in k]
+    assert {k for k in given if 'config.' not in k} <= set(main.FLAGS)
+    if 'config' in given:
+      recipes.load(given['config'], words)
 
 
 def test_run_commands_of_the_readme(bmx, tmp_path):
