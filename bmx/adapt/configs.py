@@ -111,7 +111,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
   Raises InputError for a model without an architecture of transformers, with the differences
   from the nearest one.
   """
-  core: Any = getattr(model, 'encoder', model)
+  core: Any = model.encoder if isinstance(model, bert.HEADED) else model
   family = _family(core)
   name = _architecture(model, family)
   values = _facts(core) | {'dropout': core.dropout}
@@ -130,7 +130,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     config['id2label'] = {str(i): f'LABEL_{i}' for i in range(model.num_outputs)}
     config['label2id'] = {f'LABEL_{i}': i for i in range(model.num_outputs)}
   again = recipes.build(translate(config), name)
-  same = _facts(getattr(again, 'encoder', again))
+  same = _facts(again.encoder if isinstance(again, bert.HEADED) else again)
   lines = [f'{k}={v!r}: it has {same[k]!r}' for k, v in _facts(core).items() if v != same[k]]
   if lines:
     raise InputError('\n  '.join([f'the model is not a {name} of transformers:', *lines]))
@@ -161,7 +161,7 @@ def _family(core: Any) -> Family:
 
 def _architecture(model: Any, family: Family) -> str:
   kind = type(model).__name__
-  head = {'call': f'bmx.models.bert:{kind}'} if hasattr(model, 'encoder') else None
+  head = {'call': f'bmx.models.bert:{kind}'} if isinstance(model, bert.HEADED) else None
   if isinstance(model, bert.Pretraining):
     head = {'call': PRETRAINING, 'next_sentence': model.next_sentence}
   names = {n: a.head for n, a in ARCHITECTURES.items() if a.family is family}

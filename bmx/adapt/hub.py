@@ -211,12 +211,12 @@ def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
     raise InputError('\n  '.join(['these are not the parameters of the model:', *lines]))
   family = ARCHITECTURES[name].family
   prefix = family.prefix if ARCHITECTURES[name].bare else ''
-  rules, pieces = family.rules(hasattr(model, 'encoder')), {}
+  rules, pieces = family.rules(isinstance(model, bert.HEADED)), {}
   for key, (leaf, layer) in given.items():
     target = target_of(key, leaf, rules)
     assert target.rule, key
     tensor = target.tensors[0].removeprefix(prefix)
-    rows = model.vocab_size if 'v' in target.rule.dims else None
+    rows = model.facts.vocab_size if 'v' in target.rule.dims else None
     pieces.setdefault(tensor, []).append(_Piece(target.rule, leaf, layer, rows))
   return {k: sorted(v, key=lambda piece: piece.rule.part) for k, v in pieces.items()}
 

@@ -221,3 +221,6 @@ class Tagger(nn.Module):
       nn.initializers.normal(0.02),
     )
     return Einsum('btd,dc->btc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)
+
+
+HEADED = (Pretraining, Classifier, Tagger)  # models with a field `encoder`

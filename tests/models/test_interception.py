@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from bmx.core import tree
+from bmx.core.types import Noise
 from bmx.models.gpt import GPT
 from bmx.models.layers import Einsum
 from bmx.models.moe import MoE
 from bmx.parallel import Layout, jit, make_mesh
+from bmx.tasks.language import CausalLM
 from tests.models.weights import variables
 
 T, V = 8, 12
@@ -138,3 +140,26 @@ def test_a_program_that_captures_nothing_is_the_same():
   )
   text = lambda f: re.sub(r'@jit_\w+|jit\(.*?\)', '', f.lower(params).as_text())
   assert text(plain) == text(none)
+
+
+def test_a_task_captures_by_path():
+  params = variables(gpt(), TOKENS)['params']
+  noise = Noise(jax.random.PRNGKey(0), jnp.int32(0))
+
+  def outputs(model, params, mesh):
+    layout = Layout(make_mesh(mesh, jax.devices()[: int(np.prod([1, *mesh.values()]))]))
+    task, batch = CausalLM(model), {'tokens': TOKENS}
+    forward = lambda p: (
+      task.forward(
+        {'params': p}, batch, noise, train=False, method='logits', capture=('/attention$',)
+      )[0].captured
+    )
+    return jax.device_get(jit(forward, layout)(params))
+
+  single = outputs(gpt(), params, {})
+  assert sorted(single) == ['stack/block_0/attention', 'stack/block_1/attention']
+  for mesh in ({}, {'pipe': 2}):
+    given = outputs(gpt(scan=True), stacked(params), mesh)
+    np.testing.assert_allclose(
+      given['stack/blocks/attention'], np.stack([*single.values()]), atol=1e-5
+    )
