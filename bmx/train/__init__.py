@@ -11,10 +11,10 @@ from typing import Any
 
 class _Training(types.ModuleType):
   def __call__(self, experiment: Any, workdir: Any) -> Any:
-    """Trains an experiment in a run directory; resumes if the directory holds a part of the run.
+    """Trains an experiment in a run directory; resumes a run that the directory holds.
 
     Args:
-      experiment: what `bmx.build` returns.
+      experiment: an Experiment of `bmx.build`.
       workdir: run directory; it is created if it does not exist.
 
     Returns:
