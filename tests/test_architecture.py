@@ -148,9 +148,7 @@ REFLECTION = {
   ('core/hardware.py', 'mallopt'): 'functions of the C library',
 }
 # Files that are not converted yet. The list only shrinks.
-UNDECLARED = {
-  'modes/generate.py', 'serve/generate.py', 'serve/text.py',
-}  # fmt: skip
+UNDECLARED = {'modes/generate.py', 'serve/generate.py', 'serve/text.py'}
 
 
 def reflections(path: pathlib.Path) -> set[tuple[str, str]]:
