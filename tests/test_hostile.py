@@ -16,6 +16,7 @@ from bmx.data.text import windows as text
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.rundir import flatten, read_config
 from tests.conftest import ROOT
+from tests.data.batched import batched
 
 FUZZ = settings(
   max_examples=400,
@@ -56,7 +57,7 @@ def check(load, path: pathlib.Path, content: bytes):
   except InputError as error:
     assert str(error)
     return
-  rows = data.rows(data.order(0), np.arange(data.batch_size))
+  rows = data.rows(data.indices(0)[0], np.arange(data.batch_size))
   floats = [v for v in rows.values() if np.issubdtype(v.dtype, np.floating)]
   assert all(np.isfinite(v).all() for v in floats)
 
@@ -71,7 +72,7 @@ BYTES = st.binary(max_size=60)
 @FUZZ
 @given(st.one_of(BYTES, TABLE.map(lambda rows: '\n'.join(['a,b,c', *rows]).encode())))
 def test_csv(tmp_path, content):
-  check(lambda p: source.csv(p, 'c', 2), tmp_path / 'x.csv', content)
+  check(lambda p: batched(source.csv, 2, p, 'c'), tmp_path / 'x.csv', content)
 
 
 JSON = st.recursive(
@@ -86,14 +87,14 @@ LINES = st.lists(JSON, max_size=5).map(lambda x: '\n'.join(map(json.dumps, x)).e
 @FUZZ
 @given(st.one_of(BYTES, LINES))
 def test_json_lines(tmp_path, content):
-  check(lambda p: source.json_lines(p, 'c', 2), tmp_path / 'x.jsonl', content)
+  check(lambda p: batched(source.json_lines, 2, p, 'c'), tmp_path / 'x.jsonl', content)
 
 
 @FUZZ
 @given(st.one_of(BYTES, LINES))
 def test_text(tmp_path, content):
-  check(lambda p: text.text(4, 2, p, field='a'), tmp_path / 'x.jsonl', content)
-  check(lambda p: text.text(4, 2, p), tmp_path / 'x.txt', content)
+  check(lambda p: batched(text.text, 2, 4, p, field='a'), tmp_path / 'x.jsonl', content)
+  check(lambda p: batched(text.text, 2, 4, p), tmp_path / 'x.txt', content)
 
 
 @FUZZ

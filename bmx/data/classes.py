@@ -11,18 +11,20 @@ from bmx.data.records import number
 
 
 def class_names(values: Iterable[str | None]) -> tuple[str, ...]:
-  """Distinct names: by number if all of them are finite numbers, else by text.
+  """Distinct names: those that are finite numbers by value, then all others by text.
 
   Names that are numbers of equal value ('1' and '1.0') are two classes; missing ones are none.
 
   >>> class_names(['10', '9', '9']), class_names(['nan', 'eng', '2'])
   (('9', '10'), ('2', 'eng', 'nan'))
   """
-  distinct = sorted({v for v in values if v not in (None, '')})
-  by_number = [number(v) for v in distinct]
-  if all(v is not None and math.isfinite(v) for v in by_number):
-    return tuple(sorted(distinct, key=lambda v: (float(v), v)))
-  return tuple(distinct)
+  distinct = {v for v in values if v not in (None, '')}
+  return tuple(sorted(distinct, key=_by_number))
+
+
+def _by_number(name: str) -> tuple[float, str]:
+  value = number(name)
+  return (value if value is not None and math.isfinite(value) else math.inf), name
 
 
 def encode_classes(given: Sequence[str | None], names: Sequence[str], path: str) -> HostBatch:

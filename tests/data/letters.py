@@ -19,7 +19,7 @@ class Letters:
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array([ord(c) for c in text], np.int32) for text in texts]
 
-  def starts(self, texts: Sequence[str]) -> list[np.ndarray]:
+  def word_starts(self, texts: Sequence[str]) -> list[np.ndarray]:
     begins = lambda text: [a == ' ' != b for a, b in zip(' ' + text[:-1], text, strict=True)]
     return [np.array(begins(text) if text else [], bool) for text in texts]
 

@@ -8,9 +8,11 @@ import pytest
 
 from bmx import config as recipes
 from bmx.core.errors import InputError
-from bmx.data.records import Encoding, read_csv, read_json_lines
+from bmx.data.encoder import TabularEncoder
+from bmx.data.records import read_csv, read_json_lines
 from bmx.data.tables import csv, json_lines
 from tests.conftest import ROOT
+from tests.data.batched import batched
 
 HEADER = 'age, job, class\n'
 TABLE = HEADER + '20, cook, yes\n?, ?, no\n40, judge, yes\n'
@@ -111,31 +113,36 @@ def test_a_bad_line_is_named(path, tmp_path, content, message):
     read_json_lines(tmp_path / 'a.jsonl')
 
 
+def fitted(path):
+  """What a training file fits."""
+  return csv(path, 'class').state()
+
+
 def test_encoding_by_hand(path):
   """Ages 20 and 40: mean 30, deviation 10, the unknown age is the mean; jobs ?, cook, judge."""
-  data = csv(path(TABLE), 'class', 2, train=False)
+  data = batched(csv, 2, path(TABLE), 'class', train=False)
   expected = [[-1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 1]]
   np.testing.assert_allclose(rows(data)['x'], expected)
   np.testing.assert_array_equal(rows(data)['label'], [1, 0, 1])
-  assert (data.info['columns'], data.info['classes']) == (4, 2)
-  assert data.info['names'] == ('no', 'yes')
+  assert (data.metadata['columns'], data.metadata['num_classes']) == (4, 2)
+  assert data.metadata['class_names'] == ('no', 'yes')
   assert rows(data)['x'].dtype == np.float32
 
 
 def test_the_training_file_decides_the_encoding(path):
   fit = path(TABLE)
   other = path(HEADER + '50, pilot, no\n?, judge, no\n', 'b.csv')
-  data = csv(other, 'class', 2, fit=fit, train=False)
+  data = batched(csv, 2, other, 'class', fitted=fitted(fit), train=False)
   np.testing.assert_allclose(rows(data)['x'], [[2, 0, 0, 0], [0, 0, 0, 1]])
   np.testing.assert_array_equal(rows(data)['label'], [0, 0])
-  assert data.info['classes'] == 2
+  assert data.metadata['num_classes'] == 2
 
 
 def test_encoding_of_random_tables():
   rng = np.random.default_rng(0)
   values, letters = rng.normal(5, 3, 50), rng.choice([*'abc'], 50)
   records = [{'n': str(v), 'k': str(k)} for v, k in zip(values, letters, strict=True)]
-  got = Encoding.fit(records, (), '?').encode(records, 'here')
+  got = TabularEncoder.fit(records, (), '?').encode(records, 'here')
   np.testing.assert_allclose(got[:, 0].mean(), 0, atol=1e-6)
   np.testing.assert_allclose(got[:, 0].std(), 1, rtol=1e-5)
   np.testing.assert_array_equal(np.array([*'abc'])[got[:, 1:].argmax(1)], letters)
@@ -144,65 +151,67 @@ def test_encoding_of_random_tables():
 
 def test_a_constant_column_is_zero_and_not_nan():
   records = [{'n': '7', 'm': '1'}, {'n': '7', 'm': '2'}]
-  got = Encoding.fit(records, (), '?').encode(records, 'here')
+  got = TabularEncoder.fit(records, (), '?').encode(records, 'here')
   np.testing.assert_allclose(got, [[0, -1], [0, 1]])
 
 
 @pytest.mark.parametrize('value', ['nan', 'inf', '1e999'])
 def test_a_number_that_is_not_finite_is_named(path, value):
   with pytest.raises(InputError, match=rf"a\.csv, record 2: age is '{value}'"):
-    csv(path(HEADER + f'20,cook,yes\n{value},cook,no\n'), 'class', 2)
+    batched(csv, 2, path(HEADER + f'20,cook,yes\n{value},cook,no\n'), 'class')
 
 
 def test_a_number_that_is_not_finite_in_the_training_file_is_named(path):
   """Not the file that is encoded with it."""
   fit = path(HEADER + '20,cook,yes\nnan,cook,no\n', 'fit.csv')
   with pytest.raises(InputError, match=r'fit\.csv, record 2: age'):
-    csv(path(TABLE), 'class', 2, fit=fit)
+    batched(csv, 2, path(TABLE), 'class', fitted=fitted(fit))
 
 
 def test_words_in_a_column_of_numbers_are_named(path):
   other = path(HEADER + 'forty, cook, yes\n', 'b.csv')
   message = r"b\.csv, record 1: age is 'forty', expected a finite number"
   with pytest.raises(InputError, match=message):
-    csv(other, 'class', 2, fit=path(TABLE))
+    batched(csv, 2, other, 'class', fitted=fitted(path(TABLE)))
 
 
 def test_regression(path):
-  data = csv(path('a,y\n1,0.5\n2,-3e2\n'), 'y', 2, regression=True, train=False)
+  data = batched(csv, 2, path('a,y\n1,0.5\n2,-3e2\n'), 'y', regression=True, train=False)
   np.testing.assert_allclose(rows(data)['y'], [[0.5], [-300]])
-  assert data.info['targets'] == 1
-  assert data.info['columns'] == 1
-  with pytest.raises(InputError, match=r"a\.csv, record 2: y is 'much', expected a number"):
-    csv(path('a,y\n1,0.5\n2,much\n'), 'y', 2, regression=True)
+  assert data.metadata['num_targets'] == 1
+  assert data.metadata['columns'] == 1
+  with pytest.raises(InputError, match=r"a\.csv, record 2: y is 'much'; expected a number"):
+    batched(csv, 2, path('a,y\n1,0.5\n2,much\n'), 'y', regression=True)
   with pytest.raises(InputError, match='y holds nan in example 1'):
-    csv(path('a,y\n1,0.5\n2,nan\n'), 'y', 2, regression=True)
+    batched(csv, 2, path('a,y\n1,0.5\n2,nan\n'), 'y', regression=True)
 
 
 def test_a_class_that_the_training_file_lacks(path):
   other = path(HEADER + '20,cook,no\n20,cook,maybe\n', 'b.csv')
-  with pytest.raises(InputError, match=r"b\.csv, record 2: class 'maybe' is not one of no, yes"):
-    csv(other, 'class', 2, fit=path(TABLE))
+  with pytest.raises(InputError, match=r"b\.csv, record 2: class 'maybe'; expected one of no, yes"):
+    batched(csv, 2, other, 'class', fitted=fitted(path(TABLE)))
 
 
 def test_a_file_to_predict_needs_no_target(path):
-  data = csv(path('age,job\n30,cook\n', 'b.csv'), 'class', 1, fit=path(TABLE), train=False)
+  data = batched(
+    csv, 1, path('age,job\n30,cook\n', 'b.csv'), 'class', fitted=fitted(path(TABLE)), train=False
+  )
   assert set(rows(data)) == {'x', 'weights'}
   np.testing.assert_allclose(rows(data)['x'], [[0, 0, 1, 0]])
 
 
 def test_a_target_that_is_no_column(path):
-  with pytest.raises(InputError, match=r"no column 'clas' in .*a\.csv; did you mean 'class'"):
-    csv(path(TABLE), 'clas', 2)
+  with pytest.raises(InputError, match=r"target='clas': .*a\.csv has no .*; did you mean 'class'"):
+    batched(csv, 2, path(TABLE), 'clas')
   with pytest.raises(InputError, match='no columns but the target'):
-    csv(path('class\nyes\nno\n'), 'class', 2)
+    batched(csv, 2, path('class\nyes\nno\n'), 'class')
 
 
 def test_json_lines_equal_csv(path):
   records = [{'age': 20, 'job': 'cook', 'class': 'yes'}, {'age': None, 'job': '?', 'class': 'no'}]
   records += [{'age': 40.0, 'job': 'judge', 'class': 'yes'}]
-  a = rows(json_lines(path(lines(records), 'a.jsonl'), 'class', 2, train=False))
-  b = rows(csv(path(TABLE), 'class', 2, train=False))
+  a = rows(batched(json_lines, 2, path(lines(records), 'a.jsonl'), 'class', train=False))
+  b = rows(batched(csv, 2, path(TABLE), 'class', train=False))
   for name, value in a.items():
     np.testing.assert_array_equal(value, b[name])
 
@@ -211,12 +220,12 @@ def test_json_lines_equal_csv(path):
 def test_a_record_without_a_class_is_named(path, second):
   records = [{'a': 1, 'y': 'p'}, second, {'a': 3, 'y': 'q'}]
   with pytest.raises(InputError, match=r'a\.jsonl, record 2'):
-    json_lines(path(lines(records), 'a.jsonl'), 'y', 2)
+    batched(json_lines, 2, path(lines(records), 'a.jsonl'), 'y')
 
 
 def test_held_out_records(path):
   content = 'a,y\n' + ''.join(f'{i},{"pq"[i % 2]}\n' for i in range(40))
-  part = {s: csv(path(content), 'y', 2, split=s, holdout=0.25) for s in ('train', 'valid')}
+  part = {s: batched(csv, 2, path(content), 'y', split=s, holdout=0.25) for s in ('train', 'valid')}
   assert (part['train'].size, part['valid'].size) == (30, 10)
   np.testing.assert_allclose(rows(part['train'])['x'].mean(), 0, atol=1e-6)
   both = np.concatenate([rows(p)['x'] for p in part.values()])
@@ -227,7 +236,7 @@ def test_held_out_records(path):
 @pytest.mark.parametrize('holdout', [1.0, -0.5])
 def test_a_holdout_that_leaves_nothing(path, holdout):
   with pytest.raises(InputError):
-    csv(path(TABLE), 'class', 2, split='train', holdout=holdout)
+    batched(csv, 2, path(TABLE), 'class', split='train', holdout=holdout)
 
 
 @pytest.fixture(scope='module')
@@ -236,8 +245,9 @@ def census(data_dir):
   folder = data_dir / 'tabular_uci'
   config, _ = recipes.load(str(ROOT / 'configs/adult_mlp.py'), [f'folder={folder}'])
   part = recipes.plain(config.data)
-  train = recipes.build(part, 'data', batch_size=8)
-  test = recipes.build({**part, 'path': f'{folder}/adult.test'}, 'test', batch_size=8, train=False)
+  train = recipes.build(part, 'data')
+  other = {**part, 'path': f'{folder}/adult.test'}
+  test = recipes.build(other, 'test', train=False, fitted=train.state())
   split = lambda name: [
     line.strip().split(', ') for line in (folder / name).read_text().splitlines() if line.strip()
   ]
@@ -247,11 +257,11 @@ def census(data_dir):
 def test_census_has_the_published_counts(census):
   train, test, *_ = census
   assert (train.size, test.size) == (32_561, 16_281)
-  assert train.info['classes'] == test.info['classes'] == 2
-  assert train.info['names'] == ('<=50K', '>50K')
+  assert train.metadata['num_classes'] == test.metadata['num_classes'] == 2
+  assert train.metadata['class_names'] == ('<=50K', '>50K')
   assert train.arrays['label'].sum() == 7841
   assert test.arrays['label'].sum() == 3846
-  assert train.info['columns'] == test.info['columns'] == 108
+  assert train.metadata['columns'] == test.metadata['columns'] == 108
 
 
 def test_census_columns_are_the_files(census):

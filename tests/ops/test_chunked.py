@@ -8,7 +8,7 @@ import pytest
 from bmx.core.metrics import weighted
 from bmx.ops.losses import chunked_cross_entropy, cross_entropy
 from bmx.parallel import Layout, jit, make_mesh
-from bmx.tasks.language import CHUNKED, CausalLM
+from bmx.tasks.language import CHUNKED_VOCAB, CausalLM
 
 B, T, D, V, PAD = 8, 24, 32, 500, 12
 MESHES = {
@@ -90,9 +90,9 @@ def test_half_precision_stays_near_single(given):
 def test_it_is_on_above_a_vocabulary():
   from bmx.models.gpt import GPT
 
-  assert CausalLM(GPT(CHUNKED, 8)).method is None
-  assert CausalLM(GPT(CHUNKED + 1, 8)).method == 'hidden_and_table'
-  assert CausalLM(GPT(CHUNKED + 1, 8), chunks=1).method is None
+  assert CausalLM(GPT(CHUNKED_VOCAB, 8)).loss_method is None
+  assert CausalLM(GPT(CHUNKED_VOCAB + 1, 8)).loss_method == 'hidden_and_table'
+  assert CausalLM(GPT(CHUNKED_VOCAB + 1, 8), chunks=1).loss_method is None
 
 
 def test_logits_are_not_held():

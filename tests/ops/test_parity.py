@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
-from bmx.data.text.windows import TokenShapes
-from bmx.data.transforms import Reordered
+from bmx.data.shapes import Shapes
+from bmx.data.text.windows import token_spec
+from bmx.data.transforms import Reorder
 from bmx.ops.attention import attend, impossible
 from bmx.ops.ring import zigzag
 from bmx.parallel import Layout, jit, make_mesh
@@ -177,13 +178,13 @@ def test_zigzag_gives_every_device_equal_causal_work():
 
 
 def test_reordering_moves_labels_with_their_tokens():
-  class Rows(TokenShapes):
+  class Rows(Shapes):
     def rows(self, indices, positions):
       tokens = np.arange(16, dtype=np.int32)[None].repeat(2, 0)
       return {'tokens': tokens, 'targets': tokens + 1, 'weights': (tokens < 15).astype(np.float32)}
 
-  data = Reordered(Rows(256, 16, 2), zigzag(16, 2))
+  data = Reorder(Rows(token_spec(16), {}), zigzag(16, 2))
   rows = data.rows(np.zeros(2, int), np.arange(2))
   np.testing.assert_array_equal(rows['targets'], rows['tokens'] + 1)
   np.testing.assert_array_equal(rows['positions'], rows['tokens'])
-  assert {k: v.shape for k, v in rows.items()} == {k: v.shape for k, v in data.spec.items()}
+  assert {k: v.shape[1:] for k, v in rows.items()} == {k: v.shape for k, v in data.spec.items()}

@@ -11,8 +11,12 @@ import optax
 import pytest
 from scipy.stats import chi2
 
+from bmx.core import streams
 from bmx.core.errors import InputError
-from bmx.core.types import Batch, Noise
+from bmx.core.types import Batch, Facts, Noise, Spec
+from bmx.data.shapes import Shapes
+from bmx.data.text.windows import along
+from bmx.data.transforms import Reorder
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.ops.ring import zigzag
 from bmx.parallel.sharding import unbox
@@ -71,7 +75,7 @@ def drawn_once():
 def chosen_of(new):
   """bool [B, T]: the places that are to be told."""
   there = np.zeros(new['tokens'].shape, bool)
-  np.put_along_axis(there, new['places'], new['weights'] > 0, axis=1)
+  np.put_along_axis(there, new['masked_positions'], new['weights'] > 0, axis=1)
   return there
 
 
@@ -94,7 +98,9 @@ def test_so_many_tokens_are_masked(drawn_once):
   rows, new = drawn_once
   real = choosable(rows).sum(1)
   room = round(0.15 * T)
-  assert new['places'].shape == new['targets'].shape == new['weights'].shape == (3000, room)
+  assert (
+    new['masked_positions'].shape == new['targets'].shape == new['weights'].shape == (3000, room)
+  )
   expected = [min(room, max(1, round(0.15 * n))) if n else 0 for n in real]
   np.testing.assert_array_equal(new['weights'].sum(1), expected)
   np.testing.assert_array_equal(chosen_of(new).sum(1), expected)
@@ -120,11 +126,11 @@ def test_targets_are_the_tokens_and_the_rest_stays(drawn_once):
   rows, new = drawn_once
   there = chosen_of(new)
   np.testing.assert_array_equal(
-    new['targets'], np.take_along_axis(rows['tokens'], new['places'], axis=1)
+    new['targets'], np.take_along_axis(rows['tokens'], new['masked_positions'], axis=1)
   )
   np.testing.assert_array_equal(new['tokens'][~there], rows['tokens'][~there])
   np.testing.assert_array_equal(new['segment_ids'], rows['segment_ids'])
-  assert all(len(set(row)) == len(row) for row in new['places'].tolist())
+  assert all(len(set(row)) == len(row) for row in new['masked_positions'].tolist())
 
 
 def test_eighty_ten_ten(drawn_once):
@@ -226,7 +232,7 @@ class Given(MaskedLM):
 class Table(nn.Module):
   """A model that compiles in no time: what follows from a token alone."""
 
-  vocab_size: int = V
+  facts = Facts(vocab_size=V)
 
   @nn.compact
   def __call__(self, tokens, positions, segment_ids, types, places=None, *, train=False):
@@ -241,7 +247,7 @@ TABLE = MaskedLM(Table(), MASK, SPECIAL)
 
 
 def start(task, rows):
-  return drawn(unbox(jax.eval_shape(task.init, KEY, rows))['params'], scale=0.3)
+  return drawn(unbox(jax.eval_shape(task.init, NOISE, rows))['params'], scale=0.3)
 
 
 @functools.cache
@@ -250,8 +256,8 @@ def evaluator(task):
 
 
 def evaluate(task, params, rows):
-  loss, (metrics, _) = jax.device_get(evaluator(task)(params, rows))
-  assert loss == metrics['loss'][0], 'what is minimised is the sum'
+  loss, count, metrics, _ = jax.device_get(evaluator(task)(params, rows))
+  assert [loss, count] == metrics['loss'].tolist(), 'the sum is minimized'
   return metrics
 
 
@@ -273,7 +279,7 @@ def test_loss_is_the_cross_entropy_at_the_masked_places():
   """And where the model has the second head, M times that of the rows is added."""
   task, rows = masked(next_sentence=True, vocab_pad=8), pairs()
   params = start(task, rows)
-  new = jax.device_get(jit(task.corrupt)(rows, jax.random.split(KEY)[0]))
+  new = jax.device_get(jit(task.corrupt)(rows, NOISE.fold(streams.PREPARE).key))
   inputs = [new[k] for k in ('tokens', 'segment_ids', 'types')]
   whole = jit(lambda p, t, s, y: task.model.apply({'params': p}, t, None, s, y))
   logits, second = whole(params, *inputs)
@@ -325,12 +331,14 @@ def test_micro_batches_add_up():
   task, rows = TABLE, pairs()
   params, new = start(task, rows), corrupted(task, rows)
   inner = Gradient(Given(**vars(task)))
-  run = lambda fn: jax.device_get(jit(lambda p, rows: fn(p, {}, rows, KEY)[:2])(params, new))
+  run = lambda fn: jax.device_get(
+    jit(lambda p, rows: tuple(fn({'params': p}, rows, NOISE)[:3]))(params, new)
+  )
   whole, parts = run(inner), run(Accumulate(inner, 3, 6))
-  assert whole[1]['loss'][0] > 0 and whole[1]['next_loss'][1] == 6
+  assert whole[2]['loss'][0] > 0 and whole[2]['next_loss'][1] == 6
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
   jax.tree.map(close, parts, whole)
-  assert inner.separable
+  assert inner.coupling == 'none'
 
 
 def test_a_model_learns_the_masked_words():
@@ -352,9 +360,9 @@ def fit(task, rows, steps):
   @jit
   def step(params, state, rows, i):
     key = jax.random.fold_in(KEY, i)
-    grads, metrics, _ = Gradient(task)(params, {}, rows, key)
-    loss, count = metrics['loss']
-    updates, state = tx.update(jax.tree.map(lambda g: g / count, grads), state)
+    grads = Gradient(task)({'params': params}, rows, Noise(key, i))
+    loss, count = grads.metrics['loss']
+    updates, state = tx.update(jax.tree.map(lambda g: g / count, grads.sum), state)
     return optax.apply_updates(params, updates), state, loss / count
 
   for i in range(steps):
@@ -389,18 +397,22 @@ def test_a_regression_fits_sixteen_texts():
 INFO = {'vocab_size': V, 'length': T}
 MASKING = INFO | {'mask': MASK, 'special': SPECIAL}
 REFUSED = {
-  'no tokens': (masked(), {'num_classes': 2}, 'needs tokens, and the data has none'),
+  'no tokens': (masked(), {'num_classes': 2}, 'the data has no tokens'),
   'vocabulary': (
     masked(),
     MASKING | {'vocab_size': V + 1},
-    f'has {V + 1} ids, the model a vocabulary',
+    f'vocab_size={V}: expected at least {V + 1}',
   ),
-  'length': (masked(), MASKING | {'length': T + 1}, f'rows of {T + 1} tokens, but a model of {T}'),
-  'no mask': (masked(), MASKING | {'mask': -1}, 'needs a tokenizer with .MASK.; the data has none'),
-  'mask': (masked(), MASKING | {'mask': 3}, 'is 3 and its special ids are .0, 3, 7, 19, 39.; set'),
-  'special': (masked(), MASKING | {'special': (0, 7)}, 'its special ids are .0, 7.; set task.mask'),
-  'rate 0': (masked(rate=0.0), MASKING, 'task.rate=0.0 is no share'),
-  'rate 1': (masked(rate=1.0), MASKING, 'task.rate=1.0 is no share'),
+  'length': (
+    masked(),
+    MASKING | {'length': T + 1},
+    f'length={T + 1}: expected rows of at most max_seq_len={T}',
+  ),
+  'no mask': (masked(), MASKING | {'mask': -1}, 'the tokenizer has no .MASK.'),
+  'mask': (masked(), MASKING | {'mask': 3}, 'task.mask=7, .*: expected 3 and .0, 3, 7, 19, 39.'),
+  'special': (masked(), MASKING | {'special': (0, 7)}, 'task.special=.*: expected 7 and .0, 7.'),
+  'rate 0': (masked(rate=0.0), MASKING, 'task.rate=0.0: expected 0 < rate < 1'),
+  'rate 1': (masked(rate=1.0), MASKING, 'task.rate=1.0: expected 0 < rate < 1'),
   'only special': (
     MaskedLM(Pretraining(bert()), 4, tuple(range(V))),
     INFO,
@@ -409,32 +421,40 @@ REFUSED = {
   'num_classes': (
     tasks.TextClassification(Classifier(bert(), 3)),
     INFO | {'num_classes': 2},
-    '2 classes',
+    'num_outputs=3: expected 2, the number of classes',
   ),
-  'no classes': (tasks.TextClassification(Classifier(bert(), 3)), INFO, 'needs labels'),
+  'no classes': (tasks.TextClassification(Classifier(bert(), 3)), INFO, 'the data has no labels'),
   'long class': (
     tasks.TextClassification(Classifier(bert(), 3)),
     INFO | {'num_classes': 3, 'length': 99},
-    'rows of 99 tokens',
+    'length=99: expected rows of at most',
   ),
-  'targets': (tasks.TextRegression(Classifier(bert(), 3)), INFO | {'targets': 1}, '1 targets'),
-  'image': (tasks.TextRegression(Classifier(bert(), 1)), {'targets': 1}, 'needs tokens'),
-  'no tags': (TokenClassification(Tagger(bert(), 3)), INFO, 'needs tags'),
+  'targets': (
+    tasks.TextRegression(Classifier(bert(), 3)),
+    INFO | {'num_targets': 1},
+    'num_outputs=3: expected 1, the number of targets',
+  ),
+  'image': (
+    tasks.TextRegression(Classifier(bert(), 1)),
+    {'num_targets': 1},
+    'the data has no tokens',
+  ),
+  'no tags': (TokenClassification(Tagger(bert(), 3)), INFO, 'the data has no tags'),
   'tags': (
     TokenClassification(Tagger(bert(), 3)),
     INFO | {'class_names': 'OBIE'},
-    '4 tags, the model 3',
+    'num_outputs=3: expected 4, the number of tags',
   ),
-  'questions': (QuestionAnswering(Tagger(bert())), INFO, 'needs questions'),
+  'questions': (QuestionAnswering(Tagger(bert())), INFO, 'the data has no questions'),
   'outputs': (
     QuestionAnswering(Tagger(bert(), 3)),
     INFO | {'questions': 1},
-    'num_outputs=2, not 3',
+    'num_outputs=3: expected 2, first and last',
   ),
   'longest': (
     QuestionAnswering(Tagger(bert()), 0),
     INFO | {'questions': 1},
-    'task.longest=0: an answer has at least one token',
+    'task.longest=0: expected at least 1 token',
   ),
 }
 
@@ -459,7 +479,7 @@ def test_what_passes():
 ])  # fmt: skip
 def test_what_the_data_lacks(next_sentence, whole, missing):
   task, rows = masked(next_sentence, whole=whole), texts(4)
-  with pytest.raises(InputError, match=f'the task reads {missing}, but the data gives'):
+  with pytest.raises(InputError, match=f'batch: expected a key {missing}, not only'):
     jax.eval_shape(
       lambda p, rows: task.loss({'params': p}, rows, NOISE, train=True), start(task, rows), rows
     )
@@ -498,7 +518,7 @@ def best_span(out, context, longest):
 @pytest.mark.parametrize('longest', [1, 3, 30])
 def test_the_answer_is_the_best_span_in_the_context(longest):
   task = QuestionAnswering(Tagger(bert()), longest)
-  answer, spans = jax.jit(task.outputs), set()
+  answer, spans = jax.jit(task.postprocess), set()
   for seed in range(8):
     out, rows = questions(seed)
     told = answer(out, rows)
@@ -523,18 +543,24 @@ def answer_loss(out, rows):
   return np.array(losses), np.array(hits)
 
 
+def scored(task, out, rows):
+  """All metrics of a score, the loss among them."""
+  total, count, metrics = jax.jit(functools.partial(task.score, train=True))(out, rows)
+  return {'loss': jnp.stack([total, count])} | metrics
+
+
 def test_loss_of_answers_is_over_the_context():
   task, (out, rows) = QuestionAnswering(Tagger(bert())), questions()
   out[1, rows['first'][1], 0] = out[1, rows['last'][1], 1] = 9.0  # one is right
   losses, hits = answer_loss(out, rows)
   assert hits.any() and not hits.all()
-  told = jax.jit(task.measure)(out, rows)
+  told = scored(task, out, rows)
   assert told['loss'].tolist() == pytest.approx([losses[:-1].sum(), B - 1], rel=1e-5)
   assert told['accuracy'].tolist() == [hits[:-1].sum(), B - 1]
   # What the question, the padding and the row without weight score is nothing to the loss.
   outside = rows['context'] == 0
   outside[:, 0], outside[-1] = False, True
-  other = jax.jit(task.measure)(np.where(outside[..., None], 1e4, out), rows)
+  other = scored(task, np.where(outside[..., None], 1e4, out), rows)
   jax.tree.map(np.testing.assert_array_equal, other, told)
 
 
@@ -544,11 +570,16 @@ def test_answers_of_tokens_in_another_order_are_the_same():
   out, rows = out[:, :12], rows | {'context': rows['context'][:, :12]}
   rows['first'], rows['last'] = rows['first'].clip(0, 7), rows['last'].clip(0, 7)
   rows['tokens'] = np.zeros((4, 12), np.int32)
-  spec = {'tokens': jax.ShapeDtypeStruct((4, 12), np.int32)}
   places = zigzag(12, 2)
-  moved = Reordered(type('Data', (), {'spec': spec})(), places)._reorder(rows)
+
+  class Given(Shapes):
+    def rows(self, indices, positions):
+      return rows
+
+  spec = {k: Spec(v.shape[1:], v.dtype) for k, v in rows.items()} | {'tokens': along(12)}
+  moved = Reorder(Given(spec, {}), places).rows(np.arange(4), np.arange(4))
   assert (moved['positions'][0] == places).all()
-  for method in (task.measure, task.outputs):
+  for method in (functools.partial(task.score, train=True), task.postprocess):
     given, expected = jax.jit(method)(out[:, places], moved), jax.jit(method)(out, rows)
     jax.tree.map(np.testing.assert_array_equal, given, expected)
 
@@ -562,14 +593,15 @@ def test_loss_of_tags_is_that_of_the_tokens_with_weight():
   log = np.take_along_axis(log_softmax(out), targets[..., None], -1)[..., 0]
   rows = {'targets': targets, 'weights': weights}
   task = TokenClassification(Tagger(bert(), 5))
-  measure = jax.jit(task.measure)
-  told = measure(out, rows)
+  told = scored(task, out, rows)
   assert told['loss'].tolist() == pytest.approx([-(log * weights).sum(), weights.sum()], rel=1e-5)
   hits = ((out.argmax(-1) == targets) * weights).sum()
   assert told['accuracy'].tolist() == [hits, weights.sum()]
-  np.testing.assert_array_equal(task.outputs(jnp.asarray(out), rows)['prediction'], out.argmax(-1))
+  np.testing.assert_array_equal(
+    task.postprocess(jnp.asarray(out), rows)['prediction'], out.argmax(-1)
+  )
   poisoned = np.where(weights[..., None] > 0, out, np.nan)
-  jax.tree.map(np.testing.assert_array_equal, measure(poisoned, rows), told)
+  jax.tree.map(np.testing.assert_array_equal, scored(task, poisoned, rows), told)
 
 
 def test_predictions_have_the_shapes_that_metrics_read():

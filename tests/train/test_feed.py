@@ -12,6 +12,7 @@ from bmx.data.images import augment
 from bmx.data.text.windows import TokenData
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.train.feed import Feed
+from tests.data.batched import batched
 
 GROUPS = [(0, 3), (3, 2), (5, 1), (30, 3)]
 MESHES = {'one': {}, 'data-fsdp': {'data': 2, 'fsdp': 2}, 'eight': {'data': 2, 'fsdp': 4}}
@@ -30,19 +31,21 @@ class Records:
 
 def source(seed=1):
   records = Records(np.random.default_rng(0).normal(size=(21, 3)).astype(np.float32))
-  return SourceData(records, lambda rows: {'x': np.stack(rows)}, {}, 8, seed=seed)
+  return batched(SourceData, 8, records, lambda rows: {'x': np.stack(rows)}, {}, seed=seed)
 
 
 def tokens(train=True):
   text = np.random.default_rng(0).integers(0, 256, 999).astype(np.uint8)
-  return TokenData(text, 256, length=16, batch_size=8, seed=2, train=train)
+  return batched(TokenData, 8, text, 256, length=16, seed=2, train=train)
 
 
 DATA = {
-  'resident': lambda: digits(8, seed=3),
-  'augmented': lambda: digits(8, seed=3, crop=1),
-  'evaluation': lambda: digits(8, split='test', train=False),
-  'flipped': lambda: ArrayData(digits(8).arrays, {}, 8, 4, augment=augment(2, True)),
+  'resident': lambda: batched(digits, 8, seed=3),
+  'augmented': lambda: batched(digits, 8, seed=3, crop=1),
+  'evaluation': lambda: batched(digits, 8, split='test', train=False),
+  'flipped': lambda: batched(
+    ArrayData, 8, batched(digits, 8).arrays, {}, 4, augment=augment(2, True)
+  ),
   'source': source,
   'tokens': tokens,
   'tokens in order': lambda: tokens(train=False),
@@ -57,7 +60,7 @@ def layout(shape):
 
 def expected(data, step):
   b = data.batch_size
-  return data.rows(data.order(step), step * b + np.arange(b))
+  return data.rows(data.indices(step)[0], step * b + np.arange(b))
 
 
 def delivered(feed):
@@ -88,7 +91,7 @@ def test_batches_are_the_rows_of_the_order(kind, mesh):
 
 
 def test_rows_lie_where_the_layout_says():
-  feed = Feed(digits(8, crop=1), layout({'data': 2, 'fsdp': 2}), depth=2)
+  feed = Feed(batched(digits, 8, crop=1), layout({'data': 2, 'fsdp': 2}), depth=2)
   group, _ = next(feed.groups([(0, 2)]))
   for leaf in group.values():
     assert leaf.addressable_shards[0].data.shape == (2, 2, *leaf.shape[2:])
@@ -104,11 +107,13 @@ def test_length_is_cut_by_the_seq_axis():
 
 
 def test_order_alone_travels_for_resident_data():
-  feed = Feed(digits(8), layout({'data': 2, 'fsdp': 2}), depth=3)
+  feed = Feed(batched(digits, 8), layout({'data': 2, 'fsdp': 2}), depth=3)
   group, _ = next(feed.groups([(4, 2)]))
-  assert set(group) == {'order'}
-  assert group['order'].dtype == np.int32
-  np.testing.assert_array_equal(group['order'][:2], [feed.data.order(4), feed.data.order(5)])
+  assert set(group) == {'indices'}
+  assert group['indices'].dtype == np.int32
+  np.testing.assert_array_equal(
+    group['indices'][:2], [feed.data.indices(4)[0], feed.data.indices(5)[0]]
+  )
 
 
 def test_an_error_of_the_data_reaches_the_loop():
@@ -117,7 +122,7 @@ def test_an_error_of_the_data_reaches_the_loop():
       raise OSError('the disk is gone')
     return {'x': np.stack(rows)}
 
-  data = SourceData(Records(np.zeros((9, 2), np.float32)), decode, {}, 4)
+  data = batched(SourceData, 4, Records(np.zeros((9, 2), np.float32)), decode, {})
   with pytest.raises(OSError, match='the disk is gone'):
     next(Feed(data, layout({}), depth=1).groups([(0, 1)]))
 
@@ -132,7 +137,7 @@ def test_any_number_of_processes_and_threads_makes_the_same_batch(kind, step, mo
     parts = []
     for i in range(processes):
       mine = slice(i * b // processes, (i + 1) * b // processes)
-      parts.append(data.rows(data.order(step)[mine], step * b + np.arange(b)[mine]))
+      parts.append(data.rows(data.indices(step)[0][mine], step * b + np.arange(b)[mine]))
     for name, value in whole.items():
       joined = np.concatenate([p[name] for p in parts])
       np.testing.assert_array_equal(joined, value, err_msg=name)

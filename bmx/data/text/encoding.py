@@ -31,7 +31,9 @@ class TextData(ArrayData):
     return tokenizer_state(self.tokenizer) | self.fitted
 
 
-ROWS = ('tokens', 'segment_ids', 'types', 'targets', 'weights', 'context')  # one value a token
+# One value a token, in the order of the tokens. `context` stays in the order of the text, in which
+# answers are counted.
+ROWS = ('tokens', 'segment_ids', 'types', 'targets', 'weights')
 
 
 def text_spec(length: int, *more: tuple[str, Spec]) -> dict[str, Spec]:

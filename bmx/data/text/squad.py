@@ -13,7 +13,6 @@ from bmx.data.shapes import shapes
 from bmx.data.text.documents import squad_paragraphs
 from bmx.data.text.encoding import SPLITS, TextData, text_metadata, text_spec
 from bmx.data.text.tokenizer import Subwords
-from bmx.data.text.windows import along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ def squad(
   """
   if not read:
     place = Spec((), np.dtype(np.int32))
-    more = ('context', along(length)), ('first', place), ('last', place)
+    more = ('context', Spec((length,), np.dtype(np.int32))), ('first', place), ('last', place)
     return shapes(text_spec(length, *more), length=length)
   missing = {'cls', 'sep'} - set(tokenizer.special)
   if missing:

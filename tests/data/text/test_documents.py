@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
-from bmx.data import tables as source
+from bmx.data import tfds as source
 from bmx.data.text.clean import Deduplicate, Length, Unicode
 from bmx.data.text.documents import documents, library_files, part_of, records, squad_paragraphs
 

@@ -13,18 +13,33 @@ from hypothesis import strategies as st
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
-from bmx.core.types import Data
+from bmx.core.types import Resident
+from bmx.data.batches import Batches
 from bmx.data.text import text_classification as labelled
-from bmx.data.text.squad import questions
-from bmx.data.text.text_classification import classified, library, read_conll, tagged
+from bmx.data.text.squad import squad as questions
+from bmx.data.text.text_classification import library, text_classification
+from bmx.data.text.token_classification import read_conll, token_classification
 from bmx.data.text.tokenizer import trained
 from bmx.parallel import Layout, make_mesh
 from bmx.tasks.metrics import exact_match
+from tests.data.batched import batched
 from tests.data.letters import sentences
 
 CLS, SEP = 2, 3
 LINES = ['good,1', 'bad,0', 'the good cat,1', 'over,0']
 CONLL = 'Anna\tB-person\nsaw\tO\nthe\tO\ngreenest\tO\n\nParis\tB-place\nTexas\tI-place\n'
+
+
+def classes(path):
+  """What a training file of classes fits."""
+  names = labelled.class_names(r.get('label') for _, r in labelled.records(path))
+  return {'class_names': list(names)}
+
+
+def tags(path):
+  """What a training file of tags fits."""
+  names = {tag for words in read_conll(path) for _, tag in words}
+  return {'class_names': sorted(names, key=lambda t: (t != 'O', t))}
 
 
 @pytest.fixture(scope='module')
@@ -72,13 +87,13 @@ def test_classes_of_a_file(tmp_path, coder, name):
   cells = [line.split(',') for line in LINES]
   lines = [json.dumps({'text': t, 'label': int(k)}) for t, k in cells]
   path = table(tmp_path / name, LINES) if name == 'a.csv' else write(tmp_path / name, lines)
-  data = classified(path, 'text', 'label', coder, 8, 2)
-  assert isinstance(data, Data)
+  data = batched(text_classification, 2, path, 'text', 'label', coder, 8)
+  assert isinstance(data.examples, Resident)
   assert texts_of(data) == [t for t, _ in cells]
   assert data.arrays['label'].tolist() == [1, 0, 1, 0]
-  assert (data.info['classes'], data.info['names']) == (2, ('0', '1'))
-  assert (data.info['vocab'], data.info['length']) == (coder.size, 8)
-  assert '4 texts, 0 of them cut' in data.info['source']
+  assert (data.metadata['num_classes'], data.metadata['class_names']) == (2, ('0', '1'))
+  assert (data.metadata['vocab_size'], data.metadata['length']) == (coder.size, 8)
+  assert '4 texts, 0 of them cut' in data.metadata['source']
   first = data.arrays['tokens'][0]
   assert (first[0], first[data.arrays['segment_ids'][0].sum() - 1]) == (CLS, SEP)
   assert not data.arrays['types'].any()
@@ -88,20 +103,22 @@ def test_classes_of_a_file(tmp_path, coder, name):
 def test_classes_are_sorted_numbers_before_names(tmp_path, coder):
   said = ['no', '10', '9', 'a', '-1', '2.5']
   path = table(tmp_path / 'a.csv', [f'x,{s}' for s in said])
-  data = classified(path, 'text', 'label', coder, 8, 2)
-  assert data.info['names'] == ('-1', '2.5', '9', '10', 'a', 'no')
-  assert [data.info['names'][i] for i in data.arrays['label']] == said
+  data = batched(text_classification, 2, path, 'text', 'label', coder, 8)
+  assert data.metadata['class_names'] == ('-1', '2.5', '9', '10', 'a', 'no')
+  assert [data.metadata['class_names'][i] for i in data.arrays['label']] == said
 
 
 def test_the_training_file_says_the_classes(tmp_path, coder):
   train = table(tmp_path / 'train.csv', ['x,c', 'x,a', 'x,b'])
   valid = table(tmp_path / 'valid.csv', ['x,c', 'x,b'])
-  data = classified(valid, 'text', 'label', coder, 8, 2, fit=train, train=False)
-  assert data.info['names'] == ('a', 'b', 'c')
+  data = batched(
+    text_classification, 2, valid, 'text', 'label', coder, 8, fitted=classes(train), train=False
+  )
+  assert data.metadata['class_names'] == ('a', 'b', 'c')
   assert data.arrays['label'].tolist() == [2, 1]
   unseen = table(tmp_path / 'test.csv', ['x,c', 'x,d'])
-  with pytest.raises(InputError, match=r"test\.csv, record 2: class 'd' is not one of a, b, c"):
-    classified(unseen, 'text', 'label', coder, 8, 2, fit=train)
+  with pytest.raises(InputError, match=r"test\.csv, record 2: class 'd'; expected one of a, b, c"):
+    batched(text_classification, 2, unseen, 'text', 'label', coder, 8, fitted=classes(train))
 
 
 def test_both_parts_of_a_file_have_the_classes_of_the_whole(tmp_path, coder):
@@ -110,8 +127,10 @@ def test_both_parts_of_a_file_have_the_classes_of_the_whole(tmp_path, coder):
   path = table(tmp_path / 'a.csv', lines)
   label = {}
   for split in ('train', 'valid'):
-    data = classified(path, 'text', 'label', coder, 8, 2, split=split, holdout=0.2)
-    assert data.info['names'] == tuple('abcdefgh')
+    data = batched(
+      text_classification, 2, path, 'text', 'label', coder, 8, split=split, holdout=0.2
+    )
+    assert data.metadata['class_names'] == tuple('abcdefgh')
     label |= dict(zip(texts_of(data), data.arrays['label'].tolist(), strict=True))
   assert label == {f't{n}': n % 8 for n in range(16)}
 
@@ -123,34 +142,36 @@ def test_both_parts_of_a_file_have_the_classes_of_the_whole(tmp_path, coder):
 def test_a_file_to_predict_has_no_labels(tmp_path, coder, header, cells, regression):
   train = table(tmp_path / 'train.csv', ['x,1', 'x,2'])
   path = table(tmp_path / 'a.csv', ['good' + cells, 'bad' + cells], header)
-  options = {'fit': train, 'regression': regression}
-  data = classified(path, 'text', 'label', coder, 8, 2, train=False, **options)
+  options = {'fitted': classes(train), 'regression': regression}
+  data = batched(text_classification, 2, path, 'text', 'label', coder, 8, train=False, **options)
   assert set(data.arrays) == {'tokens', 'segment_ids', 'types', 'weights'}
   assert texts_of(data) == ['good', 'bad']
   with pytest.raises(InputError, match=r"a\.csv: no record has a 'label'"):
-    classified(path, 'text', 'label', coder, 8, 2, **options)
+    batched(text_classification, 2, path, 'text', 'label', coder, 8, **options)
 
 
 def test_minus_one_is_a_class_where_there_are_others(tmp_path, coder):
   path = table(tmp_path / 'a.csv', ['x,-1', 'x,1'])
-  assert classified(path, 'text', 'label', coder, 8, 2).info['names'] == ('-1', '1')
+  assert batched(text_classification, 2, path, 'text', 'label', coder, 8).metadata[
+    'class_names'
+  ] == ('-1', '1')
 
 
 def test_numbers(tmp_path, coder):
   path = table(tmp_path / 'a.csv', ['x,1.5', 'y,-2e1'])
-  data = classified(path, 'text', 'label', coder, 8, 2, regression=True)
+  data = batched(text_classification, 2, path, 'text', 'label', coder, 8, regression=True)
   assert data.arrays['y'].tolist() == [[1.5], [-20.0]]
   assert data.arrays['y'].dtype == np.float32
-  assert data.info['targets'] == 1
+  assert data.metadata['num_targets'] == 1
   assert 'label' not in data.arrays
   path = table(tmp_path / 'b.csv', ['x,1.5', 'y,two'])
   with pytest.raises(InputError, match=r"b\.csv, record 2: label is 'two', expected a number"):
-    classified(path, 'text', 'label', coder, 8, 2, regression=True)
+    batched(text_classification, 2, path, 'text', 'label', coder, 8, regression=True)
 
 
 def test_pairs_of_texts(tmp_path, coder):
   path = table(tmp_path / 'a.csv', ['the cat,a dog,1', 'sat,green hills,0'], 'text,other,label')
-  data = classified(path, 'text', 'label', coder, 12, 2, pair='other')
+  data = batched(text_classification, 2, path, 'text', 'label', coder, 12, pair='other')
   for n, pair in enumerate([('the cat', 'a dog'), ('sat', 'green hills')]):
     a, b = (x.tolist() for x in coder.encode(pair))
     ids, types = [CLS, *a, SEP, *b, SEP], [0] * (len(a) + 2) + [1] * (len(b) + 1)
@@ -165,9 +186,9 @@ def test_long_texts_are_cut_and_counted(tmp_path, coder, pair):
   cells = [('the ' * 2, 'a'), ('the ' * 30, 'a dog'), ('a', 'the ' * 30), ('the ' * 9, 'a ' * 9)]
   lines = [f'{a},{b},1' for a, b in cells] + ['x,y,0']
   path = table(tmp_path / 'a.csv', lines, 'text,other,label')
-  data = classified(path, 'text', 'label', coder, 10, 2, pair=pair)
+  data = batched(text_classification, 2, path, 'text', 'label', coder, 10, pair=pair)
   arrays = data.arrays
-  assert f'{3 if pair else 2} of them cut' in data.info['source']
+  assert f'{3 if pair else 2} of them cut' in data.metadata['source']
   assert len(coder.encode(['the ' * 30])[0]) == 30  # as it was
   for n, (a, b) in enumerate(cells):
     tokens, real = arrays['tokens'][n], arrays['segment_ids'][n]
@@ -183,8 +204,10 @@ def test_long_texts_are_cut_and_counted(tmp_path, coder, pair):
 @pytest.mark.parametrize(('pair', 'least'), [('', 3), ('other', 5)])
 def test_rows_too_short_for_any_text(tmp_path, coder, pair, least):
   path = table(tmp_path / 'a.csv', ['a b c d,e f g,1'], 'text,other,label')
-  make = lambda length: classified(path, 'text', 'label', coder, length, 2, pair=pair)
-  with pytest.raises(InputError, match=f'length={least - 1}: these texts need at least {least}'):
+  make = lambda length: batched(
+    text_classification, 2, path, 'text', 'label', coder, length, pair=pair
+  )
+  with pytest.raises(InputError, match=f'length={least - 1}: expected at least {least} tokens'):
     make(least - 1)
   assert make(least).arrays['segment_ids'].tolist() == [[1] * least]
 
@@ -192,30 +215,32 @@ def test_rows_too_short_for_any_text(tmp_path, coder, pair, least):
 def test_a_field_that_is_not_there(tmp_path, coder):
   path = table(tmp_path / 'a.csv', LINES)
   with pytest.raises(InputError, match=r"record 1: no text under 'texts'; did you mean 'text'"):
-    classified(path, 'texts', 'label', coder, 8, 2)
+    batched(text_classification, 2, path, 'texts', 'label', coder, 8)
   with pytest.raises(InputError, match="no record has a 'lable'; did you mean 'label'"):
-    classified(path, 'text', 'lable', coder, 8, 2)
+    batched(text_classification, 2, path, 'text', 'lable', coder, 8)
   with pytest.raises(InputError, match="no text under 'pair'"):
-    classified(path, 'text', 'label', coder, 8, 2, pair='pair')
+    batched(text_classification, 2, path, 'text', 'label', coder, 8, pair='pair')
 
 
 def test_a_record_without_label_among_others(tmp_path, coder):
   path = write(tmp_path / 'a.jsonl', ['{"text": "x", "label": 1}', '{"text": "y"}'])
-  with pytest.raises(InputError, match=r'a\.jsonl, line 2: class None is not one of 1'):
-    classified(path, 'text', 'label', coder, 8, 2)
+  with pytest.raises(InputError, match=r'a\.jsonl, line 2: class None; expected one of 1'):
+    batched(text_classification, 2, path, 'text', 'label', coder, 8)
 
 
 def test_text_that_utf8_cannot_hold(tmp_path, coder):
   path = write(tmp_path / 'a.jsonl', ['{"text": "x\\ud800", "label": 1}'])
   with pytest.raises(InputError, match=r'a\.jsonl, line 1 holds .*surrogate'):
-    classified(path, 'text', 'label', coder, 8, 2)
+    batched(text_classification, 2, path, 'text', 'label', coder, 8)
 
 
 def test_prepared_tfds(data_dir, coder):
   path = 'tfds:sst2_rebuilt/validation'
-  data = classified(path, 'sentence', 'label', coder, 64, 2, data_dir=str(data_dir / 'tfds'))
+  data = batched(
+    text_classification, 2, path, 'sentence', 'label', coder, 64, data_dir=str(data_dir / 'tfds')
+  )
   assert data.size == 872
-  assert data.info['names'] == ('0', '1')
+  assert data.metadata['class_names'] == ('0', '1')
   assert 400 < data.arrays['label'].sum() < 472
 
 
@@ -223,12 +248,12 @@ def test_comments_of_the_library_are_told_from_code(coder, monkeypatch):
   code = [f'over {n}' for n in range(70)]
   lines = ['#!/bin/sh', '#x', '', *[f'  # the cat {n}\n#   a dog' for n in range(10)], *code]
   monkeypatch.setattr(labelled, 'documents', lambda: ['\n'.join(lines), '# last\n'])
-  whole = library(coder, 16, 4, 'all')
+  whole = batched(library, 4, coder, 16, 'all')
   said = dict(zip(texts_of(whole), whole.arrays['label'].tolist(), strict=True))
   comments = [f'the cat {n}' for n in range(10)] + ['a dog', 'last']
   assert said == dict.fromkeys(comments, 1) | {f'over {n}': 0 for n in range(0, 70, 4)}
-  assert whole.info['names'] == ('code', 'comment')
-  sizes = {split: library(coder, 16, 4, split).size for split in ('train', 'valid')}
+  assert whole.metadata['class_names'] == ('code', 'comment')
+  sizes = {split: batched(library, 4, coder, 16, split).size for split in ('train', 'valid')}
   assert sizes == {'train': 35, 'valid': 4}
 
 
@@ -236,8 +261,8 @@ def test_comments_of_the_library_are_told_from_code(coder, monkeypatch):
 
 
 def test_only_the_first_token_of_a_word_has_its_tag(tmp_path, coder):
-  data = tagged(write(tmp_path / 'a.conll', [CONLL]), coder, 24, 2)
-  assert data.info['names'] == ('O', 'B-person', 'B-place', 'I-place')
+  data = batched(token_classification, 2, write(tmp_path / 'a.conll', [CONLL]), coder, 24)
+  assert data.metadata['class_names'] == ('O', 'B-person', 'B-place', 'I-place')
   arrays, words = data.arrays, [['Anna', 'saw', 'the', 'greenest'], ['Paris', 'Texas']]
   tags = [[1, 0, 0, 0], [2, 3]]
   for n, sentence in enumerate(words):
@@ -252,13 +277,13 @@ def test_only_the_first_token_of_a_word_has_its_tag(tmp_path, coder):
     assert arrays['targets'][n].tolist() == [*targets, 0, *rest]
     assert arrays['weights'][n].tolist() == [*weights, 0, *rest]
   assert max(len(ids) for ids in coder.encode(['greenest'])) > 1
-  assert '2 sentences, 0 words cut off' in data.info['source']
+  assert '2 sentences, 0 words cut off' in data.metadata['source']
 
 
 def test_words_behind_the_end_are_counted(tmp_path, coder):
   path = write(tmp_path / 'a.conll', ['the\tO'] * 9 + ['', 'a\tO'])
-  data = tagged(path, coder, 6, 2)
-  assert '5 words cut off' in data.info['source']
+  data = batched(token_classification, 2, path, coder, 6)
+  assert '5 words cut off' in data.metadata['source']
   assert data.arrays['weights'].tolist() == [[0, 1, 1, 1, 1, 0], [0, 1, 0, 0, 0, 0]]
   assert data.arrays['tokens'][0, -1] == SEP
 
@@ -266,20 +291,30 @@ def test_words_behind_the_end_are_counted(tmp_path, coder):
 def test_the_training_file_says_the_tags(tmp_path, coder):
   train = write(tmp_path / 'train.conll', ['a\tO', 'b\tB-x', 'c\tB-y'])
   valid = write(tmp_path / 'valid.conll', ['a\tB-y'])
-  data = tagged(valid, coder, 8, 2, fit=train)
-  assert data.info['names'] == ('O', 'B-x', 'B-y')
+  data = batched(token_classification, 2, valid, coder, 8, fitted=tags(train))
+  assert data.metadata['class_names'] == ('O', 'B-x', 'B-y')
   assert data.arrays['targets'][0, 1] == 2
-  with pytest.raises(InputError, match=r"valid\.conll: tag 'B-z' is not one of O, B-x, B-y"):
-    tagged(write(tmp_path / 'valid.conll', ['a\tB-z']), coder, 8, 2, fit=train)
+  with pytest.raises(InputError, match=r"valid\.conll: tag 'B-z'; expected one of O, B-x, B-y"):
+    batched(
+      token_classification,
+      2,
+      write(tmp_path / 'valid.conll', ['a\tB-z']),
+      coder,
+      8,
+      fitted=tags(train),
+    )
 
 
 def test_sentences_can_be_held_out(tmp_path, coder):
   path = write(tmp_path / 'a.conll', [f'{"abcdefghij"[n]}\tB-{n}\n' for n in range(10)])
-  held = {s: tagged(path, coder, 8, 2, split=s, holdout=0.3) for s in ('train', 'valid', 'all')}
+  held = {
+    s: batched(token_classification, 2, path, coder, 8, split=s, holdout=0.3)
+    for s in ('train', 'valid', 'all')
+  }
   assert {s: d.size for s, d in held.items()} == {'train': 7, 'valid': 3, 'all': 10}
   found = [t for s in ('train', 'valid') for t in texts_of(held[s])]
   assert sorted(found) == sorted(texts_of(held['all']))
-  assert {d.info['names'] for d in held.values()} == {tuple(f'B-{n}' for n in range(10))}
+  assert {d.metadata['class_names'] for d in held.values()} == {tuple(f'B-{n}' for n in range(10))}
 
 
 def test_conll_in_its_varieties(tmp_path):
@@ -308,11 +343,11 @@ def test_conll_that_is_not_there(tmp_path, content, message):
 def test_published_tags(data_dir, coder):
   folder = data_dir / 'ner_wnut17'
   train, valid = str(folder / 'wnut17train.conll'), str(folder / 'emerging.dev.conll')
-  data = tagged(valid, coder, 64, 2, fit=train)
-  assert len(data.info['names']) == 13
+  data = batched(token_classification, 2, valid, coder, 64, fitted=tags(train))
+  assert len(data.metadata['class_names']) == 13
   words = [w for sentence in read_conll(valid) for w in sentence]
   assert (data.size, len(words)) == (1009, 15_733)
-  lost = int(data.info['source'].rsplit(', ', 1)[1].split()[0].replace(',', ''))
+  lost = int(data.metadata['source'].rsplit(', ', 1)[1].split()[0].replace(',', ''))
   assert data.arrays['weights'].sum() == len(words) - lost
 
 
@@ -342,7 +377,7 @@ def gold(data):
 
 def test_a_question_by_hand(tmp_path, coder):
   path = squad(tmp_path / 'a.json', article('A', ['The cat saw [a dog] softly.']))
-  data = questions(path, coder, 16, 2)
+  data = batched(questions, 2, path, coder, 16)
   ask, text = (x.tolist() for x in coder.encode(['the cat?', 'the cat saw a dog softly.']))
   ids, rest = [CLS, *ask, SEP, *text, SEP], [0] * (13 - len(ask) - len(text))
   row = {k: v[0].tolist() for k, v in data.arrays.items()}
@@ -353,7 +388,7 @@ def test_a_question_by_hand(tmp_path, coder):
   assert row['context'] == [0] * (len(ask) + 2) + [1] * len(text) + [0] + rest
   assert coder.decode(row['tokens'][row['first'] : row['last'] + 1]) == 'a dog'
   assert data.answers(gold(data)) == [('a dog', ['a dog'])]
-  assert data.info['questions'] == 1
+  assert data.metadata['questions'] == 1
 
 
 WINDOWS = {'length': st.integers(7, 24), 'stride': st.integers(0, 9), 'size': st.integers(1, 60)}
@@ -368,7 +403,7 @@ def test_windows_cover_the_paragraph(tmp_path_factory, coder, length, stride, si
   qa = {'question': '? ' * asked, 'answers': [answer]}
   content = {'title': 'A', 'paragraphs': [{'context': text, 'qas': [qa]}]}
   path = squad(tmp_path_factory.mktemp('a') / 'a.json', content)
-  data = questions(path, coder, length, 2, stride)
+  data = batched(questions, 2, path, coder, length, stride)
   arrays, covered = data.arrays, np.zeros(size, bool)
   for n, window in enumerate(data.windows):
     real = arrays['segment_ids'][n].sum()
@@ -392,7 +427,7 @@ def test_an_answer_cut_by_the_window_is_none(tmp_path, coder):
   answer = {'text': 'c d e f g h i', 'answer_start': 4}
   qa = {'question': '?', 'answers': [answer]}
   path = squad(tmp_path / 'a.json', {'paragraphs': [{'context': context, 'qas': [qa]}]})
-  data = questions(path, coder, 9, 2)  # five tokens of the context at a time
+  data = batched(questions, 2, path, coder, 9)  # five tokens of the context at a time
   assert not data.arrays['first'].any()
   assert not data.arrays['last'].any()
   assert data.answers(gold(data)) == [('', ['c d e f g h i'])]
@@ -400,7 +435,7 @@ def test_an_answer_cut_by_the_window_is_none(tmp_path, coder):
 
 def test_the_surest_window_answers(tmp_path, coder):
   path = squad(tmp_path / 'a.json', article('A', [' '.join('abc[d]efghijkl'), 'sat [over]']))
-  data = questions(path, coder, 14, 2)
+  data = batched(questions, 2, path, coder, 14)
   mine = [n for n, w in enumerate(data.windows) if w.question == 0]
   assert len(mine) > 1
   for best in mine:
@@ -414,7 +449,7 @@ def test_the_surest_window_answers(tmp_path, coder):
 
 def test_space_around_an_answer_does_not_lose_it(tmp_path, coder):
   path = squad(tmp_path / 'a.json', article('A', ['the cat[ saw ]a dog']))
-  data = questions(path, coder, 16, 2)
+  data = batched(questions, 2, path, coder, 16)
   assert data.answers(gold(data)) == [('saw', [' saw '])]
 
 
@@ -422,7 +457,7 @@ def test_space_around_an_answer_does_not_lose_it(tmp_path, coder):
 def test_questions_without_answers_can_be_predicted(tmp_path, coder, answers):
   qa = {'question': 'the cat?'} | answers
   path = squad(tmp_path / 'a.json', {'paragraphs': [{'context': 'a dog', 'qas': [qa]}]})
-  data = questions(path, coder, 16, 2, train=False)
+  data = batched(questions, 2, path, coder, 16, train=False)
   assert (data.arrays['first'].tolist(), data.arrays['last'].tolist()) == ([0], [0])
   assert data.gold == [[]]
 
@@ -432,11 +467,18 @@ def test_held_out_articles_share_no_paragraph(tmp_path, coder):
     tmp_path / 'a.json',
     *[article(f'T{n}', [f'{n} [a] dog', f'{n} the [cat]']) for n in range(10)],
   )
-  held = {s: questions(path, coder, 16, 2, split=s, holdout=0.3) for s in ('train', 'valid', 'all')}
+  held = {
+    s: batched(questions, 2, path, coder, 16, split=s, holdout=0.3)
+    for s in ('train', 'valid', 'all')
+  }
   articles = {s: {c[0] for c in d.contexts} for s, d in held.items()}
   assert {s: len(a) for s, a in articles.items()} == {'train': 7, 'valid': 3, 'all': 10}
   assert not articles['train'] & articles['valid']
-  assert {s: d.info['questions'] for s, d in held.items()} == {'train': 14, 'valid': 6, 'all': 20}
+  assert {s: d.metadata['questions'] for s, d in held.items()} == {
+    'train': 14,
+    'valid': 6,
+    'all': 20,
+  }
 
 
 BAD_QUESTIONS = [
@@ -454,20 +496,20 @@ def test_a_question_that_is_none_is_named(tmp_path, coder, qa):
   right = {'question': 'why?', 'answers': []}
   path = squad(tmp_path / 'a.json', {'paragraphs': [{'context': 'a dog', 'qas': [right, qa]}]})
   with pytest.raises(InputError, match=r'a\.json, question 2: expected are question, and answers'):
-    questions(path, coder, 16, 2)
+    batched(questions, 2, path, coder, 16)
 
 
 def test_questions_that_cannot_be_asked(tmp_path, coder, unframed):
   path = squad(tmp_path / 'a.json', article('A', ['the [cat]']))
   with pytest.raises(InputError, match='length=6, stride=0: at least 7 and 0'):
-    questions(path, coder, 6, 2)
+    batched(questions, 2, path, coder, 6)
   with pytest.raises(InputError, match='length=16, stride=-1'):
-    questions(path, coder, 16, 2, -1)
+    batched(questions, 2, path, coder, 16, -1)
   with pytest.raises(InputError, match=r'questions need a tokenizer with \[CLS\] and \[SEP\]'):
-    questions(path, unframed, 16, 2)
+    batched(questions, 2, path, unframed, 16)
   empty = squad(tmp_path / 'b.json', {'paragraphs': [{'context': 'a', 'qas': []}]})
   with pytest.raises(InputError, match=r'b\.json has no question'):
-    questions(empty, coder, 16, 2)
+    batched(questions, 2, empty, coder, 16)
 
 
 @pytest.fixture(scope='module')
@@ -476,11 +518,11 @@ def published(data_dir, tmp_path_factory):
   path = str(data_dir / 'xquad' / 'xquad.en.json')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('xquad')))
-    return questions(path, trained('wordpiece', 4000, (path,)), 128, 8)
+    return batched(questions, 8, path, trained('wordpiece', 4000, (path,)), 128)
 
 
 def test_published_answers_are_found_again(published):
-  assert published.info['questions'] == 1190
+  assert published.metadata['questions'] == 1190
   pairs = published.answers(gold(published))
   assert len(pairs) == 1190
   assert exact_match(gold(published), published) >= 0.995
@@ -515,10 +557,11 @@ def test_a_file_to_predict_is_read_whole(tmp_path, coder, call, case):
   train = write(tmp_path / f'train.{name}', known)
   c: dict[str, Any] = recipes.plain(recipes.base()) | {'batch_size': 2}
   part = {'path': train, 'tokenizer': coder, 'length': 12, 'split': 'train', 'holdout': 0.0}
-  room = 'questions' if call == 'questions' else 'labelled'
-  c['data'] = {'call': f'bmx.data.{room}:{call}'} | part | options
+  name_of = {'classified': 'text_classification', 'tagged': 'token_classification'}
+  room = name_of.get(call, 'squad')
+  c['data'] = {'call': f'bmx.data.text.{room}:{room}'} | part | options
   layout = Layout(make_mesh(c['mesh'], jax.devices()[:1]), c['rules'], c['compute'])
-  trained_on = recipes.build(c['data'], 'data', batch_size=2)
+  trained_on = Batches(recipes.build(c['data'], 'data'), 2)
   x = types.SimpleNamespace(config=c, layout=layout, data=trained_on)
   data = experiment.input_data(x, write(tmp_path / name, lines))  # type: ignore
   assert data.size == 2

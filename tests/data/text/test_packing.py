@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
-from bmx.data import corpus as corpora
+from bmx.data.text import corpus as corpora
 from bmx.data.text import packing
 from bmx.data.text.clean import Unicode
 from bmx.data.text.corpus import Corpus, encode
 from bmx.data.text.packing import PackedData, best_fit, packed
 from bmx.data.text.tokenizer import Bytes
+from tests.data.batched import Batched, batched
 from tests.data.letters import Letters
 
 PROPERTY = settings(max_examples=80, deadline=None, derandomize=True)
@@ -39,9 +40,10 @@ def written(lengths, seed=0):
   return Corpus(np.concatenate(tokens).astype(np.int32), ends, starts, learned)
 
 
-def rows_of(corpus, length, frame='both', whole=True, words=False, **options):
+def rows_of(corpus, length, frame='both', whole=True, words=False, seed=0, train=True):
   prefix, suffix = FRAMES[frame]
-  data = PackedData(corpus, 10**6, length, 4, prefix, suffix, whole, words, **options)
+  examples = PackedData(corpus, 10**6, length, prefix, suffix, whole, words)
+  data = Batched(examples, 4, seed, train)
   return data, data.rows(np.arange(data.size), np.arange(data.size))
 
 
@@ -88,7 +90,7 @@ def test_segments_and_positions_count_up_and_padding_is_behind(lengths, length, 
     assert (places[~real] == 0).all()
   padding = 1 - (rows['segment_ids'] > 0).sum() / rows['segment_ids'].size
   assert data.padding == pytest.approx(padding, abs=1e-12)
-  assert data.info['padding'] == data.padding
+  assert data.metadata['padding'] == data.padding
 
 
 @PROPERTY
@@ -96,7 +98,7 @@ def test_segments_and_positions_count_up_and_padding_is_behind(lengths, length, 
 def test_targets_follow_in_the_document_and_are_to_be_learned(lengths, length, whole, seed):
   corpus = written(lengths, seed)
   first = np.append(0, corpus.ends[:-1])
-  learns = lambda token: corpus.learned[first[token // 1000] + token % 1000 - 10]
+  learns = lambda token: corpus.loss_mask[first[token // 1000] + token % 1000 - 10]
   _, rows = rows_of(corpus, length, 'both', whole)
   for tokens, ids, targets, weights in zip(
     *(rows[k] for k in ('tokens', 'segment_ids', 'targets', 'weights')), strict=True
@@ -144,7 +146,7 @@ def test_words_count_the_starts_of_a_row(lengths, length, whole, seed):
     for t in range((ids > 0).sum()):
       token = tokens[t]
       new = ids[t] != before or token <= SEP or tokens[t - 1] == CLS
-      word += bool(new or corpus.starts[first[token // 1000] + token % 1000 - 10])
+      word += bool(new or corpus.word_starts[first[token // 1000] + token % 1000 - 10])
       before = ids[t]
       expected.append(word)
       begun.add(word)
@@ -221,13 +223,13 @@ def test_best_fit_of_nothing():
 @pytest.mark.parametrize('library', [np, jnp])
 def test_rows_equal_gather(words, library):
   data, _ = rows_of(written([5, 9, 1, 30, 4, 4, 2]), 8, words=words)
-  indices = data.order(3)
+  indices = data.indices(3)[0]
   rows = data.rows(indices, np.arange(4))
   arrays = jax.tree.map(library.asarray, data.resident())
   gather = data.gather if library is np else jax.jit(data.gather)
   got = gather(arrays, library.asarray(indices))
-  assert set(rows) == set(data.spec) == set(got)
-  for name, spec in data.spec.items():
+  assert set(rows) == set(data.abstract) == set(got)
+  for name, spec in data.abstract.items():
     assert (rows[name].shape, rows[name].dtype) == (spec.shape, spec.dtype)
     assert got[name].dtype == spec.dtype
     np.testing.assert_array_equal(rows[name], got[name])
@@ -246,19 +248,19 @@ def test_a_row_is_a_function_of_its_index():
   lengths = np.random.default_rng(0).integers(1, 30, 200).tolist()
   data, whole = rows_of(written(lengths), 16)
   other, _ = rows_of(written(lengths), 16, seed=7)
-  order = data.order(5)
-  assert not np.array_equal(order, other.order(5))
+  order = data.indices(5)[0]
+  assert not np.array_equal(order, other.indices(5)[0])
   # Two processes read halves of a batch; another asks for it at another time.
   for chosen in (order, order[:2], order[2:], order[::-1]):
     for name, value in other.rows(chosen, np.arange(len(chosen)) + 99).items():
       np.testing.assert_array_equal(value, whole[name][chosen])
-  places = np.concatenate([data.order(s) for s in range(data.size // 4)])
+  places = np.concatenate([data.indices(s)[0] for s in range(data.size // 4)])
   assert len(set(places)) == len(places)
 
 
 def test_evaluation_reads_rows_in_order():
   data, _ = rows_of(written([5] * 40), 8, train=False)
-  np.testing.assert_array_equal(data.order(1), [4, 5, 6, 7])
+  np.testing.assert_array_equal(data.indices(1)[0], [4, 5, 6, 7])
 
 
 @pytest.mark.parametrize('length', [0, 1, 2])
@@ -282,8 +284,8 @@ def test_a_corpus_is_tokenised_once(monkeypatch):
   made = encode(texts, Letters())
   assert bytes(made.tokens.tolist()) == b'ab cdef'
   assert made.ends.tolist() == [4, 4, 7]
-  assert made.learned.tolist() == [1, 1, 1, 1, 0, 1, 1]
-  assert made.starts.tolist() == [1, 0, 0, 1, 1, 1, 0]
+  assert made.loss_mask.tolist() == [1, 1, 1, 1, 0, 1, 1]
+  assert made.word_starts.tolist() == [1, 0, 0, 1, 1, 1, 0]
   assert made.tokens.dtype == np.uint16
   monkeypatch.setattr(corpora, '_encode', lambda *_: pytest.fail('tokenised again'))
   for name, value in vars(encode(texts, Letters())).items():
@@ -336,7 +338,8 @@ def test_a_part_is_its_documents(lengths, draw):
   for n, d in enumerate(range(first, last)):
     expected = (1000 * d + np.arange(lengths[d]) + 10).tolist()
     assert part.tokens[edges[n] : edges[n + 1]].tolist() == expected
-  assert len(part.tokens) == len(part.starts) == len(part.learned) == sum(lengths[first:last])
+  sizes = {len(part.tokens), len(part.word_starts), len(part.loss_mask)}
+  assert sizes == {sum(lengths[first:last])}
 
 
 # From files.
@@ -357,7 +360,7 @@ def write(path, lines):
 @pytest.mark.parametrize(('special', 'prefix', 'suffix', 'whole'), SPECIAL.values(), ids=SPECIAL)
 def test_special_tokens_frame_documents(tmp_path, special, prefix, suffix, whole):
   paths = write(tmp_path / 'a.txt', ['abcd', 'efghijk', 'l'])
-  data = packed(6, 2, paths, 'all', unit='line', tokenizer=Letters(special))
+  data = batched(packed, 2, 6, paths, 'all', unit='line', tokenizer=Letters(special))
   assert (data.prefix, data.suffix, data.whole) == (prefix, suffix, whole)
   rows = data.rows(np.arange(data.size), np.arange(data.size))
   found = sorted(bytes(i for i in s if i < 128).decode() for s in segments(rows))
@@ -365,19 +368,21 @@ def test_special_tokens_frame_documents(tmp_path, special, prefix, suffix, whole
   name = next(k for k, v in SPECIAL.items() if v[0] == special)
   cut = {'bytes': ['abcd', 'efghij', 'k', 'l'], 'GPT': ['abcd', 'efghi', 'jk', 'l']}
   assert found == (pieces | cut)[name]
-  assert data.info['special'] == tuple(sorted(special.values()))
-  assert data.info['mask'] == special.get('mask', -1)
-  assert data.info['bytes'] == 12
+  assert data.metadata['special'] == tuple(sorted(special.values()))
+  assert data.metadata['mask'] == special.get('mask', -1)
+  assert data.metadata['bytes'] == 12
 
 
 def test_splits_are_of_documents(tmp_path):
   paths = write(tmp_path / 'a.txt', [chr(97 + i) * 3 for i in range(20)])
   held = {}
   for split in ('train', 'valid', 'all'):
-    data = packed(4, 2, paths, split, unit='line', tokenizer=Letters())
+    data = batched(packed, 2, 4, paths, split, unit='line', tokenizer=Letters())
     rows = data.rows(np.arange(data.size), np.arange(data.size))
     held[split] = {chr(i) for i in np.unique(rows['tokens']) if i}
-    assert f'{len(held[split])} documents of {3 * len(held[split])} tokens' in data.info['source']
+    assert (
+      f'{len(held[split])} documents of {3 * len(held[split])} tokens' in data.metadata['source']
+    )
   assert [len(held[s]) for s in ('train', 'valid', 'all')] == [18, 2, 20]
   assert held['train'] | held['valid'] == held['all']
   assert held['valid'] == {'s', 't'}
@@ -387,7 +392,7 @@ def test_of_instructions_only_the_answer_is_learned(tmp_path):
   records = [{'ask': 'why?', 'answer': 'so.'}, {'ask': 'a', 'answer': 'bcdef'}]
   paths = write(tmp_path / 'a.jsonl', [json.dumps(r) for r in records])
   coder = Letters({'bos': 134, 'eos': 133})
-  data = packed(20, 1, paths, 'all', 'answer', prompt='ask', tokenizer=coder)
+  data = batched(packed, 1, 20, paths, 'all', 'answer', prompt='ask', tokenizer=coder)
   rows = data.rows(np.arange(data.size), np.arange(data.size))
   learned = ''
   for n in range(data.size):
@@ -398,25 +403,27 @@ def test_of_instructions_only_the_answer_is_learned(tmp_path):
   # 'b' is the first token of an answer: it is to be said after the whole of its prompt.
   (row,), (place,) = np.nonzero(rows['tokens'] == ord('a'))
   assert (rows['targets'][row, place], rows['weights'][row, place]) == (ord('b'), 1)
-  assert data.info['bytes'] == len('so.bcdef')
+  assert data.metadata['bytes'] == len('so.bcdef')
 
 
 def test_instructions_that_are_none(tmp_path):
   paths = write(tmp_path / 'a.jsonl', ['{"ask": "a", "answr": "b"}'])
   with pytest.raises(InputError, match="line 1: no text under 'answer'; did you mean 'answr'"):
-    packed(8, 1, paths, 'all', 'answer', prompt='ask')
+    batched(packed, 1, 8, paths, 'all', 'answer', prompt='ask')
   with pytest.raises(InputError, match='instructions need paths'):
-    packed(8, 1, prompt='ask')
+    batched(packed, 1, 8, prompt='ask')
   with pytest.raises(InputError, match='steps clean plain documents'):
-    packed(8, 1, paths, prompt='ask', steps=(Unicode(),))
+    batched(packed, 1, 8, paths, prompt='ask', steps=(Unicode(),))
   plain = write(tmp_path / 'a.txt', ['a'])
   with pytest.raises(InputError, match='records are read from'):
-    packed(8, 1, plain, prompt='ask')
+    batched(packed, 1, 8, plain, prompt='ask')
 
 
 def test_words_of_text(tmp_path):
   paths = write(tmp_path / 'a.txt', ['ab cd e'])
-  data = packed(12, 1, paths, 'all', tokenizer=Letters({'cls': 130, 'sep': 131}), words=True)
+  data = batched(
+    packed, 1, 12, paths, 'all', tokenizer=Letters({'cls': 130, 'sep': 131}), words=True
+  )
   (words,) = data.rows(np.arange(1), np.arange(1))['words']
   #                        [CLS] a  b  _  c  d  _  e  [SEP]
   assert words[:9].tolist() == [1, 2, 2, 2, 3, 3, 3, 4, 5]
@@ -425,5 +432,5 @@ def test_words_of_text(tmp_path):
 def test_the_tokenizer_stays_with_the_data(tmp_path):
   paths = write(tmp_path / 'a.txt', ['abc'])
   coder = Letters()
-  assert packed(4, 1, paths, 'all', tokenizer=coder).tokenizer is coder
-  assert packed(4, 1, paths, 'all').tokenizer == Bytes()
+  assert batched(packed, 1, 4, paths, 'all', tokenizer=coder).tokenizer is coder
+  assert batched(packed, 1, 4, paths, 'all').tokenizer == Bytes()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bmx.core.errors import InputError
 from bmx.data.text.corpus import Corpus
 from bmx.data.text.pairs import PairData, pairs
+from tests.data.batched import batched
 from tests.data.letters import Letters, sentences
 
 CODER = Letters({'pad': 0, 'cls': 130, 'sep': 131, 'mask': 132})
@@ -31,7 +32,7 @@ def made(sizes=SIZES, length=5, tokens=1, **options):
   ends = np.cumsum(lengths, dtype=np.int64)
   corpus = Corpus(ids, ends, np.ones(len(ids), np.uint8), np.ones(len(ids), np.uint8))
   document = np.repeat(np.arange(len(sizes)), sizes)
-  return PairData(corpus, document, 2000, length, 4, tokenizer=CODER, **options)  # type: ignore
+  return batched(PairData, 4, corpus, document, 2000, length, tokenizer=CODER, **options)  # type: ignore
 
 
 def drawn(data, count, start=0):
@@ -77,7 +78,7 @@ def test_which_sentence_a_is_does_not_tell_whether_b_follows():
 def test_every_sentence_that_has_a_next_one_is_read_once_an_epoch():
   data = made()
   assert data.size == sum(SIZES) - len(SIZES)
-  epoch = np.concatenate([data.order(s) for s in range(-(-data.size // 4))])[: data.size]
+  epoch = np.concatenate([data.indices(s)[0] for s in range(-(-data.size // 4))])[: data.size]
   a = data.rows(epoch, np.arange(data.size))['tokens'][:, 1] - 1000
   last = np.cumsum(SIZES) - 1
   assert sorted(a.tolist()) == sorted(set(range(sum(SIZES))) - set(last.tolist()))
@@ -97,7 +98,7 @@ def test_in_training_b_is_a_function_of_the_position():
 
 def test_in_evaluation_b_is_a_function_of_the_index():
   data = made(train=False)
-  np.testing.assert_array_equal(data.order(1), [4, 5, 6, 7])
+  np.testing.assert_array_equal(data.indices(1)[0], [4, 5, 6, 7])
   index = np.arange(data.size)
   rows, again = data.rows(index, index), data.rows(index[::-1], index + 999)
   for name in rows:
@@ -132,14 +133,12 @@ def test_a_row_is_framed_and_only_the_longer_text_is_cut(length, lengths, positi
 
 def test_rows_are_as_they_are_announced():
   data = made()
-  rows = data.rows(data.order(0), np.arange(4))
-  assert set(rows) == set(data.spec)
-  for name, spec in data.spec.items():
+  rows = data.rows(data.indices(0)[0], np.arange(4))
+  assert set(rows) == set(data.abstract)
+  for name, spec in data.abstract.items():
     assert (rows[name].shape, rows[name].dtype) == (spec.shape, spec.dtype)
   assert rows['weights'].tolist() == [1] * 4
   assert data.resident() is None
-  with pytest.raises(InputError, match='on the host'):
-    data.gather({}, np.arange(4))
 
 
 @pytest.mark.parametrize(
@@ -157,21 +156,21 @@ def test_what_gives_no_pairs(options, message):
 
 def test_a_tokenizer_without_frame(tmp_path):
   with pytest.raises(InputError, match=r"need a tokenizer with \[CLS\] and \[SEP\]; no \['cls'"):
-    pairs(16, 2, Letters({'eos': 133}))  # type: ignore
+    batched(pairs, 2, 16, Letters({'eos': 133}))  # type: ignore
 
 
 def test_documents_are_cut_into_sentences(tmp_path):
   path = tmp_path / 'a.jsonl'
   texts = ['One. Two!  Three?\nfour\n\n5.5 e.g.', 'Six', '', 'Seven. Eight.']
   path.write_text('\n'.join(json.dumps({'text': t}) for t in texts))
-  data = pairs(32, 2, CODER, (str(path),), 'all', train=False)  # type: ignore
+  data = batched(pairs, 2, 32, CODER, (str(path),), 'all', train=False)  # type: ignore
   found = [CODER.decode(data._sentence(n)) for n in range(len(data.document))]
   assert found == ['One.', 'Two!', 'Three?', 'four', '5.5 e.g.', 'Six', 'Seven.', 'Eight.']
   assert data.document.tolist() == [0, 0, 0, 0, 0, 1, 3, 3]
   assert data.size == 5
-  assert data.info['special'] == (0, 130, 131, 132)
-  assert (data.info['vocab'], data.info['mask']) == (140, 132)
-  assert '8 sentences of 4 documents' in str(data.info['source'])
+  assert data.metadata['special'] == (0, 130, 131, 132)
+  assert (data.metadata['vocab_size'], data.metadata['mask']) == (140, 132)
+  assert '8 sentences of 4 documents' in str(data.metadata['source'])
 
 
 def test_splits_are_of_documents(tmp_path):
@@ -179,7 +178,7 @@ def test_splits_are_of_documents(tmp_path):
   path.write_text('\n\n'.join(' '.join(sentences(3, seed)) for seed in range(20)))
   known = {}
   for split in ('train', 'valid', 'all'):
-    data = pairs(64, 2, CODER, (str(path),), split)  # type: ignore
+    data = batched(pairs, 2, 64, CODER, (str(path),), split)  # type: ignore
     known[split] = {CODER.decode(data._sentence(n)) for n in range(len(data.document))}
     assert data.size == 2 * {'train': 18, 'valid': 2, 'all': 20}[split]
   assert known['train'] | known['valid'] == known['all']

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
-from bmx.data import tokenizer as module
+from bmx.data.text import tokenizer as module
 from bmx.data.text.clean import Unicode
 from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer, load, trained
 from bmx.train.rundir import RunDir
@@ -80,7 +80,7 @@ def test_bpe_and_bytes_bring_back_any_text(coders, text):
     (ids,) = coder.encode([text])
     assert coder.decode(ids) == text
     assert ((ids >= 0) & (ids < coder.size)).all()
-    assert len(coder.starts([text])[0]) == len(ids)
+    assert len(coder.word_starts([text])[0]) == len(ids)
   assert len(ids) == len(text.encode())
 
 
@@ -90,7 +90,7 @@ def test_every_id_of_any_text_is_below_the_size(coders, text):
   for kind in ('wordpiece', 'unigram'):
     (ids,) = coders[kind].encode([text])
     assert ((ids > 0) & (ids < coders[kind].size)).all()
-    assert len(coders[kind].starts([text])[0]) == len(ids)
+    assert len(coders[kind].word_starts([text])[0]) == len(ids)
 
 
 @pytest.mark.parametrize('kind', ['wordpiece', 'unigram'])
@@ -116,8 +116,8 @@ def test_it_is_learned_once(tmp_path, monkeypatch, kind):
 
   monkeypatch.setattr(module, f'_{kind}', unwanted)
   assert trained(kind, 300, (path,)) == first
-  for change in ({'vocab': 301}, {'lowercase': False}, {'paths': (path, path)}):
-    options: dict[str, Any] = {'kind': kind, 'vocab': 300, 'paths': (path,)} | change
+  for change in ({'vocab_size': 301}, {'lowercase': False}, {'paths': (path, path)}):
+    options: dict[str, Any] = {'kind': kind, 'vocab_size': 300, 'paths': (path,)} | change
     with pytest.raises(RuntimeError, match='learned again'):
       trained(**options)
   monkeypatch.setattr(module, 'LEARNED', 0)
@@ -166,18 +166,18 @@ def test_one_text_and_two_are_framed(coders, kind):
 def test_words_begin_where_wordpieces_have_no_mark(coders):
   coder = coders['wordpiece']
   texts = ['the greenest, softest cats', '', 'hills.']
-  for text, ids, starts in zip(texts, coder.encode(texts), coder.starts(texts), strict=True):
+  for text, ids, starts in zip(texts, coder.encode(texts), coder.word_starts(texts), strict=True):
     pieces = [coder.inner.id_to_token(i) for i in ids]
     assert starts.tolist() == [not p.startswith('##') for p in pieces]
     assert starts.dtype == bool
     assert starts.sum() == len(text.replace(',', ' ,').replace('.', ' .').split())
-  assert any(not s.all() for s in coder.starts(texts))
+  assert any(not s.all() for s in coder.word_starts(texts))
 
 
 @PROPERTY
 @given(text=st.text('ab \n\t', max_size=30))
 def test_words_of_bytes_begin_after_space(text):
-  (starts,) = Bytes().starts([text])
+  (starts,) = Bytes().word_starts([text])
   assert starts.sum() == len(text.split())
   for place in np.flatnonzero(starts):
     assert not text[place].isspace()
@@ -258,7 +258,7 @@ def test_roles_of_published_spellings(names, special):
   ('options', 'message'),
   [
     ({'kind': 'sentencepiece'}, "'sentencepiece' is not one of wordpiece, bpe, unigram"),
-    ({'vocab': 299}, 'vocab=299: at least 300'),
+    ({'vocab_size': 299}, 'vocab_size=299: expected at least 300'),
     ({'paths': ('nowhere.txt',)}, 'no file nowhere.txt'),
   ],
 )
@@ -269,7 +269,7 @@ def test_what_cannot_be_learned(options, message):
 
 def test_more_letters_than_unigram_can_have(tmp_path):
   path = write(tmp_path, [chr(0x4E00 + i) for i in range(500)])
-  with pytest.raises(InputError, match=r'kind=unigram, vocab=300: .*not large enough'):
+  with pytest.raises(InputError, match=r'kind=unigram, vocab_size=300: .*not large enough'):
     trained('unigram', 300, (path,))
 
 
@@ -301,4 +301,4 @@ def test_a_run_keeps_its_tokenizer(tmp_path):
   config.data.unit, config.mesh.data = 'line', 1
   x = experiment.build(config, devices=jax.devices()[:1])
   RunDir(tmp_path / 'run', x).write_config(0, {})
-  assert load(str(tmp_path / 'run')) == x.data.tokenizer  # type: ignore
+  assert load(str(tmp_path / 'run')) == x.data.examples.tokenizer  # type: ignore

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
-from bmx.data import text as module
+from bmx.data.text import windows as module
 from bmx.data.text.documents import library_files
 from bmx.data.text.windows import TokenData, text, tokens
+from tests.data.batched import batched
 from tests.data.letters import Letters
 
 B = 4
@@ -22,14 +23,14 @@ B = 4
 
 def data(size=103, length=10, train=True, seed=0, dtype=np.int32):
   """Tokens that are their own places, so that a window says where it was cut."""
-  return TokenData(np.arange(size, dtype=dtype), 10**6, length, B, seed, train)
+  return batched(TokenData, B, np.arange(size, dtype=dtype), 10**6, length, seed, train)
 
 
 def windows(source, epoch):
   """The rows of a whole epoch, in the order of the text."""
   n, first = source.size, epoch * source.size
   steps = range(first // B, (first + n) // B + 1)
-  order = np.concatenate([source.order(s) for s in steps])
+  order = np.concatenate([source.indices(s)[0] for s in steps])
   chosen = order[first - steps[0] * B :][:n]
   rows = source.rows(chosen, first + np.arange(n))
   by_place = np.argsort(rows['tokens'][:, 0])
@@ -48,13 +49,13 @@ def file(path, ids, dtype: Any = np.uint16):
 def test_targets_are_the_tokens_that_follow(train):
   source = data(train=train)
   for step in range(6):
-    rows = source.rows(source.order(step), step * B + np.arange(B))
+    rows = source.rows(source.indices(step)[0], step * B + np.arange(B))
     real = rows['weights'] == 1
     np.testing.assert_array_equal(rows['targets'][real], rows['tokens'][real] + 1)
     inner = real[:, :-1]
     np.testing.assert_array_equal(rows['tokens'][:, 1:][inner], rows['targets'][:, :-1][inner])
     assert np.isin(rows['weights'], (0, 1)).all()
-    for name, spec in source.spec.items():
+    for name, spec in source.abstract.items():
       assert (rows[name].shape, rows[name].dtype) == (spec.shape, spec.dtype)
 
 
@@ -96,7 +97,7 @@ def test_each_epoch_begins_elsewhere():
 
 def test_windows_of_an_epoch_are_shuffled():
   source = data(4001, 10)
-  starts = np.concatenate([source.order(s) for s in range(source.size // B)])
+  starts = np.concatenate([source.indices(s)[0] for s in range(source.size // B)])
   assert len(set(starts)) == len(starts)
   assert abs(np.corrcoef(starts, np.arange(len(starts)))[0, 1]) < 0.3
 
@@ -105,7 +106,7 @@ def test_windows_of_an_epoch_are_shuffled():
 @pytest.mark.parametrize('train', [True, False])
 def test_the_device_gathers_what_the_host_does(dtype, train):
   source = data(101, train=train, dtype=dtype)
-  order = source.order(2)
+  order = source.indices(2)[0]
   host = source.rows(order, np.arange(B))
   on_device = jax.jit(source.gather)(source.resident(), order.astype(np.int32))
   for name, value in host.items():
@@ -120,7 +121,7 @@ def test_a_large_text_stays_on_the_host(monkeypatch):
 
 
 def test_too_short_a_text():
-  with pytest.raises(InputError, match='10 tokens are too few for one window of 10'):
+  with pytest.raises(InputError, match='length=10: expected at most 9, the targets of 10 tokens'):
     data(10, 10)
   assert data(11, 10).size == data(11, 10, train=False).size == 1
 
@@ -133,29 +134,29 @@ def test_windows_of_no_length():
 def test_splits_are_nine_tenths_and_the_rest(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_bytes(bytes(i % 127 for i in range(1000)))
-  parts = {s: text(8, 2, str(path), split=s).tokens for s in ('train', 'valid', 'all')}
+  parts = {s: batched(text, 2, 8, str(path), split=s).tokens for s in ('train', 'valid', 'all')}
   assert [len(parts[s]) for s in ('train', 'valid', 'all')] == [900, 100, 1000]
   joined = np.concatenate([parts['train'], parts['valid']])
   assert joined.tobytes() == parts['all'].tobytes() == path.read_bytes()
   with pytest.raises(InputError, match="unknown split 'test'; known: train, valid, all"):
-    text(8, 2, str(path), split='test')
+    batched(text, 2, 8, str(path), split='test')
 
 
 def test_text_is_its_bytes(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('Größe: 3 €', encoding='utf-8')
-  source = text(4, 2, str(path), split='all')
+  source = batched(text, 2, 4, str(path), split='all')
   assert source.tokens.tobytes() == 'Größe: 3 €'.encode()
-  assert (source.info['vocab'], source.info['length']) == (256, 4)
-  assert source.info['sha256'] == hashlib.sha256(path.read_bytes()).hexdigest()
+  assert (source.metadata['vocab_size'], source.metadata['length']) == (256, 4)
+  assert source.metadata['sha256'] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_field_of_json_lines(tmp_path):
   path = tmp_path / 'a.jsonl'
   records = [{'text': 'first', 'body': 'no'}, {'text': 'zwölf', 'body': 'yes'}]
   path.write_text('\n\n'.join(json.dumps(r) for r in records) + '\n')
-  assert text(2, 2, str(path), split='all').tokens.tobytes() == 'first\nzwölf'.encode()
-  read = text(2, 2, str(path), split='all', field='body')
+  assert batched(text, 2, 2, str(path), split='all').tokens.tobytes() == 'first\nzwölf'.encode()
+  read = batched(text, 2, 2, str(path), split='all', field='body')
   assert read.tokens.tobytes() == b'no\nyes'
 
 
@@ -164,22 +165,22 @@ def test_a_record_without_the_field_is_named(tmp_path):
   path.write_text('{"text": "a"}\n\n{"body": "b"}\n')
   message = r"a\.jsonl, line 3: no text under 'text'; known: body"
   with pytest.raises(InputError, match=message):
-    text(2, 2, str(path))
+    batched(text, 2, 2, str(path))
 
 
 def test_text_that_is_not_there(tmp_path):
   with pytest.raises(InputError, match='no file .*nowhere'):
-    text(2, 2, str(tmp_path / 'nowhere.txt'))
+    batched(text, 2, 2, str(tmp_path / 'nowhere.txt'))
   (tmp_path / 'empty.txt').touch()
   with pytest.raises(InputError, match=r'empty\.txt is empty'):
-    text(2, 2, str(tmp_path / 'empty.txt'))
+    batched(text, 2, 2, str(tmp_path / 'empty.txt'))
 
 
 def test_text_that_is_not_utf8(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_bytes('Größe'.encode('latin-1'))
   with pytest.raises(InputError, match=r'a\.txt is not UTF-8: byte 0xf6 at offset 2'):
-    text(2, 2, str(path))
+    batched(text, 2, 2, str(path))
 
 
 def test_documents_of_a_tokenizer_end_with_its_end_of_text(tmp_path, monkeypatch):
@@ -188,10 +189,10 @@ def test_documents_of_a_tokenizer_end_with_its_end_of_text(tmp_path, monkeypatch
   path.write_text('\n'.join(json.dumps({'text': t}) for t in ('abc', '', 'de', 'fghi')))
   ids = {}
   for end in ({}, {'eos': 130}):
-    source = text(2, 2, str(path), 'all', tokenizer=Letters(end))
+    source = batched(text, 2, 2, str(path), 'all', tokenizer=Letters(end))
     ids[len(end)] = source.tokens.tolist()
-    assert (source.info['vocab'], source.info['bytes']) == (140, 9)
-    assert source.info['sha256'] == hashlib.sha256(b'abc\n\nde\nfghi').hexdigest()
+    assert (source.metadata['vocab_size'], source.metadata['bytes']) == (140, 9)
+    assert source.metadata['sha256'] == hashlib.sha256(b'abc\n\nde\nfghi').hexdigest()
   assert ids[0] == [ord(c) for c in 'abcdefghi']
   assert ids[1] == [*map(ord, 'abc'), 130, 130, *map(ord, 'de'), 130, *map(ord, 'fghi'), 130]
 
@@ -201,7 +202,10 @@ def test_the_bytes_of_a_split_are_counted(tmp_path, monkeypatch):
   path = tmp_path / 'a.txt'
   path.write_text('abcdefghij' * 10)
   for coder in (None, Letters({'eos': 130})):
-    size = {s: text(2, 2, str(path), s, tokenizer=coder).info['bytes'] for s in ('train', 'valid')}
+    size = {
+      s: batched(text, 2, 2, str(path), s, tokenizer=coder).metadata['bytes']
+      for s in ('train', 'valid')
+    }
     assert size == {'train': 90, 'valid': 10}
 
 
@@ -211,19 +215,19 @@ def test_the_bytes_of_a_split_are_counted(tmp_path, monkeypatch):
 def test_token_files(tmp_path, name, dtype):
   ids = np.random.default_rng(0).integers(0, 300, 500)
   path = file(tmp_path / name, ids, dtype)
-  source = tokens(path, 300, 10, 4, split='all')
+  source = batched(tokens, 4, path, 300, 10, split='all')
   np.testing.assert_array_equal(source.tokens, ids)
-  assert source.info == {'vocab': 300, 'length': 10, 'tokens': 500, 'source': path}
+  assert source.metadata == {'vocab_size': 300, 'length': 10, 'tokens': 500, 'source': path}
   rows = source.rows(np.array([0, 77]), np.arange(2))
   np.testing.assert_array_equal(rows['tokens'], [ids[:10], ids[77:87]])
   np.testing.assert_array_equal(rows['targets'], [ids[1:11], ids[78:88]])
-  assert len(tokens(path, 300, 10, 4, split='valid').tokens) == 50
+  assert len(batched(tokens, 4, path, 300, 10, split='valid').tokens) == 50
 
 
 def test_raw_tokens_of_another_type(tmp_path):
   ids = [70_000, 3, 128_255, 5]
   path = file(tmp_path / 'a.bin', ids, np.uint32)
-  np.testing.assert_array_equal(tokens(path, 128_256, 2, 2, 'all', 'uint32').tokens, ids)
+  np.testing.assert_array_equal(batched(tokens, 2, path, 128_256, 2, 'all', 'uint32').tokens, ids)
 
 
 @pytest.mark.parametrize(('name', 'bad'), [('a.npy', 300), ('a.npy', -1), ('a.bin', 65_535)])
@@ -233,7 +237,7 @@ def test_an_id_outside_the_vocabulary_names_file_and_offset(tmp_path, name, bad)
   path = file(tmp_path / name, ids, np.uint16 if name == 'a.bin' else np.int32)
   message = rf'token id {bad} at offset 321 of .*{name} is outside the vocabulary of 300 \(0\.\.29'
   with pytest.raises(InputError, match=message):
-    tokens(path, 300, 10, 4)
+    batched(tokens, 4, path, 300, 10)
 
 
 UNREADABLE = {
@@ -251,12 +255,12 @@ UNREADABLE = {
 def test_what_is_no_row_of_tokens_is_refused(tmp_path, name, write, dtype):
   write(tmp_path / name)
   with pytest.raises(InputError, match=rf'{name}|uint61'):
-    tokens(str(tmp_path / name), 300, 10, 4, dtype=dtype)
+    batched(tokens, 4, str(tmp_path / name), 300, 10, dtype=dtype)
 
 
 def test_tokens_that_are_not_there(tmp_path):
   with pytest.raises(InputError, match='no token file .*nowhere'):
-    tokens(str(tmp_path / 'nowhere.bin'), 300, 10, 4)
+    batched(tokens, 4, str(tmp_path / 'nowhere.bin'), 300, 10)
 
 
 def test_the_standard_library_is_real_text():
@@ -264,7 +268,7 @@ def test_the_standard_library_is_real_text():
   assert len(files) > 100
   assert files == sorted(files)
   data = b'\n'.join(path.read_bytes() for path in files)
-  source = text(64, 12)
-  assert source.info['sha256'] == hashlib.sha256(data).hexdigest()
-  assert sys.version.split()[0] in str(source.info['source'])
+  source = batched(text, 12, 64)
+  assert source.metadata['sha256'] == hashlib.sha256(data).hexdigest()
+  assert sys.version.split()[0] in str(source.metadata['source'])
   assert source.tokens.tobytes() == data[: int(len(data) * 0.9)]

@@ -12,21 +12,22 @@ from bmx.core.errors import InputError
 from bmx.data import arrays as loader
 from bmx.data.arrays import ArrayData, split_indices
 from bmx.data.images import Augment, Normalise, augment
+from tests.data.batched import batched
 
 SIZES = {'size': st.integers(1, 30), 'batch': st.integers(1, 40), 'seed': st.integers(0, 9)}
 
 
 def numbers(size=10, batch_size=4, seed=0, train=True):
-  return ArrayData({'x': np.arange(size)[:, None]}, {}, batch_size, seed, train)
+  return batched(ArrayData, batch_size, {'x': np.arange(size)[:, None]}, {}, seed, train)
 
 
 def images(n=12, side=6, channels=2, **options):
   image = np.random.default_rng(1).uniform(1, 2, (n, side, side, channels)).astype(np.float32)
-  return ArrayData({'image': image}, {}, 4, **options)
+  return batched(ArrayData, 4, {'image': image}, {}, **options)
 
 
 def positions(data, steps):
-  return np.concatenate([data.order(s) for s in range(steps)])
+  return np.concatenate([data.indices(s)[0] for s in range(steps)])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -49,7 +50,7 @@ def test_epochs_and_seeds_differ():
 def test_a_batch_crosses_the_edge_of_an_epoch():
   data = numbers(10, 4)
   whole = positions(data, 5)
-  crossing = data.order(2)
+  crossing = data.indices(2)[0]
   assert set(crossing[:2]) == set(range(10)) - set(whole[:8])
   assert set(crossing[2:]) | set(whole[12:20]) == set(range(10))
 
@@ -59,16 +60,16 @@ def test_a_batch_crosses_the_edge_of_an_epoch():
 def test_a_later_step_can_be_asked_for_first(size, batch, seed, step):
   fresh, used = numbers(size, batch, seed), numbers(size, batch, seed)
   positions(used, 5)
-  used.order(step + 1)
-  np.testing.assert_array_equal(fresh.order(step), used.order(step))
+  used.indices(step + 1)[0]
+  np.testing.assert_array_equal(fresh.indices(step)[0], used.indices(step)[0])
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(**SIZES, step=st.integers(0, 10**6), n=st.integers(1, 9), train=st.booleans())
 def test_steps_may_be_asked_for_together(size, batch, seed, step, n, train):
   data = numbers(size, batch, seed, train)
-  together = data.orders(step, n)
-  np.testing.assert_array_equal(together, [data.order(step + i) for i in range(n)])
+  together = data.indices(step, n)
+  np.testing.assert_array_equal(together, [data.indices(step + i)[0] for i in range(n)])
 
 
 def test_an_order_is_that_of_its_positions_one_by_one():
@@ -79,23 +80,25 @@ def test_an_order_is_that_of_its_positions_one_by_one():
       epoch, place = divmod(position, size)
       permutation = streams.generator(5, streams.PERMUTATION, epoch).permutation(size)
       expected.append(permutation[place])
-    np.testing.assert_array_equal(numbers(size, batch, 5).orders(2, 7).ravel(), expected)
+    np.testing.assert_array_equal(numbers(size, batch, 5).indices(2, 7).ravel(), expected)
 
 
 def test_evaluation_reads_in_file_order():
   data = numbers(10, 4, seed=3, train=False)
   np.testing.assert_array_equal(positions(data, 3)[:10], np.arange(10))
-  np.testing.assert_array_equal(data.rows(data.order(1), np.arange(4, 8))['x'][:, 0], [4, 5, 6, 7])
+  np.testing.assert_array_equal(
+    data.rows(data.indices(1)[0], np.arange(4, 8))['x'][:, 0], [4, 5, 6, 7]
+  )
 
 
 def test_rows_equal_gather():
-  data = images(finish=Normalise(2.0, (0.1, 0.2), (0.3, 0.4)))
-  indices = data.order(7)
+  data = images(preprocess=Normalise(2.0, (0.1, 0.2), (0.3, 0.4)))
+  indices = data.indices(7)[0]
   rows = data.rows(indices, np.arange(28, 32))
   on_host = data.gather(data.resident(), indices)
   on_device = jax.jit(data.gather)(jax.tree.map(jnp.asarray, data.resident()), indices)
-  assert set(rows) == set(data.spec) == {'image', 'weights'}
-  for name, spec in data.spec.items():
+  assert set(rows) == set(data.abstract) == {'image', 'weights'}
+  for name, spec in data.abstract.items():
     assert (rows[name].shape, rows[name].dtype) == (spec.shape, spec.dtype)
     np.testing.assert_array_equal(rows[name], on_host[name])
     np.testing.assert_allclose(rows[name], on_device[name], rtol=1e-6, atol=1e-6)
@@ -198,9 +201,23 @@ def with_value(value):
 REFUSED = {
   'nan': ({'x': with_value(np.nan)}, {}, 'x holds nan in example 2, column 1'),
   'infinity': ({'x': with_value(-np.inf)}, {}, 'x holds -inf in example 2, column 1'),
-  'target': ({'y': np.array([0.0, np.nan])}, {}, 'y holds nan in example 1;'),
-  'label': ({'label': np.array([0, 3, 4])}, {'classes': 4}, 'label 4 of example 2 .* 4 classes'),
-  'negative': ({'label': np.array([0, -1])}, {'classes': 4}, 'label -1 of example 1 .* 4 classes'),
+  'target': ({'y': np.array([0.0, np.nan])}, {}, 'y holds nan in example 1: expected finite'),
+  'label': (
+    {'label': np.array([0, 3, 4])},
+    {'num_classes': 4},
+    'label 4 of example 2: expected one of the 4 classes',
+  ),
+  'negative': (
+    {'label': np.array([0, -1])},
+    {'num_classes': 4},
+    'label -1 of example 1: expected one of the 4 classes',
+  ),
+  'two labels': (
+    {'label': np.zeros((4, 2), int)},
+    {'num_classes': 4},
+    r'shape \(4, 2\): expected one',
+  ),
+  'weights': ({'x': np.zeros((2, 1)), 'weights': np.array([1.0, -1])}, {}, 'weights of example 1'),
   'no arrays': ({}, {}, 'the data set is empty'),
   'no rows': ({'x': np.zeros((0, 3))}, {}, 'the data set is empty'),
   'lengths': ({'x': np.zeros((4, 3)), 'y': np.zeros(5)}, {}, "lengths: .*'x': 4, 'y': 5"),
@@ -210,7 +227,7 @@ REFUSED = {
 @pytest.mark.parametrize(('arrays', 'info', 'message'), REFUSED.values(), ids=REFUSED)
 def test_what_would_train_silently_wrong_is_refused(arrays, info, message):
   with pytest.raises(InputError, match=message):
-    ArrayData(arrays, info, 2)
+    batched(ArrayData, 2, arrays, info)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -234,9 +251,9 @@ def test_a_split_is_spread_over_the_file():
 
 
 def test_a_split_that_cannot_be():
-  with pytest.raises(InputError, match="unknown split 'test'; known: train, valid"):
+  with pytest.raises(InputError, match="split='test': expected one of train, valid"):
     split_indices(10, 'test', 0.1, ('train', 'valid'))
-  with pytest.raises(InputError, match='set holdout'):
+  with pytest.raises(InputError, match='holdout=0.0: expected a share of 10'):
     split_indices(10, 'valid', 0.0, ('train', 'valid'))
   np.testing.assert_array_equal(split_indices(4, 'train', 0.0, ('train',)), np.arange(4))
 
