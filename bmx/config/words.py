@@ -39,14 +39,15 @@ def base(description: str = '') -> Any:
     'reinit': '',  # regex: these parameters are initialized, not read from `path`
   }  # other keys: collection -> folder, such as teacher='DIR'
   c.generate = {
-    'tokens': 100,  # at most, for each prompt
-    'temperature': 1.0,  # 0 is greedy: always the likeliest
-    'top_k': 0,  # of the likeliest tokens only; 0 is all
-    'top_p': 1.0,  # of the fewest tokens that have this probability together
-    'penalty': 1.0,  # divides the scores of tokens that there are already
-    'beams': 1,  # texts that are followed at a time; above 1 nothing is drawn
-    'stop': (),  # texts that end it
-    'stream': True,  # print as it is made
+    'max_new_tokens': 100,  # per prompt
+    'temperature': 1.0,  # 0: greedy
+    'top_k': 0,  # draws from so many of the most likely tokens; 0: all
+    'top_p': 1.0,  # draws from the smallest set of tokens with this total probability
+    'repetition_penalty': 1.0,  # divides the logits of tokens that the text contains
+    'num_beams': 1,  # above 1: beam search, nothing is drawn
+    'length_penalty': 1.0,  # of beams: divides log-probabilities by length^length_penalty
+    'stop': (),  # texts that end the generation
+    'stream': True,  # prints tokens as they are generated
   }
   c.mesh = {axis: 1 for axis in AXES} | {'data': -1}  # devices along each axis; -1: the rest
   c.rules = dict(RULES)  # dimension -> mesh axes it is stored along

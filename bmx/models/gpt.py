@@ -1,21 +1,22 @@
 """Decoder-only language models: GPT-2 and the Llama family, by their arguments."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.core.types import Facts
+from bmx.core.types import Facts, Variables
 from bmx.models.attention import AttentionConfig
 from bmx.models.block import BlockConfig, MlpConfig
 from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes, token_positions
 from bmx.models.moe import MoEConfig
-from bmx.models.stack import Stack
+from bmx.models.stack import Stack, unstacked
 from bmx.ops.cache import Cache
 from bmx.ops.masks import MASK_VALUE
 from bmx.ops.positions import sinusoidal
@@ -170,6 +171,35 @@ class GPT(nn.Module):
     if self.positions == 'sinusoidal':
       x += sinusoidal(positions, self.width).astype(x.dtype)
     return constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
+
+  def for_decoding(self) -> tuple['GPT', Callable[[Variables], Variables]]:
+    """Returns the same model with layers one by one, and a function that gives it the weights.
+
+    Weights are cast to `dtype` except those that training keeps in float32 (norms, routers). An
+    expert accepts every token: none may be dropped because of the rows beside it.
+    """
+    experts = {'capacity_factor': 0.0} if self.experts else {}
+    model = self.clone(scan=False, remat='none', attention='xla', **experts)
+
+    def cast_weight(name: str, x: jax.Array) -> jax.Array:
+      return x if 'norm' in name or 'router' in name else x.astype(self.dtype)
+
+    return model, lambda params: tree.map_named(cast_weight, unstacked(params))
+
+  def prefill(self, inputs: Mapping[str, Any], slots: int) -> tuple[jax.Array, Cache]:
+    """Reads prompts into a new cache.
+
+    Args:
+      inputs: 'tokens' int [B, P], padded on the left; 'first' int [B], the slot of each row's first
+        token.
+      slots: tokens that the cache holds, padding included.
+
+    Returns:
+      (hidden [B, 1, D] of the last token, the cache).
+    """
+    tokens = inputs['tokens']
+    hidden, cache = self.extend(tokens, self.empty_cache(len(tokens), slots, inputs['first']))
+    return hidden[:, -1:], cache
 
   def empty_cache(self, batch: int, slots: int, first: jax.Array) -> Cache:
     """For `extend`. first int [B]: the slots of rows' first tokens, see `ops.cache`."""

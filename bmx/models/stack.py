@@ -27,6 +27,15 @@ def layers_apart(params: Any) -> dict[str, tuple[jax.Array, int | None]]:
   return found
 
 
+def unstacked(params: Any) -> dict[str, Any]:
+  """Parameters of a scanned Stack as those of one without scan.
+
+  'blocks/...' [L, ...] become 'block_0/...', 'block_1/...', ...
+  """
+  apart = layers_apart(params)
+  return tree.nested({k: leaf if i is None else leaf[i] for k, (leaf, i) in apart.items()})
+
+
 KERNELS = ('dot_product_attention_fwd_wrapper', 'pallas_call')  # jax's cuDNN attention, and splash
 
 

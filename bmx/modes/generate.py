@@ -9,14 +9,14 @@ from typing import Any
 
 from bmx.adapt import restore
 from bmx.core import errors, tree
-from bmx.core.types import Experiment
+from bmx.core.types import Decoder, Experiment, facts_of
 from bmx.data.text import documents, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_experiment
 from bmx.runtime.writer import brief
-from bmx.serve.generate import Report
-from bmx.serve.text import Options, Writer
+from bmx.serve.generate import GenerationStats
+from bmx.serve.text import Options, TextGenerator
 from bmx.train.state import state_spec
 
 log = logging.getLogger('bmx')
@@ -37,24 +37,26 @@ def run(request: Request) -> int:
       f'--workdir={workdir}: expected the directory of a run that has trained'
     )
   options = Options(**x.generate)
-  if not hasattr(x.task.model, 'extend'):  # type: ignore
-    name = type(x.task.model).__name__  # type: ignore
-    raise errors.InputError(f'{name} cannot generate: expected a decoder, bmx.models.gpt:GPT')
+  model: Any = x.task.model  # type: ignore
+  if not isinstance(model, Decoder):
+    raise errors.InputError(
+      f'{type(model).__name__} cannot generate: expected a decoder such as bmx.models.gpt:GPT'
+    )
   prompts = request.prompts or documents.read(request.input, 'prompt', 'line')
   folder, params = _weights(x, workdir, request.step)
   coder = _tokenizer(x, folder)
-  writer = Writer(x.task.model, params, x.layout, coder, options)  # type: ignore
-  del params  # the writer has its own
-  report = Report()
+  generator = TextGenerator(model, params, x.layout, coder, options)
+  del params  # the generator has its own
+  stats = GenerationStats()
   if request.prompts:
-    _print(writer, prompts, x.seed, report)
+    _print(generator, prompts, x.seed, stats)
   else:
-    _write(writer, prompts, x.seed, report, workdir)
-  if report.tokens:
+    _write(generator, prompts, x.seed, stats, workdir)
+  if stats.new_tokens:
     log.info(
       '%d prompt tokens in %.2f s, then %d tokens at %s tokens/s (compiled in %.1f s)',
-      report.prompt_tokens, report.prefill_seconds, report.tokens, brief(report.rate),
-      report.compile_seconds,
+      stats.prompt_tokens, stats.prefill_seconds, stats.new_tokens, brief(stats.tokens_per_second),
+      stats.compile_seconds,
     )  # fmt: skip
   return errors.DONE
 
@@ -80,32 +82,38 @@ def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
   for place in (folder, pathlib.Path(x.weights or folder)):
     if (place / 'tokenizer.json').is_file():
       return tokenizer.load(str(place))
-  vocab = getattr(x.task.model, 'vocab_size', 0)  # type: ignore
-  if vocab != 256:
+  vocab_size = facts_of(x.task.model).vocab_size  # type: ignore
+  if vocab_size != 256:
     raise errors.InputError(
-      f'{folder}: expected a tokenizer.json, as a vocabulary of {vocab} is not that of bytes; put '
+      f'{folder}: expected a tokenizer.json, as vocab_size={vocab_size} is not that of bytes; put '
       "the model's tokenizer there"
     )
   return tokenizer.Bytes()
 
 
-def _print(writer: Writer, prompts: Sequence[str], seed: int, report: Report) -> None:
+def _print(
+  generator: TextGenerator, prompts: Sequence[str], seed: int, stats: GenerationStats
+) -> None:
   """Prints one text while it is generated; several texts when all are complete."""
   out = sys.stdout
-  if len(prompts) == 1 and writer.options.stream:
+  if len(prompts) == 1 and generator.options.stream:
     before = prompts[0]
-    for (piece,) in writer.stream(prompts, seed, report):
-      out.write(before + piece)
+    for (part,) in generator.stream(prompts, seed, stats):
+      out.write(before + part)
       out.flush()
       before = ''
     out.write('\n')
     return
-  for prompt, text in zip(prompts, writer.write(prompts, seed, report), strict=True):
+  for prompt, text in zip(prompts, generator.generate(prompts, seed, stats), strict=True):
     out.write(f'{prompt}{text}\n\n')
 
 
 def _write(
-  writer: Writer, prompts: Sequence[str], seed: int, report: Report, workdir: pathlib.Path
+  generator: TextGenerator,
+  prompts: Sequence[str],
+  seed: int,
+  stats: GenerationStats,
+  workdir: pathlib.Path,
 ) -> None:
   """Writes generations.jsonl, PROMPT_BATCH prompts at a time: memory does not grow with them."""
   workdir.mkdir(parents=True, exist_ok=True)
@@ -114,7 +122,7 @@ def _write(
   with part.open('w') as file:
     for first in range(0, len(prompts), PROMPT_BATCH):
       some = prompts[first : first + PROMPT_BATCH]
-      texts = writer.write(some, seed, report, first)
+      texts = generator.generate(some, seed, stats, first)
       for prompt, text in zip(some, texts, strict=True):
         file.write(json.dumps({'prompt': prompt, 'text': text}) + '\n')
   part.replace(path)

@@ -1,140 +1,210 @@
-"""Prompts to texts: a generator behind a tokenizer."""
+"""Text generation: a token generator with a tokenizer before and after it."""
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from bmx.core.errors import InputError
-from bmx.core.types import Variables
+from bmx.core.types import Variables, facts_of
 from bmx.data.text.documents import whole
 from bmx.data.text.tokenizer import Tokenizer, frame
 from bmx.parallel import Layout
 from bmx.serve.beam import BeamSearch
-from bmx.serve.generate import Generator, Report, decoder
+from bmx.serve.decode import Inputs, decoder
+from bmx.serve.generate import GenerationStats, Generator
 from bmx.serve.sample import Sampling
 
 log = logging.getLogger('bmx')
-STREAM, WHOLE = 4, 32  # tokens between two looks at the text, where somebody watches or not
+STREAM_CHUNK, BATCH_CHUNK = 4, 32  # tokens between two looks at the text, with and without a reader
+
+TextInputs = Sequence[str] | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The config's `generate`: see `bmx.config.base`."""
+  """The config word `generate`, see `bmx.config.base`.
 
-  tokens: int = 100
+  Raises:
+    InputError: a value is out of range, or two exclude each other.
+  """
+
+  max_new_tokens: int = 100
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
-  penalty: float = 1.0
-  beams: int = 1
+  repetition_penalty: float = 1.0
+  num_beams: int = 1
+  length_penalty: float = 1.0
   stop: tuple[str, ...] = ()
   stream: bool = True
 
   def __post_init__(self):
-    if self.tokens < 1 or self.beams < 1:
-      raise InputError(f'generate: tokens={self.tokens} and beams={self.beams} are at least 1')
-    if self.beams > 1 and self.penalty != 1:
-      raise InputError(f'generate: penalty={self.penalty} is for drawing, not for beams')
+    for name, value in (('max_new_tokens', self.max_new_tokens), ('num_beams', self.num_beams)):
+      if value < 1:
+        raise InputError(f'generate.{name}={value}: expected {name} >= 1')
+    if self.num_beams > 1 and self.repetition_penalty != 1:
+      raise InputError(
+        f'generate.repetition_penalty={self.repetition_penalty}: expected 1 with beams; set '
+        'generate.num_beams=1'
+      )
     if not all(isinstance(s, str) and s for s in self.stop):
-      raise InputError(f'generate.stop={self.stop!r}: expected texts, such as ("\\n\\n", "END")')
-    Sampling(self.temperature, self.top_k, self.top_p, self.penalty)
+      raise InputError(
+        f'generate.stop={self.stop!r}: expected non-empty texts, such as ("\\n\\n", "END")'
+      )
+    self.sampling  # noqa: B018 (checks the others)
+
+  @property
+  def sampling(self) -> Sampling:
+    """How tokens are drawn."""
+    return Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
 
-class Writer:
-  """Texts from one model."""
+class TextGenerator:
+  """Generates texts with one model.
+
+  Args:
+    model: a decoder, in the form that trains.
+    params: its plain weights.
+    layout: mesh and rules.
+    tokenizer: of the model.
+    options: the config word `generate`.
+
+  Raises:
+    InputError: the model cannot generate, or the tokenizer has more ids than the model.
+  """
 
   def __init__(
     self, model: Any, params: Variables, layout: Layout, tokenizer: Tokenizer, options: Options
   ):
-    if tokenizer.size > getattr(model, 'vocab_size', tokenizer.size):
-      raise InputError(
-        f'the tokenizer has {tokenizer.size} ids, the model a vocabulary of {model.vocab_size}: it '
-        "is not this model's tokenizer"
-      )
     model, params = decoder(model, params, layout)
-    self.model, self.tokenizer, self.options, o = model, tokenizer, options, options
-    how = Sampling(o.temperature, o.top_k, o.top_p, o.penalty)
-    self.generator = Generator(model, params, layout, how, tokenizer.ends)
-    self.search = BeamSearch(model, params, layout, o.beams, tokenizer.ends)
+    vocab_size = facts_of(model).vocab_size
+    if vocab_size and tokenizer.size > vocab_size:
+      raise InputError(
+        f'the tokenizer has {tokenizer.size} ids: expected at most vocab_size={vocab_size} of the '
+        "model; use the model's own tokenizer"
+      )
+    self.model, self.tokenizer, self.options = model, tokenizer, options
+    self.begin = list(frame(tokenizer.special).prefix)
+    ends, begin = tokenizer.ends, self.begin
+    self.generator = Generator(model, params, layout, options.sampling, ends, begin)
+    self.search = BeamSearch(
+      model, params, layout, options.num_beams, ends, options.length_penalty, begin
+    )
 
   def stream(
-    self, prompts: Sequence[str], seed: int = 0, report: Report | None = None, row: int = 0
+    self,
+    inputs: TextInputs,
+    seed: int = 0,
+    stats: GenerationStats | None = None,
+    row: int = 0,
   ) -> Iterator[list[str]]:
-    """What each prompt's text goes on with, piece by piece; the pieces of a row together are its
-    text, which ends before the first of `stop`. row: number of the first prompt."""
-    o = self.options
-    ids = self._encode(prompts)
-    pieces = [Pieces(self.tokenizer, o.stop, before) for before in ids]
-    if o.beams > 1:
-      made, _ = self.search(ids, o.tokens)
-      yield [p.add(new) for p, new in zip(pieces, made, strict=True)]
-      yield [p.rest() for p in pieces]
+    """Yields the next part of every row's text; a text ends before the first of `options.stop`.
+
+    Args:
+      inputs: prompts that the texts continue; or a mapping of arrays [B, ...] that the model's
+        `prefill` reads, with prompts under 'tokens' or without (then each text starts with the
+        begin-of-sequence token).
+      seed: of the draws.
+      stats: is added to.
+      row: number of the first row.
+
+    Raises:
+      InputError: a prompt is empty, too long, or not valid Unicode.
+    """
+    options = self.options
+    encoded = self._encode(inputs)
+    if isinstance(encoded, Mapping):
+      before = [self.begin] * _rows(encoded) if 'tokens' not in encoded else encoded['tokens']
+    else:
+      before = encoded
+    texts = [Detokenizer(self.tokenizer, options.stop, ids) for ids in before]
+    if options.num_beams > 1:
+      new, _ = self.search(encoded, options.max_new_tokens)
+      yield [t.add(ids) for t, ids in zip(texts, new, strict=True)]
+      yield [t.flush() for t in texts]
       return
-    chunk = STREAM if o.stream and len(prompts) == 1 else WHOLE
-    for made, stop in self.generator.stream(ids, o.tokens, seed, report, chunk, row):
-      told = [[i for i in new if i >= 0 and i not in self.tokenizer.ends] for new in made]
-      some = [p.add(new) for p, new in zip(pieces, told, strict=True)]
-      stop([n for n, p in enumerate(pieces) if p.stopped])
-      yield some
-    yield [p.rest() for p in pieces]
+    chunk = STREAM_CHUNK if options.stream and len(texts) == 1 else BATCH_CHUNK
+    for new, stop in self.generator.stream(
+      encoded, options.max_new_tokens, seed, stats, chunk, row
+    ):
+      kept = [[i for i in ids if i >= 0 and i not in self.tokenizer.ends] for ids in new]
+      parts = [t.add(ids) for t, ids in zip(texts, kept, strict=True)]
+      stop([n for n, t in enumerate(texts) if t.stopped])
+      yield parts
+    yield [t.flush() for t in texts]
 
-  def write(
-    self, prompts: Sequence[str], seed: int = 0, report: Report | None = None, row: int = 0
+  def generate(
+    self,
+    inputs: TextInputs,
+    seed: int = 0,
+    stats: GenerationStats | None = None,
+    row: int = 0,
   ) -> list[str]:
-    """What each prompt's text goes on with."""
-    pieces = list(self.stream(prompts, seed, report, row))
-    return [''.join(parts) for parts in zip(*pieces, strict=True)]
+    """Returns the new text of each row; the arguments are those of `stream`."""
+    parts = list(self.stream(inputs, seed, stats, row))
+    return [''.join(row) for row in zip(*parts, strict=True)]
 
-  def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-    """With what stands before a document in training. Raises InputError for a prompt without text,
-    or with half a character."""
-    prefix = list(frame(self.tokenizer.special).prefix)
+  def _encode(self, inputs: TextInputs) -> Inputs:
+    """Encodes prompts, with the tokens that precede a document in training."""
+    if isinstance(inputs, Mapping):
+      prompts = inputs.get('tokens')
+      return dict(inputs) if prompts is None else {**inputs, 'tokens': self._ids(prompts)}
+    return self._ids(inputs)
+
+  def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
     texts = [whole(prompt, f'prompt {n}') for n, prompt in enumerate(prompts, 1)]
-    ids = [prefix + i.tolist() for i in self.tokenizer.encode(texts)]
-    if not all(ids):
-      raise InputError('the prompt is empty: generation begins with a token; give --prompt=TEXT')
-    limit = self.model.max_seq_len
-    short = sum(limit - self.options.tokens < len(i) < limit for i in ids)
+    ids = [self.begin + i.tolist() for i in self.tokenizer.encode(texts)]
+    limit = facts_of(self.model).max_seq_len
+    short = sum(limit - self.options.max_new_tokens < len(i) < limit for i in ids)
     if short:
       log.info('%d of %d texts may end early: the model has %d positions', short, len(ids), limit)
     return ids
 
 
-class Pieces:
-  """Ids of one row to its text, as they come: whole characters only, up to a text that stops it.
+def _rows(inputs: Mapping[str, Any]) -> int:
+  """Returns the number of rows of inputs without prompts."""
+  return max((int(x.shape[0]) for x in jax.tree.leaves(dict(inputs))), default=0)
+
+
+class Detokenizer:
+  """Decodes one row's ids as they arrive: whole characters only, up to the first stop text.
 
   Args:
-    before: ids of the prompt: what a token looks like depends on the one before it.
+    tokenizer: of the ids.
+    stop: texts that end the row.
+    before: ids of the prompt; how a token is spelled depends on the one before it.
   """
 
   def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], before: Sequence[int] = ()):
     self.tokenizer, self.stop, self.ids = tokenizer, tuple(stop), list(before)
     self.start = len(tokenizer.decode(self.ids))
-    self.told, self.stopped = 0, False
+    self.emitted, self.stopped = 0, False
 
   def add(self, ids: Sequence[int]) -> str:
-    """-> the text that is certain by now and was not told before."""
+    """Returns the text that later ids cannot change and that was not returned before."""
     if self.stopped:
       return ''
     self.ids += [int(i) for i in ids]
     text = self._text()
-    places = [place for place in (text.find(s) for s in self.stop) if place >= 0]
-    if places:
+    stops = [at for at in (text.find(s) for s in self.stop) if at >= 0]
+    if stops:
       self.stopped = True
-      return self._tell(text[: min(places)])
-    # The end may become another character, or be the beginning of a stop.
+      return self._emit(text[: min(stops)])
+    # The last bytes may become another character; the last characters may begin a stop text.
     sure = text.rstrip('\ufffd')
     begun = [n for s in self.stop for n in range(1, len(s)) if sure.endswith(s[:n])]
-    return self._tell(sure[: len(sure) - max(begun, default=0)])
+    return self._emit(sure[: len(sure) - max(begun, default=0)])
 
-  def rest(self) -> str:
-    """What was held back and is the end after all."""
-    return '' if self.stopped else self._tell(self._text())
+  def flush(self) -> str:
+    """Returns the rest of the text, which `add` held back."""
+    return '' if self.stopped else self._emit(self._text())
 
   def _text(self) -> str:
     return self.tokenizer.decode(self.ids)[self.start :]
 
-  def _tell(self, text: str) -> str:
-    new, self.told = text[self.told :], max(self.told, len(text))
+  def _emit(self, text: str) -> str:
+    new, self.emitted = text[self.emitted :], max(self.emitted, len(text))
     return new

@@ -28,7 +28,8 @@ from bmx.adapt.restore import start
 from bmx.data.text.windows import shapes
 from bmx.optim.optimizers import sgd
 from bmx.parallel import Layout, make_mesh
-from bmx.serve.generate import Generator, decoder
+from bmx.serve.decode import decoder
+from bmx.serve.generate import Generator
 from bmx.serve.sample import Sampling
 from bmx.tasks.language import CausalLM
 from bmx.train.state import plan_state

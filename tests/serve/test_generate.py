@@ -10,11 +10,13 @@ import pytest
 from bmx.core.errors import InputError
 from bmx.models.bert import BERT
 from bmx.models.gpt import GPT
+from bmx.models.transformer import unstacked
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.parallel.sharding import param_pspecs, shardings
-from bmx.serve import generate as module
+from bmx.serve import decode as module
 from bmx.serve.beam import BeamSearch
-from bmx.serve.generate import Generator, Report, decoder, unstacked
+from bmx.serve.decode import decoder
+from bmx.serve.generate import GenerationStats, Generator
 from bmx.serve.sample import Sampling
 
 V, LENGTH = 23, 48
@@ -95,7 +97,7 @@ def test_chunks_change_nothing(how):
 
 def test_a_long_prompt_is_read_in_pieces(monkeypatch):
   whole = generate(gpt(), PROMPTS, 6)
-  monkeypatch.setattr(module, 'PIECE', 8)
+  monkeypatch.setattr(module, 'PREFILL_CHUNK', 8)
   np.testing.assert_array_equal(generate(gpt(), PROMPTS, 6), whole)
 
 
@@ -140,7 +142,7 @@ def test_beams_on_devices_agree(mesh):
 
 @pytest.mark.parametrize('mesh', [{'seq': 2, 'data': 4}, {'pipe': 2, 'data': 4}])
 def test_a_mesh_that_generation_cannot_use(mesh):
-  with pytest.raises(InputError, match=f'mesh.{next(iter(mesh))}=1'):
+  with pytest.raises(InputError, match=f'mesh.{next(iter(mesh))}=2: expected 1'):
     decoder(gpt(scan=True), weights(gpt(scan=True)), Layout(make_mesh(mesh)))
 
 
@@ -170,14 +172,14 @@ def test_a_row_that_is_stopped_makes_no_more():
   assert (made[0, :2] >= 0).all() and (made[0, 2:] == -1).all() and (made[1:] >= 0).all()
 
 
-def test_programs_are_compiled_once_and_time_is_told():
+def test_programs_are_compiled_once_and_time_is_measured():
   generator = Generator(*decoder(gpt(), weights(gpt()), ONE), ONE, GREEDY)
-  reports = [Report(), Report()]
-  for report in reports:
-    list(generator.stream(PROMPTS, 8, report=report, chunk=4))
-  assert reports[0].compile_seconds > 0 == reports[1].compile_seconds
-  assert reports[1].tokens == 32 and reports[1].prompt_tokens == sum(map(len, PROMPTS))
-  assert reports[1].rate == pytest.approx(32 / reports[1].decode_seconds)
+  both = [GenerationStats(), GenerationStats()]
+  for stats in both:
+    list(generator.stream(PROMPTS, 8, stats=stats, chunk=4))
+  assert both[0].compile_seconds > 0 == both[1].compile_seconds
+  assert both[1].new_tokens == 32 and both[1].prompt_tokens == sum(map(len, PROMPTS))
+  assert both[1].tokens_per_second == pytest.approx(32 / both[1].decode_seconds)
 
 
 def test_stacked_weights_are_the_same_weights():
@@ -189,10 +191,10 @@ def test_stacked_weights_are_the_same_weights():
 
 
 BAD = {
-  'no prompt': ([], 4, 'no prompt'),
-  'empty': ([[1], []], 4, 'prompt 2 is empty'),
-  'long': ([[1] * 48], 9, 'prompt 1 has 48 tokens, which leaves no room in the 48 positions'),
-  'unknown': ([[1, V]], 4, f'token id {V}, the model a vocabulary of {V}'),
+  'no prompt': ([], 4, 'expected at least one'),
+  'empty': ([[1], []], 4, 'prompt 2: expected at least one token'),
+  'long': ([[1] * 48], 9, 'prompt 1 has 48 tokens: expected fewer than the max_seq_len=48'),
+  'unknown': ([[1, V]], 4, f'token id {V}: expected 0 <= id < vocab_size={V}'),
 }
 
 
@@ -203,8 +205,8 @@ def test_prompts_that_cannot_be(name):
     generate(gpt(), prompts, tokens)
 
 
-def test_an_encoder_says_no_next_token():
-  with pytest.raises(InputError, match='BERT does not say next tokens'):
+def test_an_encoder_cannot_generate():
+  with pytest.raises(InputError, match='BERT cannot generate: expected a decoder'):
     decoder(BERT(vocab_size=V, max_seq_len=8), {}, ONE)
 
 
@@ -223,7 +225,7 @@ def test_one_beam_is_greedy():
 def test_as_many_beams_as_there_are_texts_find_the_best():
   """V beams and two tokens: all V² texts are looked at."""
   model = gpt(positions='rotary')
-  made, score = search(model, V, PROMPTS[:1], 2, power=0.0)
+  made, score = search(model, V, PROMPTS[:1], 2, length_penalty=0.0)
   texts = [[a, b] for a in range(V) for b in range(V)]
   run = jit(lambda p, x: jax.nn.log_softmax(model.apply({'params': p}, x)), ONE)
   ids = np.array([PROMPTS[0] + t for t in texts], np.int32)
@@ -268,5 +270,5 @@ def test_beams_of_unequal_prompts_are_those_of_each_alone():
 
 @pytest.mark.parametrize('beams', [0, V + 1])
 def test_beams_that_cannot_be(beams):
-  with pytest.raises(InputError, match=f'beams={beams}'):
+  with pytest.raises(InputError, match=f'num_beams={beams}'):
     search(gpt(), beams, PROMPTS, 4)

@@ -59,7 +59,7 @@ def test_each_step_is_hugging_faces():
     process.TopPLogitsWarper(0.8),
   ):
     theirs = step(torch.tensor(before), theirs)
-  how = Sampling(temperature=0.6, top_k=6, top_p=0.8, penalty=1.7)
+  how = Sampling(temperature=0.6, top_k=6, top_p=0.8, repetition_penalty=1.7)
   ours = np.asarray(adjust(jnp.asarray(logits), jnp.asarray(seen), how))
   finite = np.isfinite(theirs.numpy())
   np.testing.assert_array_equal(ours > MASK_VALUE / 2, finite)
@@ -85,13 +85,20 @@ def test_without_temperature_the_likeliest_is_taken():
 def test_what_was_said_is_punished():
   logits = np.array([[2.0, 1.9, -1.0]], np.float32)
   seen = np.array([[True, False, True]])
-  how = Sampling(temperature=0.0, penalty=2.0)
+  how = Sampling(temperature=0.0, repetition_penalty=2.0)
   adjusted = adjust(jnp.asarray(logits), jnp.asarray(seen), how)
   np.testing.assert_allclose(adjusted, [[1.0, 1.9, -2.0]])
 
 
 @pytest.mark.parametrize(
-  'bad', [{'temperature': -1.0}, {'top_k': -1}, {'top_p': 0.0}, {'top_p': 1.1}, {'penalty': 0.0}]
+  'bad',
+  [
+    {'temperature': -1.0},
+    {'top_k': -1},
+    {'top_p': 0.0},
+    {'top_p': 1.1},
+    {'repetition_penalty': 0.0},
+  ],
 )
 def test_what_cannot_be(bad):
   with pytest.raises(InputError, match=next(iter(bad))):

@@ -13,17 +13,17 @@ from bmx.core.errors import InputError
 from bmx.data.text.tokenizer import Bytes, trained
 from bmx.models.gpt import GPT
 from bmx.parallel import Layout, jit, make_mesh, unbox
-from bmx.serve.text import Options, Pieces, Writer
+from bmx.serve.text import Detokenizer, Options, TextGenerator
 
 ONE = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
 CONFIG = 'configs/gpt_char.py:tiny'
 
 
-def writer(length=40, tokenizer=None, **options):
+def generator(length=40, tokenizer=None, **options):
   model = GPT(vocab_size=256, max_seq_len=length, width=32, depth=1, heads=2)
   make = lambda key: unbox(model.init(key, jnp.zeros((1, 4), jnp.int32)))['params']
   params = jit(make, ONE)(jax.random.PRNGKey(0))
-  return Writer(model, params, ONE, tokenizer or Bytes(), Options(**options))
+  return TextGenerator(model, params, ONE, tokenizer or Bytes(), Options(**options))
 
 
 STOPS = [(), ('b',), ('ab', 'ba'), ('é\n', 'x'), ('aé',)]
@@ -31,11 +31,11 @@ STOPS = [(), ('b',), ('ab', 'ba'), ('é\n', 'x'), ('aé',)]
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.text(max_size=30), st.integers(1, 5), st.sampled_from(STOPS))
-def test_pieces_together_are_the_text_before_its_stop(text, size, stop):
+def test_parts_together_are_the_text_before_its_stop(text, size, stop):
   ids = list(text.encode())
-  pieces = Pieces(Bytes(), stop)
+  pieces = Detokenizer(Bytes(), stop)
   told = [pieces.add(ids[i : i + size]) for i in range(0, len(ids), size)]
-  told.append(pieces.rest())
+  told.append(pieces.flush())
   places = [text.find(s) for s in stop if s in text]
   assert ''.join(told) == (text[: min(places)] if places else text)
   if '\ufffd' not in text:
@@ -44,15 +44,15 @@ def test_pieces_together_are_the_text_before_its_stop(text, size, stop):
 
 
 def test_what_is_told_early_is_never_taken_back():
-  pieces = Pieces(Bytes(), ('END',))
+  pieces = Detokenizer(Bytes(), ('END',))
   assert [pieces.add(list(b)) for b in (b'one E', b'N', b'x EN', b'D two')] == [
     'one ', '', 'ENx ', '',
   ]  # fmt: skip
-  assert pieces.rest() == ''
+  assert pieces.flush() == ''
 
 
 def test_a_stop_within_a_character_that_is_not_whole_yet():
-  pieces = Pieces(Bytes(), ('ENé',))
+  pieces = Detokenizer(Bytes(), ('ENé',))
   assert pieces.add(list('x ENé'.encode())[:5]) == 'x '
   assert pieces.add(list('é'.encode())[1:]) == '' and pieces.stopped
 
@@ -62,37 +62,45 @@ def test_words_are_apart_from_the_prompt(tmp_path, monkeypatch):
   (tmp_path / 'a.txt').write_text('once upon a time there was a king\n' * 9)
   coder = trained('wordpiece', 300, (str(tmp_path / 'a.txt'),))
   before, after = coder.encode(['once upon a', 'time there'])
-  assert Pieces(coder, (), before.tolist()).add(after.tolist()) == ' time there'
+  assert Detokenizer(coder, (), before.tolist()).add(after.tolist()) == ' time there'
 
 
 def test_a_stream_is_what_is_written():
-  options = {'tokens': 20, 'temperature': 1.0}
-  streamed = list(writer(stream=True, **options).stream(['ab'], seed=3))
-  assert ''.join(p for (p,) in streamed) == writer(stream=False, **options).write(['ab'], seed=3)[0]
+  options = {'max_new_tokens': 20, 'temperature': 1.0}
+  streamed = list(generator(stream=True, **options).stream(['ab'], seed=3))
+  assert (
+    ''.join(p for (p,) in streamed)
+    == generator(stream=False, **options).generate(['ab'], seed=3)[0]
+  )
   assert len(streamed) > 3
 
 
 def test_a_stop_ends_its_row_only():
-  plain = writer(tokens=12, temperature=0.0, stream=False).write(['ab', 'q'])
+  options = {'max_new_tokens': 12, 'temperature': 0.0, 'stream': False}
+  plain = generator(**options).generate(['ab', 'q'])
   stop = next(c for c in plain[0] if c not in plain[1] and c != '\ufffd')
-  stopped = writer(tokens=12, temperature=0.0, stop=(stop,), stream=False).write(['ab', 'q'])
+  stopped = generator(max_new_tokens=12, temperature=0.0, stop=(stop,), stream=False).generate(
+    ['ab', 'q']
+  )
   assert stopped == [plain[0][: plain[0].index(stop)], plain[1]]
 
 
 def test_as_many_tokens_as_the_positions_hold(caplog):
   caplog.set_level('INFO')
-  text = writer(length=8, tokens=100, temperature=0.0, stream=False).write(['abcde'])[0]
+  text = generator(length=8, max_new_tokens=100, temperature=0.0, stream=False).generate(['abcde'])[
+    0
+  ]
   assert len(Bytes().encode([text])[0]) <= 3 * 3 and '1 of 1 texts may end early' in caplog.text
 
 
 BAD = {
-  'none': ({}, [], 'there is no prompt'),
-  'empty': ({}, [''], 'the prompt is empty'),
+  'none': ({}, [], 'expected at least one'),
+  'empty': ({}, [''], 'prompt 1: expected at least one token'),
   'half': ({}, ['ab\ud800'], 'prompt 1'),
   'long': (
     {'length': 4},
     ['abcd'],
-    'prompt 1 has 4 tokens, which leaves no room',
+    'prompt 1 has 4 tokens: expected fewer than',
   ),
 }
 
@@ -101,23 +109,23 @@ BAD = {
 def test_prompts_that_cannot_be(name):
   options, prompts, said = BAD[name]
   with pytest.raises(InputError, match=said):
-    writer(**options).write(prompts)
+    generator(**options).generate(prompts)
 
 
 def test_another_models_tokenizer(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  with pytest.raises(InputError, match='has 300 ids, the model a vocabulary of 256'):
-    writer(tokenizer=trained('bpe', 300))
+  with pytest.raises(InputError, match='has 300 ids: expected at most vocab_size=256'):
+    generator(tokenizer=trained('bpe', 300))
 
 
 @pytest.mark.parametrize(
   'bad',
   [
-    {'tokens': 0},
-    {'beams': 0},
+    {'max_new_tokens': 0},
+    {'num_beams': 0},
     {'temperature': -1.0},
     {'stop': (1,)},
-    {'penalty': 2.0, 'beams': 2},
+    {'repetition_penalty': 2.0, 'num_beams': 2},
   ],
 )
 def test_options_that_cannot_be(bad):
@@ -150,7 +158,7 @@ def test_the_door(bmx, workdir):
     workdir,
     '--mode=generate',
     '--prompt=def f',
-    '--config.generate.tokens=9',
+    '--config.generate.max_new_tokens=9',
   )
   first, again = bmx(*command), bmx(*command)
   assert first.returncode == 0, first.stderr
@@ -174,7 +182,7 @@ REFUSED = {
   'none': ((), 'give --prompt=TEXT'),
   'long': (
     ('--prompt=' + 'x' * 40,),
-    'prompt 1 has 40 tokens, which leaves no room',
+    'prompt 1 has 40 tokens: expected fewer than',
   ),
   'word': (('--prompt=x', '--config.generate.tmp=1'), r"unknown config key 'generate.tmp'"),
 }

@@ -8,7 +8,8 @@ from bmx.adapt import hub
 from bmx.core.tree import nested
 from bmx.parallel import Layout, make_mesh, unbox
 from bmx.serve.beam import BeamSearch
-from bmx.serve.generate import Generator, decoder
+from bmx.serve.decode import decoder
+from bmx.serve.generate import Generator
 from bmx.serve.sample import Sampling
 
 torch = pytest.importorskip('torch')
@@ -57,7 +58,7 @@ def theirs(folder, prompts, **options):
 def test_greedy(folder, ours, penalty):
   """A penalty without padding: there Hugging Face counts the padding as said."""
   prompts = PROMPTS if penalty == 1 else PROMPTS[:1]
-  how = Sampling(temperature=0.0, penalty=penalty)
+  how = Sampling(temperature=0.0, repetition_penalty=penalty)
   generator = Generator(*ours, ONE, how)
   made = np.concatenate([m for m, _ in generator.stream(prompts, TOKENS)], axis=1)
   expected = theirs(folder, prompts, repetition_penalty=penalty)

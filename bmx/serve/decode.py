@@ -1,0 +1,182 @@
+"""Inputs of a decoder: weights in decoding form, padded prompts, prefill in chunks.
+
+B rows (a multiple of the devices that hold the batch), P slots of a padded prompt, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from bmx.core.errors import InputError
+from bmx.core.types import Decoder, Facts, Variables, facts_of
+from bmx.parallel import Layout, jit
+
+PREFILL_CHUNK = 512  # tokens of a prompt per forward pass: scores are [PREFILL_CHUNK, slots]
+PROMPT_MULTIPLE = 16  # prompts are padded to a multiple of it, so that few programs are compiled
+
+Prompts = Sequence[Sequence[int]]  # token ids of each row, of unequal length
+Inputs = Prompts | Mapping[str, Any]
+
+
+@runtime_checkable
+class DecodingForm(Protocol):
+  """A model whose form for decoding differs from its form for training."""
+
+  def for_decoding(self) -> tuple[Decoder, Callable[[Variables], Variables]]:
+    """Returns the model that decodes, and a function from the training form's weights to its."""
+    ...
+
+
+def decoder(model: Any, params: Variables, layout: Layout) -> tuple[Decoder, Variables]:
+  """Returns the model and its weights in the form that decodes (see `DecodingForm`).
+
+  Args:
+    model: a `Decoder` that declares `facts`.
+    params: its plain weights.
+    layout: mesh and rules.
+
+  Raises:
+    InputError: the model is not a decoder, or the mesh has an axis that generation cannot use.
+  """
+  if not isinstance(model, Decoder):
+    raise InputError(
+      f'{type(model).__name__} cannot generate: expected a decoder such as bmx.models.gpt:GPT'
+    )
+  facts_of(model)
+  for axis in ('pipe', 'seq'):
+    if layout.mesh.shape[axis] > 1:
+      raise InputError(
+        f'mesh.{axis}={layout.mesh.shape[axis]}: expected 1, since generation runs on data, fsdp '
+        f'and model axes; set --config.mesh.{axis}=1'
+      )
+  if jax.process_count() > 1:
+    raise InputError(
+      f'processes={jax.process_count()}: expected 1 for generation; start it on one host'
+    )
+  if not isinstance(model, DecodingForm):
+    return model, params
+  plain, convert = model.for_decoding()
+  return plain, jit(convert, layout)(params)
+
+
+class Padded(NamedTuple):
+  """Inputs of `Decoder.prefill`, padded to whole shards of the batch.
+
+  Attributes:
+    arrays: 'tokens' int32 [B, P], padded on the left; 'first' int32 [B], the slot of each row's
+      first token; every other input, [B, ...].
+    rows: rows that were given, at most B; the others repeat the first.
+    prompt_lengths: int [B], tokens of each row's prompt.
+  """
+
+  arrays: dict[str, Any]
+  rows: int
+  prompt_lengths: np.ndarray
+
+  @property
+  def signature(self) -> Any:
+    """Hashable shapes and dtypes: equal signatures run the same compiled program."""
+    leaves, structure = jax.tree.flatten(self.arrays)
+    return structure, tuple((x.shape, str(x.dtype)) for x in leaves)
+
+
+def pad(inputs: Inputs, model: Any, layout: Layout, begin: Sequence[int] = ()) -> Padded:
+  """Pads inputs: prompts on the left to one length, rows to a multiple that the mesh divides.
+
+  Args:
+    inputs: token prompts; or a mapping of what `Decoder.prefill` reads, each a pytree of arrays
+      with a leading batch dimension. A mapping may hold prompts as 'tokens'.
+    model: a decoder.
+    layout: mesh and rules.
+    begin: the prompt of every row of a mapping without 'tokens'.
+
+  Raises:
+    InputError: there is no row, a prompt is empty, leaves no free position or has an id outside the
+      vocabulary, or the inputs differ in their number of rows.
+  """
+  given = dict(inputs) if isinstance(inputs, Mapping) else {'tokens': inputs}
+  multiple = PROMPT_MULTIPLE if 'tokens' in given else 1
+  prompts = given.pop('tokens', None)
+  counts = {int(x.shape[0]) for x in jax.tree.leaves(given)}
+  if prompts is None:
+    if not counts:
+      raise InputError('inputs={}: expected token prompts or arrays; give at least one row')
+    prompts = [begin] * max(counts)
+  if counts - {len(prompts)}:
+    raise InputError(
+      f'inputs: expected one row per prompt; {len(prompts)} prompts have inputs of '
+      f'{", ".join(map(str, sorted(counts)))} rows'
+    )
+  _check(prompts, facts_of(model))
+  shards = math.prod(layout.mesh.shape[a] for a in layout.compute['batch'])
+  extra = -len(prompts) % shards
+  filled = [*prompts, *[prompts[0]] * extra]
+  length = -(-max(map(len, filled)) // multiple) * multiple
+  ids = np.zeros((len(filled), length), np.int32)
+  for n, prompt in enumerate(filled):
+    ids[n, length - len(prompt) :] = prompt
+  lengths = np.array([len(p) for p in filled])
+  repeat = np.concatenate([np.arange(len(prompts)), np.zeros(extra, int)])
+  rest = jax.tree.map(lambda x: np.asarray(x)[repeat], given)
+  arrays = {**rest, 'tokens': ids, 'first': (length - lengths).astype(np.int32)}
+  return Padded(arrays, len(prompts), lengths)
+
+
+def _check(prompts: Prompts, facts: Facts) -> None:
+  if not len(prompts):
+    raise InputError('prompts=[]: expected at least one; give --prompt=TEXT or --input=FILE')
+  for number, prompt in enumerate(prompts, 1):
+    if not len(prompt):
+      raise InputError(
+        f'prompt {number}: expected at least one token to begin with; give a text, or a tokenizer '
+        'with a begin-of-sequence token'
+      )
+    if facts.max_seq_len and len(prompt) >= facts.max_seq_len:
+      raise InputError(
+        f'prompt {number} has {len(prompt)} tokens: expected fewer than the '
+        f'max_seq_len={facts.max_seq_len} of the model; shorten it'
+      )
+    if min(prompt) < 0 or (facts.vocab_size and max(prompt) >= facts.vocab_size):
+      wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+      raise InputError(
+        f'prompt {number} has token id {wrong}: expected 0 <= id < vocab_size={facts.vocab_size}; '
+        "use the model's tokenizer"
+      )
+
+
+def room(model: Any, prompt_lengths: np.ndarray, max_new_tokens: int) -> np.ndarray:
+  """Returns how many tokens each row may generate: int32 [B]."""
+  limit = facts_of(model).max_seq_len
+  free = limit - prompt_lengths if limit else np.full(len(prompt_lengths), max_new_tokens)
+  return np.minimum(free, max_new_tokens).astype(np.int32)
+
+
+def prefill(
+  model: Any, params: Variables, arrays: Mapping[str, Any], slots: int
+) -> tuple[Any, jax.Array]:
+  """Reads the inputs, the prompt in chunks.
+
+  Args:
+    model: a decoder.
+    params: its weights.
+    arrays: see `Padded`.
+    slots: tokens that the cache must hold, padded prompt included.
+
+  Returns:
+    The cache, and the logits of the next token [B, V].
+  """
+  variables, tokens = {'params': params}, arrays['tokens']
+  head = {**arrays, 'tokens': tokens[:, :PREFILL_CHUNK]}
+  hidden, cache = model.apply(variables, head, slots, method='prefill')
+  for start in range(PREFILL_CHUNK, tokens.shape[1], PREFILL_CHUNK):
+    chunk = tokens[:, start : start + PREFILL_CHUNK]
+    hidden, cache = model.apply(variables, chunk, cache, method='extend')
+  return cache, next_logits(model, params, hidden)
+
+
+def next_logits(model: Any, params: Variables, hidden: jax.Array) -> jax.Array:
+  """Returns logits [B, V] of the token after the last of hidden [B, T, D]."""
+  return model.apply({'params': params}, hidden[:, -1:], method='logits')[:, 0]
