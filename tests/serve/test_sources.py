@@ -124,7 +124,8 @@ def greedy(row, prompt, n):
 
 
 def generate(inputs, n, layout=ONE, begin=(BEGIN,)):
-  generator = Generator(*decoder(Toy(), weights(), layout), layout, GREEDY, begin=begin)
+  params = jax.device_put(weights(), layout.sharding())
+  generator = Generator(*decoder(Toy(), params, layout), layout, GREEDY, begin=begin)
   return np.concatenate([new for new, _ in generator.stream(inputs, n, chunk=3)], axis=1)
 
 
