@@ -178,7 +178,7 @@ class GPT(nn.Module):
     Weights are cast to `dtype` except those that training keeps in float32 (norms, routers). An
     expert accepts every token: none may be dropped because of the rows beside it.
     """
-    experts = {'capacity_factor': 0.0} if self.experts else {}
+    experts: dict[str, Any] = {'capacity_factor': 0.0} if self.experts else {}
     model = self.clone(scan=False, remat='none', attention='xla', **experts)
 
     def cast_weight(name: str, x: jax.Array) -> jax.Array:
