@@ -1,4 +1,4 @@
-"""The values that flow through the house, and the protocols by which rooms meet."""
+"""The values of a training step, and the protocols of models, tasks and gradients."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,11 +6,9 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-import optax
 from flax import struct
 
 from bmx.core.errors import InputError
-from bmx.core.events import Every, Hook, Selection
 from bmx.core.metrics import Metrics
 
 Array = jax.Array
@@ -21,30 +19,6 @@ Metadata = Mapping[str, Any]  # facts of a data set: vocab_size, num_classes, cl
 Coupling = Literal['none', 'statistics', 'loss']
 
 Schedule = Callable[[Any], Any]  # step -> learning rate
-
-
-class Spec(NamedTuple):
-  """One array of one example, without the batch dimension.
-
-  Attributes:
-    shape: of one example.
-    dtype: numpy dtype.
-    names: a logical dimension name (see `core.layout.RULES`) or None for each dimension of `shape`;
-      () is None for all of them. The batch dimension, which always comes first, is 'batch'.
-  """
-
-  shape: tuple[int, ...]
-  dtype: Any
-  names: tuple[str | None, ...] = ()
-
-  @property
-  def batch_names(self) -> tuple[str | None, ...]:
-    """Names of the batched array: 'batch' first."""
-    return ('batch', *(self.names or (None,) * len(self.shape)))
-
-  def batched(self, batch_size: int) -> jax.ShapeDtypeStruct:
-    """The array of a whole batch: [B, *shape]."""
-    return jax.ShapeDtypeStruct((batch_size, *self.shape), self.dtype)
 
 
 @struct.dataclass
@@ -301,160 +275,3 @@ class StatefulGradFn(Protocol):
   def init(self, variables: Variables) -> Variables:
     """Returns the collections that it reads and returns, by name; {} if it has none."""
     ...
-
-
-class Examples(Protocol):
-  """A data set: what a user writes. Other abilities are declared by the protocols below."""
-
-  @property
-  def size(self) -> int:
-    """Number of examples."""
-    ...
-
-  @property
-  def metadata(self) -> Metadata:
-    """Facts: vocab_size, length, num_classes, class_names, num_targets, source, ..."""
-    ...
-
-  @property
-  def spec(self) -> dict[str, Spec]:
-    """The arrays of one example."""
-    ...
-
-  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
-    """Examples `indices` int64 [n]; what is random varies with `positions` int64 [n] only."""
-    ...
-
-
-@runtime_checkable
-class Resident(Protocol):
-  """Examples that may be held on the device."""
-
-  def resident(self) -> HostBatch | None:
-    """Arrays to gather from; None if rows come from the host."""
-    ...
-
-  def gather(self, arrays: Any, indices: Any) -> Batch:
-    """Rows of these arrays, without randomness; the same code for numpy and for jax arrays."""
-    ...
-
-
-@runtime_checkable
-class Composing(Protocol):
-  """Examples that decide which of them stand in a batch (mixtures, windows, Poisson sampling)."""
-
-  def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, Any]:
-    """Positions int64 [n] of whole batches -> (indices int64 [n], weights float32 [n] or None)."""
-    ...
-
-
-@runtime_checkable
-class Wrapping(Protocol):
-  """Examples around examples, which may compose batches."""
-
-  @property
-  def composer(self) -> Composing | None:
-    """The examples inside that compose batches; None if there are none."""
-    ...
-
-
-@runtime_checkable
-class Stateful(Protocol):
-  """Examples with preprocessing that was fitted to them."""
-
-  def state(self) -> dict[str, Any]:
-    """Everything fitted (means, categories, class names, tokenizer), as JSON holds it."""
-    ...
-
-
-@runtime_checkable
-class Digested(Protocol):
-  """Examples that can tell whether they changed."""
-
-  def digest(self) -> str:
-    """SHA-256 of their content, hexadecimal."""
-    ...
-
-
-@runtime_checkable
-class Presenting(Protocol):
-  """Examples whose predictions are read in other units than the rows of a batch (questions)."""
-
-  def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
-    """Predictions of all rows in order -> one JSON object for each unit."""
-    ...
-
-
-class Data(Protocol):
-  """Batches of examples as functions of the step, see `data.batches.Batches`."""
-
-  @property
-  def examples(self) -> Examples: ...
-
-  @property
-  def size(self) -> int: ...
-
-  @property
-  def batch_size(self) -> int: ...
-
-  @property
-  def metadata(self) -> Metadata: ...
-
-  @property
-  def spec(self) -> dict[str, Spec]: ...
-
-  @property
-  def abstract(self) -> dict[str, jax.ShapeDtypeStruct]: ...
-
-  @property
-  def weighted(self) -> bool: ...
-
-  def indices(self, step: int, n: int = 1) -> np.ndarray: ...
-
-  def compose(self, step: int, n: int) -> tuple[np.ndarray, np.ndarray | None]: ...
-
-  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch: ...
-
-  def resident(self) -> HostBatch | None: ...
-
-  def gather(self, arrays: Any, indices: Any) -> Batch: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Eval:
-  """A split to evaluate, and the metrics that are not means: host functions of its predictions, and
-  of the data where they take two arguments."""
-
-  data: Data
-  metrics: Mapping[str, Callable[..., float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """Everything a run needs, as values; made by `bmx.experiment.build`."""
-
-  name: str
-  config: dict[str, Any]  # the resolved config, as JSON holds it
-  choices: Mapping[str, Any]  # how it computes, every 'auto' settled: attention, dtype, remat, ...
-  seed: int
-  steps: int
-  task: Task
-  tx: optax.GradientTransformation
-  schedule: Schedule
-  grad_fn: GradFn
-  data: Data
-  evals: Mapping[str, Eval]
-  layout: Any  # bmx.parallel.Layout: mesh, rules, compute
-  every: Every
-  stop: Selection
-  keep: Selection
-  ema: float
-  guard: Mapping[str, Any]
-  steps_per_call: int  # steps in one jitted call; 0 chooses
-  watchdog: float  # seconds without a finished step before the run is ended; 0 is never
-  generate: Mapping[str, Any]  # how texts are made: the arguments of serve.text.Options
-  weights: str  # the folder that a new state's weights are from; '' is none
-  init: Callable[..., Any]  # (a train.state.Plan, or this one's own) -> TrainState, placed
-  rebuild: Callable[[Mapping[str, Any]], 'Experiment']  # the same with some config leaves changed
-  hooks: Mapping[str, Hook] = dataclasses.field(default_factory=dict)  # of the user, in order
-  profile: Mapping[str, int] = dataclasses.field(default_factory=dict)  # start, steps of a trace

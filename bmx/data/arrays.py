@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bmx.core import streams
+from bmx.core.data import Spec
 from bmx.core.errors import InputError
-from bmx.core.types import Batch, HostBatch, Metadata, Spec
+from bmx.core.types import Batch, HostBatch, Metadata
 from bmx.data.digests import digest_arrays
 from bmx.data.images import Normalise, augment
 
@@ -36,7 +37,7 @@ class ArrayData:
     augment: (rows, draws float64 [n, 4]) -> rows, on the host.
     preprocess: what is done to every batch; works on numpy and on jax arrays.
     names: array -> logical names of the dimensions of one example, see `Spec`.
-    fitted: what `state` returns, see `core.types.Stateful`.
+    fitted: what `state` returns, see `core.data.Stateful`.
 
   Raises:
     InputError: no examples, arrays of different lengths, NaN or infinity, labels that are not one

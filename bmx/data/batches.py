@@ -12,17 +12,9 @@ import jax
 import numpy as np
 
 from bmx.core import streams
+from bmx.core.data import Composing, Examples, Resident, Spec, Wrapping
 from bmx.core.errors import InputError
-from bmx.core.types import (
-  Batch,
-  Composing,
-  Examples,
-  HostBatch,
-  Metadata,
-  Resident,
-  Spec,
-  Wrapping,
-)
+from bmx.core.types import Batch, HostBatch, Metadata
 
 
 @functools.lru_cache(maxsize=64)  # a batch sees at most two epochs of each of a few sources

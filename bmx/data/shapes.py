@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from bmx.core.data import Spec
 from bmx.core.errors import InputError
-from bmx.core.types import HostBatch, Metadata, Spec
+from bmx.core.types import HostBatch, Metadata
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,9 @@ from typing import Any
 import numpy as np
 
 from bmx.core import streams
+from bmx.core.data import Composing, Examples, Resident, Spec, Stateful
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.types import (
-  Batch,
-  Composing,
-  Examples,
-  HostBatch,
-  Metadata,
-  Resident,
-  Spec,
-  Stateful,
-)
+from bmx.core.types import Batch, HostBatch, Metadata
 from bmx.data.arrays import spec_of
 from bmx.data.batches import composer_of, in_order
 

@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 from bmx import config as recipes
 from bmx.adapt import restore
 from bmx.core import hardware
+from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.events import Every
-from bmx.core.types import Data, Eval, Experiment, Task
+from bmx.core.experiment import Eval, Experiment
+from bmx.core.types import Task
 from bmx.experiment.data import evaluation, fitted_of, train_data
 from bmx.experiment.hooks import hook
 from bmx.experiment.ranges import check_ranges

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bmx import config as recipes
+from bmx.core.data import Examples, Stateful
 from bmx.core.errors import InputError
-from bmx.core.types import Eval, Examples, Experiment, Stateful
+from bmx.core.experiment import Eval, Experiment
 from bmx.data.batches import Batches
 from bmx.data.shapes import Shapes
 from bmx.data.transforms import Reorder

@@ -7,7 +7,7 @@ import jax
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.events import Selection
-from bmx.core.types import Eval
+from bmx.core.experiment import Eval
 from bmx.parallel import Layout, use
 from bmx.train.evaluate import eval_noise
 from bmx.train.state import StateSpec, variables_of

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from bmx.core import errors
-from bmx.core.types import Experiment
+from bmx.core.experiment import Experiment
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.writer import brief, write_json

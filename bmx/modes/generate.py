@@ -9,7 +9,8 @@ from typing import Any
 
 from bmx.adapt import restore
 from bmx.core import errors, tree
-from bmx.core.types import Decoder, Experiment, facts_of
+from bmx.core.experiment import Experiment
+from bmx.core.types import Decoder, facts_of
 from bmx.data.text import documents, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request

@@ -9,7 +9,9 @@ from typing import Any
 
 from bmx import experiment as experiments
 from bmx.core import errors
-from bmx.core.types import Data, Experiment, HostBatch, Presenting
+from bmx.core.data import Data, Presenting
+from bmx.core.experiment import Experiment
+from bmx.core.types import HostBatch
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.train.evaluate import join, predictions

@@ -7,7 +7,7 @@ import jax
 
 from bmx import experiment as experiments
 from bmx.core.errors import InputError
-from bmx.core.types import Experiment
+from bmx.core.experiment import Experiment
 from bmx.modes import Request
 from bmx.runtime import cache, writer
 from bmx.train import datafile

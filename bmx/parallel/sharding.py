@@ -19,9 +19,9 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bmx.core import tree
+from bmx.core.data import Spec
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.layout import RULES
-from bmx.core.types import Spec
 
 Names = Sequence[str | None]
 ACTIVATIONS = ('batch', 'length', 'norm_length', 'act_embed', 'expert_batch')

@@ -9,7 +9,7 @@ import jax
 
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.core.types import Experiment
+from bmx.core.experiment import Experiment
 from bmx.parallel import describe, jit
 from bmx.plan import hlo, traffic
 from bmx.runtime import cache

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bmx.core import tree
-from bmx.core.types import Experiment
+from bmx.core.experiment import Experiment
 from bmx.parallel import describe, describe_place
 from bmx.runtime.writer import table
 from bmx.train.state import state_spec

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from bmx.core.types import Experiment
+from bmx.core.experiment import Experiment
 from bmx.train.gradients import Described
 
 

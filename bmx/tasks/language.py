@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
-from bmx.core.types import Array, Batch, Data, HostBatch, Metadata, facts_of
+from bmx.core.types import Array, Batch, HostBatch, Metadata, facts_of
 from bmx.ops.losses import chunked_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bmx.core.data import Data, Presenting
 from bmx.core.errors import InputError
-from bmx.core.types import Data, HostBatch, Presenting
+from bmx.core.types import HostBatch
 
 PUNCTUATION = str.maketrans('', '', string.punctuation)
 

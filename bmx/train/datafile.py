@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bmx.core.data import Data, Digested, Spec, Stateful
 from bmx.core.errors import InputError
-from bmx.core.types import Data, Digested, Spec, Stateful
 from bmx.runtime.writer import write_json
 
 NAME = 'data.json'

@@ -11,9 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import streams, tree
+from bmx.core.data import Data
 from bmx.core.errors import InputError
+from bmx.core.experiment import Eval
 from bmx.core.metrics import Window, add
-from bmx.core.types import Data, Eval, HostBatch, Noise, Task
+from bmx.core.types import HostBatch, Noise, Task
 from bmx.parallel import Layout, jit
 from bmx.train.feed import Feed
 from bmx.train.state import TrainState, eval_variables

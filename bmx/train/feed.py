@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bmx.core.types import Batch, Data, HostBatch
+from bmx.core.data import Data
+from bmx.core.types import Batch, HostBatch
 from bmx.parallel import Layout
 
 # Make rows ahead of the loop; one core is left to it, and to XLA where the device is the CPU.

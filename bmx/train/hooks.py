@@ -30,7 +30,7 @@ import jax
 
 from bmx.core.errors import GuardStop, Stop
 from bmx.core.events import Hook
-from bmx.core.types import Experiment
+from bmx.core.experiment import Experiment
 from bmx.parallel import jit
 from bmx.runtime import report
 from bmx.train import policy

@@ -13,7 +13,7 @@ import numpy as np
 
 from bmx.core.errors import Preempted
 from bmx.core.events import Hook
-from bmx.core.types import Experiment
+from bmx.core.experiment import Experiment
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar
 from bmx.train import hooks, summary

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core.errors import InputError
 from bmx.core.events import Hook
+from bmx.core.experiment import Eval, Experiment
 from bmx.core.metrics import Window
-from bmx.core.types import Eval, Experiment
 from bmx.parallel import jit
 from bmx.runtime.throughput import Throughput
 from bmx.runtime.watchdog import Watchdog

@@ -17,7 +17,7 @@ import jax
 
 from bmx.config import complete
 from bmx.core.errors import InputError
-from bmx.core.types import Experiment
+from bmx.core.experiment import Experiment
 from bmx.runtime.writer import write_json
 from bmx.train import datafile
 

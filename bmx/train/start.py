@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import costs, hardware, tree
-from bmx.core.types import Experiment, facts_of
+from bmx.core.experiment import Experiment
+from bmx.core.types import facts_of
 from bmx.ops.attention import reference_attention
 from bmx.parallel import describe, describe_place, jit
 from bmx.runtime.writer import table

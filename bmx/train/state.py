@@ -12,16 +12,8 @@ from jax.sharding import PartitionSpec
 
 from bmx.core import streams, tree
 from bmx.core.errors import InputError
-from bmx.core.types import (
-  Array,
-  Experiment,
-  GradFn,
-  Noise,
-  StatefulGradFn,
-  Task,
-  Variables,
-  facts_of,
-)
+from bmx.core.experiment import Experiment
+from bmx.core.types import Array, GradFn, Noise, StatefulGradFn, Task, Variables, facts_of
 from bmx.ops.attention import reference_attention
 from bmx.parallel import Layout, jit, use
 from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings, unbox

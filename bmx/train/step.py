@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from bmx.core import streams, tree
+from bmx.core.experiment import Experiment
 from bmx.core.metrics import Metrics, add
-from bmx.core.types import Array, Batch, Experiment, GradFn, Noise, Variables
+from bmx.core.types import Array, Batch, GradFn, Noise, Variables
 from bmx.train.gradients import divide
 from bmx.train.guard import guarded
 from bmx.train.state import TrainState, split_constant, variables_of, with_constant

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bmx.models.stack import unstacked
 
 from bmx.core.errors import InputError
 from bmx.models.bert import BERT
 from bmx.models.gpt import GPT
+from bmx.models.stack import unstacked
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.parallel.sharding import param_pspecs, shardings
 from bmx.serve import decode as module

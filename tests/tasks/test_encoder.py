@@ -12,8 +12,9 @@ import pytest
 from scipy.stats import chi2
 
 from bmx.core import streams
+from bmx.core.data import Spec
 from bmx.core.errors import InputError
-from bmx.core.types import Batch, Facts, Noise, Spec
+from bmx.core.types import Batch, Facts, Noise
 from bmx.data.shapes import Shapes
 from bmx.data.text.windows import along
 from bmx.data.transforms import Reorder

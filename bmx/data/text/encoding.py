@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from bmx.core.data import Spec
 from bmx.core.errors import InputError
-from bmx.core.types import HostBatch, Spec
+from bmx.core.types import HostBatch
 from bmx.data.arrays import ArrayData
 from bmx.data.text.tokenizer import Subwords
 from bmx.data.text.windows import along, tokenizer_state

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError
-from bmx.core.types import Batch, Examples, HostBatch, Spec
+from bmx.core.types import Batch, HostBatch
 from bmx.data.arrays import RESIDENT_BYTES
 from bmx.data.digests import digest_arrays
 from bmx.data.shapes import shapes

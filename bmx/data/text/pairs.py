@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from bmx.core import streams
+from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError
-from bmx.core.types import Examples, HostBatch, Spec
+from bmx.core.types import HostBatch
 from bmx.data.digests import digest_arrays
 from bmx.data.shapes import shapes
 from bmx.data.text.corpus import Corpus, encode

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError
-from bmx.core.types import Examples, HostBatch, Spec
+from bmx.core.types import HostBatch
 from bmx.data.arrays import split_indices
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import squad_paragraphs

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.types import Examples, Spec
 from bmx.data.arrays import split_indices
 from bmx.data.classes import class_names
 from bmx.data.records import number

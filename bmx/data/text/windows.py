@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bmx.core import streams
+from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError
-from bmx.core.types import Batch, Examples, HostBatch, Spec
+from bmx.core.types import Batch, HostBatch
 from bmx.data.arrays import RESIDENT_BYTES
 from bmx.data.batches import in_order
 from bmx.data.digests import digest_arrays

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bmx import config as recipes
 from bmx import experiment
+from bmx.core.data import Resident
 from bmx.core.errors import InputError
-from bmx.core.types import Resident
 from bmx.data.batches import Batches
 from bmx.data.text import text_classification as labelled
 from bmx.data.text.squad import squad as questions

@@ -1,0 +1,149 @@
+"""Protocols of data: examples, what they may be able to do, and their batches."""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from bmx.core.types import Batch, HostBatch, Metadata
+
+
+class Spec(NamedTuple):
+  """One array of one example, without the batch dimension.
+
+  Attributes:
+    shape: of one example.
+    dtype: numpy dtype.
+    names: a logical dimension name (see `core.layout.RULES`) or None for each dimension of `shape`;
+      () is None for all of them. The batch dimension, which always comes first, is 'batch'.
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  names: tuple[str | None, ...] = ()
+
+  @property
+  def batch_names(self) -> tuple[str | None, ...]:
+    """Names of the batched array: 'batch' first."""
+    return ('batch', *(self.names or (None,) * len(self.shape)))
+
+  def batched(self, batch_size: int) -> jax.ShapeDtypeStruct:
+    """The array of a whole batch: [B, *shape]."""
+    return jax.ShapeDtypeStruct((batch_size, *self.shape), self.dtype)
+
+
+class Examples(Protocol):
+  """A data set: what a user writes. Other abilities are declared by the protocols below."""
+
+  @property
+  def size(self) -> int:
+    """Number of examples."""
+    ...
+
+  @property
+  def metadata(self) -> Metadata:
+    """Facts: vocab_size, length, num_classes, class_names, num_targets, source, ..."""
+    ...
+
+  @property
+  def spec(self) -> dict[str, Spec]:
+    """The arrays of one example."""
+    ...
+
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
+    """Examples `indices` int64 [n]; what is random varies with `positions` int64 [n] only."""
+    ...
+
+
+@runtime_checkable
+class Resident(Protocol):
+  """Examples that may be held on the device."""
+
+  def resident(self) -> HostBatch | None:
+    """Arrays to gather from; None if rows come from the host."""
+    ...
+
+  def gather(self, arrays: Any, indices: Any) -> Batch:
+    """Rows of these arrays, without randomness; the same code for numpy and for jax arrays."""
+    ...
+
+
+@runtime_checkable
+class Composing(Protocol):
+  """Examples that decide which of them stand in a batch (mixtures, windows, Poisson sampling)."""
+
+  def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, Any]:
+    """Positions int64 [n] of whole batches -> (indices int64 [n], weights float32 [n] or None)."""
+    ...
+
+
+@runtime_checkable
+class Wrapping(Protocol):
+  """Examples around examples, which may compose batches."""
+
+  @property
+  def composer(self) -> Composing | None:
+    """The examples inside that compose batches; None if there are none."""
+    ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+  """Examples with preprocessing that was fitted to them."""
+
+  def state(self) -> dict[str, Any]:
+    """Everything fitted (means, categories, class names, tokenizer), as JSON holds it."""
+    ...
+
+
+@runtime_checkable
+class Digested(Protocol):
+  """Examples that can tell whether they changed."""
+
+  def digest(self) -> str:
+    """SHA-256 of their content, hexadecimal."""
+    ...
+
+
+@runtime_checkable
+class Presenting(Protocol):
+  """Examples whose predictions are read in other units than the rows of a batch (questions)."""
+
+  def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
+    """Predictions of all rows in order -> one JSON object for each unit."""
+    ...
+
+
+class Data(Protocol):
+  """Batches of examples as functions of the step, see `data.batches.Batches`."""
+
+  @property
+  def examples(self) -> Examples: ...
+
+  @property
+  def size(self) -> int: ...
+
+  @property
+  def batch_size(self) -> int: ...
+
+  @property
+  def metadata(self) -> Metadata: ...
+
+  @property
+  def spec(self) -> dict[str, Spec]: ...
+
+  @property
+  def abstract(self) -> dict[str, jax.ShapeDtypeStruct]: ...
+
+  @property
+  def weighted(self) -> bool: ...
+
+  def indices(self, step: int, n: int = 1) -> np.ndarray: ...
+
+  def compose(self, step: int, n: int) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch: ...
+
+  def resident(self) -> HostBatch | None: ...
+
+  def gather(self, arrays: Any, indices: Any) -> Batch: ...
