@@ -8,6 +8,7 @@ import jax
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models.block import Block, BlockConfig
+from bmx.ops.attention import counting
 from bmx.ops.cache import Cache
 from bmx.parallel import pipeline, stages, unbox
 
@@ -127,7 +128,7 @@ class Stack(nn.Module):
   def _block(self) -> Any:
     if self.remat not in REMAT:
       raise InputError(f'remat={self.remat!r}: expected one of {", ".join(REMAT)}')
-    if self.remat == 'none':
+    if self.remat == 'none' or counting():
       return Block
     return nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
 

@@ -117,6 +117,11 @@ def reference_attention() -> Iterator[None]:
     _counting.reset(token)
 
 
+def counting() -> bool:
+  """Whether FLOPs or shapes are taken: then nothing is recomputed and no kernel is chosen."""
+  return _counting.get()
+
+
 def impossible(
   impl: str, platform: str, dtype: str, length: int, keys: int, size: int, shards: int = 1
 ) -> str:

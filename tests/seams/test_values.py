@@ -19,7 +19,7 @@ from bmx.tasks.language import CausalLM
 from bmx.train.gradients import Accumulate, Gradient
 from bmx.train.state import plan_state
 from bmx.train.step import make_dispatch, make_train_step
-from tests.seams.wrappers import GAN, Distill, LoRA
+from tests.seams.wrappers import GAN, ClipEach, Distill, LoRA
 
 NOISE = Noise(jax.random.PRNGKey(3), jnp.int32(0))
 
@@ -134,7 +134,7 @@ def test_adapters_train_on_eight_devices_as_on_one(mesh):
 def test_constant_collections_are_not_copied():
   """Temporaries of the looped, guarded, accumulated program hold no second base."""
   batch, tx = tokens(4), optax.sgd(0.5)
-  wide = GPT(32, 8, width=256, depth=4, heads=4, scan=True, remat='all')
+  wide = GPT(32, 8, width=256, depth=4, heads=4, scan=True, remat='full')
   task = LoRA(CausalLM(wide))
   memory = {}
   for constant in ((), task.constant):
@@ -215,3 +215,31 @@ def test_a_gradient_may_have_state(wrap):
   batch['x'][0] = np.nan
   state, _ = step(state, batch)
   assert float(state.collections['counter']['calls']) == (12 if wrap else 3), 'rejected with it'
+
+
+@pytest.mark.parametrize('mesh', [{'data': 8}, {'fsdp': 4, 'model': 2}])
+def test_clipped_examples_on_eight_devices_equal_one(mesh):
+  """Gradients of single examples, clipped, summed and divided by a constant."""
+  task, batch, tx = CausalLM(gpt()), tokens(8), optax.sgd(1.0)
+  batch['weights'][5:] = 0  # the divisor is not the number of real examples
+  results = []
+  for where in (layout(), layout(8, **mesh)):
+    plan = plan_state(task, tx, spec(batch), where)
+    grad_fn = ClipEach(Gradient(task), batch_size=8, clip=0.5)
+    step = jit(make_train_step(grad_fn, tx), where, out_shardings=(plan.shardings, None))
+    state = plan.create()
+    before = flat(state.params)
+    results.append(before - flat(step(state, batch)[0].params))
+  expected = np.zeros_like(results[0])
+  params = plan_state(task, tx, spec(batch), layout()).create().params
+  for i in range(5):
+    one = jax.tree.map(lambda x, i=i: x[i : i + 1], batch)
+    g = flat(Gradient(task)({'params': params}, one, NOISE).sum)
+    expected += g * min(1, 0.5 / np.linalg.norm(g)) / 8
+  for moved in results:
+    assert np.linalg.norm(moved - expected) < 1e-5 * np.linalg.norm(expected)
+  assert np.linalg.norm(results[1] - results[0]) < 3e-6 * np.linalg.norm(results[0])
+
+
+def flat(params):
+  return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(params))])
