@@ -28,6 +28,7 @@ import torch_models
 
 from bmx.core.hardware import keep_freed_memory
 from bmx.data.arrays import ArrayData
+from bmx.data.batches import Batches
 from bmx.data.text.windows import TokenData
 from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
@@ -48,15 +49,16 @@ LAYOUT = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
 RANDOM = np.random.default_rng(0)
 
 
-def images(batch: int, shape: tuple[int, ...]) -> ArrayData:
+def images(batch: int, shape: tuple[int, ...]) -> Batches:
   n = 16 * batch
   arrays = {'image': RANDOM.normal(size=(n, *shape)).astype(np.float32)}
   arrays['label'] = RANDOM.integers(0, 10, n).astype(np.int32)
-  return ArrayData(arrays, {'classes': 10}, batch)
+  return Batches(ArrayData(arrays, {'num_classes': 10}), batch)
 
 
-def tokens(batch: int, length: int) -> TokenData:
-  return TokenData(RANDOM.integers(0, 256, 200_000).astype(np.uint8), 256, length, batch)
+def tokens(batch: int, length: int) -> Batches:
+  ids = RANDOM.integers(0, 256, 200_000).astype(np.uint8)
+  return Batches(TokenData(ids, 256, length), batch)
 
 
 def gpt(width: int, depth: int, heads: int, length: int) -> GPT:
@@ -104,7 +106,7 @@ def ours(task, data, count: int, steps: int = 0) -> Window:
   """What the loop dispatches: `count` steps on data that lie ready; or `steps` in calls of `count`,
   on data as the feed makes them."""
   tx = adamw(constant(1e-3), b2=0.99, weight_decay=0.1)
-  plan = plan_state(task, tx, data.spec, LAYOUT)
+  plan = plan_state(task, tx, data.abstract, LAYOUT)
   feed = Feed(data, LAYOUT, count)
   dispatch = make_dispatch(make_train_step(Gradient(task), tx), feed.take, 10, count)
   state, constants = plan.create(), feed.constants()
@@ -129,7 +131,7 @@ def ours(task, data, count: int, steps: int = 0) -> Window:
 
 
 def theirs(model, data, count: int, compiled: bool) -> Window:
-  rows = data.rows(data.order(0), np.arange(data.batch_size))
+  rows = data.rows(data.indices(0)[0], np.arange(data.batch_size))
   x, y = (torch.tensor(rows[k]) for k in (('image', 'label') if 'image' in rows else
                                           ('tokens', 'targets')))  # fmt: skip
   x = x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x.long()
@@ -177,9 +179,10 @@ def epoch() -> dict:
   from bmx.data.tfds import tfds
 
   folder = os.environ['BMX_TEST_DATA'] + '/tfds'
-  data = tfds('mnist', 64, data_dir=folder)
+  examples = tfds('mnist', data_dir=folder)
+  data = Batches(examples, 64)
   run_ours = ours(Classification(MLP(10, (256, 128))), data, 50, steps=-(-data.size // 64))
-  loader = torch_models.mnist_loader(data.arrays['image'], data.arrays['label'], 64)
+  loader = torch_models.mnist_loader(examples.arrays['image'], examples.arrays['label'], 64)
   run = torch_models.epoch(torch_models.mlp((784, 256, 128, 10)), loader)
   took: dict[str, list[float]] = {'bmx': [], 'torch': []}
   for _ in range(4):

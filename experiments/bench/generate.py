@@ -25,7 +25,7 @@ import transformers
 
 from bmx.adapt import hub
 from bmx.adapt.restore import start
-from bmx.data.text.windows import shapes
+from bmx.data.text.windows import token_spec
 from bmx.optim.optimizers import sgd
 from bmx.parallel import Layout, make_mesh
 from bmx.serve.decode import decoder
@@ -61,10 +61,11 @@ def ours(folder: str, prompts: np.ndarray):
   layout = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
   model = hub.model(folder)
   task = CausalLM(model)
-  plan = plan_state(task, sgd(lambda step: 0.0), shapes(8, 1, model.vocab_size).spec, layout)
-  state = start(plan, folder)
-  how = Sampling(temperature=0.0)
-  generator = Generator(*decoder(model, state.params, layout), layout, how)
+  batch = {k: v.batched(1) for k, v in token_spec(8).items()}
+  plan = plan_state(task, sgd(lambda step: 0.0), batch, layout)
+  state = start(task, plan, {'path': folder, 'reinit': ''})
+  sampling = Sampling(temperature=0.0)
+  generator = Generator(*decoder(model, state.params, layout), layout, sampling)
 
   def run() -> np.ndarray:
     parts = generator.stream(prompts.tolist(), TOKENS, chunk=TOKENS)

@@ -27,6 +27,7 @@ import torch
 import torch_models
 
 from bmx.data.arrays import ArrayData
+from bmx.data.batches import Batches
 from bmx.data.text.packing import packed
 from bmx.data.tfds import tfds
 from bmx.parallel import Layout, jit, make_mesh
@@ -42,9 +43,9 @@ class FromHost(ArrayData):
     return None
 
 
-def window(data: Any) -> Callable[[], None]:
+def window(examples: Any) -> Callable[[], None]:
   """Reads STEPS batches as the loop does, each to the end of `take`."""
-  feed = Feed(data, LAYOUT, DEPTH)
+  feed = Feed(Batches(examples, BATCH), LAYOUT, DEPTH)
   constants, take = feed.constants(), jit(feed.take, LAYOUT)
   starts = itertools.count(0, STEPS)
 
@@ -70,11 +71,11 @@ def torch_window(loader: Any) -> Callable[[], None]:
 
 def pipelines(folder: str) -> dict[str, dict[str, Callable[[], None]]]:
   place = f'{folder}/tfds'
-  mnist = tfds('mnist', BATCH, data_dir=place, mean=(0.1307,), std=(0.3081,))
-  cifar = tfds('cifar10_jpeg', BATCH, data_dir=place, crop=4, flip=True)
+  mnist = tfds('mnist', data_dir=place, mean=(0.1307,), std=(0.3081,))
+  cifar = tfds('cifar10_jpeg', data_dir=place, crop=4, flip=True)
   assert isinstance(mnist, ArrayData) and isinstance(cifar, ArrayData)
-  host = FromHost(mnist.arrays, mnist.info, BATCH, finish=mnist.finish)
-  text = packed(128, BATCH, (f'{folder}/wikitext2/valid.txt',), split='all')
+  host = FromHost(mnist.arrays, mnist.metadata, preprocess=mnist.preprocess)
+  text = packed(128, (f'{folder}/wikitext2/valid.txt',), split='all')
   digits = torch_models.mnist_loader(mnist.arrays['image'], mnist.arrays['label'], BATCH)
   pictures = torch_models.cifar_loader(cifar.arrays['image'], cifar.arrays['label'], BATCH)
   return {

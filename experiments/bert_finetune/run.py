@@ -28,13 +28,12 @@ PRETRAIN = [
 ]  # fmt: skip
 # Half of the phrases of SST-2 have 10 tokens, 5 % more than 32; its sentences up to 58.
 SST2 = [
-  f'data_dir={DATA}/tfds', 'data.path=tfds:sst2_rebuilt/train', 'data.fit=tfds:sst2_rebuilt/train',
+  f'data_dir={DATA}/tfds', 'data.path=tfds:sst2_rebuilt/train',
   'eval.valid.path=tfds:sst2_rebuilt/validation', 'eval.valid.length=64', 'length=32',
   'batch_size=64', 'schedule.peak=3e-4', 'epochs=1.0',
 ]  # fmt: skip
 NER = [
   f'data.path={DATA}/ner_wnut17/wnut17train.conll',
-  f'data.fit={DATA}/ner_wnut17/wnut17train.conll',
   f'eval.valid.path={DATA}/ner_wnut17/emerging.dev.conll',
   f'eval.test.path={DATA}/ner_wnut17/emerging.test.annotated',
   'epochs=5.0',

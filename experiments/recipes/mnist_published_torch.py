@@ -15,7 +15,7 @@ from bmx.data.tfds import tfds
 
 def split(folder: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
   """All images [N, 784], pixels in 0..1, and labels [N]."""
-  data = tfds('mnist', 1, name, folder, train=False)
+  data = tfds('mnist', name, folder, train=False)
   rows = data.gather(data.arrays, slice(None))
   return torch.tensor(rows['image']).flatten(1), torch.tensor(rows['label']).long()
 
