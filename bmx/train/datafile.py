@@ -118,7 +118,7 @@ def read(workdir: pathlib.Path) -> DataFile | None:
             for k, (shape, dtype, names) in stored['spec'].items()}  # fmt: skip
     size, digest = int(stored['size']), str(stored['digest'])
     metadata, state = dict(stored['metadata']), dict(stored['state'])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise InputError(f'{path} is not the data.json of a run: {error}') from None
   if size < 1:
     raise InputError(f'{path}: size={size}: expected at least 1')
