@@ -40,7 +40,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
   "; did you mean 'width'?"
   """
   known = sorted(known)
-  near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+  near = [k for k in known if k.lower() == word.lower()]
+  near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
   if near:
     return f'; did you mean {near[0]!r}?'
   return f'; known: {", ".join(known)}' if known else ''

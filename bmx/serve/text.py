@@ -94,6 +94,11 @@ class TextGenerator:
       model, params, layout, options.num_beams, ends, options.length_penalty, begin
     )
 
+  def load(self, model: Any, params: Variables, layout: Layout) -> None:
+    """Replaces the weights by others of the same model; compiled programs are kept."""
+    params = decoder(model, params, layout)[1]
+    self.generator.params = self.search.params = params
+
   def stream(
     self,
     inputs: TextInputs,

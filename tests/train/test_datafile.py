@@ -177,7 +177,7 @@ from bmx.config import load
 def get_config(variant=''):
   c, _ = load('gpt_char:tiny', ['mesh.data=1', 'steps=12', 'every.save=4'])
   part = c.data.to_dict()
-  c.data = {'call': 'bmx.data.transforms:mix', 'weights': {'one': 3.0, 'two': 1.0},
+  c.data = {'call': 'bmx.data.mixture:mix', 'weights': {'one': 3.0, 'two': 1.0},
             'sources': {'one': {**part, 'split': 'train'}, 'two': {**part, 'split': 'valid'}}}
   c.eval = {}
   return c

@@ -1,0 +1,79 @@
+"""Training hooks that generate texts."""
+
+import html
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from bmx.core.errors import InputError
+from bmx.core.types import facts_of
+from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer
+from bmx.parallel import jit
+from bmx.runtime.report import Section
+from bmx.serve.text import Options, TextGenerator
+from bmx.train import datafile
+from bmx.train.state import eval_variables
+
+log = logging.getLogger('bmx')
+
+
+class SampleTexts:
+  """Continues prompts with the weights of the moment, in the log and in the report.
+
+  In a config: c.hooks.samples = {'call': 'bmx.serve.hooks:SampleTexts', 'every': 500,
+  'prompts': ('def ',)}.
+
+  Args:
+    prompts: texts to continue.
+    max_new_tokens: per prompt.
+    temperature: of the draws; 0 is greedy.
+    top_k: draws from so many of the most likely tokens; 0 is all.
+    seed: of the draws, the same at each step.
+
+  Raises:
+    InputError: no prompt, or options outside their ranges.
+  """
+
+  def __init__(
+    self,
+    prompts: Sequence[str],
+    max_new_tokens: int = 50,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    seed: int = 0,
+  ):
+    if not prompts:
+      raise InputError('hooks: SampleTexts.prompts=(): expected at least one text')
+    self.prompts, self.seed = tuple(prompts), seed
+    self.options = Options(max_new_tokens, temperature, top_k)
+    self.generator: TextGenerator | None = None  # made at the first call, with its programs
+    self.merge: Any = None
+
+  def __call__(self, event: Any) -> Section:
+    """Generates, logs and returns the texts of a step."""
+    x = event.run.experiment
+    self.merge = self.merge or jit(x.task.merged_params, x.layout)
+    params = self.merge(eval_variables(event.state))
+    if self.generator is None:
+      tokenizer = _tokenizer(x.data, facts_of(x.task.model).vocab_size)
+      self.generator = TextGenerator(x.task.model, params, x.layout, tokenizer, self.options)
+    else:
+      self.generator.load(x.task.model, params, x.layout)
+    texts = self.generator.generate(self.prompts, self.seed)
+    for prompt, text in zip(self.prompts, texts, strict=True):
+      log.info('sample %-6d %r', event.step, prompt + text)
+    rows = ''.join(
+      f'<p><b>{html.escape(p)}</b>{html.escape(t)}</p>'
+      for p, t in zip(self.prompts, texts, strict=True)
+    )
+    return Section(f'Texts of step {event.step:,}', rows)
+
+
+def _tokenizer(data: Any, vocab_size: int) -> Tokenizer:
+  """The tokenizer of the data; bytes without one. Raises InputError if it cannot be known."""
+  text = datafile.tokenizer_of(data)
+  if text:
+    return Subwords(text)
+  if vocab_size != 256:
+    raise InputError(f'vocab_size={vocab_size}: expected data with a tokenizer, or 256, the bytes')
+  return Bytes()

@@ -1,0 +1,40 @@
+"""Texts that are sampled while a model trains."""
+
+import json
+
+import jax
+import pytest
+
+from bmx import config as recipes
+from bmx import experiment
+from bmx.core.errors import InputError
+from bmx.serve.hooks import SampleTexts
+from bmx.train import loop
+
+
+def build(**part):
+  config, name = recipes.load('gpt_char:tiny', ['mesh.data=1', 'steps=8'])
+  if part:
+    config.hooks.samples = {'call': 'bmx.serve.hooks:SampleTexts', 'every': 4, **part}
+  return experiment.build(config, name, jax.devices()[:1])
+
+
+def test_samples_change_nothing_and_appear_in_log_and_report(tmp_path, caplog):
+  import logging
+
+  plain = loop.run(build(), tmp_path / 'plain')
+  logging.getLogger('bmx').propagate = True
+  with caplog.at_level('INFO', logger='bmx'):
+    x = build(prompts=('def ', '<a>'), max_new_tokens=5, temperature=0.0)
+    sampled = loop.run(x, tmp_path / 'run')
+  assert sampled['state_digest'] == plain['state_digest']
+  told = [r.message for r in caplog.records if r.message.startswith('sample')]
+  assert len(told) == 4 and "'def " in told[0]
+  page = (tmp_path / 'run/report.html').read_text()
+  assert 'Texts of step 8' in page and '&lt;a&gt;' in page and '<b><a>' not in page
+  assert json.loads((tmp_path / 'run/summary.json').read_text())['steps'] == 8
+
+
+def test_a_hook_without_prompts_is_refused():
+  with pytest.raises(InputError, match='expected at least one text'):
+    SampleTexts(())
