@@ -7,7 +7,7 @@ from bmx import experiment as experiments
 from bmx.core import errors
 from bmx.modes import Request
 from bmx.plan import topology
-from bmx.plan.compile import compile_step, verdict
+from bmx.plan.compile import compile_step, summarize
 from bmx.runtime import writer
 
 log = logging.getLogger('bmx')
@@ -25,6 +25,6 @@ def run(request: Request) -> int:
   experiment = experiments.build(request.config, request.name, devices, read=False)
   made = compile_step(experiment)
   lines = [f'plan       {experiment.name} on {request.topology}']
-  lines += [f'{k:28} {v}' for k, v in verdict(experiment, made).items()]
+  lines += [f'{k:28} {v}' for k, v in summarize(experiment, made).items()]
   log.info('%s', '\n'.join(lines))
   return errors.DONE

@@ -14,7 +14,8 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Schedule
 
-DECAYED = 'kernel|table'  # weight decay is for what multiplies, not for norms and biases
+# Weight decay is for parameters that multiply, not for norms and biases; the last name decides.
+DECAYED = '(^|/)(kernel|table)$'
 
 
 def sgd(

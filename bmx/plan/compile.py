@@ -11,7 +11,7 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
 from bmx.parallel import describe, jit
-from bmx.plan import hlo, traffic
+from bmx.plan import communication, hlo
 from bmx.runtime import cache
 from bmx.train.state import state_spec
 from bmx.train.step import train_step
@@ -99,9 +99,9 @@ def _squeezed(shape: Any) -> tuple[int, ...]:
   return tuple(n for n in shape if n > 1)
 
 
-def verdict(x: Experiment, made: Compiled) -> dict[str, Any]:
+def summarize(x: Experiment, made: Compiled) -> dict[str, Any]:
   """A compiled step in figures, as JSON holds it; sizes in GiB on one device."""
-  sent, hand = hlo.total(made.collectives), traffic.expected(x, made.params)
+  sent, hand = hlo.total(made.collectives), communication.expected(x, made.params)
   received = sum(sent.values())
   return {
     'devices': x.layout.devices,
@@ -112,7 +112,7 @@ def verdict(x: Experiment, made: Compiled) -> dict[str, Any]:
     'kernels': made.kernels,
     'attention': x.choices.get('attention', ''),
     'received_gib': {k: round(v / GIB, 3) for k, v in sent.items()},
-    'hand_count_gib': round(hand / GIB, 3),
-    'over_hand_count': round(received / hand, 2) if hand else None,
+    'analytic_estimate_gib': round(hand / GIB, 3),
+    'over_analytic_estimate': round(received / hand, 2) if hand else None,
     'whole_parameters_all_reduced': whole_parameters(made.params, made.collectives),
   }

@@ -5,7 +5,7 @@
 Each case is one process with one line of the table; results.json here holds them all. A case must
 compile, fit its device, contain the kernels where splash or cuDNN is chosen, send no whole
 parameter in an all-reduce (but where one axis spans a whole slice: libtpu writes reduce-scatters
-so), and receive at most 1.5 times what `plan.traffic` counts. Cases with cuDNN need its wheels.
+so), and receive at most 1.5 times what `plan.communication` counts. Cases with cuDNN need its wheels.
 """
 
 import concurrent.futures
@@ -60,11 +60,11 @@ def compile_case(recipe: str, topology: str, overrides: list[str]) -> dict:
 
   from bmx import config as recipes
   from bmx import experiment
-  from bmx.plan.compile import compile_step, verdict
+  from bmx.plan.compile import compile_step, summarize
 
   config, name = recipes.load(str(ROOT / f'configs/{recipe}.py'), ['mesh.data=1', *overrides])
   x = experiment.build(config, name, topologies.devices(topology), read=False)
-  return verdict(x, compile_step(x))
+  return summarize(x, compile_step(x))
 
 
 def run(case: str) -> dict:

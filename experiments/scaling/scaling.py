@@ -41,7 +41,7 @@ def one(recipe, topology, overrides):
   topologies.prepare()
   from bmx import config as recipes
   from bmx import experiment
-  from bmx.plan import hlo, traffic
+  from bmx.plan import communication, hlo
   from bmx.plan.compile import compile_step
   from bmx.train.start import published_parameters, step_flops
   from bmx.train.state import state_spec
@@ -59,7 +59,7 @@ def one(recipe, topology, overrides):
     'bytes_accessed': costs.get('bytes accessed', 0.0),
     'received': sum(hlo.total(made.collectives).values()),
     'received_by_kind': hlo.total(made.collectives),
-    'hand_count': traffic.expected(x, made.params),
+    'analytic_estimate': communication.expected(x, made.params),
     'peak': made.peak,
   }
 

@@ -296,3 +296,16 @@ def test_rates_that_are_none(rate):
 def test_layers_that_are_not_there():
   with pytest.raises(InputError, match='layer_decay=0.5: no parameter is in a block'):
     adamw(constant(0.1), layer_decay=0.5).init(values(0))
+
+
+def test_the_last_name_decides_what_decays():
+  params = {
+    'stable': {'bias': jnp.ones(2), 'kernel': jnp.ones(2)},
+    'kernel_mixer': {'bias': jnp.ones(2), 'scale': jnp.ones(2)},
+    'embed': {'table': jnp.ones(2)},
+  }
+  tx = adamw(constant(0.1), weight_decay=0.5)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(zeros, tx.init(params), params)
+  moved = {name for name, u in tree.named(updates).items() if np.abs(u).max() > 0}
+  assert moved == {'stable/kernel', 'embed/table'}

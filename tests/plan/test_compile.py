@@ -6,7 +6,7 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.plan import topology
-from bmx.plan.compile import compile_step, verdict
+from bmx.plan.compile import compile_step, summarize
 from tests.conftest import ROOT
 
 pytest.importorskip('libtpu', reason='the extra `aot` is not installed')
@@ -28,13 +28,13 @@ def build(recipe, where, *overrides):
 ])  # fmt: skip
 def test_it_compiles_and_fits(recipe, where, overrides, kernels):
   x = build(recipe, where, *overrides)
-  found = verdict(x, compile_step(x))
+  found = summarize(x, compile_step(x))
   assert found['peak_gib'] < MEMORY[where.partition(':')[0]]
   assert found['kernels'] == kernels
   assert found['attention'] == ('splash' if kernels else 'xla')
   assert found['whole_parameters_all_reduced'] == []
   if x.layout.devices > 1:
-    assert found['over_hand_count'] < 1.5
+    assert found['over_analytic_estimate'] < 1.5
     assert 'all-to-all' not in found['received_gib']
 
 
