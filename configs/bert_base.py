@@ -71,7 +71,7 @@ def get_config(variant: str = ''):
     c.task.mask, c.task.special = 4, (0, 1, 2, 3, 4)
     c.task.model.encoder.update(width=64, depth=2, heads=4, dropout=0.0)
     c.data.tokenizer = {
-      'call': 'bmx.data.text.tokenizer:trained',
+      'call': 'bmx.data.text.tokenizer_train:trained',
       'kind': 'wordpiece',
       'vocab_size': c.get_ref('vocab'),
       'unit': 'line',

@@ -132,7 +132,11 @@ def _tiny(c):
     'split': 'train',
     'holdout': 0.1,
     'length': c.get_ref('length'),
-    'tokenizer': {'call': 'bmx.data.text.tokenizer:trained', 'vocab_size': 512, 'unit': 'line'},
+    'tokenizer': {
+      'call': 'bmx.data.text.tokenizer_train:trained',
+      'vocab_size': 512,
+      'unit': 'line',
+    },
   }
   c.eval.valid = {'split': 'valid', 'metrics': ('bmx.tasks.metrics:matthews',)}
   c.schedule.update(peak=2e-3, warmup=4)

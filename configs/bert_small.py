@@ -60,7 +60,7 @@ def get_config(variant: str = ''):
     'length': c.get_ref('length'),
     'words': False,
     'tokenizer': {
-      'call': 'bmx.data.text.tokenizer:trained',
+      'call': 'bmx.data.text.tokenizer_train:trained',
       'kind': 'wordpiece',
       'vocab_size': c.get_ref('vocab'),
       'paths': c.get_ref('paths'),

@@ -5,7 +5,7 @@
 Each case is one process with one line of the table; results.json here holds them all. A case must
 compile, fit its device, contain the kernels where splash or cuDNN is chosen, send no whole
 parameter in an all-reduce (but where one axis spans a whole slice: libtpu writes reduce-scatters
-so), and receive at most 1.5 times what `plan.communication` counts. Cases with cuDNN need its wheels.
+so), and receive at most 1.5 times what `plan.communication` counts. cuDNN needs its wheels.
 """
 
 import concurrent.futures

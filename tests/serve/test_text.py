@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
-from bmx.data.text.tokenizer import Bytes, trained
+from bmx.data.text.tokenizer import Bytes
+from bmx.data.text.tokenizer_train import trained
 from bmx.models.gpt import GPT
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.serve.text import Detokenizer, Options, TextGenerator

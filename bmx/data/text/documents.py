@@ -13,7 +13,8 @@ from typing import Any
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.records import Record, numbered_json_lines, read_csv, read_text
-from bmx.data.text.clean import Step, clean, report
+from bmx.data.text.clean import clean, report
+from bmx.data.text.steps import Step
 
 log = logging.getLogger('bmx')
 UNITS = ('file', 'paragraph', 'line')

@@ -15,9 +15,9 @@ from bmx.core.types import Batch, HostBatch
 from bmx.data.arrays import RESIDENT_BYTES
 from bmx.data.digests import digest_arrays
 from bmx.data.shapes import shapes
-from bmx.data.text.clean import Step
 from bmx.data.text.corpus import Corpus, Parts, encode
 from bmx.data.text.documents import describe, documents, part_of, records, said, whole
+from bmx.data.text.steps import Step
 from bmx.data.text.tokenizer import Bytes, Tokenizer, frame, special_facts
 from bmx.data.text.windows import token_spec, tokenizer_state
 

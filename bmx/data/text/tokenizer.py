@@ -1,22 +1,15 @@
 """Text to token ids and back: bytes, or sub-words by Hugging Face `tokenizers`."""
 
-import collections
 import dataclasses
 import functools
-import hashlib
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.data.records import read_text
-from bmx.data.text.clean import Step
-from bmx.data.text.documents import documents
-from bmx.runtime import cache
 
 # What a special token is for -> the spellings that published tokenizers use.
 ROLES = {
@@ -64,7 +57,6 @@ def special_facts(special: Mapping[str, int]) -> dict[str, Any]:
 
 
 BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 of what is trained here
-LEARNED = 2  # raised where the same text would give another tokenizer: what was kept is not used
 
 
 @runtime_checkable
@@ -222,142 +214,3 @@ def load(path: str) -> Subwords:
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')
   return Subwords(read_text(file), str(file))
-
-
-def trained(
-  kind: str = 'wordpiece',
-  vocab_size: int = 10_000,
-  paths: Sequence[str] = (),
-  field: str = 'text',
-  unit: str = 'line',
-  data_dir: str = '',
-  lowercase: bool = True,
-  steps: Sequence[Step] = (),
-) -> Subwords:
-  """A tokenizer learned from texts; kept in the cache folder, so that it is learned once.
-
-  The same texts give the same tokenizer, but for 'unigram': its training sums in another order each
-  time.
-
-  Args:
-    kind: 'wordpiece' (BERT's; ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]), 'bpe' (on bytes, as
-      GPT-2's; id 0 is <|endoftext|>) or 'unigram' (SentencePiece's, the special tokens of
-      'wordpiece').
-    vocab_size: ids wanted; a small text gives fewer. Of more letters than fit, the rarest are
-      [UNK].
-    paths, field, unit, data_dir, steps: see `documents.documents`.
-    lowercase: 'wordpiece' and 'unigram' only.
-  """
-  makers = {'wordpiece': _wordpiece, 'bpe': _bpe, 'unigram': _unigram}
-  if kind not in makers:
-    raise InputError(f'tokenizer kind {kind!r} is not one of {", ".join(makers)}')
-  if vocab_size < 300:
-    raise InputError(f'vocab_size={vocab_size}: expected at least 300, which hold all bytes')
-  if kind == 'unigram' and jax.process_count() > 1:
-    raise InputError(
-      "tokenizer kind 'unigram' is not learned the same in each of several processes: learn it in "
-      'one, and name its file with bmx.data.text.tokenizer:load'
-    )
-  version = library().__version__
-  texts = documents(paths, field, unit, data_dir, steps)
-  identity = hashlib.sha256(repr((LEARNED, version, kind, vocab_size, lowercase)).encode())
-  for text in texts:
-    identity.update(hashlib.sha256(text.encode()).digest())
-  file = cache.place('tokenizers') / f'{identity.hexdigest()}.json'
-  if file.is_file():
-    return Subwords(read_text(file), str(file))
-  try:
-    inner = makers[kind](texts, vocab_size, lowercase)
-  except Exception as error:
-    if type(error) is not Exception:  # the library raises plain ones
-      raise
-    raise InputError(f'tokenizer kind={kind}, vocab_size={vocab_size}: {error}') from None
-  made = Subwords(inner.to_str(), kind)
-  file.parent.mkdir(parents=True, exist_ok=True)
-  part = file.with_suffix(f'.{os.getpid()}')
-  part.write_bytes(made.text.encode())
-  part.replace(file)
-  return made
-
-
-def _wordpiece(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
-  """The library numbers the letters within words in the order in which it meets them, another one
-  each time, and breaks ties by number. So their list is learned first, and given to it sorted."""
-  t, special = library(), list[str](BERT_SPECIAL)
-  inner, letters = _letters(texts, _wordpieces(lowercase), special)
-  limits: dict[str, Any] = {}
-  if len(special) + len(letters) > vocab:  # each may stand alone and within a word
-    kept = _frequent(texts, inner.normalizer, (vocab - len(special)) // 2)
-    limits = {'initial_alphabet': kept, 'limit_alphabet': len(kept)}
-    _, letters = _letters(texts, _wordpieces(lowercase), special, **limits)
-  trainer = t.trainers.WordPieceTrainer(
-    vocab_size=vocab, special_tokens=special + letters, show_progress=False, **limits
-  )
-  inner = _wordpieces(lowercase)
-  inner.train_from_iterator(texts, trainer)
-  inner = _wordpieces(lowercase, inner.get_vocab(with_added_tokens=False))
-  inner.add_special_tokens(special)
-  inner.decoder = t.decoders.WordPiece()
-  return _framed(inner)
-
-
-def _wordpieces(lowercase: bool, vocab: dict[str, int] | None = None) -> Any:
-  t = library()
-  inner = t.Tokenizer(t.models.WordPiece(vocab, unk_token='[UNK]'))
-  inner.normalizer = t.normalizers.BertNormalizer(lowercase=lowercase)
-  inner.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
-  return inner
-
-
-def _letters(
-  texts: Sequence[str], inner: Any, special: list[str], **limits: Any
-) -> tuple[Any, list[str]]:
-  """The letters that begin words, then those within them (##a), each sorted."""
-  trainer = library().trainers.WordPieceTrainer(
-    vocab_size=0, special_tokens=special, show_progress=False, **limits
-  )
-  inner.train_from_iterator(texts, trainer)
-  found = set(inner.get_vocab()) - set(special)
-  return inner, sorted(found, key=lambda piece: (len(piece), piece))
-
-
-def _frequent(texts: Sequence[str], normalizer: Any, count: int) -> list[str]:
-  counts = collections.Counter[str]()
-  for text in texts:
-    counts.update(normalizer.normalize_str(text))
-  letters = [c for c in counts if not c.isspace()]
-  return sorted(letters, key=lambda c: (-counts[c], c))[:count]
-
-
-def _bpe(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
-  t = library()
-  inner = t.Tokenizer(t.models.BPE())
-  inner.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  inner.decoder = t.decoders.ByteLevel()
-  alphabet = t.pre_tokenizers.ByteLevel.alphabet()
-  options = {'special_tokens': ['<|endoftext|>'], 'show_progress': False}
-  trainer = t.trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, **options)
-  inner.train_from_iterator(texts, trainer)
-  return inner
-
-
-def _unigram(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
-  t = library()
-  inner = t.Tokenizer(t.models.Unigram())
-  steps = [t.normalizers.NFKC()] + [t.normalizers.Lowercase()] * lowercase
-  inner.normalizer = t.normalizers.Sequence(steps)
-  inner.pre_tokenizer = t.pre_tokenizers.Metaspace()
-  inner.decoder = t.decoders.Metaspace()
-  options = {'special_tokens': list(BERT_SPECIAL), 'unk_token': '[UNK]', 'show_progress': False}
-  inner.train_from_iterator(texts, t.trainers.UnigramTrainer(vocab_size=vocab, **options))
-  return _framed(inner)
-
-
-def _framed(inner: Any) -> Any:
-  """One sequence is [CLS] A [SEP], two are [CLS] A [SEP] B [SEP] with types 0 and 1."""
-  inner.post_processor = library().processors.TemplateProcessing(
-    single='[CLS] $A [SEP]',
-    pair='[CLS] $A [SEP] $B:1 [SEP]:1',
-    special_tokens=[(name, BERT_SPECIAL.index(name)) for name in ('[CLS]', '[SEP]')],
-  )
-  return inner

@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from bmx import config as recipes
 from bmx.core.errors import InputError
-from bmx.data.text.clean import (
-  Count,
-  Deduplicate,
-  Length,
-  Quality,
-  Repetition,
-  Unicode,
-  clean,
-  report,
-)
+from bmx.data.text.clean import Count, Length, Unicode, clean, report
+from bmx.data.text.deduplicate import Deduplicate
+from bmx.data.text.quality import Quality, Repetition
 from tests.conftest import ROOT
 
 PROSE = (
@@ -202,7 +195,7 @@ def test_a_document_of_many_blocks():
 def test_another_process_keeps_the_same():
   """At a similarity where chance decides, so that other hashes would keep others."""
   program = (
-    'from bmx.data.text.clean import Deduplicate\n'
+    'from bmx.data.text.deduplicate import Deduplicate\n'
     "pairs = [' '.join(f'{p}-{i}' for i in range(s, s + 20)) for p in range(60) for s in (0, 7)]\n"
     'left = Deduplicate(0.5, 1, 8)(pairs)\n'
   )
@@ -408,12 +401,12 @@ def test_nothing_left_is_told():
 
 
 def test_a_recipe_names_a_step():
-  step = recipes.build({'call': 'bmx.data.text.clean:Deduplicate', 'near': 0.8}, 'data.clean')
+  step = recipes.build({'call': 'bmx.data.text.deduplicate:Deduplicate', 'near': 0.8}, 'data.clean')
   assert step == Deduplicate(near=0.8)
-  part = {'call': 'bmx.data.text.clean:Quality', 'stop_words': ('le', 'la')}
+  part = {'call': 'bmx.data.text.quality:Quality', 'stop_words': ('le', 'la')}
   assert recipes.build(part, 'data.clean').stop_words == ('le', 'la')
   with pytest.raises(InputError, match="no argument 'nere'; did you mean 'near'"):
-    recipes.build({'call': 'bmx.data.text.clean:Deduplicate', 'nere': 0.8}, 'data.clean')
+    recipes.build({'call': 'bmx.data.text.deduplicate:Deduplicate', 'nere': 0.8}, 'data.clean')
 
 
 NAN = float('nan')

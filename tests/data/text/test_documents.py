@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
 from bmx.data import tfds as source
-from bmx.data.text.clean import Deduplicate, Length, Unicode
+from bmx.data.text.clean import Length, Unicode
+from bmx.data.text.deduplicate import Deduplicate
 from bmx.data.text.documents import documents, library_files, part_of, records, squad_paragraphs
 
 RECORDS = [{'text': 'one', 'body': 'uno, due'}, {'text': '', 'body': 'tre'}]

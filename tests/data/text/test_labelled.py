@@ -19,7 +19,7 @@ from bmx.data.text import text_classification as labelled
 from bmx.data.text.squad import squad as questions
 from bmx.data.text.text_classification import library, text_classification
 from bmx.data.text.token_classification import read_conll, token_classification
-from bmx.data.text.tokenizer import trained
+from bmx.data.text.tokenizer_train import trained
 from bmx.parallel import Layout, make_mesh
 from bmx.tasks.metrics import exact_match
 from tests.data.batched import batched

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
-from bmx.data.text import tokenizer as module
+from bmx.data.text import tokenizer_train as module
 from bmx.data.text.clean import Unicode
-from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer, load, trained
+from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer, load
+from bmx.data.text.tokenizer_train import trained
 from bmx.train.rundir import RunDir
 from tests.data.letters import sentences
 
