@@ -86,7 +86,7 @@ BAD_CONFIGS = {
   'ill-typed': (DIGITS, 'steps=many', '--config.steps=many: expected int'),
   'ill-typed tuple': (DIGITS, 'task.model.widths=wide', 'widths'),
   'data type': (DIGITS, 'dtype=float31', 'float31'),
-  'activation': (DIGITS, 'task.model.activations=rleu', "'rleu' is not one of"),
+  'activation': (DIGITS, 'task.model.activations=rleu', "activation='rleu': expected one of"),
   'data set': (TABLE, 'data.name=irsi', "unknown data set 'irsi'; did you mean 'iris'"),
   'split': (DIGITS, 'data.split=tset', "unknown split 'tset'; known: train, valid, test"),
   'evaluation split': (DIGITS, 'eval.test.split=tset', "unknown split 'tset'"),

@@ -6,6 +6,7 @@ has a permutation of its own, so a batch may cross the edge of two epochs.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,10 +18,14 @@ from bmx.core.errors import InputError
 from bmx.core.types import Batch, HostBatch, Metadata
 
 
-@functools.lru_cache(maxsize=64)  # a batch sees at most two epochs of each of a few sources
-def permutation(seed: int, size: int, epoch: int, stream: int = streams.PERMUTATION) -> np.ndarray:
-  """The order of examples in one epoch: int64 [size]."""
-  return streams.generator(seed, stream, epoch).permutation(size)
+@functools.lru_cache(maxsize=32)  # data sets and sources
+def permutations(seed: int, size: int, stream: int) -> Callable[[int], np.ndarray]:
+  """Epoch -> the order of examples in it, int64 [size]; the last two are kept."""
+
+  def permutation(epoch: int) -> np.ndarray:
+    return streams.generator(seed, stream, epoch).permutation(size)
+
+  return functools.lru_cache(maxsize=2)(permutation)
 
 
 def in_order(
@@ -43,9 +48,8 @@ def in_order(
     return places
   cuts = np.searchsorted(epochs, np.arange(epochs[0] + 1, epochs[-1] + 1))
   parts = np.split(places, cuts)
-  first = int(epochs[0])
-  return np.concatenate([permutation(seed, size, first + i, stream)[p]
-                         for i, p in enumerate(parts)])  # fmt: skip
+  first, permutation = int(epochs[0]), permutations(seed, size, stream)
+  return np.concatenate([permutation(first + i)[p] for i, p in enumerate(parts)])
 
 
 def composer_of(examples: Examples) -> Composing | None:

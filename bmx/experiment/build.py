@@ -53,8 +53,8 @@ def build(
     c['eval'] = {}
   check_ranges(c)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
-  c['task'] = restore.concrete(c['task']) if stored is None else c['task']
   data = train_data(c, layout, read=read, stored=stored)
+  c['task'] = restore.concrete(c['task']) if stored is None else c['task']
   fitted = fitted_of(data.examples)
   made = {key: evaluation(c, key, layout, fitted, stored) for key in c['eval']}
   steps = _steps(c, data)

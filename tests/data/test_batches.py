@@ -11,7 +11,9 @@ from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.data import arrays as loader
 from bmx.data.arrays import ArrayData, split_indices
+from bmx.data.batches import Batches
 from bmx.data.images import Augment, Normalise, augment
+from bmx.data.text.windows import TokenData
 from tests.data.batched import batched
 
 SIZES = {'size': st.integers(1, 30), 'batch': st.integers(1, 40), 'seed': st.integers(0, 9)}
@@ -262,3 +264,25 @@ def test_a_split_that_cannot_be():
 def test_a_share_that_is_none(share):
   with pytest.raises(InputError, match='holdout'):
     split_indices(10, 'train', share, ('train', 'valid'))
+
+
+RECORDED = {  # of the first version, before data sets and batches were two things
+  ('array', 0): ([3, 23, 28, 31, 21, 19, 29, 9], [16, 13, 12, 22, 4, 28, 29, 3]),
+  ('array', 3): ([14, 22, 26, 32, 17, 25, 1, 4], [6, 13, 31, 33, 36, 19, 12, 15]),
+  ('token', 0): ([19, 339, 51, 179, 371, 275, 291, 99], [425, 105, 313, 89, 121, 25, 169, 329]),
+  ('token', 3): (
+    [226, 338, 370, 450, 178, 482, 402, 274],
+    [172, 364, 220, 28, 412, 268, 332, 476],
+  ),
+}
+
+
+@pytest.mark.parametrize('case', RECORDED, ids=str)
+def test_the_order_of_examples_is_the_one_recorded(case):
+  kind, seed = case
+  tokens = TokenData(np.zeros(500, np.uint8), 256, 16, seed)
+  examples = tokens if kind == 'token' else ArrayData({'x': np.zeros((37, 1))}, {}, seed)
+  data = Batches(examples, 8, seed)
+  first, later = RECORDED[case]
+  assert data.indices(0)[0].tolist() == first
+  assert data.indices(4)[0].tolist() == later

@@ -9,8 +9,10 @@ import pytest
 from scipy.special import erf
 
 from bmx.core import tree
+from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
+from bmx.data.text.windows import along
 from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.parallel import Layout, make_mesh
 from bmx.parallel import jit as placed_jit
@@ -273,7 +275,9 @@ def placed(mesh, fn):
   boxed = jax.eval_shape(pretraining().init, NOISE, rows_of_pairs())['params']
   places = shardings(param_pspecs(boxed, layout), layout.mesh)
   params = jax.device_put(start(pretraining().model), places)
-  rows = jax.device_put(rows_of_pairs(), layout.batch(rows_of_pairs()))
+  given = rows_of_pairs()
+  spec = {k: along(T) if v.ndim == 2 else Spec((), v.dtype) for k, v in given.items()}
+  rows = jax.device_put(given, layout.batch(spec | {'weights': Spec((), np.float32)}, 8))
   options = {'compiler_options': {'xla_backend_optimization_level': 0}}
   return jax.device_get(placed_jit(functools.partial(fn, task), layout, **options)(params, rows))
 

@@ -19,7 +19,7 @@ CASES = {
   'layers that are not stacked': (
     GPT, ['mesh.data=4', 'mesh.pipe=2', f'{MODEL}.scan=False'], 'scan=True'),
   'a length': (GPT, ['mesh.data=1', 'mesh.seq=8', 'length=24'], '24 is not divisible into the 16'),
-  'a batch': (GPT, ['mesh.data=8', 'batch_size=12'], 'batch_size=12 is not divisible by the 8'),
+  'a batch': (GPT, ['mesh.data=8', 'batch_size=12'], 'batch_size=12: expected a multiple of 8'),
   'attention that sees a cut sequence': (
     GPT, ['mesh.data=4', 'mesh.seq=2', f'{MODEL}.attention=xla'],
     "set the model's attention='ring'"),

@@ -196,8 +196,19 @@ def test_correlation_that_is_undefined(metric):
       metric(rows)
 
 
-def data_with(**facts) -> Any:
-  return types.SimpleNamespace(**facts)
+class Questions:
+  """Examples whose predictions are answers."""
+
+  def __init__(self, answers):
+    self.answers = answers
+
+  def present(self, predictions):
+    return [{'answer': a, 'known': known} for a, known in self.answers(predictions)]
+
+
+def data_with(answers=None, **facts) -> Any:
+  examples = Questions(answers) if answers else types.SimpleNamespace()
+  return types.SimpleNamespace(examples=examples, **facts)
 
 
 def named(names=NAMES):
@@ -387,7 +398,7 @@ def test_answers_are_read_from_the_rows(metric):
 
 @pytest.mark.parametrize('metric', [exact_match, answer_f1])
 def test_answers_that_are_missing(metric):
-  with pytest.raises(InputError, match=r'SimpleNamespace has no answers\(rows\)'):
+  with pytest.raises(InputError, match='SimpleNamespace has no answers in words'):
     metric({}, named())
   with pytest.raises(InputError, match='needs examples'):
     metric({}, answered())

@@ -44,7 +44,7 @@ def test_a_call_ends_at_a_log_line_and_with_the_run():
 def test_the_rows_of_a_call_fit_in_memory(monkeypatch):
   x = build('digits_mlp', *LONG)
   assert x.data.resident() is None  # it is augmented, so fed from the host
-  batch = sum(np.prod(s.shape) * s.dtype.itemsize for s in x.data.spec.values())
+  batch = sum(np.prod(s.shape) * s.dtype.itemsize for s in x.data.abstract.values())
   monkeypatch.setattr(start, 'GROUP_BYTES', 5.5 * batch)
   assert chosen(x, 1e6) == 5
 
