@@ -5,8 +5,11 @@ gives it clipping and freezing: `dict(call='bmx.optim.optimizers:wrap', clip=1.0
 inner=dict(call='optax:lion'))`.
 """
 
+import functools
+import logging
 import re
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -14,6 +17,7 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Schedule
 
+log = logging.getLogger('bmx')
 # Weight decay is for parameters that multiply, not for norms and biases; the last name decides.
 DECAYED = '(^|/)(kernel|table)$'
 
@@ -130,7 +134,23 @@ def wrap(
 def _decay(rate: float, pattern: str, freeze: str) -> optax.GradientTransformation:
   if not rate:
     return optax.identity()
-  # Where some are frozen, all that decays may be: then no parameter is left to match.
-  return optax.add_decayed_weights(
-    rate, lambda params: tree.mask(params, pattern, required=not freeze)
+  # A pattern of one's own must match something, unless all that it names may be frozen.
+  required = pattern != DECAYED and not freeze
+  core = optax.add_decayed_weights(
+    rate, lambda params: tree.mask(params, pattern, required=required)
   )
+
+  def init(params):
+    if not freeze and not any(jax.tree.leaves(tree.mask(params, pattern, required=required))):
+      _warn_once(
+        f'weight_decay={rate} moves nothing: no parameter is named kernel or table; name what '
+        'decays with decay=REGEX'
+      )
+    return core.init(params)
+
+  return optax.GradientTransformation(init, core.update)
+
+
+@functools.cache  # `init` is traced for its shapes first, and again for its values
+def _warn_once(text: str) -> None:
+  log.warning(text)

@@ -309,3 +309,14 @@ def test_the_last_name_decides_what_decays():
   updates, _ = tx.update(zeros, tx.init(params), params)
   moved = {name for name, u in tree.named(updates).items() if np.abs(u).max() > 0}
   assert moved == {'stable/kernel', 'embed/table'}
+
+
+def test_the_default_may_match_nothing_and_says_so(caplog):
+  params = {'query': {'kernel': {'a': jnp.ones(2), 'b': jnp.ones(2)}}}  # adapters
+  tx = adamw(constant(0.1), weight_decay=0.125)
+  state = tx.init(params)
+  assert 'weight_decay=0.125 moves nothing' in caplog.text
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+  assert not any(np.any(u) for u in jax.tree.leaves(updates))
+  with pytest.raises(InputError, match='matches no parameter'):
+    adamw(constant(0.1), weight_decay=0.125, decay='kernal$').init(params)
