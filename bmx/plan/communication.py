@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from bmx.core.experiment import Experiment
-from bmx.train.gradients import Described
+from bmx.train.gradients import described
 
 
 def expected(x: Experiment, params: Any) -> int:
@@ -26,15 +26,11 @@ def expected(x: Experiment, params: Any) -> int:
   """
   mesh, choices = x.layout.mesh.shape, x.choices
   width = 2 if choices.get('dtype') in ('bfloat16', 'float16') else 4
-  micro = _micro_batches(x)
+  micro = described(x.grad_fn).micro_batches
   total = 0.0
   for leaf in jax.tree.leaves(params):
     total += micro * width * _weight(leaf, mesh)
   return round(total + micro * _activations(x, width))
-
-
-def _micro_batches(x: Experiment) -> int:
-  return x.grad_fn.micro_batches if isinstance(x.grad_fn, Described) else 1
 
 
 def _weight(leaf: Any, mesh: Any) -> float:
@@ -52,7 +48,7 @@ def _weight(leaf: Any, mesh: Any) -> float:
 def _activations(x: Experiment, width: int) -> float:
   task: Any = x.task
   mesh, model = x.layout.mesh.shape, task.model
-  micro = _micro_batches(x)
+  micro = described(x.grad_fn).micro_batches
   rows, length = x.data.abstract['tokens'].shape
   cut = math.prod(mesh[a] for a in x.layout.rules['batch']) * mesh['seq']
   tokens = rows * length / micro / cut

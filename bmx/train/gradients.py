@@ -116,8 +116,51 @@ class Gradient:
     return ids, {name: params[name].at[ids[name]].get(mode='clip') for name in tables}
 
 
+def described(grad_fn: GradFn) -> Described:
+  """Returns a GradFn that declares what a wrapper around it must know.
+
+  Raises InputError if it does not: a missing fact is no default.
+  """
+  if not isinstance(grad_fn, Described):
+    raise InputError(
+      f'{type(grad_fn).__name__} does not declare coupling, averaged and micro_batches: derive it '
+      'from bmx.train.gradients.GradWrapper'
+    )
+  return grad_fn
+
+
 @dataclasses.dataclass(frozen=True)
-class Accumulate:
+class GradWrapper:
+  """A GradFn around a GradFn; what it declares is the inner one's unless a subclass defines it.
+
+  Attributes:
+    inner: the GradFn that a subclass calls.
+  """
+
+  inner: GradFn
+
+  @property
+  def coupling(self) -> Coupling:
+    """How the examples of a batch see each other."""
+    return described(self.inner).coupling
+
+  @property
+  def averaged(self) -> tuple[str, ...]:
+    """Collections that are updated once a step."""
+    return described(self.inner).averaged
+
+  @property
+  def micro_batches(self) -> int:
+    """Number of forward passes of a step."""
+    return described(self.inner).micro_batches
+
+  def init(self, variables: Variables) -> Variables:
+    """Returns the collections of the inner GradFn."""
+    return self.inner.init(variables) if isinstance(self.inner, StatefulGradFn) else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Accumulate(GradWrapper):
   """A GradFn over `steps` micro-batches, one after another; the sum is that of the whole batch.
 
   Micro-batch i has rows i, i + steps, i + 2·steps, ...: a strided split, so that no row of a
@@ -130,10 +173,10 @@ class Accumulate:
     batch_size: of the whole batch.
 
   Raises:
-    InputError: `steps` does not divide `batch_size`; a loss that compares the examples of a batch.
+    InputError: `steps` does not divide `batch_size`; a loss that compares the examples of a batch;
+      an inner GradFn that does not declare whether it does.
   """
 
-  inner: GradFn
   steps: int
   batch_size: int
 
@@ -152,23 +195,9 @@ class Accumulate:
                   self.batch_size // self.steps)  # fmt: skip
 
   @property
-  def coupling(self) -> Coupling:
-    """That of the inner GradFn."""
-    return self.inner.coupling if isinstance(self.inner, Described) else 'none'
-
-  @property
-  def averaged(self) -> tuple[str, ...]:
-    """Collections that are updated once a step."""
-    return self.inner.averaged if isinstance(self.inner, Described) else ()
-
-  @property
   def micro_batches(self) -> int:
     """Number of forward passes of a step."""
-    return self.steps * (self.inner.micro_batches if isinstance(self.inner, Described) else 1)
-
-  def init(self, variables: Variables) -> Variables:
-    """Returns the collections of the inner GradFn."""
-    return self.inner.init(variables) if isinstance(self.inner, StatefulGradFn) else {}
+    return self.steps * super().micro_batches
 
   def __call__(self, variables: Variables, batch: Batch, noise: Noise) -> Grads:
     """Returns the gradient of the whole batch's sum."""

@@ -16,7 +16,7 @@ from bmx.parallel import Layout, jit, make_mesh
 from bmx.parallel.sharding import unbox
 from bmx.tasks.classification import Classification
 from bmx.tasks.language import CausalLM
-from bmx.train.gradients import Accumulate, Gradient
+from bmx.train.gradients import Accumulate, Gradient, GradWrapper
 from bmx.train.state import plan_state
 from bmx.train.step import make_dispatch, make_train_step
 from tests.seams.wrappers import GAN, ClipEach, Distill, LoRA
@@ -182,13 +182,11 @@ def test_a_teacher_is_read_and_never_moves():
 
 
 @dataclasses.dataclass(frozen=True)
-class Counter:
+class Counter(GradWrapper):
   """A GradFn with state of its own: how often it was called."""
 
-  inner: Gradient
-
   def init(self, variables):
-    return {'counter': {'calls': jnp.zeros(())}}
+    return {**super().init(variables), 'counter': {'calls': jnp.zeros(())}}
 
   def __call__(self, variables, batch, noise):
     own = {k: v for k, v in variables.items() if k != 'counter'}

@@ -13,6 +13,7 @@ from bmx.core.types import Facts, Grads, Out
 from bmx.parallel import named
 from bmx.parallel.sharding import is_named
 from bmx.tasks.common import BaseTask, Wrapper
+from bmx.train.gradients import GradWrapper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +95,9 @@ class Distill(Wrapper):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipEach:
+class ClipEach(GradWrapper):
   """Sums the gradients of single examples, each clipped to norm 1; a constant divides them."""
 
-  inner: Any
   batch_size: int
   clip: float = 1.0
 

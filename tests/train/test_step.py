@@ -158,6 +158,12 @@ def test_a_loss_between_examples_is_not_accumulated():
     Accumulate(Gradient(Contrastive(MLP(3))), 2, B)
 
 
+def test_a_gradient_that_declares_nothing_is_not_accumulated():
+  plain = lambda variables, batch, noise: Gradient(language_task())(variables, batch, noise)
+  with pytest.raises(InputError, match=r'does not declare coupling.*GradWrapper'):
+    Accumulate(plain, 2, B)
+
+
 def test_a_model_without_facts_is_refused():
   with pytest.raises(InputError, match='Dense declares no facts'):
     Classification(nn.Dense(3))
