@@ -105,7 +105,7 @@ def build(
     init=functools.partial(_init, c['init'], task, spec),
     rebuild=rebuild,
     hooks={key: hook(c, key, part) for key, part in c['hooks'].items()},
-    profile=c['profile'],
+    profile=_profile(c, steps),
   )
 
 
@@ -143,6 +143,13 @@ def _steps(c: Mapping[str, Any], data: Data) -> int:
   if steps < 1:
     raise InputError(f'steps={c["steps"]}, epochs={c["epochs"]}: nothing to train')
   return steps
+
+
+def _profile(c: Mapping[str, Any], steps: int) -> dict[str, int]:
+  profile = dict(c['profile'])
+  if profile['steps'] and profile['start'] >= steps:
+    raise InputError(f'profile.start={profile["start"]}: expected below steps={steps}')
+  return profile
 
 
 def _grad(c: Mapping[str, Any], gradient: Gradient) -> Any:

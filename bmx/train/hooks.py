@@ -61,8 +61,8 @@ def in_order(x: Experiment, more: Mapping[str, Hook]) -> tuple[Hook, ...]:
       Hook(x.every.eval, keep, 'keep'),
     ]
   if x.profile.get('steps'):
-    first = min(x.profile['start'], x.steps)
-    hooks.append(Hook((first, min(first + x.profile['steps'], x.steps)), Profile(), 'profile'))
+    first, last = x.profile['start'], min(x.profile['start'] + x.profile['steps'], x.steps)
+    hooks.append(Hook((first, last), Profile(first, last), 'profile'))
   users = {**x.hooks, **more}
   hooks += [dataclasses.replace(hook, name=f'hooks.{k}') for k, hook in users.items()]
   if x.evals:
@@ -205,14 +205,25 @@ def write_report(event: Event) -> None:
 
 @dataclasses.dataclass
 class Profile:
-  """Traces the steps between its two calls into WORKDIR/profile, for TensorBoard or Perfetto."""
+  """Traces the steps between its two calls into WORKDIR/profile, for TensorBoard or Perfetto.
 
+  Attributes:
+    first: step after which the trace begins; a run that resumes there or later writes none.
+    last: step after which it ends.
+    tracing: whether it has begun and not ended.
+  """
+
+  first: int
+  last: int
   tracing: bool = False
 
   def __call__(self, event: Event) -> None:
     if self.tracing:
       jax.profiler.stop_trace()
+      self.tracing = False
       log.info('profile    %s', event.workdir / 'profile')
-    elif event.step < event.run.experiment.steps and not event.run.loop.stopped:
+    elif event.step == self.first and not event.run.loop.stopped:
       jax.profiler.start_trace(str(event.workdir / 'profile'))
-    self.tracing = not self.tracing
+      self.tracing = True
+    elif event.step == self.last:
+      log.warning('no profile is written: the run was resumed behind step %d', self.first)

@@ -341,3 +341,13 @@ def test_one_process_trains_in_a_directory(tmp_path):
 def test_a_profile_is_written(tmp_path):
   loop.run(build('profile.start=4', 'profile.steps=3'), tmp_path / 'run')
   assert list(pathlib.Path(tmp_path, 'run/profile').rglob('*.xplane.pb'))
+  with pytest.raises(InputError, match=r'profile\.start=40: expected below steps='):
+    build('profile.start=40', 'profile.steps=3')
+
+
+def test_a_profile_that_a_resume_cut_is_not_begun_at_its_end(tmp_path, caplog):
+  """A trace that begins where it should end would grow until the process ends."""
+  loop.run(build('steps=10'), tmp_path / 'run')
+  loop.run(build('steps=20', 'profile.start=5', 'profile.steps=10'), tmp_path / 'run')
+  assert 'no profile is written: the run was resumed behind step 5' in caplog.text
+  assert not (tmp_path / 'run/profile').exists()
