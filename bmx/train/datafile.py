@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from bmx.core.data import Data, Digested, Spec, Stateful
 from bmx.core.errors import InputError
 from bmx.runtime.writer import write_json
 
+log = logging.getLogger('bmx')
 NAME = 'data.json'
 TOKENIZER = 'tokenizer.json'
 
@@ -67,20 +69,36 @@ def check(workdir: pathlib.Path, data: Data, changed: bool = False) -> None:
     changed: data may differ from those that the run began with.
 
   Raises:
-    InputError: the run began with other data or another tokenizer.
+    InputError: the run began with other data, other classes or another tokenizer.
   """
-  path = workdir / NAME
   check_tokenizer(workdir, tokenizer_of(data))
-  if path.exists() and not changed:
-    old, new = json.loads(path.read_text()), describe(data)
-    lines = [f'{k} {_brief(old.get(k))}, now {_brief(new[k])}' for k in ('size', 'digest')
-             if old.get(k) != new[k]]  # fmt: skip
-    if lines:
-      raise InputError(
-        f'{new["metadata"].get("source", "the data")} changed since {workdir} began: '
-        f'{"; ".join(lines)}; restore the data, name another --workdir, or accept the change with '
-        '--config.allow_changed_data=True'
-      )
+  old = read(workdir)
+  if old is None:
+    return
+  new = describe(data)
+  source = new['metadata'].get('source', 'the data')
+  _check_classes(workdir, source, old.state.get('class_names'), new['state'].get('class_names'))
+  if changed:
+    fitted = [k for k, v in new['state'].items() if old.state.get(k) != v]
+    if fitted:
+      log.warning('%s: fitted to the changed data, so equal rows become other inputs: %s', source,
+                  ', '.join(fitted))  # fmt: skip
+    return
+  was = {'size': old.size, 'digest': old.digest}
+  lines = [f'{k} {_brief(v)}, now {_brief(new[k])}' for k, v in was.items() if v != new[k]]
+  if lines:
+    raise InputError(
+      f'{source} changed since {workdir} began: {"; ".join(lines)}; restore the data, name another '
+      '--workdir, or accept the change with --config.allow_changed_data=True'
+    )
+
+
+def _check_classes(workdir: pathlib.Path, source: str, old: Any, new: Any) -> None:
+  if old != new:
+    raise InputError(
+      f'{source}: expected the classes of {workdir}, {old}, found {new}: a label means another '
+      'class there; name another --workdir'
+    )
 
 
 def write(workdir: pathlib.Path, data: Data) -> None:

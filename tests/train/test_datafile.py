@@ -93,7 +93,7 @@ def test_columns_are_those_of_the_training_data(tmp_path, header, message):
   assert message in str(caught.value)
 
 
-def test_data_that_changed_end_a_resume(recipe, tmp_path):
+def test_data_that_changed_end_a_resume(recipe, tmp_path, caplog):
   train = table(tmp_path / 'train.csv')
   loop.run(build(recipe, train), tmp_path / 'run')
   train.write_text(train.read_text() + '33,cook,a\n')
@@ -104,6 +104,10 @@ def test_data_that_changed_end_a_resume(recipe, tmp_path):
     loop.run(build(recipe, train, 'steps=9'), tmp_path / 'run')
   summary = loop.run(build(recipe, train, 'steps=9', 'allow_changed_data=True'), tmp_path / 'run')
   assert summary['steps'] == 9
+  assert 'equal rows become other inputs: encoder' in caplog.text
+  train.write_text(train.read_text().replace(',b\n', ',c\n'))  # equal arrays: no digest tells
+  with pytest.raises(InputError, match=r"expected the classes of .*'a', 'b'.*found .*'a', 'c'"):
+    loop.run(build(recipe, train, 'steps=12', 'allow_changed_data=True'), tmp_path / 'run')
   train.unlink()
   with pytest.raises(InputError, match='no file'):
     build(recipe, train)
