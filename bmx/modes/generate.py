@@ -38,7 +38,7 @@ def run(request: Request) -> int:
       f'--workdir={workdir}: expected the directory of a run that has trained'
     )
   options = Options(**x.generate)
-  model: Any = x.task.model  # type: ignore
+  model: Any = x.task.model
   if not isinstance(model, Decoder):
     raise errors.InputError(
       f'{type(model).__name__} cannot generate: expected a decoder such as bmx.models.gpt:GPT'
@@ -83,7 +83,7 @@ def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
   for place in (folder, pathlib.Path(x.weights or folder)):
     if (place / 'tokenizer.json').is_file():
       return tokenizer.load(str(place))
-  vocab_size = facts_of(x.task.model).vocab_size  # type: ignore
+  vocab_size = facts_of(x.task.model).vocab_size
   if vocab_size != 256:
     raise errors.InputError(
       f'{folder}: expected a tokenizer.json, as vocab_size={vocab_size} is not that of bytes; put '
