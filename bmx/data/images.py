@@ -6,16 +6,27 @@ from typing import Any
 import numpy as np
 
 from bmx.core.errors import InputError
+from bmx.core.ranges import check_number
 from bmx.core.types import Batch, HostBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalise:
-  """image / scale, minus `mean`, over `std`, per channel or for all; numpy and jax arrays alike."""
+  """image / scale, minus `mean`, over `std`, per channel or for all; numpy and jax arrays alike.
+
+  Raises InputError for a number that is not finite, or a scale or std that is not above 0.
+  """
 
   scale: float = 255.0
   mean: tuple[float, ...] = (0.0,)
   std: tuple[float, ...] = (1.0,)
+
+  def __post_init__(self):
+    check_number('scale', self.scale, above=0)
+    for mean in self.mean:
+      check_number('mean', mean)
+    for std in self.std:
+      check_number('std', std, above=0)
 
   def __call__(self, batch: Batch) -> Batch:
     image: Any = batch['image']

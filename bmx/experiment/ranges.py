@@ -24,10 +24,27 @@ RANGES = {
 
 
 def check_ranges(c: Mapping[str, Any]) -> None:
-  """Raises InputError naming the first number outside its range."""
+  """Raises InputError naming the first number that is not finite, or is outside its range."""
+  _check_finite(c, '')
   for name, (least, bound) in RANGES.items():
     word, _, leaf = name.partition('.')
     value = c[word][leaf] if leaf else c[word]
     if not least <= value < bound:
       limit = '' if bound == math.inf else f' and below {bound}'
       raise InputError(f'--config.{name}={value}: expected at least {least}{limit}')
+  spike = c['guard']['spike']
+  if 0 < spike <= 1:
+    raise InputError(
+      f'--config.guard.spike={spike}: expected 0, or above 1: a multiple of the mean gradient norm'
+    )
+
+
+def _check_finite(value: Any, name: str) -> None:
+  if isinstance(value, Mapping):
+    for key, inner in value.items():
+      _check_finite(inner, f'{name}.{key}')
+  elif isinstance(value, tuple | list):
+    for inner in value:
+      _check_finite(inner, name)
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f'--config{name}={value}: expected a finite number')

@@ -2,7 +2,8 @@
 
 Any optax callable is an optimizer by its import path, `dict(call='optax:lion', b1=0.9)`; `wrap`
 gives it clipping and freezing: `dict(call='bmx.optim.optimizers:wrap', clip=1.0,
-inner=dict(call='optax:lion'))`.
+inner=dict(call='optax:lion'))`. Each of these raises InputError for a number that is not finite or
+is out of its range.
 """
 
 import functools
@@ -15,6 +16,7 @@ import optax
 
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.core.ranges import check_number
 from bmx.core.types import Schedule
 
 log = logging.getLogger('bmx')
@@ -31,7 +33,13 @@ def sgd(
   clip: float = 0.0,
   freeze: str = '',
 ) -> optax.GradientTransformation:
-  """Stochastic gradient descent; weight decay is added to the gradient, as in PyTorch."""
+  """Stochastic gradient descent; weight decay is added to the gradient, as in PyTorch.
+
+  Raises InputError for Nesterov's method without momentum, which it extrapolates.
+  """
+  check_number('momentum', momentum, at_least=0, below=1)
+  if nesterov and not momentum:
+    raise InputError('momentum=0: expected 0 < momentum < 1 with nesterov=True')
   trace = optax.trace(momentum, nesterov) if momentum else optax.identity()
   core = optax.chain(_decay(weight_decay, decay, freeze), trace)
   return wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
@@ -46,6 +54,7 @@ def adam(
   freeze: str = '',
 ) -> optax.GradientTransformation:
   """Adam (Kingma & Ba 2015)."""
+  check_moments(b1, b2, eps)
   return wrap(optax.adam(learning_rate, b1, b2, eps), clip, freeze)
 
 
@@ -68,10 +77,18 @@ def adamw(
     clip: the gradient's global norm is at most this; 0 is no clipping.
     freeze: regex of parameters that stay as they are, and have no moments; '' is none.
   """
+  check_moments(b1, b2, eps)
   core = optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay, decay, freeze))
   tx = wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
   # Around the frozen, too: they count as layers.
   return optax.chain(tx, by_layer(layer_decay)) if layer_decay != 1 else tx
+
+
+def check_moments(b1: float, b2: float, eps: float) -> None:
+  """Raises InputError for decays of Adam's moments, or an eps, that are out of range."""
+  check_number('b1', b1, at_least=0, below=1)
+  check_number('b2', b2, at_least=0, below=1)
+  check_number('eps', eps, above=0)
 
 
 BLOCK = re.compile(r'(^|/)block_(\d+)/')
@@ -120,6 +137,7 @@ def wrap(
   inner: optax.GradientTransformation, clip: float = 0.0, freeze: str = ''
 ) -> optax.GradientTransformation:
   """Any transform, with clipping by global norm before it and some parameters frozen."""
+  check_number('clip', clip, at_least=0)
   tx = optax.chain(optax.clip_by_global_norm(clip), inner) if clip else inner
   if not freeze:
     return tx
@@ -132,6 +150,7 @@ def wrap(
 
 
 def _decay(rate: float, pattern: str, freeze: str) -> optax.GradientTransformation:
+  check_number('weight_decay', rate, at_least=0)
   if not rate:
     return optax.identity()
   # A pattern of one's own must match something, unless all that it names may be frozen.

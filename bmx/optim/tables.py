@@ -9,6 +9,7 @@ import optax
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Array, Schedule, SparseRows
+from bmx.optim.optimizers import check_moments
 
 
 class LazyAdamState(NamedTuple):
@@ -31,7 +32,11 @@ def lazy_adam(
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
+
+  Raises:
+    InputError: a number is out of range.
   """
+  check_moments(b1, b2, eps)
 
   def init(params):
     zeros = lambda: jax.tree.map(jnp.zeros_like, params)

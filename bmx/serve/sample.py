@@ -1,6 +1,7 @@
 """Sampling of a token from logits: pure functions of arrays."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,12 @@ class Sampling:
   repetition_penalty: float = 1.0
 
   def __post_init__(self):
+    penalty = self.repetition_penalty
     for name, valid, condition in (
-      ('temperature', self.temperature >= 0, 'temperature >= 0'),
+      ('temperature', 0 <= self.temperature < math.inf, '0 <= temperature < inf'),
       ('top_k', self.top_k >= 0, 'top_k >= 0'),
       ('top_p', 0 < self.top_p <= 1, '0 < top_p <= 1'),
-      ('repetition_penalty', self.repetition_penalty > 0, 'repetition_penalty > 0'),
+      ('repetition_penalty', 0 < penalty < math.inf, '0 < repetition_penalty < inf'),
     ):
       if not valid:
         value = dataclasses.asdict(self)[name]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from bmx.core.errors import InputError
+from bmx.core.ranges import check_number
 from bmx.core.types import Variables, facts_of
 from bmx.data.text.documents import whole
 from bmx.data.text.tokenizer import Tokenizer, frame
@@ -45,6 +46,7 @@ class Options:
     for name, value in (('max_new_tokens', self.max_new_tokens), ('num_beams', self.num_beams)):
       if value < 1:
         raise InputError(f'generate.{name}={value}: expected {name} >= 1')
+    check_number('generate.length_penalty', self.length_penalty)
     if self.num_beams > 1 and self.repetition_penalty != 1:
       raise InputError(
         f'generate.repetition_penalty={self.repetition_penalty}: expected 1 with beams; set '

@@ -9,6 +9,7 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
+from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, HostBatch, Metadata
 from bmx.ops.losses import binary_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find, num_outputs
@@ -20,9 +21,16 @@ class Classification(ModelTask):
 
   Attributes:
     smoothing: share of the target spread over all classes, in training only.
+
+  Raises:
+    InputError: `smoothing` is not a share below 1.
   """
 
   smoothing: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_number('smoothing', self.smoothing, at_least=0, below=1)
 
   @property
   def labels_for_metrics(self) -> tuple[str, ...]:

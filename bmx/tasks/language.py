@@ -12,6 +12,7 @@ import numpy as np
 from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
+from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, HostBatch, Metadata, facts_of
 from bmx.ops.losses import chunked_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find
@@ -32,6 +33,10 @@ class CausalLM(ModelTask):
   """
 
   chunks: int = 8
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_number('chunks', self.chunks, at_least=1)
 
   @property
   def loss_method(self) -> str | None:

@@ -286,3 +286,12 @@ def test_the_order_of_examples_is_the_one_recorded(case):
   first, later = RECORDED[case]
   assert data.indices(0)[0].tolist() == first
   assert data.indices(4)[0].tolist() == later
+
+
+@pytest.mark.parametrize(
+  'words', [{'scale': 0.0}, {'std': (0.3, 0.0)}, {'std': (-1.0,)}, {'mean': (float('nan'),)}]
+)
+def test_images_are_not_divided_by_nothing(words):
+  name = next(iter(words))
+  with pytest.raises(InputError, match=f'^{name}=.*: expected a finite number'):
+    Normalise(**words)

@@ -1,5 +1,7 @@
 """Optimizers against torch's, and what `wrap` promises about clipping and freezing."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from bmx.models.bert import BERT, Classifier
 from bmx.models.gpt import GPT
 from bmx.optim.optimizers import adam, adamw, by_layer, sgd, wrap
 from bmx.optim.schedules import constant
+from bmx.optim.tables import lazy_adam
 from tests.models.weights import jit, shapes
 
 SHAPES = {
@@ -320,3 +323,25 @@ def test_the_default_may_match_nothing_and_says_so(caplog):
   assert not any(np.any(u) for u in jax.tree.leaves(updates))
   with pytest.raises(InputError, match='matches no parameter'):
     adamw(constant(0.1), weight_decay=0.125, decay='kernal$').init(params)
+
+
+RATE = constant(0.1)
+OUT_OF_RANGE = {
+  'momentum=1.0': lambda: sgd(RATE, momentum=1.0),
+  'momentum=0': lambda: sgd(RATE, nesterov=True),
+  'weight_decay=-0.1': lambda: sgd(RATE, weight_decay=-0.1),
+  'weight_decay=nan': lambda: adamw(RATE, weight_decay=float('nan')),
+  'b1=1.5': lambda: adam(RATE, b1=1.5),
+  'b1=-0.1': lambda: lazy_adam(RATE, b1=-0.1),
+  'b2=1.0': lambda: adamw(RATE, b2=1.0),
+  'eps=0.0': lambda: adam(RATE, eps=0.0),
+  'eps=inf': lambda: lazy_adam(RATE, eps=float('inf')),
+  'clip=-1': lambda: adamw(RATE, clip=-1),
+  'clip=nan': lambda: wrap(optax.lion(0.1), clip=float('nan')),
+}
+
+
+@pytest.mark.parametrize('given', OUT_OF_RANGE)
+def test_numbers_that_are_out_of_range(given):
+  with pytest.raises(InputError, match=f'^{re.escape(given)}: expected '):
+    OUT_OF_RANGE[given]()

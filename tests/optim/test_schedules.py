@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -94,3 +95,28 @@ def test_no_rate_rises_after_the_warm_up(name):
 def test_a_warm_up_that_leaves_nothing(name, warmup):
   with pytest.raises(InputError, match=f'warmup={warmup} leaves nothing of steps=20'):
     getattr(schedules, name)(0.8, steps=20, warmup=warmup)
+
+
+NAN, INF = float('nan'), float('inf')
+BAD = {
+  'peak=-0.5': lambda: schedules.constant(-0.5),
+  'peak=nan': lambda: schedules.cosine(NAN, 20),
+  'peak=inf': lambda: schedules.inverse_sqrt(INF),
+  'warmup=-2': lambda: schedules.constant(0.1, warmup=-2),
+  'warmup=-3': lambda: schedules.inverse_sqrt(0.1, warmup=-3),
+  'every=0': lambda: schedules.step_decay(0.1, every=0),
+  'every=0.0': lambda: schedules.exponential(0.1, every=0.0),
+  'factor=-0.5': lambda: schedules.exponential(0.1, every=4, factor=-0.5),
+  'factor=nan': lambda: schedules.step_decay(0.1, every=4, factor=NAN),
+  'floor=0.2': lambda: schedules.cosine(0.1, 20, floor=0.2),
+  'floor=-0.1': lambda: schedules.warmup_stable_decay(0.1, 20, floor=-0.1),
+  'decay=1.5': lambda: schedules.warmup_stable_decay(0.1, 20, decay=1.5),
+  'decay=0.8': lambda: schedules.warmup_stable_decay(0.1, 20, warmup=10, decay=0.8),
+}
+
+
+@pytest.mark.parametrize('given', BAD)
+def test_numbers_that_are_out_of_range(given):
+  """Otherwise: a rate that is NaN, negative, or jumps."""
+  with pytest.raises(InputError, match=f'^{re.escape(given)}: expected '):
+    BAD[given]()

@@ -94,10 +94,13 @@ def test_what_was_said_is_punished():
   'bad',
   [
     {'temperature': -1.0},
+    {'temperature': float('nan')},
+    {'temperature': float('inf')},
     {'top_k': -1},
     {'top_p': 0.0},
     {'top_p': 1.1},
     {'repetition_penalty': 0.0},
+    {'repetition_penalty': float('inf')},
   ],
 )
 def test_what_cannot_be(bad):
