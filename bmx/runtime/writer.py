@@ -137,10 +137,10 @@ class Writer:
   """
 
   def __init__(self, workdir: pathlib.Path, step: int, length: int):
-    from tensorboardX import SummaryWriter
-
     self.lines = JsonLines(workdir / 'metrics.jsonl', length)
-    self.events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
+    self.events = _summary_writer()(
+      str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
+    )
 
   @property
   def length(self) -> int:
@@ -155,6 +155,19 @@ class Writer:
   def close(self) -> None:
     self.lines.close()
     self.events.close()
+
+
+def _summary_writer() -> Any:
+  # tensorboardX imports torch where it is installed (1.5 s, 300 MiB), which no scalar needs.
+  hidden = sys.modules.get('torch', ...) is ...
+  if hidden:
+    sys.modules['torch'] = None  # type: ignore[assignment]
+  try:
+    from tensorboardX import SummaryWriter
+  finally:
+    if hidden:
+      del sys.modules['torch']
+  return SummaryWriter
 
 
 def _line(values: Mapping[str, float]) -> str:

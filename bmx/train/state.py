@@ -95,6 +95,15 @@ class StateSpec:
     return variables_of(self.abstract)
 
 
+def abstract_params(task: Task, layout: Layout) -> Any:
+  """Shapes and places of the parameters of a model of tokens: what weights are read into."""
+  shape = layout.devices, layout.mesh.shape['seq']  # every layout divides it
+  ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+  weights = jax.ShapeDtypeStruct(shape, jnp.float32)
+  batch = {'tokens': ids, 'targets': ids, 'weights': weights}
+  return plan_state(task, optax.identity(), batch, layout).abstract.params
+
+
 def plan_state(
   task: Task,
   tx: optax.GradientTransformation,

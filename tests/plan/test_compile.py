@@ -22,7 +22,7 @@ def build(recipe, where, *overrides):
 
 @pytest.mark.parametrize(('recipe', 'where', 'overrides', 'kernels'), [
   # Forward and two backward kernels, of the first micro-batch and of the others: none runs again.
-  ('gpt2_124m', 'v5e:2x2', ['mesh.data=4'], 6),
+  pytest.param('gpt2_124m', 'v5e:2x2', ['mesh.data=4'], 6, marks=pytest.mark.nightly),
   ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8'], 6),
   ('llama_1b', 'h200:1', ['task.model.attention=xla', 'batch_size=64'], 0),
 ])  # fmt: skip

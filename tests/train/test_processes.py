@@ -77,7 +77,7 @@ def alone(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize('processes', [2, 4])
+@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_processes_equal_one(processes, alone, tmp_path):
   finish(launch(tmp_path / 'run', processes, 4, ['mesh.fsdp=2']))
   np.testing.assert_allclose(losses(tmp_path / 'run'), losses(alone), rtol=1e-5)
@@ -90,7 +90,7 @@ def test_processes_equal_one(processes, alone, tmp_path):
 def test_a_lost_process_is_named_and_the_run_goes_on(tmp_path):
   """One of two is killed: the other stops by itself; started again, it ends with the same bits."""
   straight, killed = tmp_path / 'straight', tmp_path / 'killed'
-  longer = ['steps=400', 'mesh.fsdp=2']
+  longer = ['steps=100', 'mesh.fsdp=2']
   finish(launch(straight, 2, 4, longer))
   running = launch(killed, 2, 4, longer)
   while not logged(killed, 6) and running[0].poll() is None:

@@ -62,8 +62,8 @@ def flat(x):
 def test_accumulation_is_the_whole_batch(steps):
   task, batch = language_task(), tokens()
   variables = start(task, batch)
-  whole = Gradient(task)(variables, batch, NOISE)
-  parts = Accumulate(Gradient(task), steps, B)(variables, batch, NOISE)
+  whole = jax.jit(Gradient(task))(variables, batch, NOISE)
+  parts = jax.jit(Accumulate(Gradient(task), steps, B))(variables, batch, NOISE)
   error = np.linalg.norm(flat(parts.sum) - flat(whole.sum)) / np.linalg.norm(flat(whole.sum))
   assert error < 1e-6
   np.testing.assert_allclose(parts.count, whole.count)
