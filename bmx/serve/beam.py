@@ -17,30 +17,37 @@ from bmx.serve.decode import Inputs, next_logits, pad, prefill, room
 
 
 class Beams(struct.PyTreeNode):
-  """K beams of every row, best first.
+  """K live and K ended texts of every row, best first.
 
   Attributes:
     cache: the decoder's own, of B·K rows.
-    ids: int32 [B, K, N], -1 where no token is yet.
-    score: float32 [B, K], sum of log-probabilities.
-    length: int32 [B, K], tokens, the end included.
-    done: bool [B, K].
-    last: float32 [B, K, V], log-probabilities of the next token.
+    ids: int32 [B, K, N], live texts; -1 where no token is yet.
+    score: float32 [B, K], their sums of log-probabilities.
+    last: float32 [B, K, V], log-probabilities of their next token.
+    ended: int32 [B, K, N], ended texts.
+    ended_score: float32 [B, K], log-probability / length^length_penalty; MASK_VALUE: no text yet.
+    ended_length: int32 [B, K], tokens, the end included.
+    open: bool [B], a live text may still score better than the ended ones.
   """
 
   cache: Any
   ids: jax.Array
   score: jax.Array
-  length: jax.Array
-  done: jax.Array
   last: jax.Array
+  ended: jax.Array
+  ended_score: jax.Array
+  ended_length: jax.Array
+  open: jax.Array
 
 
 class BeamSearch:
-  """Compiled beam search with one model.
+  """Compiled beam search with one model, as Hugging Face's generate with its default options.
 
-  An ended beam keeps its rank among the `num_beams` best by its log-probability; the result is the
-  beam with the best log-probability / length^length_penalty (Wu et al. 2016, without its constant).
+  Ended texts do not take the place of live ones: each step looks at the `num_beams` · (1 + number
+  of ends) most likely continuations, at least twice `num_beams`; those among the first `num_beams`
+  that end are kept apart by log-probability / length^length_penalty (Wu et al. 2016, without its
+  constant), and the best `num_beams` of the others continue. A row is finished once it has
+  `num_beams` ended texts and its best live one scores no better at its present length.
 
   Args:
     model: a decoder whose cache is an `ops.cache.RowCache`, see `decode.decoder`.
@@ -109,40 +116,60 @@ class BeamSearch:
         'generate.num_beams=1'
       )
     log = jax.nn.log_softmax(logits.astype(jnp.float32))
+    none = jnp.full((batch, beams), MASK_VALUE)
+    empty = jnp.full((batch, beams, n), -1, jnp.int32)
     state = Beams(
-      cache.rows(jnp.repeat(jnp.arange(batch), beams)),
-      jnp.full((batch, beams, n), -1, jnp.int32),
+      cache=cache.rows(jnp.repeat(jnp.arange(batch), beams)),
+      ids=empty,
       # All beams are one prefix: the first step chooses among its tokens, not among copies.
-      jnp.full((batch, beams), MASK_VALUE).at[:, 0].set(0.0),
-      jnp.zeros((batch, beams), jnp.int32),
-      jnp.zeros((batch, beams), bool),
-      jnp.repeat(log[:, None], beams, axis=1),
+      score=none.at[:, 0].set(0.0),
+      last=jnp.repeat(log[:, None], beams, axis=1),
+      ended=empty,
+      ended_score=none,
+      ended_length=jnp.zeros((batch, beams), jnp.int32),
+      open=jnp.ones(batch, bool),
     )
-    step = lambda carry: (carry[0] + 1, self._step(params, carry[1], carry[0]))
-    more = lambda carry: (carry[0] < n) & ~carry[1].done.all()
+    step = lambda carry: (carry[0] + 1, self._step(params, carry[1], carry[0], n))
+    more = lambda carry: (carry[0] < n) & carry[1].open.any()
     _, state = jax.lax.while_loop(more, step, (jnp.int32(0), state))
-    length = jnp.maximum(state.length, 1).astype(jnp.float32)
-    score = state.score / length**self.length_penalty
-    best = score.argmax(1)
-    pick = lambda x: jnp.take_along_axis(x, best.reshape(-1, *[1] * (x.ndim - 1)), axis=1)[:, 0]
-    return pick(state.ids), pick(state.length), pick(score)
+    return state.ended[:, 0], state.ended_length[:, 0], state.ended_score[:, 0]
 
-  def _step(self, params, state, i):
+  def _step(self, params, state, i, n):
+    """Adds token i of at most n to every live text."""
     batch, beams, vocab_size = state.last.shape
-    # An ended beam has one continuation, at no cost.
-    ended = jnp.full(vocab_size, MASK_VALUE).at[0].set(0.0)
-    gain = jnp.where(state.done[..., None], ended[None, None], state.last)
-    total = (state.score[..., None] + gain).reshape(batch, -1)
-    score, flat = jax.lax.top_k(total, beams)
+    candidates = min(max(2, 1 + len(self.ends)), vocab_size) * beams
+    total = (state.score[..., None] + state.last).reshape(batch, -1)
+    score, flat = jax.lax.top_k(total, candidates)
     parent, token = jnp.divmod(flat, vocab_size)
-    take = lambda x: jnp.take_along_axis(x, parent.reshape(*parent.shape, *[1] * (x.ndim - 2)), 1)
-    was_done = take(state.done)
-    token = jnp.where(was_done, -1, token).astype(jnp.int32)
+    ids = _take(state.ids, parent).at[:, :, i].set(token)
+    ends = jnp.isin(token, jnp.array(self.ends, jnp.int32)) | (i == n - 1)
+    live, chosen = jax.lax.top_k(jnp.where(ends, MASK_VALUE, score), beams)
+    parent, token = _take(parent, chosen), _take(token, chosen)
     cache = state.cache.rows((jnp.arange(batch)[:, None] * beams + parent).reshape(-1))
-    tokens = jnp.maximum(token, 0).reshape(-1, 1)
-    hidden, cache = self.model.apply({'params': params}, tokens, cache, method='extend')
+    hidden, cache = self.model.apply(
+      {'params': params}, token.reshape(-1, 1), cache, method='extend'
+    )
     logits = next_logits(self.model, params, hidden).astype(jnp.float32)
-    log = jax.nn.log_softmax(logits).reshape(batch, beams, vocab_size)
-    ids = take(state.ids).at[:, :, i].set(token)
-    done = was_done | jnp.isin(token, jnp.array(self.ends, jnp.int32))
-    return Beams(cache, ids, score, take(state.length) + ~was_done, done, log)
+    last = jax.nn.log_softmax(logits).reshape(batch, beams, vocab_size)
+    ranked = ends & (jnp.arange(candidates) < beams)[None] & state.open[:, None]
+    state = self._with_ended(state, ids, score, ranked, i + 1)
+    best = live[:, 0] / (i + 1.0) ** self.length_penalty
+    still = state.open & (best > state.ended_score.min(1))
+    return state.replace(cache=cache, ids=_take(ids, chosen), score=live, last=last, open=still)
+
+  def _with_ended(self, state, ids, score, ranked, length):
+    """Merges the candidates that ended, `ranked` bool [B, C], into the ended texts."""
+    score = jnp.where(ranked, score / (1.0 * length) ** self.length_penalty, MASK_VALUE)
+    lengths = jnp.full(score.shape, length, jnp.int32)
+    score = jnp.concatenate([state.ended_score, score], axis=1)
+    best, kept = jax.lax.top_k(score, self.num_beams)
+    return state.replace(
+      ended=_take(jnp.concatenate([state.ended, ids], axis=1), kept),
+      ended_score=best,
+      ended_length=_take(jnp.concatenate([state.ended_length, lengths], axis=1), kept),
+    )
+
+
+def _take(values: jax.Array, order: jax.Array) -> jax.Array:
+  """values [B, K, ...], order int [B, M] -> the chosen ones of each row [B, M, ...]."""
+  return jnp.take_along_axis(values, order.reshape(*order.shape, *[1] * (values.ndim - 2)), axis=1)

@@ -67,7 +67,26 @@ def test_greedy(folder, ours, penalty):
 
 @pytest.mark.parametrize('beams', [2, 5])
 def test_beams(folder, ours, beams):
-  """Texts of one length: where none ends, how ends are counted does not matter."""
+  """Texts of one length, where none ends."""
   expected = theirs(folder, PROMPTS[:1], num_beams=beams)
   made, _ = BeamSearch(*ours, ONE, beams)(PROMPTS[:1], TOKENS)
   assert made[0] == expected[0].tolist()
+
+
+def best_text(row, ends):
+  """The generated ids of a row of transformers, up to its end."""
+  ids = row.tolist()
+  stops = [i for i, token in enumerate(ids) if token in ends]
+  return ids[: stops[0]] if stops else ids
+
+
+MORE = [*PROMPTS, [60, 2, 41, 41], [17], [22, 50, 1, 8, 33], [44, 3], [1, 2, 3], [66, 30, 7, 7]]
+
+
+@pytest.mark.parametrize('penalty', [1.0, 2.0])
+@pytest.mark.parametrize(('beams', 'ends'), [(2, (36, 48)), (4, (50, 53))])
+def test_beams_that_end(folder, ours, beams, ends, penalty):
+  """36 texts with those of the other parameters: ended ones hold no live one's place."""
+  options = {'num_beams': beams, 'length_penalty': penalty, 'eos_token_id': list(ends)}
+  expected = [best_text(row, ends) for row in theirs(folder, MORE, **options)]
+  assert BeamSearch(*ours, ONE, beams, ends, penalty)(MORE, TOKENS)[0] == expected
