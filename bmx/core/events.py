@@ -25,14 +25,14 @@ class Selection:
   last: int = 2
 
   def better(self, value: float, best: float | None) -> bool:
-    """Whether `value` improves on `best`; NaN improves on nothing, and everything else on NaN.
+    """Whether `value` improves on `best`; NaN and infinities never do, finite values do on them.
 
     >>> Selection(mode='max').better(0.2, float('nan')), Selection().better(float('nan'), None)
     (True, False)
     """
-    if math.isnan(value):
+    if not math.isfinite(value):
       return False
-    if best is None or math.isnan(best):
+    if best is None or not math.isfinite(best):
       return True
     return value < best if self.mode == 'min' else value > best
 

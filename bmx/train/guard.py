@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bmx.core import tree
+from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics
 from bmx.core.types import Grads, SparseRows, Variables
 
@@ -84,3 +85,15 @@ def first_bad(grads: Variables) -> str:
     if not np.isfinite(tree.fetch(leaf)).all():
       return name
   return ''
+
+
+def check_finite(finite: Callable[..., Any], state: Any, origin: str) -> None:
+  """Raises InputError naming the first leaf of a state that is not finite.
+
+  Args:
+    finite: compiled `all_finite`.
+    state: before the first step.
+    origin: of its weights, for the message.
+  """
+  if not bool(finite(state)):
+    raise InputError(f'{origin}: expected finite weights; {first_bad(state)} is not finite')

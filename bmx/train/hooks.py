@@ -2,10 +2,13 @@
 
 1. log: the line of the window is on disk (fsync);
 2. save: a due checkpoint is started, so that nothing after it can lose the step;
-3. evaluate: metrics of every entry of `eval` (they may call code of the user);
-4. decide: update the best value, and stop early if due;
-5. keep: a checkpoint of the best or the last step, if step 2 has not saved it;
-6. profile, then the hooks of the user, in the order of their names; then the report.
+3. examine: a state that is not finite ends the run (save does the same);
+4. evaluate: metrics of every entry of `eval` (they may call code of the user);
+5. decide: update the best value, and stop early if due;
+6. keep: a checkpoint of the best or the last step, if step 2 has not saved it;
+7. profile, then the hooks of the user, in the order of their names; then the report.
+
+Where a hook raises, the state is saved first, as it was before the hook.
 
 `call_due` records each hook that has returned. Hooks that follow a save of the same step are
 recorded in STEP.after.json; a resumed run calls those that remain before its first dispatch.
@@ -25,6 +28,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -36,6 +40,7 @@ from bmx.runtime import report
 from bmx.train import policy
 from bmx.train.checkpoint import RETRY_SECONDS
 from bmx.train.evaluate import Evaluator
+from bmx.train.examine import examine
 from bmx.train.guard import first_bad
 from bmx.train.run import Event
 from bmx.train.state import variables_of
@@ -56,6 +61,7 @@ def in_order(x: Experiment, more: Mapping[str, Hook]) -> tuple[Hook, ...]:
   hooks = [logging_hook(x), Hook(x.every.save, save, SAVE, at_stop=False)]
   if x.evals:
     hooks += [
+      Hook(x.every.eval, examine, 'examine', at_stop=False),
       Hook(x.every.eval, evaluate, 'evaluate', at_stop=False),
       Hook(x.every.eval, decide, 'decide', at_stop=False),
       Hook(x.every.eval, keep, 'keep'),
@@ -84,8 +90,14 @@ def call_due(event: Event) -> None:
     due = hook.due(event.step, run.experiment.steps) or (loop.stopped and hook.at_stop)
     if hook.name in loop.done or not (due or (retry and hook.name == SAVE)):
       continue
-    began = time.perf_counter()
-    report.keep_sections(run.workdir, hook.name, hook.call(event))
+    began, before = time.perf_counter(), dataclasses.asdict(loop)
+    try:
+      sections = hook.call(event)
+    except Exception as error:
+      if hook.name != SAVE and not isinstance(error, GuardStop):
+        save_before(event, before)
+      raise
+    report.keep_sections(run.workdir, hook.name, sections)
     seconds = time.perf_counter() - began
     run.hook_seconds[hook.name] = run.hook_seconds.get(hook.name, 0.0) + seconds
     loop.done.append(hook.name)
@@ -101,7 +113,7 @@ def write_line(event: Event) -> None:
   run = event.run
   skipped = int(run.window.sums['skipped'][0])
   line = run.window.close() | {'skipped': skipped, 'learning_rate': run.rates[event.step]}
-  last = run.loop.last | line
+  last, run.loop.rate = run.loop.last | line, [event.step, line['learning_rate']]
   run.write(event.step, line | run.throughput.close(event.step, event.finished()))
   run.loop.last = last  # rates of one window are not metrics of the run
 
@@ -114,15 +126,24 @@ def save(event: Event) -> None:
   run, saver = event.run, event.run.checkpoints
   if saver.saved == event.step and not saver.failed_at:
     return
-  if not bool(run.finite(event.state)):
-    kept = saver.steps() or 'none'
-    raise GuardStop(
-      f'THE STATE OF STEP {event.step} IS NOT FINITE and is not saved: an update overflowed, '
-      f'though its gradient was finite; checkpoints kept: {kept}; lower the learning rate'
-    )
+  examine(event)
   run.loop.seconds += run.throughput.lap()
   run.loop.window = run.window.json()
   saver.save(event.state, dataclasses.asdict(run.loop), event.step)
+
+
+def save_before(event: Event, loop: dict[str, Any]) -> None:
+  """Saves the state of a step whose hook has raised, with the LoopState before that hook.
+
+  One process only: in a run of several, the others may not have failed.
+  """
+  run, saver = event.run, event.run.checkpoints
+  if event.state is None or saver.saved == event.step or jax.process_count() > 1:
+    return
+  if bool(run.finite(event.state)):
+    seconds = run.loop.seconds + run.throughput.lap()
+    saver.save(event.state, loop | {'seconds': seconds, 'window': run.window.json()}, event.step)
+    log.error('step %d is saved before the error that follows', event.step)
 
 
 def save_at_last(event: Event) -> None:

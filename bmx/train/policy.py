@@ -25,6 +25,7 @@ class LoopState:
     seconds: of training, over all starts.
     compile_seconds: over all starts.
     last: newest value of every metric.
+    rate: [step, learning rate of the update before it] of the newest log line; [] before one.
     evaluation: metrics of the newest evaluation.
     done: names of the hooks that have returned at the step of the checkpoint.
   """
@@ -38,6 +39,7 @@ class LoopState:
   seconds: float = 0.0
   compile_seconds: float = 0.0
   last: dict[str, float] = dataclasses.field(default_factory=dict)
+  rate: list[float] = dataclasses.field(default_factory=list)
   evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   done: list[str] = dataclasses.field(default_factory=list)
 
@@ -79,8 +81,8 @@ def decide(loop: LoopState, stop: Selection, keep: Selection, step: int) -> None
 
 def _value(loop: LoopState, selection: Selection) -> float:
   value = loop.evaluation.get(selection.metric, math.nan)
-  if math.isnan(value):
-    log.warning('%s is NaN or missing in this evaluation: it is never best', selection.metric)
+  if not math.isfinite(value):
+    log.warning('%s is %s or missing in this evaluation: it is never best', selection.metric, value)
   return value
 
 

@@ -24,7 +24,7 @@ from bmx.train import datafile, start
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.evaluate import Evaluator
 from bmx.train.feed import Feed
-from bmx.train.guard import all_finite
+from bmx.train.guard import all_finite, check_finite
 from bmx.train.policy import LoopState, groups, stays_stopped
 from bmx.train.rundir import RunDir
 from bmx.train.signals import Signals
@@ -88,6 +88,7 @@ class Run:
     """Returns the state of the checkpoint, or a new one whose constant collections are on disk."""
     if self.resumed is None:
       state = self.experiment.init(self.spec)
+      check_finite(self.finite, state, f'--config.init.path={self.experiment.weights!r}')
       self.checkpoints.save_constants(state)
       return state
     return self.checkpoints.restore(self.resumed, self.spec.abstract)
@@ -185,10 +186,12 @@ def make_run(
   x, watchdog = experiment, watchdog or Watchdog(0)
   spec = state_spec(x)
   flops = start.step_flops(x, spec)
+  rates = start.learning_rates(x)
   feed = Feed(x.data, x.layout, start.choose_dispatch(x, spec, flops))
   checkpoints = Checkpoints(rundir.path / 'checkpoints', x.keep.last, x.task.constant)
   try:
     found, loop = _resume(x, spec, checkpoints)
+    start.compare_rates(x, loop.rate)
     kept = start.keep_memory(x)
     log.info('%s', start.describe_start(x, spec, flops, feed.depth, found, kept))
     log.info('workdir    %s', rundir.path)
@@ -196,7 +199,6 @@ def make_run(
     arrays = feed.constants()
     watchdog.pat()
     program, finite = _compile(x, spec, feed, arrays, loop, found or 0)
-    rates = start.learning_rates(x)
     watchdog.pat()
     first = jax.process_index() == 0
     writer = Writer(rundir.path, found or 0, loop.metrics_length) if first else Silent()

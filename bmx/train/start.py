@@ -1,6 +1,8 @@
 """What a person sees before the first step: parameters, places, costs, choices."""
 
+import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import costs, hardware, tree
+from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
 from bmx.core.types import facts_of
 from bmx.ops.attention import reference_attention
@@ -17,7 +20,9 @@ from bmx.train.feed import THREADS
 from bmx.train.state import StateSpec, variables_of
 from bmx.train.step import step_noise
 
+log = logging.getLogger('bmx')
 MAX_ROWS = 40
+RATES_CHECKED = 10_000  # steps whose learning rates are examined before the run
 GROUP_FLOPS = 5e9  # about a tenth of a second of one CPU: dispatching then costs little
 MAX_DEPTH = 50
 # XLA:CPU gets the memory of large temporaries from the kernel anew at every call: a sixth of the
@@ -84,12 +89,49 @@ def choose_dispatch(x: Experiment, plan: StateSpec, flops: int) -> int:
 
 def learning_rates(x: Experiment) -> dict[int, float]:
   """Step of a log line -> rate of the update before it. All from one program and of the whole run:
-  one at a time would wait for the steps in flight, and a resumed run must log the same bits."""
+  one at a time would wait for the steps in flight, and a resumed run must log the same bits.
+
+  Raises InputError for a rate that is not finite or is negative, at these steps or at one of
+  `RATES_CHECKED` others.
+  """
   every = x.every.log or x.steps
   marks = np.array(sorted({*range(every, x.steps, every), x.steps}), np.int32)
+  others = np.linspace(0, x.steps - 1, min(x.steps, RATES_CHECKED)).astype(np.int32)
+  steps = np.concatenate([marks - 1, others])
+  rates = _rates(x, steps)
+  bad = ~(np.isfinite(rates) & (rates >= 0))
+  if bad.any():
+    step = steps[bad].min()
+    raise InputError(
+      f'schedule: the learning rate of step {step} is {rates[steps == step][0]}: expected a finite '
+      'number, at least 0; change --config.schedule'
+    )
+  return dict(zip(marks.tolist(), rates[: len(marks)].tolist(), strict=True))
+
+
+def compare_rates(x: Experiment, logged: Sequence[float]) -> None:
+  """Warns if the schedule gives another learning rate than the run had, as more steps may do.
+
+  Args:
+    x: the experiment of the resumed run.
+    logged: `LoopState.rate`.
+  """
+  if not logged:
+    return
+  step, before = int(logged[0]), logged[1]
+  now, following = _rates(x, np.array([step - 1, step], np.int32)).tolist()
+  if not np.isclose(now, before, rtol=1e-3, atol=0):
+    log.warning(
+      'THE SCHEDULE HAS CHANGED: the learning rate of step %d was %.3g and is %.3g now, that of '
+      'the next step %.3g. A schedule of the number of steps is stretched over the new number; for '
+      'another one, start in a new --workdir with --config.init.path=THIS_WORKDIR',
+      step - 1, before, now, following,
+    )  # fmt: skip
+
+
+def _rates(x: Experiment, steps: np.ndarray) -> np.ndarray:
   everywhere = NamedSharding(x.layout.mesh, PartitionSpec())
-  rates = jit(jax.vmap(x.schedule), x.layout, out_shardings=everywhere)(marks - 1)
-  return dict(zip(marks.tolist(), np.asarray(rates).tolist(), strict=True))
+  return np.asarray(jit(jax.vmap(x.schedule), x.layout, out_shardings=everywhere)(steps))
 
 
 def peak_flops(x: Experiment) -> float:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -231,3 +232,28 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     loop.run(dataclasses.replace(x, tx=tx, guard=x.guard | {'patience': 0}), tmp_path / 'run')
   assert stop.value.code == 76
   assert Checkpoints(tmp_path / 'run/checkpoints').steps() == []
+
+
+@pytest.mark.parametrize('patience', [0, 2])
+def test_the_mark_that_finds_a_bad_state_ends_the_run(patience, tmp_path):
+  """The update of step 13 overflows: the evaluation after step 16 finds it, or the guard's end."""
+  recipe = str(ROOT / 'configs/digits_mlp.py:tiny')
+  x = build({'data': 1}, 1, 'every.save=10', 'every.eval=4', 'steps_per_call=1', recipe=recipe)
+  tx = optax.scale_by_schedule(lambda count: jnp.where(count == 12, jnp.inf, -0.01))
+  x = dataclasses.replace(x, tx=tx, guard=x.guard | {'patience': patience})
+  with pytest.raises(GuardStop, match=r'STATE OF STEP 1\d IS NOT FINITE .* first params/') as stop:
+    loop.run(x, tmp_path / 'run')
+  assert stop.value.code == 76
+  assert f'from step 10, with --config.init.path={tmp_path / "run"}' in str(stop.value)
+  assert Checkpoints(tmp_path / 'run/checkpoints').newest_valid() == 10
+
+
+def test_a_run_starts_with_finite_weights(tmp_path):
+  x = build({'data': 1}, 1, recipe=str(ROOT / 'configs/digits_mlp.py:tiny'))
+
+  def init(spec):
+    state = x.init(spec)
+    return state.replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
+
+  with pytest.raises(InputError, match='expected finite weights; params/dense_0/bias'):
+    loop.run(dataclasses.replace(x, init=init), tmp_path / 'run')

@@ -21,7 +21,7 @@ from bmx.core.errors import InputError
 from bmx.core.events import Hook, Selection
 from bmx.runtime.report import Section
 from bmx.runtime.writer import TIMES, read_metrics
-from bmx.train import hooks, loop, summary
+from bmx.train import hooks, loop, policy, summary
 from bmx.train.checkpoint import MANIFEST, Checkpoints
 from bmx.train.run import make_run
 from bmx.train.rundir import RunDir
@@ -152,7 +152,7 @@ def test_hooks_run_in_the_fixed_order(tmp_path):
   loop.train(run)
   run.close()
   names = [name for step, name, _ in seen if step == 10]
-  assert names == ['log', 'save', 'evaluate', 'decide', 'keep', 'hooks.mine', 'report']
+  assert names == ['log', 'save', 'examine', 'evaluate', 'decide', 'keep', 'hooks.mine', 'report']
   assert {saved for step, name, saved in seen if step == 20 and name == 'evaluate'} == {20}
   assert saves == [10, 20]
   assert saved == [10, 20]
@@ -179,6 +179,22 @@ def test_a_metric_that_raises_leaves_the_due_checkpoint(tmp_path):
   assert found['best_step'] == 20
   assert found['steps'] == 20
   assert [line['step'] for line in lines(workdir) if 'eval/valid/loss' in line] == [20]
+
+
+def test_a_hook_that_raises_loses_no_step(tmp_path):
+  """No save is due: the state is saved as it was before the hook, whose lines come once."""
+  x, workdir = build('every.eval=8', 'every.save=0'), tmp_path / 'run'
+
+  def write(event):
+    event.write({'mine': event.step})
+    raise ValueError(f'at {event.step}')
+
+  with pytest.raises(ValueError, match='at 12'):
+    loop.run(x, workdir, {'mine': Hook(12, write)})
+  assert Checkpoints(workdir / 'checkpoints').newest_valid() == 12
+  found = loop.run(x, workdir, {'mine': Hook(12, lambda event: event.write({'mine': event.step}))})
+  assert found['state_digest'] == loop.run(x, tmp_path / 'straight')['state_digest']
+  assert [line['mine'] for line in lines(workdir) if 'mine' in line] == [12, 20]
 
 
 def test_hooks_of_the_config_and_of_code(tmp_path):
@@ -275,6 +291,11 @@ def test_nan_is_never_best():
   assert largest.better(0.2, nan)
   assert not largest.better(nan, None)
   assert not largest.better(nan, 0.2)
+  state, keep = policy.LoopState(), Selection('a', mode='max')
+  for step, value in enumerate([nan, 0.2, float('inf'), 0.4, 0.3]):
+    state.evaluation = {'a': value}
+    policy.decide(state, Selection('a', mode='max', patience=9), keep, step)
+  assert (state.best_step, state.best['a'], state.waited) == (3, 0.4, 1)
 
 
 def test_damaged_checkpoints_are_not_counted(tmp_path):

@@ -116,14 +116,22 @@ def test_only_free_words_may_change(tmp_path):
     RunDir(tmp_path / 'run', build('optimizer.weight_decay=0.5'))
 
 
-def test_more_steps_go_on(tmp_path):
+def test_more_steps_go_on(tmp_path, caplog):
+  """A schedule of the number of steps is another one then, and the run says so."""
   loop.run(build(), tmp_path / 'run')
   config, name = recipes.load(RECIPE, ['steps=40'])
   config.schedule = {'call': 'bmx.optim.schedules:constant', 'peak': 1e-3}
   summary = json.loads((tmp_path / 'run/summary.json').read_text())
   assert summary['steps'] == 20
-  summary = loop.run(build('steps=40'), tmp_path / 'run')
+  assert 'SCHEDULE' not in caplog.text
+  longer = build('steps=40')
+  summary = loop.run(longer, tmp_path / 'run')
   assert summary['steps'] == 40
+  before, now, following = (float(s(n)) for s, n in (
+    (build().schedule, 19), (longer.schedule, 19), (longer.schedule, 20),
+  ))  # fmt: skip
+  rates = f'step 19 was {before:.3g} and is {now:.3g} now, that of the next step {following:.3g}'
+  assert rates in caplog.text
   assert (tmp_path / 'run/config.20.json').exists()
   steps = [line['step'] for line in read_metrics(tmp_path / 'run/metrics.jsonl')]
   assert steps == sorted(steps)

@@ -1,11 +1,15 @@
 """What is chosen before the first step: how many share a call, and the rates of the log."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bmx import config as recipes
 from bmx import experiment
+from bmx.core.errors import InputError
 from bmx.train import start
 from bmx.train.state import state_spec
 from tests.conftest import ROOT
@@ -62,3 +66,11 @@ def test_learning_rates_of_all_log_lines(every):
   assert set(rates) == marks
   for step, rate in rates.items():
     assert rate == pytest.approx(float(x.schedule(step - 1)), rel=1e-5)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -0.5])
+def test_rates_are_examined_before_the_run(bad):
+  """Also those between two log lines."""
+  x = dataclasses.replace(build('digits_mlp'), schedule=lambda s: jnp.where(s == 7, bad, 0.1))
+  with pytest.raises(InputError, match=f'learning rate of step 7 is {bad}'):
+    start.learning_rates(x)

@@ -178,7 +178,7 @@ def test_nothing_counted_divides_nothing():
 
 @dataclasses.dataclass(frozen=True)
 class Poisoned(Classification):
-  """Goes wrong, in one of three ways, for a batch whose first weight is above 1."""
+  """Goes wrong, in one of four ways, for a batch whose first weight is above 1."""
 
   how: str = 'loss'
 
@@ -193,6 +193,8 @@ class Poisoned(Classification):
     if self.how == 'gradient':  # a finite loss: √0 has an infinite slope
       zero = jnp.where(bad, 0.0, 1.0) * (1.0 + jnp.square(params['head']['bias']).sum())
       value = value + 0.0 * jnp.sqrt(zero)
+    if self.how == 'statistics':  # of one example of 1e20: the loss and the gradient are finite
+      new = jax.tree.map(lambda x: jnp.where(bad, jnp.inf, x), new)
     return Loss(value, count, metrics, new)
 
 
@@ -207,7 +209,7 @@ class Running(nn.Module):
     return nn.Dense(3, name='head')(x)
 
 
-@pytest.mark.parametrize('how', ['loss', 'inf', 'gradient'])
+@pytest.mark.parametrize('how', ['loss', 'inf', 'gradient', 'statistics'])
 @pytest.mark.parametrize('at', [0, 1, 3])
 def test_guard_refuses_exactly_one_step(how, at):
   with jax.numpy_rank_promotion('allow'):  # stock linen's batch norm promotes ranks
