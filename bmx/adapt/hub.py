@@ -34,7 +34,7 @@ from bmx.models.stack import layers_apart
 from bmx.ops.attention import reference_attention
 from bmx.parallel import unbox, use
 from bmx.runtime import processes
-from bmx.runtime.writer import write_json
+from bmx.runtime.files import write_json
 
 log = logging.getLogger('bmx')
 

@@ -195,8 +195,11 @@ def _read(path: pathlib.Path, kind: str, wanted: Mapping[str, Any]) -> dict[str,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
     partial_restore=True,
   )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    found = tree.named(reader.restore(path, args=arguments))
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      found = tree.named(reader.restore(path, args=arguments))
+  except Exception as error:  # Orbax raises many kinds
+    raise InputError(f'checkpoint {path} cannot be read: {error}') from error
   return {name.removeprefix(f'{kind}/'): leaf for name, leaf in found.items()}
 
 

@@ -8,7 +8,8 @@ from bmx.core import errors
 from bmx.core.experiment import Experiment
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
-from bmx.runtime.writer import brief, write_json
+from bmx.runtime.files import write_json
+from bmx.runtime.writer import brief
 from bmx.train.run import evaluations, restored
 
 log = logging.getLogger('bmx')

@@ -15,6 +15,7 @@ from bmx.data.text import documents, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_experiment
+from bmx.runtime.files import replacing
 from bmx.runtime.writer import brief
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
@@ -119,12 +120,10 @@ def _write(
   """Writes generations.jsonl, PROMPT_BATCH prompts at a time: memory does not grow with them."""
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'generations.jsonl'
-  part = path.with_name(path.name + '.part')
-  with part.open('w') as file:
+  with replacing(path) as file:
     for first in range(0, len(prompts), PROMPT_BATCH):
       some = prompts[first : first + PROMPT_BATCH]
       texts = generator.generate(some, seed, stats, first)
       for prompt, text in zip(some, texts, strict=True):
         file.write(json.dumps({'prompt': prompt, 'text': text}) + '\n')
-  part.replace(path)
   log.info('%d texts in %s', len(prompts), path)

@@ -1,6 +1,5 @@
 """Mode `predict`: predictions of a file or of the test set, one JSON object an example."""
 
-import json
 import logging
 import os
 import pathlib
@@ -14,6 +13,7 @@ from bmx.core.experiment import Experiment
 from bmx.core.types import HostBatch
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
+from bmx.runtime.files import replacing, to_json
 from bmx.train.evaluate import join, predictions
 from bmx.train.run import restored
 
@@ -27,13 +27,11 @@ def run(request: Request) -> int:
   data = experiments.input_data(experiment, request.input, stored) if request.input else None
   lines, step = predict(experiment, workdir, data, request.step)
   path = workdir / 'predictions.jsonl'
-  part = path.with_name(path.name + '.part')
   count = 0
-  with part.open('w') as file:
+  with replacing(path) as file:
     for line in lines:
-      file.write(json.dumps(line) + '\n')
+      file.write(to_json(line) + '\n')
       count += 1
-  part.replace(path)
   log.info('%d predictions of step %d in %s', count, step, path)
   return errors.DONE
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from bmx.runtime.writer import TIMES, brief, read_metrics, write_json
+from bmx.runtime.files import read_json, replacing, tolerated, write_json
+from bmx.runtime.writer import TIMES, brief, read_metrics
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 240, 62, 28, 12
 COLOURS = ('#2563eb', '#ea580c', '#16a34a', '#9333ea', '#db2777', '#0891b2')
@@ -72,17 +73,24 @@ def keep_sections(workdir: pathlib.Path, name: str, given: Any) -> None:
   if not all(isinstance(s, Section) for s in sections):
     raise TypeError(f'hook {name} returned {given!r}: expected None, Section or a list of Section')
   if sections and jax.process_index() == 0:
-    write_json(workdir / 'sections.json', _sections(workdir) | {name: sections})
+    path = workdir / 'sections.json'
+    with tolerated(path):
+      write_json(path, _sections(workdir) | {name: sections})
 
 
 def _sections(workdir: pathlib.Path) -> dict[str, list[list[str]]]:
-  """Hook -> [title, html] of each of its sections."""
-  path = workdir / 'sections.json'
-  return json.loads(path.read_text()) if path.exists() else {}
+  """Hook -> [title, html] of each of its sections; {} without a whole sections.json."""
+  try:
+    found = read_json(workdir / 'sections.json')
+    return {k: [[str(x) for x in (title, body)] for title, body in v] for k, v in found.items()}
+  except (OSError, ValueError, TypeError, AttributeError):
+    return {}
 
 
 def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
   """Writes the report of a run directory from its metrics.jsonl, config.json and sections.json.
+
+  It shows what can be read of them. A report that cannot be written is logged.
 
   Args:
     workdir: the run directory.
@@ -90,7 +98,7 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
     summary: 'metrics' and facts of the run.
   """
   lines = read_metrics(workdir / 'metrics.jsonl')
-  config = json.loads((workdir / 'config.json').read_text())
+  config = _config(workdir)
   details = html.escape(json.dumps(config, indent=1))
   facts = {k: v for k, v in summary.items() if k != 'metrics' and v is not None}
   sections = [s for some in _sections(workdir).values() for s in some]
@@ -101,7 +109,7 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
 <meta name="viewport" content="width=device-width"><title>{html.escape(name)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{html.escape(name)}</h1>
-<p class="soft">{html.escape(config['config'].get('description', ''))}</p>
+<p class="soft">{html.escape(_description(config))}</p>
 <div class="grid">{''.join(_card(t, s) for t, s in charts(lines).items())}</div>
 <div class="grid"><div class="card"><h2>Final metrics</h2>{_table(summary['metrics'])}</div>
 <div class="card"><h2>Run</h2>{_table(facts)}</div></div>
@@ -109,7 +117,23 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
 <details><summary>Config, versions, data</summary><pre>{details}</pre>
 </details></body></html>
 """
-  (workdir / 'report.html').write_text(page)
+  path = workdir / 'report.html'
+  with tolerated(path), replacing(path) as file:
+    file.write(page)
+
+
+def _config(workdir: pathlib.Path) -> Any:
+  try:
+    return read_json(workdir / 'config.json')
+  except (OSError, ValueError) as error:
+    return {'config.json cannot be read': str(error)}
+
+
+def _description(config: Any) -> str:
+  try:
+    return str(config['config']['description'])
+  except (KeyError, TypeError):
+    return ''
 
 
 def charts(lines: list[dict[str, Any]]) -> dict[str, Series]:

@@ -4,10 +4,15 @@ import json
 import logging
 import os
 import pathlib
+import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
+
+from bmx.core.terminal import printable
+from bmx.runtime.files import Appender, numbers, to_json
 
 log = logging.getLogger('bmx')
 
@@ -27,7 +32,7 @@ def start_logging(workdir: pathlib.Path, process: int = 0) -> None:
   """Logs to the terminal in process 0, to WORKDIR/logs/PROCESS.log in the others."""
   if process:
     (workdir / 'logs').mkdir(parents=True, exist_ok=True)
-    handler: logging.Handler = logging.FileHandler(workdir / 'logs' / f'{process}.log')
+    handler: logging.Handler = _LogFile(workdir / 'logs' / f'{process}.log')
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
   else:
     handler = _Terminal()
@@ -42,11 +47,22 @@ class _Terminal(logging.Handler):
   """Plain lines on stderr, above the progress bar if one is live."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    text = self.format(record)
-    if Bar.live is not None:
-      Bar.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    else:
-      sys.stderr.write(text + '\n')
+    text = printable(self.format(record))
+    try:
+      if Bar.live is not None:
+        Bar.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+      else:
+        sys.stderr.write(text + '\n')
+    except (OSError, ValueError):  # a closed pipe or file does not end the training
+      return
+
+
+class _LogFile(logging.FileHandler):
+  """A log file. A line that cannot be written is lost: there is nowhere to report it."""
+
+  def handleError(self, record: logging.LogRecord) -> None:
+    if not isinstance(sys.exc_info()[1], OSError):
+      super().handleError(record)
 
 
 class Bar:
@@ -99,31 +115,66 @@ class JsonLines:
   """
 
   def __init__(self, path: pathlib.Path, length: int = 0):
-    self.path = path
-    self.file = open(path, 'ab', buffering=0)  # noqa: SIM115  closed in close()
-    there = path.stat().st_size
+    self.file = Appender(path, sync=True)
+    there = self.file.length
     if there < length:
       log.warning('%s HAS LOST LINES: %d bytes of the %d that its checkpoint records',
                   path, there, length)  # fmt: skip
-    self.length = min(length, there)
-    self.file.truncate(self.length)
-    self.kept = b''
+    self.file.truncate(min(length, there))
+
+  @property
+  def length(self) -> int:
+    """Bytes of the whole lines in the file."""
+    return self.file.length
 
   def write(self, line: Mapping[str, Any]) -> None:
-    self.kept += (json.dumps(dict(line)) + '\n').encode()
-    try:
-      written = self.file.write(self.kept)
-      if written != len(self.kept):
-        raise OSError(f'{written} of {len(self.kept)} bytes written')
-      os.fsync(self.file.fileno())
-    except OSError as error:
-      log.error('%s cannot be written, and will be tried again: %s', self.path, error)
-      self.file.truncate(self.length)
-      return
-    self.length += len(self.kept)
-    self.kept = b''
+    """Writes a line; numbers that are not finite as `files.to_json` does."""
+    self.file.write((to_json(line) + '\n').encode())
 
   def close(self) -> None:
+    """Closes the file."""
+    self.file.close()
+
+
+class Events:
+  """A file of TensorBoard events, written in the thread of the caller.
+
+  Args:
+    folder: the directory `tensorboard` of a run.
+    step: completed steps at the start; TensorBoard hides later events of earlier files.
+  """
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    from tensorboardX.proto import event_pb2
+
+    proto: Any = event_pb2  # its classes are made at its import
+    folder.mkdir(exist_ok=True)
+    name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
+    self.file, self.event = Appender(folder / name), proto.Event
+    self._write(self.event(wall_time=time.time(), file_version='brain.Event:2'))
+    if step:
+      begun = proto.SessionLog(status=proto.SessionLog.START)
+      self._write(self.event(wall_time=time.time(), step=step + 1, session_log=begun))
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes values of a step."""
+    from tensorboardX.summary import scalar
+
+    for name, value in values.items():
+      summary = scalar(name, value)
+      self._write(self.event(wall_time=time.time(), step=step, summary=summary))
+
+  def _write(self, event: Any) -> None:
+    """Writes a record: length, its checksum, content, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    content = event.SerializeToString()
+    size = struct.pack('<Q', len(content))
+    sums = [struct.pack('<I', masked_crc32c(x)) for x in (size, content)]
+    self.file.write(size + sums[0] + content + sums[1])
+
+  def close(self) -> None:
+    """Closes the file."""
     self.file.close()
 
 
@@ -138,9 +189,7 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, step: int, length: int):
     self.lines = JsonLines(workdir / 'metrics.jsonl', length)
-    self.events = _summary_writer()(
-      str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
-    )
+    self.events = Events(workdir / 'tensorboard', step)
 
   @property
   def length(self) -> int:
@@ -148,26 +197,12 @@ class Writer:
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     self.lines.write({'step': step, 'time': round(time.time(), 3)} | dict(values))
-    for name, value in values.items():
-      self.events.add_scalar(name, value, step)
+    self.events.scalars(step, values)
     log.info('step %-7d %s', step, _line(values))
 
   def close(self) -> None:
     self.lines.close()
     self.events.close()
-
-
-def _summary_writer() -> Any:
-  # tensorboardX imports torch where it is installed (1.5 s, 300 MiB), which no scalar needs.
-  hidden = sys.modules.get('torch', ...) is ...
-  if hidden:
-    sys.modules['torch'] = None  # type: ignore[assignment]
-  try:
-    from tensorboardX import SummaryWriter
-  finally:
-    if hidden:
-      del sys.modules['torch']
-  return SummaryWriter
 
 
 def _line(values: Mapping[str, float]) -> str:
@@ -192,17 +227,6 @@ class Silent:
     pass
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a file atomically; it is on disk (fsync) when the call returns."""
-  part = path.with_name(path.name + '.part')
-  with part.open('w') as file:
-    json.dump(value, file, indent=1, default=str)
-    file.write('\n')
-    file.flush()
-    os.fsync(file.fileno())
-  part.replace(path)
-
-
 def brief(value: float) -> str:
   """Formats a number for people: four digits, thousands separated.
 
@@ -215,8 +239,22 @@ def brief(value: float) -> str:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the objects of a metrics.jsonl; [] without one."""
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  """Returns the objects of a metrics.jsonl, [] without one; damaged lines are logged and left out.
+
+  Texts of numbers that are not finite become numbers, see `files.to_json`.
+  """
+  if not path.is_file():
+    return []
+  found = []
+  for number, text in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+      line = numbers(json.loads(text))
+      if not isinstance(line, dict) or not isinstance(line['step'], int):
+        raise ValueError('expected an object with a step')
+      found.append(line)
+    except (ValueError, KeyError, RecursionError) as error:
+      log.warning('%s, line %d is damaged and left out: %s', path, number, error)
+  return found
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -2,22 +2,18 @@
 
     checkpoints/STEP/               the TrainState, a nested dict of arrays, as Orbax writes it
     checkpoints/STEP/loop.json      the host's part of the state
-    checkpoints/STEP/manifest.json  written last: SHA-256 of every file; name, shape, dtype of each
-                                    leaf
+    checkpoints/STEP/manifest.json  written last: step; identity of the run; name, shape, dtype of
+                                    each leaf; SHA-256 of every file and of itself
     checkpoints/STEP.after.json     the host's part after hooks that ran later at the same step
     constants/NAME/                 constant collections, see `train.constants`
 
 A step without a manifest is unfinished: it is ignored, and removed at the next save. Other files
-and folders in `checkpoints` are left alone.
+and folders in `checkpoints` are left alone, see `train.stepdirs`.
 """
 
 import concurrent.futures
-import hashlib
-import json
 import logging
 import pathlib
-import re
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -27,17 +23,14 @@ import orbax.checkpoint as ocp
 
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.runtime.files import read_json, tolerated, write_json
 from bmx.runtime.processes import agreed, anywhere
-from bmx.runtime.writer import write_json
-from bmx.train import constants, manifest
-from bmx.train.manifest import MANIFEST
+from bmx.train import constants, hoststate, manifest, stepdirs
+from bmx.train.manifest import seal
 from bmx.train.state import TrainState, split_constant, with_constant
 
 log = logging.getLogger('bmx')
 RETRY_SECONDS = 5.0  # between a failed save and the next attempt
-STEP_NAME = re.compile(r'(0|[1-9]\d*)')
-UNFINISHED_NAME = re.compile(r'(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*)?')
-AFTER = '{}.after.json'
 
 
 class Checkpoints:
@@ -53,6 +46,7 @@ class Checkpoints:
   """
 
   def __init__(self, folder: pathlib.Path, last: int = 2, constant: tuple[str, ...] = ()):
+    stepdirs.check_path(folder.absolute())
     self.folder, self.last, self.constant = folder.absolute(), max(last, 2), constant
     self.digests: dict[str, str] = {}  # of the constant collections, once they are on disk
     self.saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
@@ -65,8 +59,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Returns the steps that have a manifest, oldest first."""
-    found = [p.parent for p in self.folder.glob(f'*/{MANIFEST}')]
-    return sorted(int(p.name) for p in found if STEP_NAME.fullmatch(p.name) and not p.is_symlink())
+    return stepdirs.steps(self.folder)
 
   def save(self, state: TrainState, loop: Mapping[str, Any], step: int) -> None:
     """Starts to save; returns once the arrays are copied. Waits for the previous save.
@@ -75,11 +68,13 @@ class Checkpoints:
     """
     self.wait()
     path = self.folder / str(step)
-    self.saved, self.saved_loop = step, _digest(loop)
+    self.saved, self.saved_loop = step, seal(loop)
     try:
       self.save_constants(state)
       state = split_constant(state, self.constant)[0]
-      self._clean(path)
+      if not jax.process_index():
+        self.valid.pop(step, None)
+        stepdirs.clean(self.folder, path)
       self.saver.save(path, args=ocp.args.StandardSave(tree.nested(tree.named(state))))
     except Exception as error:  # Orbax raises many kinds; none may end the training
       self._report(path, error)
@@ -103,12 +98,7 @@ class Checkpoints:
     """
     if jax.process_index() or step != self.saved:
       return
-    content = {'loop': dict(loop), 'of': self.saved_loop}
-    path = self.folder / AFTER.format(step)
-    try:
-      write_json(path, content | {'digest': _digest(content)})
-    except OSError as error:
-      log.error('%s cannot be written: %s', path, error)
+    hoststate.write_after(self.folder, loop, step, self.saved_loop)
 
   def _report(self, path: pathlib.Path, error: BaseException) -> None:
     log.error('SAVING %s FAILED, and will be tried again: %s', path, error)
@@ -129,9 +119,11 @@ class Checkpoints:
     if not first:
       return
     step, digests = int(path.name), self.digests
-    manifest.join(path, jax.process_count(), step=step, leaves=leaves, constants=digests)
+    facts = {'step': step, 'run': self._run(), 'leaves': leaves, 'constants': digests}
+    manifest.join(path, jax.process_count(), **facts)
     self.valid[step] = True
-    self._remove_old(loop.get('best_step'))
+    with tolerated(self.folder):  # the new step is complete, whatever happens to an old one
+      self._remove_old(loop.get('best_step'))
 
   def _remove_old(self, best: int | None) -> None:
     """Removes checkpoints older than the `last` newest valid ones, except the best."""
@@ -140,8 +132,7 @@ class Checkpoints:
       if kept < self.last:
         kept += self._is_valid(step)
       elif step != best:
-        shutil.rmtree(self.folder / str(step))
-        (self.folder / AFTER.format(step)).unlink(missing_ok=True)
+        stepdirs.remove(self.folder, step)
 
   def _is_valid(self, step: int) -> bool:
     """`verify`, once per step."""
@@ -169,22 +160,6 @@ class Checkpoints:
     except Exception as error:  # Orbax raises a failed save once more; it has been reported
       log.debug('closing the saver: %s', error)
 
-  def _clean(self, target: pathlib.Path) -> None:
-    """Removes unfinished checkpoints, a damaged `target`, and after.json files without a step."""
-    if jax.process_index() or not self.folder.exists():
-      return
-    self.valid.pop(int(target.name), None)
-    for path in self.folder.iterdir():
-      name = path.name.removesuffix('.after.json')
-      if name != path.name and STEP_NAME.fullmatch(name):
-        if name == target.name or not (self.folder / name / MANIFEST).exists():
-          path.unlink()
-        continue
-      ours = UNFINISHED_NAME.fullmatch(name) and path.is_dir() and not path.is_symlink()
-      if ours and (path == target or not (path / MANIFEST).exists()):
-        log.warning('removing the unfinished or damaged checkpoint %s', path.name)
-        shutil.rmtree(path)
-
   def choose(self, which: str) -> int:
     """Returns the step named by 'latest', 'best' or a number.
 
@@ -201,8 +176,8 @@ class Checkpoints:
         raise InputError(
           f'no best checkpoint in {self.folder}: set --config.keep.metric to have one'
         )
-      return best
-    if not which.isdecimal() or int(which) not in steps:
+      return int(best)
+    if which not in map(str, steps):
       raise InputError(f'no checkpoint of step {which!r}; there are {", ".join(map(str, steps))}')
     return int(which)
 
@@ -217,31 +192,23 @@ class Checkpoints:
     return step
 
   def loop(self, step: int) -> dict[str, Any]:
-    """Returns the newest host state of a step: STEP.after.json if it is valid, else loop.json.
+    """Returns the newest host state of a step. Collective; see `hoststate.newest`."""
+    return hoststate.newest(self.folder, step)
 
-    Collective: every process must call.
-    """
-    loop = json.loads((self.folder / str(step) / 'loop.json').read_text())
-    after = self._after(step, _digest(loop))
-    return loop if anywhere(after is None) else after or loop
-
-  def _after(self, step: int, of: str) -> dict[str, Any] | None:
-    """Returns the host state in STEP.after.json; None if absent, damaged or of another save."""
-    path = self.folder / AFTER.format(step)
-    if not path.exists():
-      return None
+  def _run(self) -> str:
+    """The identity of the run, from its config.json; '' without one, as of version 0.1.0."""
     try:
-      content = dict(json.loads(path.read_text()))
-      if content.pop('digest') == _digest(content) and content['of'] == of:
-        return dict(content['loop'])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-      log.debug('%s: %s', path, error)
-    log.warning('%s IS DAMAGED and is not used: the hooks of its step are repeated', path)
-    return None
+      return str(read_json(self.folder.parent / 'config.json').get('run', ''))
+    except (OSError, ValueError, AttributeError):
+      return ''
 
-  def verify(self, step: int) -> list[str]:
-    """Returns a line for each damaged file of a checkpoint; see `manifest.damage`."""
-    return manifest.damage(self.folder / str(step))
+  def verify(self, step: int, share: tuple[int, int] = (0, 1)) -> list[str]:
+    """Returns a line for each damaged file of a checkpoint; see `manifest.damage`.
+
+    A checkpoint of another run or another step is damaged.
+    """
+    expected = {'step': step, 'run': self._run()}
+    return manifest.damage(self.folder / str(step), share, expected)
 
   def newest_valid(self) -> int | None:
     """Returns the newest step without damage; None if nothing was ever saved.
@@ -255,7 +222,7 @@ class Checkpoints:
     steps = agreed(self.steps())
     share = jax.process_index(), jax.process_count()
     for step in reversed(steps):
-      bad = manifest.damage(self.folder / str(step), share)
+      bad = self.verify(step, share)
       self.valid[step] = not anywhere(bool(bad))
       if self.valid[step]:
         return step
@@ -295,13 +262,10 @@ class Checkpoints:
     path = self.folder / str(step)
     rest, fixed = split_constant(abstract, self.constant)
     target = tree.nested(tree.named(rest))
-    flat = tree.named(self.saver.restore(path, args=ocp.args.StandardRestore(target)))
-    loop = json.loads((path / 'loop.json').read_text())
-    self.saved, self.saved_loop = step, _digest(loop)
+    try:
+      flat = tree.named(self.saver.restore(path, args=ocp.args.StandardRestore(target)))
+    except Exception as error:  # Orbax raises many kinds
+      raise InputError(f'checkpoint {path} cannot be read: {error}') from error
+    self.saved, self.saved_loop = step, seal(hoststate.saved(self.folder, step))
     state = tree.map_named(lambda name, _: flat[name], rest)
     return with_constant(state, constants.load(self.folder.parent, fixed))
-
-
-def _digest(value: Mapping[str, Any]) -> str:
-  """SHA-256 of a value as JSON, the same before it is written and after it is read."""
-  return hashlib.sha256(json.dumps(dict(value), sort_keys=True).encode()).hexdigest()

@@ -107,8 +107,11 @@ def load(workdir: pathlib.Path, abstract: Variables) -> dict[str, Any]:
 
 def _load(path: pathlib.Path, abstract: Any) -> Any:
   target = tree.nested(tree.named({path.name: abstract}))
-  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-    found = tree.named(reader.restore(path, args=ocp.args.StandardRestore(target)))
+  try:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+      found = tree.named(reader.restore(path, args=ocp.args.StandardRestore(target)))
+  except Exception as error:  # Orbax raises many kinds
+    raise InputError(f'{path} cannot be read: {error}') from error
   return tree.map_named(lambda name, _: found[f'{path.name}/{name}'], abstract)
 
 

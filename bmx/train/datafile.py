@@ -11,7 +11,7 @@ import numpy as np
 
 from bmx.core.data import Data, Digested, Spec, Stateful
 from bmx.core.errors import InputError
-from bmx.runtime.writer import write_json
+from bmx.runtime.files import read_json, replacing, write_json
 
 log = logging.getLogger('bmx')
 NAME = 'data.json'
@@ -105,9 +105,8 @@ def write(workdir: pathlib.Path, data: Data) -> None:
   """Writes data.json and tokenizer.json."""
   text = tokenizer_of(data)
   if text:
-    part = workdir / f'{TOKENIZER}.part'
-    part.write_text(text, encoding='utf-8')
-    part.replace(workdir / TOKENIZER)
+    with replacing(workdir / TOKENIZER) as file:
+      file.write(text)
   write_json(workdir / NAME, describe(data))
 
 
@@ -131,7 +130,7 @@ def read(workdir: pathlib.Path) -> DataFile | None:
   if not path.exists():
     return None
   try:
-    stored = json.loads(path.read_text())
+    stored = read_json(path)
     spec = {k: Spec(tuple(shape), np.dtype(dtype), tuple(names))
             for k, (shape, dtype, names) in stored['spec'].items()}  # fmt: skip
     size, digest = int(stored['size']), str(stored['digest'])

@@ -1,19 +1,29 @@
 """Manifests: SHA-256 of every file of a folder, written when all of them are on disk.
 
-Each process hashes the files that it wrote and writes a part; process 0 joins the parts.
+Each process hashes the files that it wrote and writes a part; process 0 joins the parts. A manifest
+holds the SHA-256 of its own content. See docs/checkpoints.md for changes that are not detected.
 """
 
 import hashlib
 import json
+import os
 import pathlib
+import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from bmx.runtime.writer import write_json
+from bmx.runtime.files import read_json, write_json
 
 MANIFEST = 'manifest.json'
 PART = 'digests.{}.json'  # of one process, until the manifest is written
 PATIENCE = 600.0  # seconds that process 0 waits for the parts of the others
+SEAL = 'sha256'  # of all other entries of the manifest
+# Files without which Orbax cannot read a folder: without them, no manifest is written.
+INDEX = ('_METADATA', 'manifest.ocdbt')
+# Entries of manifests without SEAL, of version 0.1.0: checkpoints, constant collections.
+UNSEALED = ({'step', 'leaves', 'constants', 'files'}, {'leaves', 'digest', 'files'})
+DIGEST = re.compile(r'[0-9a-f]{64}')
 
 
 def write_part(path: pathlib.Path, process: int) -> None:
@@ -39,7 +49,9 @@ def join(path: pathlib.Path, processes: int, **facts: Any) -> None:
     processes: number of parts.
     **facts: further entries of the manifest.
 
-  Raises TimeoutError if a part is missing after `PATIENCE` seconds.
+  Raises:
+    TimeoutError: a part is missing after `PATIENCE` seconds.
+    FileNotFoundError: Orbax has not written its index.
   """
   parts = [path / PART.format(i) for i in range(processes)]
   deadline = time.monotonic() + PATIENCE
@@ -49,33 +61,76 @@ def join(path: pathlib.Path, processes: int, **facts: Any) -> None:
     time.sleep(0.05)
   files: dict[str, str] = {}
   for part in parts:
-    files |= json.loads(part.read_text())
+    files |= read_json(part)
     part.unlink()
-  write_json(path / MANIFEST, facts | {'files': files})
+  absent = [name for name in INDEX if name not in files]
+  if absent:
+    raise FileNotFoundError(f'{path}: Orbax did not write {", ".join(absent)}')
+  content = facts | {'files': files}
+  write_json(path / MANIFEST, content | {SEAL: seal(content)})
+
+
+def seal(content: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 of a value as JSON, the same before it is written and after it is read."""
+  return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the manifest of a folder. Raises OSError or ValueError if it cannot be read."""
-  return dict(json.loads((path / MANIFEST).read_text()))
+  """Returns the manifest of a folder.
+
+  Raises OSError or ValueError if it cannot be read, or its content is not what was written.
+  """
+  facts = read_json(path / MANIFEST)
+  if not isinstance(facts, dict):
+    raise ValueError('expected an object')
+  written = facts.pop(SEAL, None)
+  if (written is None and set(facts) not in UNSEALED) or written not in (None, seal(facts)):
+    raise ValueError('its content differs from the one that was written')
+  files, leaves = facts.get('files'), facts.get('leaves')
+  if (
+    not isinstance(files, dict)
+    or not all(map(_is_digest, files.values()))
+    or '\0' in ''.join(files)
+  ):
+    raise ValueError('expected files with their SHA-256')
+  if not isinstance(leaves, dict):
+    raise ValueError('expected leaves with shape and dtype')
+  return facts
 
 
-def damage(path: pathlib.Path, share: tuple[int, int] = (0, 1)) -> list[str]:
+def _is_digest(value: Any) -> bool:
+  return isinstance(value, str) and bool(DIGEST.fullmatch(value))
+
+
+def damage(
+  path: pathlib.Path, share: tuple[int, int] = (0, 1), expected: Mapping[str, Any] | None = None
+) -> list[str]:
   """Returns a line for each file that is missing or differs from the file that was written.
 
   Args:
     path: the folder.
     share: (i, n) verifies every n-th file from the i-th on.
+    expected: entries that the manifest must have, with their values.
   """
   try:
-    files = dict(read(path)['files'])
-  except (ValueError, KeyError, TypeError, OSError) as error:
+    facts = read(path)
+  except (ValueError, OSError) as error:
     return [f'{MANIFEST} cannot be read: {error}']
+  bad = [
+    f'{MANIFEST} has {key}={facts.get(key, "")!r}, expected {value!r}: it is of another place'
+    for key, value in (expected or {}).items()
+    if facts.get(key, '') != value
+  ]
+  files, place = facts['files'], os.path.realpath(path)
+  bad += [f'{name} is not listed in {MANIFEST}' for name in INDEX if name not in files]
   first, stride = share
-  bad = []
   for name, digest in sorted(files.items())[first::stride]:
-    if not (path / name).is_file():
+    file = f'{place}/{name}'
+    if os.path.realpath(file) != file:  # a symbolic link, '..', an absolute path
+      bad.append(f'{name} is not a file of this folder')
+    elif not os.path.isfile(file):
       bad.append(f'{name} is missing')
-    elif sha256(path / name) != digest:
+    elif sha256(pathlib.Path(file)) != digest:
       bad.append(f'{name} is damaged: its SHA-256 differs from the one that was written')
   return bad
 

@@ -3,9 +3,13 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from bmx.core.errors import InputError
 from bmx.core.events import Hook, Selection
+from bmx.core.typed import fits
 
 log = logging.getLogger('bmx')
 Group = tuple[int, int]  # (first step, number of steps)
@@ -42,6 +46,25 @@ class LoopState:
   rate: list[float] = dataclasses.field(default_factory=list)
   evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   done: list[str] = dataclasses.field(default_factory=list)
+
+
+def loop_state(values: Mapping[str, Any], where: str) -> LoopState:
+  """Returns the LoopState that a checkpoint holds.
+
+  Args:
+    values: its fields; fields that are absent have their defaults.
+    where: the checkpoint, for the message.
+
+  Raises:
+    InputError: an unknown field, or a value of another type.
+  """
+  hints = typing.get_type_hints(LoopState)
+  for name, value in values.items():
+    if name not in hints or not fits(value, hints[name]):
+      raise InputError(
+        f'{where}: {name}={value!r:.40}: expected the state of a run; choose another with --step'
+      )
+  return LoopState(**values)
 
 
 def groups(step: int, steps: int, hooks: Sequence[Hook], depth: int) -> Iterator[Group]:

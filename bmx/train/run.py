@@ -25,8 +25,8 @@ from bmx.train.checkpoint import Checkpoints
 from bmx.train.evaluate import Evaluator
 from bmx.train.feed import Feed
 from bmx.train.guard import all_finite, check_finite
-from bmx.train.policy import LoopState, groups, stays_stopped
-from bmx.train.rundir import RunDir
+from bmx.train.policy import LoopState, groups, loop_state, stays_stopped
+from bmx.train.rundir import RunDir, check_links
 from bmx.train.signals import Signals
 from bmx.train.state import StateSpec, TrainState, state_spec
 from bmx.train.step import make_dispatch, train_step
@@ -236,7 +236,7 @@ def _resume(
   if found is None:
     return None, LoopState()
   checkpoints.check(found, spec.abstract)
-  loop = LoopState(**checkpoints.loop(found))
+  loop = loop_state(checkpoints.loop(found), f'checkpoint {found}')
   loop.stopped = stays_stopped(loop, x.stop)
   log.info('resuming from the checkpoint of step %d', found)
   return found, loop
@@ -285,6 +285,7 @@ def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple
   Raises InputError if it is missing, is damaged, or it does not fit.
   """
   folder = workdir / 'checkpoints'
+  check_links(workdir)
   if not folder.is_dir():
     raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
   checkpoints = Checkpoints(folder, constant=experiment.task.constant)

@@ -8,6 +8,8 @@ import logging
 import os
 import pathlib
 import platform
+import secrets
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -18,8 +20,9 @@ import jax
 from bmx.config import complete
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
-from bmx.runtime.writer import write_json
+from bmx.runtime.files import numbers, read_json, tolerated, write_json
 from bmx.train import datafile
+from bmx.train.stepdirs import check_names, check_path
 
 log = logging.getLogger('bmx')
 
@@ -42,6 +45,10 @@ FREE = [
   'hooks',
   'allow_changed_data',
 ]
+# Files and folders that bmx writes in a run directory: a link there would lead a write elsewhere.
+OWN = ('lock', 'config.json', 'data.json', 'tokenizer.json', 'metrics.jsonl', 'summary.json',
+       'sections.json', 'report.html', 'checkpoints', 'constants', 'tensorboard', 'logs',
+       'profile')  # fmt: skip
 PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
 
@@ -103,8 +110,11 @@ class RunDir:
     self.experiment = experiment
     self.config = self.path / 'config.json'
     self.resumed = self.config.exists()
+    check_path(self.path)
+    check_links(self.path)
     if jax.process_index():
       return  # process 0 writes the directory
+    check_names(self.path / 'checkpoints')
     if self.resumed:
       self._compare()
     elif self.path.is_dir() and (others := [n for n in os.listdir(self.path) if not _ours(n)]):
@@ -134,19 +144,28 @@ class RunDir:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
         file.seek(0)
+        holder = file.read(200).strip() or 'it has not written its name yet'
         raise InputError(
-          f'--workdir={self.path}: another process trains here ({file.read().strip()}); wait for '
-          'it, or name another directory'
+          f'--workdir={self.path}: another process trains here ({holder}); wait for it, or name '
+          'another directory'
         ) from None
       except OSError as error:  # a file system without locks
         log.warning('%s cannot be locked: %s', self.path, error)
-      file.truncate(0)
-      file.write(f'process {os.getpid()}, started {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
-      file.flush()
+      if self.config.exists() and not self.resumed:  # of a run that ended before the lock
+        self.resumed = True
+        self._compare()
+      with tolerated(self.path / 'lock'):
+        file.truncate(0)
+        file.write(
+          f'process {os.getpid()}, started {time.strftime("%Y-%m-%d %H:%M:%S")} on '
+          f'{socket.gethostname()}\n'
+        )
+        file.flush()
       try:
         yield
       finally:
-        file.truncate(0)
+        with tolerated(self.path / 'lock'):
+          file.truncate(0)
 
   def _compare(self) -> None:
     stored = read_config(self.path)
@@ -172,7 +191,11 @@ class RunDir:
     """
     if jax.process_index():
       return
-    new = {
+    old = read_config(self.path) if self.resumed else None
+    # The identity of the run, in the manifests of its checkpoints; runs of 0.1.0 have none.
+    identity = {'run': secrets.token_hex(8)} if old is None else {}
+    identity |= {'run': old['run']} if old and 'run' in old else {}
+    new = identity | {
       'config': json.loads(json.dumps(self.experiment.config)),
       'name': self.experiment.name,
       'resolved': dict(resolved),
@@ -184,7 +207,6 @@ class RunDir:
     }
     changed = self.experiment.config['allow_changed_data']
     datafile.check(self.path, self.experiment.data, changed)
-    old = read_config(self.path) if self.resumed else None
     if json.loads(json.dumps(new, default=str)) != old:
       if old is not None:
         write_json(self.path / f'config.{step}.json', old)
@@ -199,18 +221,34 @@ class RunDir:
     path, x = self.path / 'summary.json', self.experiment
     if not path.exists():
       return None
-    summary = json.loads(path.read_text())
+    try:
+      summary = dict(numbers(read_json(path)))
+      steps, stopped = int(summary['steps']), bool(summary.get('stopped_early'))
+      dict(summary['metrics'])
+      float(summary['seconds'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      log.warning('%s IS DAMAGED and is written again: %s', path, error)
+      return None
     same = self.resumed and read_config(self.path)['config']['stop'] == x.config['stop']
-    done = summary['steps'] >= x.steps or (summary.get('stopped_early') and same)
-    return summary if done else None
+    return summary if steps >= x.steps or (stopped and same) else None
+
+
+def check_links(workdir: pathlib.Path) -> None:
+  """Raises InputError if something that bmx writes in a run directory is a symbolic link."""
+  links = [name for name in OWN if (workdir / name).is_symlink()]
+  if links:
+    raise InputError(
+      f'--workdir={workdir}: {", ".join(links)} is a symbolic link, which is not followed; '
+      'expected the files themselves. To keep a run elsewhere, link the whole directory'
+    )
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns the stored config.json. Raises InputError if it is missing or damaged."""
   path = workdir / 'config.json'
   try:
-    stored = json.loads(path.read_text())
-    return stored | {'config': complete(stored['config'])}
+    stored = dict(read_json(path))
+    return stored | {'config': complete(dict(stored['config']))}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(f'{path}: expected the config of a run: {error}') from None
 

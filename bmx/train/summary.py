@@ -9,8 +9,9 @@ import jax
 
 from bmx.core import tree
 from bmx.runtime import report
+from bmx.runtime.files import write_json
 from bmx.runtime.throughput import peak_memory_bytes
-from bmx.runtime.writer import brief, write_json
+from bmx.runtime.writer import brief
 from bmx.train import start
 from bmx.train.run import Event
 

@@ -19,7 +19,8 @@ from bmx import experiment
 from bmx.core import tree
 from bmx.core.errors import GuardStop, InputError, Stop
 from bmx.train import hooks, loop
-from bmx.train.checkpoint import MANIFEST, Checkpoints
+from bmx.train.checkpoint import Checkpoints
+from bmx.train.manifest import MANIFEST
 from bmx.train.state import state_spec
 from tests.conftest import ROOT
 

@@ -12,7 +12,7 @@ from bmx import experiment
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.train import loop
-from bmx.train.checkpoint import MANIFEST
+from bmx.train.manifest import MANIFEST
 from bmx.train.run import restored
 from tests.conftest import ROOT
 

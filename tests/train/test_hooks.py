@@ -22,7 +22,8 @@ from bmx.core.events import Hook, Selection
 from bmx.runtime.report import Section
 from bmx.runtime.writer import TIMES, read_metrics
 from bmx.train import hooks, loop, policy, summary
-from bmx.train.checkpoint import MANIFEST, Checkpoints
+from bmx.train.checkpoint import Checkpoints
+from bmx.train.manifest import MANIFEST
 from bmx.train.run import make_run
 from bmx.train.rundir import RunDir
 from tests.conftest import FLAGS, ROOT

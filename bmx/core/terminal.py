@@ -1,0 +1,19 @@
+"""Text for a terminal."""
+
+import re
+
+# Control characters but tab and line feed; marks and overrides of the direction of writing.
+CONTROL = re.compile(
+  '[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]'
+)
+
+
+def printable(text: str) -> str:
+  """Returns a text whose control characters are escaped: a terminal would obey them.
+
+  Names and messages that come from files of others may hold anything.
+
+  >>> printable('eps' + chr(27) + '[2J')
+  'eps\\\\x1b[2J'
+  """
+  return CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
