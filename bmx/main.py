@@ -14,7 +14,8 @@ import sys
 from typing import Any
 
 from bmx import modes
-from bmx.core import errors
+from bmx.core import errors, paths
+from bmx.core.terminal import printable
 from bmx.plan import topology
 
 FLAGS = (
@@ -32,8 +33,15 @@ def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> 
       return _run_among_peers(args, overrides)
     return _run(args, overrides)
   except errors.Stop as stop:
-    sys.stderr.write(f'{"error: " if stop.code == errors.BAD_INPUT else ""}{stop}\n')
+    kind = 'error: ' if stop.code == errors.BAD_INPUT else ''
+    sys.stderr.write(f'{kind}{printable(str(stop))}\n')
     return stop.code
+  except OSError as error:
+    if error.errno not in errors.DISK:
+      raise
+    text = f'error: {error}; make room, and give the same command again: a run resumes from its '
+    sys.stderr.write(printable(f'{text}newest checkpoint\n'))
+    return errors.FAILURE
   except KeyboardInterrupt:
     sys.stderr.write('interrupted: steps since the last checkpoint are lost\n')
     os._exit(errors.INTERRUPTED)  # a thread that hangs would keep the interpreter
@@ -47,7 +55,7 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
   parser.add_argument('--config', default='', help='recipe: NAME[:VARIANT] or '
                       'FILE.py[:VARIANT]; default: the config of --workdir')  # fmt: skip
   parser.add_argument('--workdir', default='', help='run directory; an existing one '
-                      'resumes (default: runs/NAME/TIMESTAMP)')  # fmt: skip
+                      'resumes (default: runs/NAME/TIMESTAMP-RANDOM)')  # fmt: skip
   described = '; '.join(f'{name} {mode.description}' for name, mode in modes.MODES.items())
   parser.add_argument('--mode', default='train', choices=tuple(modes.MODES), help=described)
   parser.add_argument('--step', default='latest', help='checkpoint that eval, predict and generate '
@@ -93,7 +101,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.config:
     config, name = recipes.load(args.config, overrides)
   else:
-    config, name = _stored(pathlib.Path(args.workdir), overrides)
+    config, name = _stored(paths.local(args.workdir), overrides)
   request = modes.Request(
     config, name, args.workdir, args.step, args.input, tuple(args.prompt), args.topology
   )

@@ -29,6 +29,7 @@ from bmx.adapt.tensors import (
 )
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.core.paths import local
 from bmx.models import bert
 from bmx.models.stack import layers_apart
 from bmx.ops.attention import reference_attention
@@ -50,7 +51,7 @@ def part(folder: Folder) -> dict[str, Any]:
     InputError: no config.json; an unknown architecture; all values that are missing, malformed, or
       are not supported.
   """
-  return translate(_config(pathlib.Path(folder)))
+  return translate(_config(local(folder)))
 
 
 def model(path: str, **overrides: Any) -> nn.Module:
@@ -93,7 +94,7 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
     InputError: see `part`; a folder or a file that cannot be read; all tensors that are missing,
       too many, of another shape, or no floating-point numbers; a `reinit` that matches nothing.
   """
-  folder = pathlib.Path(folder)
+  folder = local(folder)
   config = _config(folder)
   body = translate(config)
   body = body.get('encoder', body)
@@ -144,7 +145,7 @@ def save(
     InputError: a model without an architecture of transformers; parameters that are not its own; a
       folder with something in it.
   """
-  folder = pathlib.Path(folder).resolve()
+  folder = local(folder).resolve()
   if dtype not in ('float32', 'bfloat16', 'float16'):
     raise InputError(f"dtype {dtype!r} is not 'float32', 'bfloat16' or 'float16'")
   there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

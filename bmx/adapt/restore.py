@@ -13,6 +13,7 @@ from bmx import config as recipes
 from bmx.adapt import hub
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
+from bmx.core.paths import local
 from bmx.core.types import Task, Variables
 from bmx.parallel import Layout, jit
 from bmx.train import constants, manifest
@@ -25,7 +26,7 @@ log = logging.getLogger('bmx')
 
 def is_run(folder: str) -> bool:
   """Whether a folder is a run of bmx. Raises InputError where it is no folder at all."""
-  path = pathlib.Path(folder)
+  path = local(folder)
   if not folder:
     raise InputError('no weights are named: set --config.init.path=DIR, or --workdir of a run')
   if not path.is_dir():
@@ -96,7 +97,7 @@ def merged_params(task: Task, spec: StateSpec, folder: str, step: str, layout: L
   Raises InputError if the checkpoint does not fit the model.
   """
   path, facts = _checkpoint(folder, step)
-  leaves, workdir = facts['leaves'], pathlib.Path(folder)
+  leaves, workdir = facts['leaves'], local(folder)
   fixed = {k: v for k, v in spec.variables.items() if k in task.constant}
   constants.check(workdir, facts.get('constants', {}), fixed)
   found = {f'{k}/{n}': v for k, c in constants.load(workdir, fixed).items()
@@ -148,7 +149,7 @@ def _has(leaves: Mapping[str, Any], kind: str) -> bool:
 
 def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
   """-> (the folder of a verified checkpoint, its manifest)."""
-  checkpoints = Checkpoints(pathlib.Path(folder) / 'checkpoints')
+  checkpoints = Checkpoints(local(folder) / 'checkpoints')
   step = checkpoints.newest_valid() if which == 'latest' else checkpoints.choose_whole(which)
   checkpoints.close()
   if step is None:
@@ -160,7 +161,7 @@ def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
 
 def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, jax.Array]:
   """From a checkpoint of a run: its moving average where it has one."""
-  if (pathlib.Path(folder) / 'constants').is_dir():
+  if (local(folder) / 'constants').is_dir():
     raise InputError(
       f'{folder} holds adapters of weights that are kept apart; export its merged weights first'
     )
@@ -238,18 +239,26 @@ def concrete(part: Mapping[str, Any]) -> dict[str, Any]:
   return _part(found['path'], given, OWN[found['call']])
 
 
-def _part(path: str, overrides: Mapping[str, Any], inner: str = '') -> dict[str, Any]:
-  """The part that builds the model of a folder, or the encoder inside it."""
+def _part(
+  path: str, overrides: Mapping[str, Any], inner: str = '', seen: tuple[pathlib.Path, ...] = ()
+) -> dict[str, Any]:
+  """The part that builds the model of a folder, or the encoder inside it.
+
+  Raises InputError if folders name each other (`seen`).
+  """
+  place = local(path).resolve()
+  if place in seen:
+    raise InputError(f'{path}: expected a run that holds weights; its model is that of itself')
   if not is_run(path):
     part = hub.part(path)
     if inner and 'encoder' not in part and not part['call'].startswith('bmx.models.bert:'):
       raise InputError(f'{path} holds {part["call"]}: expected an encoder')
   else:
-    part = read_config(pathlib.Path(path))['config']['task'].get('model', {})
+    part = read_config(local(path))['config']['task'].get('model', {})
     recipes.check_calls(part)
     if part.get('call') in OWN:  # a run that was stored before its model was written out
       given = {**{k: v for k, v in part.items() if k not in ('call', 'path')}, **overrides}
-      return _part(part['path'], given, inner or OWN[part['call']])
+      return _part(part['path'], given, inner or OWN[part['call']], (*seen, place))
     if inner and inner not in part:
       raise InputError(f'{path} has a model {part.get("call")!r}: expected one with an {inner}')
     # What another run's config left open is settled as any device can compute it.

@@ -98,5 +98,5 @@ def build(part: Mapping[str, Any], where: str, **injected: Any) -> Any:
     return fn(**arguments)
   except InputError:
     raise
-  except (TypeError, ValueError, ArithmeticError) as error:
+  except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
     raise InputError(f'{where}: {path} rejected its arguments: {error}') from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from bmx.config.overrides import apply
 from bmx.core.errors import InputError, did_you_mean
+from bmx.core.paths import local
 
 
 def folder() -> pathlib.Path:
@@ -30,7 +31,7 @@ def find(recipe: str) -> pathlib.Path:
   Raises:
     InputError: the recipe or file does not exist.
   """
-  path = pathlib.Path(recipe)
+  path = local(recipe)
   if path.suffix == '.py' or len(path.parts) > 1:
     if path.is_file():
       return path

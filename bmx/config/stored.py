@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bmx.config.parts import resolve
+from bmx.config.types import check_types
 from bmx.config.words import base
 from bmx.core.errors import InputError
 
@@ -51,10 +52,17 @@ def from_stored(values: Mapping[str, Any]) -> Any:
   The stored config is untrusted: only allow-listed callables may be called, and `cache` is reset,
   because the compiled programs of that folder are executed.
 
-  Raises InputError if the config names another callable.
+  Raises InputError if the config names another callable, or a value is of another type than its
+  word.
   """
-  check_calls(values)
-  config = from_plain(values)
+  try:
+    check_calls(values)
+    check_types(values)
+    config = from_plain(values)
+  except RecursionError:
+    raise InputError('the stored config is nested too deeply') from None
+  except (KeyError, AttributeError) as error:  # names that a ConfigDict cannot hold
+    raise InputError(f'the stored config has a word that no config can have: {error}') from None
   config.cache = base().cache
   return config
 

@@ -1,11 +1,14 @@
 """What can go wrong, and the exit code that says so."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 DONE, FAILURE, BAD_INPUT = 0, 1, 2
 RUN_AGAIN, GUARD, WATCHDOG, PROCESS_MISSING = 75, 76, 77, 78
 INTERRUPTED = 130  # as a shell says of SIGINT
+# Errors of a disk, not of the program: full, over its quota, read-only, broken.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class Stop(Exception):

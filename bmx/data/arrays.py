@@ -1,7 +1,6 @@
 """Examples held as arrays, or read from a source when they are asked for."""
 
 import dataclasses
-import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,11 +11,17 @@ import numpy as np
 from bmx.core import streams
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
+from bmx.core.paths import local
 from bmx.core.types import Batch, HostBatch, Metadata
 from bmx.data.digests import digest_arrays
 from bmx.data.images import Normalise, augment
 
 RESIDENT_BYTES = 1 << 30  # arrays up to this size are held on the device
+# What an archive of others may raise: damage, items beyond memory, encryption, other compression.
+UNREADABLE = (
+  ValueError, OSError, EOFError, KeyError, MemoryError, OverflowError, RuntimeError,
+  zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 ARCHIVE_KEYS = ('image', 'x', 'label', 'y')
 
 
@@ -208,14 +213,15 @@ def arrays(
   Raises:
     InputError: the file is missing or is not an archive of such arrays.
   """
-  if not pathlib.Path(path).is_file():
+  place = local(path)
+  if not place.is_file():
     raise InputError(f'no file {path}')
   try:
-    with open(path, 'rb') as file, zipfile.ZipFile(file):
+    with open(place, 'rb') as file, zipfile.ZipFile(file):
       file.seek(0)
       archive = np.load(file, allow_pickle=False)
       found = {k: archive[k] for k in archive.files}
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+  except UNREADABLE as error:
     raise InputError(f'{path} is not a numpy archive (.npz): {error}') from None
   if not found or set(found) - set(ARCHIVE_KEYS):
     raise InputError(

@@ -1,12 +1,12 @@
 """Tables: CSV and JSON lines, encoded as numbers by what the training part holds."""
 
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
+from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import ArrayData, split_indices
 from bmx.data.classes import class_names, encode_classes
@@ -50,7 +50,7 @@ def csv(
     InputError: a file that cannot be read; columns that are not those of the training data; a class
       or number that is not one.
   """
-  records = read_csv(pathlib.Path(path), columns, delimiter)
+  records = read_csv(local(path), columns, delimiter)
   clean = lambda value: None if value is None else str(value).strip(strip + ' ')
   options = (target, regression, missing, clean, split, holdout, fitted)
   return _table(records, path, *options, seed=seed, train=train)
@@ -80,7 +80,7 @@ def json_lines(
     seed: of the run.
     train: training data.
   """
-  records = read_json_lines(pathlib.Path(path))
+  records = read_json_lines(local(path))
   clean = lambda value: None if value is None else str(value).strip()
   options = (target, regression, missing, clean, split, holdout, fitted)
   return _table(records, path, *options, seed=seed, train=train)

@@ -1,15 +1,19 @@
 """Prepared TFDS data sets, read without TensorFlow."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
+from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import RESIDENT_BYTES, ArrayData, SourceData
 from bmx.data.images import Normalise, augment
 from bmx.data.records import Record
+
+NAME = re.compile(r'\w+(/[\w.+-]+)*(:[\d.*]+)?')  # with a config, with a version
 
 
 def tfds(
@@ -62,7 +66,12 @@ def tfds_source(name: str, split: str, data_dir: str = '') -> tuple[Any, Any]:
   import tensorflow_datasets
 
   library: Any = tensorflow_datasets
-  folder = data_dir or None  # TFDS reads TFDS_DATA_DIR itself
+  folder = str(local(data_dir)) if data_dir else None  # TFDS reads TFDS_DATA_DIR itself
+  if not NAME.fullmatch(name):
+    raise InputError(
+      f'data set {name!r}: expected a name such as mnist, glue/sst2 or mnist:3.0.1; names of other '
+      'collections (huggingface:NAME) are read from the network'
+    )
   try:
     builder = library.builder(name, data_dir=folder)
     return builder.as_data_source(split), builder.info

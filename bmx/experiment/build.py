@@ -14,6 +14,7 @@ from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.events import Every
 from bmx.core.experiment import Eval, Experiment
+from bmx.core.paths import local
 from bmx.core.types import Task
 from bmx.experiment.data import evaluation, fitted_of, train_data
 from bmx.experiment.hooks import hook
@@ -52,6 +53,9 @@ def build(
   if not read or not evals:
     c['eval'] = {}
   check_ranges(c)
+  for name, folder in c['init'].items():
+    if name != 'reinit':
+      local(folder)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
   data = train_data(c, layout, read=read, stored=stored)
   c['task'] = restore.concrete(c['task']) if stored is None else c['task']
@@ -142,6 +146,8 @@ def _steps(c: Mapping[str, Any], data: Data) -> int:
   steps = c['steps'] or math.ceil(c['epochs'] * data.size / data.batch_size)
   if steps < 1:
     raise InputError(f'steps={c["steps"]}, epochs={c["epochs"]}: nothing to train')
+  if steps >= 2**31:  # steps are int32
+    raise InputError(f'steps={steps:.4g} (epochs={c["epochs"]}): expected below {2**31}')
   return steps
 
 

@@ -2,10 +2,10 @@
 
 import logging
 import os
-import pathlib
 
 from bmx.core import errors
 from bmx.core.experiment import Experiment
+from bmx.core.paths import local
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import write_json
@@ -41,7 +41,7 @@ def evaluate(
   """
   if not experiment.evals:
     raise errors.InputError('the config has no `eval` entry to evaluate; set --config.eval.NAME')
-  folder = pathlib.Path(workdir)
+  folder = local(workdir)
   state, number = restored(experiment, folder, step)
   values: dict[str, float] = {}
   for evaluation in evaluations(experiment).values():

@@ -10,6 +10,7 @@ from typing import Any
 from bmx.adapt import restore
 from bmx.core import errors, tree
 from bmx.core.experiment import Experiment
+from bmx.core.paths import local
 from bmx.core.types import Decoder, facts_of
 from bmx.data.text import documents, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.
         f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
       )
     found = restore.load(x.weights, spec.plain)
-    return pathlib.Path(x.weights), tree.nested(found)
+    return local(x.weights), tree.nested(found)
   return workdir, restore.merged_params(x.task, spec, str(workdir), which, x.layout)
 
 
@@ -81,7 +82,7 @@ def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
 
   Raises InputError if tokenizer.json is missing and the model's vocabulary is not that of bytes.
   """
-  for place in (folder, pathlib.Path(x.weights or folder)):
+  for place in (folder, local(x.weights or folder)):
     if (place / 'tokenizer.json').is_file():
       return tokenizer.load(str(place))
   vocab_size = facts_of(x.task.model).vocab_size

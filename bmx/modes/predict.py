@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from bmx import experiment as experiments
 from bmx.core import errors
 from bmx.core.data import Data, Presenting
 from bmx.core.experiment import Experiment
+from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
@@ -61,7 +61,7 @@ def predict(
       raise errors.InputError('give --input=FILE: the config has no `eval` entry to predict')
     name = 'test' if 'test' in experiment.evals else next(iter(experiment.evals))
     data = experiment.evals[name].data
-  state, number = restored(experiment, pathlib.Path(workdir), step)
+  state, number = restored(experiment, local(workdir), step)
   return _lines(data, predictions(data, experiment.task, experiment.layout, state)), number
 
 

@@ -1,6 +1,9 @@
 """Start of every mode that uses devices: logging, compilation cache, experiment."""
 
+import logging
+import os
 import pathlib
+import secrets
 import time
 
 import jax
@@ -8,6 +11,7 @@ import jax
 from bmx import experiment as experiments
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
+from bmx.core.paths import local
 from bmx.modes import Request
 from bmx.runtime import cache, writer
 from bmx.train import datafile
@@ -15,8 +19,11 @@ from bmx.train.datafile import DataFile
 
 
 def default_workdir(request: Request) -> pathlib.Path:
-  """The run directory: --workdir, or runs/NAME/TIMESTAMP."""
-  return pathlib.Path(request.workdir or f'runs/{request.name}/{time.strftime("%Y%m%d-%H%M%S")}')
+  """The run directory: --workdir, or runs/NAME/TIMESTAMP-RANDOM, of no other command."""
+  if request.workdir:
+    return local(request.workdir)
+  unique = f'{time.strftime("%Y%m%d-%H%M%S")}-{secrets.token_hex(4)}'
+  return pathlib.Path('runs') / request.name / unique
 
 
 def need_run(mode: str, request: Request) -> None:
@@ -60,6 +67,28 @@ def open_run(
 def start(request: Request) -> pathlib.Path:
   """Starts logging and the compilation cache; returns the run directory."""
   workdir = default_workdir(request)
+  _check_platform()
   writer.start_logging(workdir, jax.process_index())
   cache.enable(request.config.cache)
   return workdir
+
+
+def _check_platform() -> None:
+  """Raises InputError if JAX_PLATFORMS names a platform that this machine lacks."""
+
+  def without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+  of_jax = logging.getLogger('jax._src.xla_bridge')
+  of_jax.addFilter(without_traceback)
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # jax asserts that one platform works
+    reason = f': {error}' if str(error) else ''
+    raise InputError(
+      f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}: expected a platform of this machine, '
+      f'such as cpu{reason}'
+    ) from None
+  finally:
+    of_jax.removeFilter(without_traceback)

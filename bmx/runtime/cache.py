@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import jax
 
+from bmx.core.paths import local
+
 log = logging.getLogger('bmx')
 CHECKED = 'checked.json'  # name -> size of the entries that have been verified
 
@@ -28,7 +30,7 @@ def enable(folder: str) -> None:
   """
   if folder == 'off':
     return
-  path = pathlib.Path(folder).expanduser() if folder else place('programs')
+  path = local(folder) if folder else place('programs')
   if jax.process_index() == 0:
     sweep(path)
   jax.config.update('jax_compilation_cache_dir', str(path))

@@ -20,6 +20,7 @@ import jax
 from bmx.config import complete
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
+from bmx.core.paths import local
 from bmx.runtime.files import numbers, read_json, tolerated, write_json
 from bmx.train import datafile
 from bmx.train.stepdirs import check_names, check_path
@@ -106,7 +107,7 @@ class RunDir:
   """
 
   def __init__(self, workdir: str | os.PathLike[str], experiment: Experiment):
-    self.path = pathlib.Path(workdir).absolute()
+    self.path = local(workdir).absolute()
     self.experiment = experiment
     self.config = self.path / 'config.json'
     self.resumed = self.config.exists()
@@ -247,8 +248,10 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns the stored config.json. Raises InputError if it is missing or damaged."""
   path = workdir / 'config.json'
   try:
-    stored = dict(read_json(path))
-    return stored | {'config': complete(dict(stored['config']))}
+    stored = read_json(path)
+    if not isinstance(stored, dict) or not isinstance(stored['config'], dict):
+      raise ValueError('it holds no config')
+    return stored | {'config': complete(stored['config'])}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(f'{path}: expected the config of a run: {error}') from None
 

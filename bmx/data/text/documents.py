@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bmx.core.errors import InputError, did_you_mean
+from bmx.core.paths import local
 from bmx.data.records import Record, numbered_json_lines, read_csv, read_text
 from bmx.data.text.clean import clean, report
 from bmx.data.text.steps import Step
@@ -81,7 +82,7 @@ def read(path: str, field: str = 'text', unit: str = 'file', data_dir: str = '')
     return [said(r, field, where) for where, r in records(path, data_dir)]
   if path.endswith('.json'):
     return [p['context'] for _, p in squad_paragraphs(path)]
-  text = read_text(pathlib.Path(path))
+  text = read_text(local(path))
   parts = {'file': lambda: [text], 'line': text.splitlines, 'paragraph': lambda: _paragraphs(text)}
   found = [t for t in parts[unit]() if t.strip()]
   if not found:
@@ -97,7 +98,7 @@ def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
   """(where it stands, the record) of .jsonl, .csv or 'tfds:NAME/SPLIT'."""
   if path.startswith('tfds:'):
     return _tfds(path, data_dir)
-  file = pathlib.Path(path)
+  file = local(path)
   if file.suffix == '.jsonl':
     return [(f'{path}, line {n}', r) for n, r in numbered_json_lines(file)]
   if file.suffix == '.csv':
@@ -156,7 +157,7 @@ def squad_paragraphs(path: str) -> list[tuple[str, dict[str, Any]]]:
 
   Raises InputError where it is not one.
   """
-  text = read_text(pathlib.Path(path))
+  text = read_text(local(path))
   try:
     articles = json.loads(text)['data']
     found = [(a.get('title', ''), p) for a in articles for p in a['paragraphs']]

@@ -1,6 +1,5 @@
 """Sentences whose words have tags."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from bmx.core.data import Examples
 from bmx.core.errors import InputError
+from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import split_indices
 from bmx.data.records import read_text
@@ -83,7 +83,7 @@ def token_classification(
 def read_conll(path: str) -> list[list[tuple[str, str]]]:
   """Sentences of (word, tag). Raises InputError naming file and line."""
   sentences: list[list[tuple[str, str]]] = [[]]
-  for n, line in enumerate(read_text(pathlib.Path(path)).split('\n'), 1):
+  for n, line in enumerate(read_text(local(path)).split('\n'), 1):
     cells = [c.strip() for c in line.split('\t')] if '\t' in line else line.split()
     if not line.strip() or cells[0] == '-DOCSTART-':
       sentences.append([])

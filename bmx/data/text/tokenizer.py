@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from bmx.core.errors import InputError
+from bmx.core.paths import local
 from bmx.data.records import read_text
 
 # What a special token is for -> the spellings that published tokenizers use.
@@ -204,12 +204,12 @@ def library() -> Any:
 
 def load(path: str) -> Subwords:
   """A `tokenizer.json`, or the one in a folder (a run's, or a Hugging Face model's)."""
-  file = pathlib.Path(path)
+  file = local(path)
   file = file / 'tokenizer.json' if file.is_dir() else file
   if not path:
     raise InputError('no folder of a tokenizer is named: set --config.init.path=DIR of the run or '
                      'the Hugging Face model to start from')  # fmt: skip
-  if not pathlib.Path(path).exists():
+  if not local(path).exists():
     raise InputError(f'there is no {path}, which is to hold a tokenizer.json')
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from bmx.core import streams
 from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError
+from bmx.core.paths import local
 from bmx.core.types import Batch, HostBatch
 from bmx.data.arrays import RESIDENT_BYTES
 from bmx.data.batches import in_order
@@ -175,11 +175,12 @@ def tokens(
   """
   if not read:
     return shapes(token_spec(length), length=length, vocab_size=vocab_size)
-  if not pathlib.Path(path).is_file():
+  file = local(path)
+  if not file.is_file():
     raise InputError(f'no token file {path}')
   try:
     raw = not path.endswith('.npy')
-    ids = np.memmap(path, np.dtype(dtype), 'r') if raw else np.load(path, mmap_mode='r')
+    ids = np.memmap(file, np.dtype(dtype), 'r') if raw else np.load(file, mmap_mode='r')
   except (ValueError, TypeError, EOFError, OSError) as error:
     raise InputError(f'{path} holds no token ids (dtype={dtype}): {error}') from None
   if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
