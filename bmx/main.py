@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> 
   except OSError as error:
     if error.errno not in errors.DISK:
       raise
-    text = f'error: {error}; make room, and give the same command again: a run resumes from its '
+    text = f'error: {error}; free space, and give the same command again: a run resumes from its '
     sys.stderr.write(printable(f'{text}newest checkpoint\n'))
     return errors.FAILURE
   except KeyboardInterrupt:

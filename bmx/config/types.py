@@ -72,7 +72,7 @@ def _check_argument(where: str, value: Any, hint: Any) -> None:
     for key, part in value.items():
       _check_part(f'{where}.{key}', part)
   elif not _allowed(value, hint):
-    raise _refused(where, value, getattr(hint, '__name__', str(hint)))
+    raise _refused(where, value, hint.__name__ if inspect.isclass(hint) else str(hint))
 
 
 def _is_part(value: Any) -> bool:
