@@ -52,6 +52,22 @@ def in_order(
   return np.concatenate([permutation(first + i)[p] for i, p in enumerate(parts)])
 
 
+def check_weights(weights: np.ndarray, indices: np.ndarray | None = None) -> None:
+  """Raises InputError naming an example whose weight is negative or is not finite.
+
+  Args:
+    weights: [n, ...].
+    indices: the examples, int64 [n]; None: 0 to n - 1.
+  """
+  if (weights >= 0).all() and np.isfinite(weights).all():
+    return
+  row, *place = np.argwhere(~((weights >= 0) & np.isfinite(weights)))[0]
+  number = row if indices is None else indices[row]
+  raise InputError(
+    f'weights={weights[(row, *place)]} of example {number}: expected a finite number, at least 0'
+  )
+
+
 def composer_of(examples: Examples) -> Composing | None:
   """The examples that compose batches: these, or some inside; None if there are none."""
   if isinstance(examples, Wrapping):
@@ -127,11 +143,17 @@ class Batches:
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
     """Host rows of any examples; positions are step·B + row, both int64 [n]."""
     rows = self.examples.rows(indices, positions)
-    return rows if 'weights' in rows else rows | {'weights': np.ones(len(indices), np.float32)}
+    if 'weights' not in rows:
+      return rows | {'weights': np.ones(len(indices), np.float32)}
+    check_weights(rows['weights'], indices)
+    return rows
 
   def resident(self) -> HostBatch | None:
     """Arrays to hold on the device and gather from; None if rows come from the host."""
-    return self.examples.resident() if isinstance(self.examples, Resident) else None
+    arrays = self.examples.resident() if isinstance(self.examples, Resident) else None
+    if arrays is not None and 'weights' in arrays:
+      check_weights(arrays['weights'])
+    return arrays
 
   def gather(self, arrays: Any, indices: Any) -> Batch:
     """Rows of resident arrays; the same code for numpy and for jax arrays."""

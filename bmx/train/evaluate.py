@@ -1,6 +1,7 @@
 """Evaluation of a whole split: sums on the device, predictions for what is not a mean."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +16,12 @@ from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.experiment import Eval
 from bmx.core.metrics import Window, add
-from bmx.core.types import HostBatch, Noise, Task
-from bmx.parallel import Layout, jit
+from bmx.core.types import HostBatch, Noise, Task, Variables
+from bmx.parallel import Layout, jit, use
 from bmx.train.feed import Feed
 from bmx.train.state import TrainState, eval_variables
 
+log = logging.getLogger('bmx')
 DEPTH = 16  # batches a dispatch
 
 
@@ -110,9 +112,48 @@ def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> It
     out = program(eval_variables(state), constants, group)
     n = min(data.batch_size, data.size - step * data.batch_size)
     rows = {k: tree.fetch(v)[:n] for k, v in out.items()}
-    positions = step * data.batch_size + np.arange(n)
-    known = data.rows(data.indices(step)[0, :n], positions)
-    yield rows | {k: known[k] for k in task.labels_for_metrics if k in known}
+    yield rows | _labels(data, task, step)
+
+
+def _labels(data: Data, task: Task, step: int) -> HostBatch:
+  """The labels for metrics of one batch of a split, without padding."""
+  positions = np.arange(step * data.batch_size, min((step + 1) * data.batch_size, data.size))
+  known = data.rows(data.indices(step)[0, : len(positions)], positions)
+  return {k: known[k] for k in task.labels_for_metrics if k in known}
+
+
+def rehearse(name: str, entry: Eval, task: Task, layout: Layout, variables: Variables) -> None:
+  """Calls the metrics of an entry with its labels and predictions of 0, before any compilation.
+
+  Finds what labels alone show: a single class, more classes than a metric reads, a constant
+  target. Splits whose rows are read from a source are not read for this.
+
+  Args:
+    name: of the entry.
+    entry: a split and its metrics.
+    task: makes the predictions.
+    layout: mesh and rules.
+    variables: abstract.
+
+  Raises:
+    InputError: a metric refuses the labels. Other exceptions are logged: predictions of 0 may be
+      their cause.
+  """
+  data = entry.data
+  if not entry.metrics or data.resident() is None:
+    return
+  with use(layout):
+    predict = lambda v, batch: task.predict(v, batch, eval_noise())
+    shapes = jax.eval_shape(predict, variables, data.abstract)
+  rows = {k: np.zeros((data.size, *s.shape[1:]), s.dtype) for k, s in shapes.items()}
+  rows |= join([_labels(data, task, step) for step in range(-(-data.size // data.batch_size))])
+  for metric, fn in entry.metrics.items():
+    try:
+      fn(rows)
+    except InputError as error:
+      raise InputError(f'eval.{name}: {metric}: {error}') from None
+    except Exception as error:
+      log.warning('eval.%s: %s raised for predictions of 0: %r', name, metric, error)
 
 
 def join(parts: list[HostBatch]) -> HostBatch:

@@ -22,7 +22,7 @@ from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar, Silent, Writer, brief
 from bmx.train import datafile, start
 from bmx.train.checkpoint import Checkpoints
-from bmx.train.evaluate import Evaluator
+from bmx.train.evaluate import Evaluator, rehearse
 from bmx.train.feed import Feed
 from bmx.train.guard import all_finite, check_finite
 from bmx.train.policy import LoopState, groups, loop_state, stays_stopped
@@ -187,6 +187,9 @@ def make_run(
   spec = state_spec(x)
   flops = start.step_flops(x, spec)
   rates = start.learning_rates(x)
+  for name, entry in x.evals.items():
+    if isinstance(entry, Eval):
+      rehearse(name, entry, x.task, x.layout, spec.variables)
   feed = Feed(x.data, x.layout, start.choose_dispatch(x, spec, flops))
   checkpoints = Checkpoints(rundir.path / 'checkpoints', x.keep.last, x.task.constant)
   try:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx.core import streams
+from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.data import arrays as loader
 from bmx.data.arrays import ArrayData, split_indices
@@ -295,3 +296,35 @@ def test_images_are_not_divided_by_nothing(words):
   name = next(iter(words))
   with pytest.raises(InputError, match=f'^{name}=.*: expected a finite number'):
     Normalise(**words)
+
+
+class Weighted:
+  """Examples of a user, with weights of their own."""
+
+  size = 6
+
+  def __init__(self, bad):
+    self.metadata, self.spec = {}, {'weights': Spec((), np.dtype(np.float32))}
+    self.weights = np.array([0, 1, 0.25, 2, bad, 1], np.float32)
+
+  def rows(self, indices, positions):
+    return {'weights': self.weights[indices]}
+
+
+@pytest.mark.parametrize('bad', [-1.0, float('nan'), float('inf')])
+def test_weights_that_cannot_be(bad):
+  """Held on the device or fed from the host: the example is named."""
+  data = Batches(Weighted(bad), 3, train=False)
+  data.rows(np.arange(3), np.arange(3))
+  with pytest.raises(InputError, match=f'weights={bad} of example 4: expected'):
+    data.rows(np.arange(3, 6), np.arange(3, 6))
+
+  class Resident(Weighted):
+    def resident(self):
+      return {'weights': self.weights}
+
+    def gather(self, arrays, indices):
+      return {k: v[indices] for k, v in arrays.items()}
+
+  with pytest.raises(InputError, match=f'weights={bad} of example 4: expected'):
+    Batches(Resident(bad), 3).resident()
