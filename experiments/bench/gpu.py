@@ -67,7 +67,7 @@ SMALL = {
 STEPS, LOG = 60, 10
 
 
-def seconds(fn: Callable[[], Any], times: int = 20) -> float:
+def seconds(fn: Callable[[], Any], times: int) -> float:
   """Of one call, the median of windows that end when the device has finished."""
   jax.block_until_ready(fn())
   took = []
@@ -80,16 +80,16 @@ def seconds(fn: Callable[[], Any], times: int = 20) -> float:
   return statistics.median(took)
 
 
-def matmul_rate(width: int, rows: int) -> float:
+def matmul_rate(width: int, rows: int, times: int) -> float:
   """FLOP/s of [rows, width] x [width, 4 width] in bfloat16."""
   keys = jax.random.split(jax.random.PRNGKey(0))
   a = jax.random.normal(keys[0], (rows, width), jnp.bfloat16)
   b = jax.random.normal(keys[1], (width, 4 * width), jnp.bfloat16)
   product = jax.jit(lambda a, b: a @ b)
-  return 2 * rows * width * 4 * width / seconds(lambda: product(a, b))
+  return 2 * rows * width * 4 * width / seconds(lambda: product(a, b), times)
 
 
-def attention_rate(size: int, length: int, impl: str, dtype: Any) -> dict[str, float]:
+def attention_rate(size: int, length: int, impl: str, dtype: Any, times: int) -> dict[str, float]:
   """FLOP/s of causal attention, half of the full count, forward and with its gradient."""
   batch, heads = 8, 16
   q, k, v = jax.random.normal(jax.random.PRNGKey(0), (3, batch, length, heads, size), dtype)
@@ -98,8 +98,8 @@ def attention_rate(size: int, length: int, impl: str, dtype: Any) -> dict[str, f
   both = jax.jit(jax.grad(total, (0, 1, 2)))
   flops = 2 * batch * heads * length * length * size
   return {
-    'forward': flops / seconds(lambda: forward(q, k, v)),
-    'forward_and_backward': 3.5 * flops / seconds(lambda: both(q, k, v)),
+    'forward': flops / seconds(lambda: forward(q, k, v), times),
+    'forward_and_backward': 3.5 * flops / seconds(lambda: both(q, k, v), times),
   }
 
 
@@ -133,12 +133,12 @@ def rates(small: bool) -> dict[str, Any]:
   device = jax.devices()[0]
   widths = (64,) if small else (768, 2048, 8192)
   impl, dtype = ('xla', jnp.float32) if small else ('cudnn', jnp.bfloat16)
-  length = 128 if small else 4096
+  length, times = (128, 1) if small else (4096, 20)
   return {
     'device': device.device_kind,
     'jax': jax.__version__,
-    'matmul': {str(w): matmul_rate(w, 128 if small else 16384) for w in widths},
-    'attention': {str(h): attention_rate(h, length, impl, dtype) for h in (64, 128)},
+    'matmul': {str(w): matmul_rate(w, 128 if small else 16384, times) for w in widths},
+    'attention': {str(h): attention_rate(h, length, impl, dtype, times) for h in (64, 128)},
     'attention_error': attention_error(impl, jnp.bfloat16),
   }
 

@@ -77,23 +77,36 @@ def alone(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.nightly)])
-def test_processes_equal_one(processes, alone, tmp_path):
-  finish(launch(tmp_path / 'run', processes, 4, ['mesh.fsdp=2']))
-  np.testing.assert_allclose(losses(tmp_path / 'run'), losses(alone), rtol=1e-5)
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+  """The same run on two processes."""
+  workdir = tmp_path_factory.mktemp('two') / 'run'
+  finish(launch(workdir, 2, 4, ['mesh.fsdp=2']))
+  return workdir
+
+
+def assert_equal_one(workdir, alone, processes):
+  np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
   # Process 0 alone writes metrics; the others have logs of their own.
-  assert sorted(p.name for p in (tmp_path / 'run/logs').iterdir()) == [
-    f'{i}.log' for i in range(1, processes)
-  ]
+  logs = sorted(p.name for p in (workdir / 'logs').iterdir())
+  assert logs == [f'{i}.log' for i in range(1, processes)]
 
 
-def test_a_lost_process_is_named_and_the_run_goes_on(tmp_path):
+def test_two_processes_equal_one(two, alone):
+  assert_equal_one(two, alone, 2)
+
+
+@pytest.mark.nightly
+def test_four_processes_equal_one(alone, tmp_path):
+  finish(launch(tmp_path / 'run', 4, 4, ['mesh.fsdp=2']))
+  assert_equal_one(tmp_path / 'run', alone, 4)
+
+
+def test_a_lost_process_is_named_and_the_run_goes_on(two, tmp_path):
   """One of two is killed: the other stops by itself; started again, it ends with the same bits."""
-  straight, killed = tmp_path / 'straight', tmp_path / 'killed'
-  longer = ['steps=100', 'mesh.fsdp=2']
-  finish(launch(straight, 2, 4, longer))
-  running = launch(killed, 2, 4, longer)
-  while not logged(killed, 6) and running[0].poll() is None:
+  killed = tmp_path / 'run'
+  running = launch(killed, 2, 4, ['mesh.fsdp=2'])
+  while not logged(killed, 3) and running[0].poll() is None:
     time.sleep(0.01)
   running[1].send_signal(signal.SIGKILL)
   began = time.monotonic()
@@ -102,10 +115,10 @@ def test_a_lost_process_is_named_and_the_run_goes_on(tmp_path):
   assert running[0].returncode == 78
   assert 'process 1 is missing' in text
   running[1].communicate()
-  finish(launch(killed, 2, 4, longer))
-  assert summary(killed)['state_digest'] == summary(straight)['state_digest']
+  finish(launch(killed, 2, 4, ['mesh.fsdp=2']))
+  assert summary(killed)['state_digest'] == summary(two)['state_digest']
   strip = lambda line: {k: v for k, v in line.items() if k not in TIMES}
-  lines = [[strip(x) for x in read_metrics(w / 'metrics.jsonl')] for w in (killed, straight)]
+  lines = [[strip(x) for x in read_metrics(w / 'metrics.jsonl')] for w in (killed, two)]
   assert lines[0] == lines[1]
 
 
