@@ -7,10 +7,12 @@ and every parameter of the parts it names can be set: --config.optimizer.weight_
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import pathlib
 import sys
+import traceback
 from typing import Any
 
 from bmx import modes
@@ -23,28 +25,47 @@ FLAGS = (
   'process', 'coordinator', 'help',
 )  # fmt: skip
 
+SHARED_FLAGS = ('mode', 'step', 'input', 'prompt', 'topology', 'allow')  # equal on all processes
+FAILED_SECONDS = 5.0  # to reach the others, for a process that cannot start
+
 
 def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> int:
   """Runs a command; returns the exit code: 0 done, 2 bad input, others in bmx.core.errors."""
   args, overrides = _parse(sys.argv[1:] if argv is None else argv, program)
   try:
     _choose_platform(args.mode)
+    if not 0 <= args.process < args.processes:
+      raise errors.InputError(
+        f'--processes={args.processes} --process={args.process}: expected 0 <= process < processes'
+      )
     if args.processes > 1:
       return _run_among_peers(args, overrides)
-    return _run(args, overrides)
+    return modes.run(args.mode, _request(args, overrides))
   except errors.Stop as stop:
-    kind = 'error: ' if stop.code == errors.BAD_INPUT else ''
-    sys.stderr.write(f'{kind}{printable(str(stop))}\n')
+    sys.stderr.write(_last_words(stop))
     return stop.code
   except OSError as error:
     if error.errno not in errors.DISK:
       raise
-    text = f'error: {error}; free space, and give the same command again: a run resumes from its '
-    sys.stderr.write(printable(f'{text}newest checkpoint\n'))
+    sys.stderr.write(_last_words(error))
     return errors.FAILURE
   except KeyboardInterrupt:
     sys.stderr.write('interrupted: steps since the last checkpoint are lost\n')
     os._exit(errors.INTERRUPTED)  # a thread that hangs would keep the interpreter
+
+
+def _last_words(error: Exception) -> str:
+  """What the terminal shows of an error: a message, or a traceback where bmx is at fault."""
+  if isinstance(error, errors.Stop):
+    text = f'{"error: " if error.code == errors.BAD_INPUT else ""}{error}'
+  elif isinstance(error, OSError) and error.errno in errors.DISK:
+    text = (
+      f'error: {error}; free space, and give the same command again: a run resumes from its newest '
+      'checkpoint'
+    )
+  else:
+    text = ''.join(traceback.format_exception(error))
+  return printable(text) + '\n'
 
 
 def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]:
@@ -94,7 +115,7 @@ def _overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
   return found, rest
 
 
-def _run(args: argparse.Namespace, overrides: list[str]) -> int:
+def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
   from bmx import config as recipes
 
   recipes.trust(args.allow)
@@ -102,31 +123,54 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     config, name = recipes.load(args.config, overrides)
   else:
     config, name = _stored(paths.local(args.workdir), overrides)
-  request = modes.Request(
+  return modes.Request(
     config, name, args.workdir, args.step, args.input, tuple(args.prompt), args.topology
   )
-  return modes.run(args.mode, request)
 
 
 def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
   """Runs as one of several processes; ends if another process is lost."""
-  from bmx.runtime import peers
-
   if not args.workdir:
     raise errors.InputError(f'--processes={args.processes} needs --workdir, the same for all')
-  watch = peers.start(args.coordinator, args.processes, args.process)
   try:
-    code = _run(args, overrides)
+    request = _request(args, overrides)
+  except errors.InputError as error:
+    with contextlib.suppress(errors.Stop):  # the others learn why this process does not start
+      _start_peers(args, {}, str(error), timeout=FAILED_SECONDS)
+    raise
+  watch = _start_peers(args, _facts(args, request))
+  try:
+    code = modes.run(args.mode, request)
   except (errors.Preempted, errors.GuardStop):  # all processes stop so, at one step
     watch.goodbye()
     raise
-  except errors.InputError:
-    raise
-  except Exception:
+  except errors.InputError as error:
+    watch.fail(str(error), _last_words(error), error.code)
+  except Exception as error:
     watch.await_verdict()
-    raise
+    watch.fail(f'{type(error).__name__}: {error}', _last_words(error), errors.FAILURE)
   watch.goodbye()
   return code
+
+
+def _start_peers(
+  args: argparse.Namespace, facts: dict[str, str], failure: str = '', timeout: float = 60.0
+) -> Any:
+  from bmx.runtime import peers
+
+  workdir = paths.local(args.workdir)
+  where = args.coordinator, args.processes, args.process
+  return peers.start(*where, workdir, facts, failure, timeout)
+
+
+def _facts(args: argparse.Namespace, request: modes.Request) -> dict[str, str]:
+  """What all processes must share, as far as it is known before jax starts."""
+  from bmx import config as recipes
+  from bmx.runtime import facts
+  from bmx.train.rundir import flatten
+
+  flags = {k: v for k, v in vars(args).items() if k in SHARED_FLAGS}
+  return facts.facts(flatten(recipes.plain(request.config)), flags)
 
 
 def _choose_platform(mode: str) -> None:

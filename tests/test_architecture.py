@@ -138,7 +138,7 @@ def test_private_names_stay_in_their_package(path):
 # Reflection over modules and objects of other libraries: (file, attribute) -> reason. Attributes of
 # bmx's own objects are declared: by a dataclass, a runtime_checkable Protocol, or Facts.
 REFLECTION = {
-  ('runtime/peers.py', 'TCP_KEEPIDLE'): 'absent from the socket module of some systems',
+  ('runtime/wire.py', 'TCP_KEEPIDLE'): 'absent from the socket module of some systems',
   ('data/text/clean.py', '__name__'): 'functions of the user, and objects that are called',
   ('config/stored.py', '__module__'): 'any object that a stored config may name',
   ('parallel/mesh.py', 'slice_index'): 'devices of jax: only those of TPU slices have it',

@@ -10,10 +10,10 @@ import jax
 
 from bmx import experiment as experiments
 from bmx.core.errors import InputError
-from bmx.core.experiment import Experiment
+from bmx.core.experiment import Eval, Experiment
 from bmx.core.paths import local
 from bmx.modes import Request
-from bmx.runtime import cache, writer
+from bmx.runtime import cache, processes, writer
 from bmx.train import datafile
 from bmx.train.datafile import DataFile
 
@@ -43,7 +43,9 @@ def open_experiment(
     evals: False leaves out the `eval` entries.
   """
   workdir = start(request)
-  return experiments.build(request.config, request.name, read=read, evals=evals), workdir
+  made = experiments.build(request.config, request.name, read=read, evals=evals)
+  compare_processes(made)
+  return made, workdir
 
 
 def open_run(
@@ -61,7 +63,24 @@ def open_run(
   workdir = start(request)
   stored = datafile.read(workdir)
   made = experiments.build(request.config, request.name, evals=evals, stored=stored)
+  compare_processes(made)
   return made, workdir, stored
+
+
+def compare_processes(experiment: Experiment) -> None:
+  """Compares the data that the processes of a run have read, and their devices.
+
+  Raises InputError on every process if they differ.
+  """
+  if jax.process_count() == 1:
+    return
+  devices = jax.local_devices()
+  facts = {'devices': f'{len(devices)} × {devices[0].device_kind}'}
+  facts |= datafile.facts('data', experiment.data)
+  for name, entry in experiment.evals.items():
+    if isinstance(entry, Eval):
+      facts |= datafile.facts(f'eval.{name}', entry.data)
+  processes.check_same(facts)
 
 
 def start(request: Request) -> pathlib.Path:

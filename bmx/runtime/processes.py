@@ -1,9 +1,13 @@
 """Agreement between the processes of a run. Collective: every process must call."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+
+from bmx.core.errors import InputError
+from bmx.runtime.facts import differences
 
 MAX_NUMBERS = 256  # of one message; all processes must send equally many
 
@@ -27,3 +31,29 @@ def anywhere(flag: bool) -> bool:
   from jax.experimental import multihost_utils
 
   return bool(np.any(multihost_utils.process_allgather(np.array([flag]))))
+
+
+def check_same(facts: Mapping[str, str]) -> None:
+  """Compares facts (word -> value) of all processes.
+
+  Raises InputError on every process if they differ: names the words, the values and the processes.
+  """
+  lines = differences({i: json.loads(text) for i, text in enumerate(gathered(json.dumps(facts)))})
+  if lines:
+    raise InputError(
+      'the processes differ: expected the same data on all:\n  ' + '\n  '.join(lines)
+    )
+
+
+def gathered(text: str) -> list[str]:
+  """Returns the texts of all processes, in their order."""
+  if jax.process_count() == 1:
+    return [text]
+  from jax.experimental import multihost_utils
+
+  data = text.encode()
+  sizes = multihost_utils.process_allgather(np.array([len(data)], np.int32)).reshape(-1)
+  row = np.zeros(int(sizes.max()), np.uint8)
+  row[: len(data)] = np.frombuffer(data, np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(row)).reshape(len(sizes), -1)
+  return [bytes(r[:n]).decode() for r, n in zip(rows, sizes, strict=True)]

@@ -1,6 +1,7 @@
 """data.json: what a run keeps of its training data, so that it can be used without them."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import pathlib
@@ -52,6 +53,17 @@ def describe(data: Data) -> dict[str, Any]:
       'digest': digest,
     })
   )  # fmt: skip
+
+
+def facts(name: str, data: Data) -> dict[str, str]:
+  """Returns what the processes of a run must share of their data: word -> value."""
+  known = describe(data)
+  fitted = hashlib.sha256(json.dumps(known['state'], sort_keys=True).encode()).hexdigest()
+  return {
+    f'examples of {name}': str(known['size']),
+    f'digest of {name}': known['digest'],
+    f'digest of what {name} fitted': fitted[:16],
+  }
 
 
 def tokenizer_of(data: Data) -> str:

@@ -82,7 +82,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
 
 def _ours(name: str) -> bool:
   """Whether bmx, killed before it wrote config.json, may have left a file."""
-  return name in ('logs', 'checkpoints', 'lock', '.probe') or name.endswith('.part')
+  return (
+    name in ('logs', 'checkpoints', 'lock', '.probe')
+    or name.startswith('.nonce-')
+    or (name.endswith('.part'))
+  )
 
 
 def _free(leaf: str) -> bool:

@@ -31,8 +31,8 @@ def port() -> int:
         continue
 
 
-def launch(workdir, processes, devices, overrides=(), only=None):
-  """Starts all processes (or `only` some) of a run on `devices` devices in all."""
+def launch(workdir, processes, devices, overrides=(), own=None):
+  """Starts all processes of a run, some with overrides of their `own`, on `devices` in all."""
   address = f'localhost:{port()}'
   flags = FLAGS.replace('count=8', f'count={devices // processes}')
   command = [sys.executable, '-m', 'bmx.main', f'--config={RECIPE}', f'--workdir={workdir}']
@@ -40,12 +40,13 @@ def launch(workdir, processes, devices, overrides=(), only=None):
   command += [f'--config.cache={workdir.parent / "programs"}']
   if processes > 1:
     command += [f'--processes={processes}', f'--coordinator={address}']
+  more = lambda i: [f'--config.{o}' for o in (own or {}).get(i, ())]
   return [
     subprocess.Popen(
-      [*command, f'--process={i}'], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': flags},
+      [*command, *more(i), f'--process={i}'], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': flags},
       stderr=subprocess.PIPE, text=True,
     )
-    for i in (range(processes) if only is None else only)
+    for i in range(processes)
   ]  # fmt: skip
 
 
@@ -131,15 +132,13 @@ def test_another_number_of_processes_resumes(alone, tmp_path):
   assert summary(workdir)['steps'] == 40
 
 
-def test_a_process_that_never_comes_is_named(tmp_path, monkeypatch):
-  from bmx.runtime import peers
-
-  watch = peers.Peers(0, 3)
-  number = port()
-  with pytest.raises(peers.ProcessMissing, match='processes 1, 2 did not connect'):
-    watch.listen(('localhost', number), 0.2)
-  with pytest.raises(peers.ProcessMissing, match='process 0 is missing'):
-    peers.Peers(1, 3).join(('localhost', number), 0.2)
+def test_a_difference_is_named_before_jax_starts(tmp_path):
+  running = launch(tmp_path / 'run', 2, 4, own={0: ['seed=1'], 1: ['seed=2', 'batch_size=32']})
+  texts = finish(running, code=2)
+  for text in texts:
+    assert 'config.batch_size: 16 on process 0, 32 on process 1' in text
+    assert 'config.seed: 1 on process 0, 2 on process 1' in text
+  assert not list((tmp_path / 'run').iterdir())
 
 
 def test_sigterm_stops_all_at_one_step(tmp_path):
