@@ -12,7 +12,7 @@ PACKAGES = (
   'bmx-jax', 'jax', 'jaxlib', 'libtpu', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'flax', 'optax',
   'orbax-checkpoint', 'numpy', 'grain', 'tokenizers',
 )  # fmt: skip
-# Variables that change what is compiled or computed.
+# Variables that change a compiled program or its results.
 ENVIRONMENT = (
   'XLA_FLAGS', 'LIBTPU_INIT_ARGS', 'JAX_PLATFORMS', 'JAX_ENABLE_X64', 'JAX_DEFAULT_PRNG_IMPL',
   'JAX_DEFAULT_MATMUL_PRECISION', 'JAX_THREEFRY_PARTITIONABLE', 'JAX_NUMPY_DTYPE_PROMOTION',
