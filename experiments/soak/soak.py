@@ -121,7 +121,9 @@ def main() -> None:
       results[case.name] = soak(case, share)
       sys.stdout.write(f'{case.name}: {results[case.name]}\n')
       sys.stdout.flush()
+  commit = subprocess.check_output(['git', 'rev-parse', '--short', 'HEAD'], cwd=HERE, text=True)
   record = {
+    'commit': commit.strip(),
     'date': datetime.date.today().isoformat(),
     'machine': f'{os.cpu_count()} CPU cores',
     'kills': sum(r['kills'] for r in results.values()),
