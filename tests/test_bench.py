@@ -6,8 +6,11 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from bmx import config as recipes
+from bmx import experiment
 from tests.conftest import ROOT
 
 
@@ -41,3 +44,15 @@ def test_the_loop_beside_its_bare_program():
   shares = script['shares']('digits_mlp.py:tiny', [])
   assert 0 < shares['save_stall'] < 1
   assert 0 <= shares['data_wait'] <= 1
+
+
+@pytest.mark.parametrize('count', [pytest.param(1, marks=pytest.mark.nightly), 3])
+def test_the_guard_holds_no_second_state(count):
+  """Compiled memory with and without it; a guard that selects on the new state needs more."""
+  script = runpy.run_path(str(ROOT / 'experiments/bench/guard.py'))
+  overrides = [*script['ONE_ROW'], 'task.model.depth=1', 'task.model.scan=False']
+  config, _ = recipes.load(str(ROOT / 'configs/gpt_char.py:tiny'), overrides)
+  x = experiment.build(config, devices=jax.devices()[:1])
+  extra = script['extra_memory'](x, count)['extra_over_state']
+  assert extra['guarded'] < 0.02
+  assert extra['selecting'] > 0.3
