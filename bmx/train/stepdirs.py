@@ -49,7 +49,7 @@ def clean(folder: pathlib.Path, target: pathlib.Path) -> None:
   """Removes unfinished checkpoints, a damaged `target`, and STEP.after.json without a step."""
   for path in folder.iterdir() if folder.is_dir() else ():
     name = path.name.removesuffix('.after.json')
-    if name != path.name and STEP_NAME.fullmatch(name):
+    if name != path.name and STEP_NAME.fullmatch(name) and path.is_file():
       if name == target.name or not (folder / name / MANIFEST).exists():
         path.unlink()
     elif _made_here(path) and (path == target or not (path / MANIFEST).exists()):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from bmx.core import tree
+from bmx.core.errors import Stop
 from bmx.runtime import report
 from bmx.runtime.files import write_json
 from bmx.runtime.throughput import peak_memory_bytes
@@ -22,6 +23,8 @@ def finish(event: Event) -> dict[str, Any]:
   """Writes summary.json and report.html after the last event -> the summary.
 
   Collective: every process must call; process 0 writes.
+
+  Raises Stop if the summary cannot be written.
   """
   run, loop, x = event.run, event.run.loop, event.run.experiment
   device = x.layout.mesh.devices.flat[0]
@@ -40,7 +43,14 @@ def finish(event: Event) -> dict[str, Any]:
     'energy': None,  # not measured: no meter on this device
   }
   if jax.process_index() == 0:
-    write_json(run.workdir / 'summary.json', summary)
+    path = run.workdir / 'summary.json'
+    try:
+      write_json(path, summary)
+    except OSError as error:
+      raise Stop(
+        f'{path} cannot be written: {error}; the checkpoint of step {event.step} is on disk, and '
+        'the same command writes the summary'
+      ) from error
     report.write(run.workdir, x.name, summary)
     log.info('%s', closing(summary, run.workdir))
   return summary
