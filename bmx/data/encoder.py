@@ -1,58 +1,101 @@
 """Columns of a table as numbers."""
 
 import dataclasses
+import datetime
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
+from bmx.data.columns import (
+  category_line,
+  chosen,
+  date,
+  is_missing,
+  kind_of,
+  log_columns,
+  names_of,
+)
 from bmx.data.records import Record, number
 
 log = logging.getLogger('bmx')
-CONSTANT = 1e-6  # a deviation below this share of the largest value is rounding
+# A deviation below this share of the largest value is rounding.
+CONSTANT = {'number': 1e-6, 'date': 1e-10}
+READ: dict[str, Callable[[Any], float | None]] = {'number': number, 'date': date}
 
 
 @dataclasses.dataclass(frozen=True)
 class TabularEncoder:
-  """Numeric columns standardized, others one-hot; a category that was never seen is all zeros.
+  """Numbers and dates standardized, categories one-hot; an unknown category is all zeros.
 
-  A column is numeric if every value in it is a number. A missing number becomes the mean.
+  A column is numeric if every value in it is a number, a date if every value is an ISO date; see
+  `columns.kind_of`. A missing number or date becomes the mean.
 
   Attributes:
     numeric: column -> (mean, standard deviation).
     categories: column -> its categories, sorted.
-    missing: the text of a missing value, besides ''.
+    missing: the text of a missing value, besides '' and the usual ones (`columns.MISSING`).
+    dates: column -> (mean, standard deviation), in days since 1970-01-01.
+    dropped: columns that are left out.
   """
 
   numeric: dict[str, tuple[float, float]]
   categories: dict[str, list[str]]
   missing: str
+  dates: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  dropped: tuple[str, ...] = ()
 
   @classmethod
   def fit(
-    cls, records: Sequence[Record], skip: Sequence[str], missing: str, source: str = 'the data'
+    cls,
+    records: Sequence[Record],
+    skip: Sequence[str],
+    missing: str,
+    source: str = 'the data',
+    use: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    categorical: Sequence[str] = (),
   ) -> 'TabularEncoder':
-    """Learns columns from records.
+    """Learns columns from records, and logs how each is read.
 
-    Raises InputError if there are no records, or a number is not finite.
+    Args:
+      records: of the training data.
+      skip: columns that are not inputs (the target).
+      missing: the text of a missing value.
+      source: of the records, for messages.
+      use: columns to read; () is all.
+      drop: columns to leave out.
+      categorical: columns that are categories even if they hold numbers.
+
+    Raises:
+      InputError: no records; an unknown column; a number that is not finite; a column that is
+        mostly, but not always, a number or a date.
     """
     if not records:
       raise InputError(f'{source} has no records: expected at least one to fit columns')
-    numeric, categories = {}, {}
-    for name in records[0]:
-      if name in skip:
-        continue
+    known = names_of(records)
+    chosen(known, categorical, (), (), source)
+    names = chosen(known, use, drop, skip, source)
+    moments: dict[str, dict[str, tuple[float, float]]] = {'number': {}, 'date': {}}
+    categories, lines = {}, []
+    dropped, empty = [k for k in known if k not in names and k not in skip], []
+    for name in names:
       column = [r.get(name) for r in records]
-      there = [v for v in column if v not in (None, '', missing)]
-      values = [number(v) for v in there]
-      if there and all(v is not None for v in values):
-        numeric[name] = _moments(np.array(values, np.float64), there, column, name, source)
+      kind = 'category' if name in categorical else kind_of(name, column, missing, source)
+      if kind == 'empty':
+        empty.append(name)
+      elif kind == 'category':
+        categories[name] = sorted({_text(v) for v in column})
+        lines.append(category_line(name, categories[name], len(records)))
       else:
-        categories[name] = sorted({str(v) for v in column if v is not None})
-    return cls(numeric, categories, missing)
+        moments[kind][name] = _moments(column, kind, missing, name, source)
+        lines.append(f'{name}: {kind}, ' + _describe(kind, *moments[kind][name]))
+    lines += [f'{k}: dropped' for k in dropped] + [f'{k}: dropped, no values' for k in empty]
+    log_columns(source, lines)
+    return cls(moments['number'], categories, missing, moments['date'], (*dropped, *empty))
 
   def state(self) -> dict[str, Any]:
     """What was learned, as JSON holds it."""
@@ -61,14 +104,15 @@ class TabularEncoder:
   @classmethod
   def restore(cls, state: Mapping[str, Any]) -> 'TabularEncoder':
     """Inverse of `state`."""
-    numeric = {k: (float(v[0]), float(v[1])) for k, v in state['numeric'].items()}
+    pairs = lambda key: {k: (float(v[0]), float(v[1])) for k, v in state.get(key, {}).items()}
     categories = {k: [str(x) for x in v] for k, v in state['categories'].items()}
-    return cls(numeric, categories, str(state['missing']))
+    dropped = tuple(state.get('dropped', ()))
+    return cls(pairs('numeric'), categories, str(state['missing']), pairs('dates'), dropped)
 
   def encode(
     self, records: Sequence[Record], source: str, optional: Sequence[str] = ()
   ) -> np.ndarray:
-    """Records -> float32 [N, numeric columns + categories].
+    """Records -> float32 [N, numeric columns + dates + categories].
 
     Args:
       records: with the columns of the training data.
@@ -76,21 +120,24 @@ class TabularEncoder:
       optional: columns that may be there and are not encoded (the target).
 
     Raises:
-      InputError: missing, extra or renamed columns; a value that is not a finite number.
+      InputError: missing, extra or renamed columns; a value that is not a finite number or a date.
     """
-    self._check_columns(records[0], source, optional)
+    self._check_columns(names_of(records), source, optional)
     columns = []
-    for name, (mean, std) in self.numeric.items():
-      values = [self._number(r, name, mean, i, source) for i, r in enumerate(records)]
-      columns.append(((np.array(values, np.float64) - mean) / std)[:, None])
+    for kind, moments in (('number', self.numeric), ('date', self.dates)):
+      for name, (mean, std) in moments.items():
+        values = [self._value(r, name, kind, mean, i, source) for i, r in enumerate(records, 1)]
+        columns.append(((np.array(values, np.float64) - mean) / std)[:, None])
     unknown: dict[str, int] = {}
     for name, known in self.categories.items():
       place = {v: i for i, v in enumerate(known)}
       hot = np.zeros((len(records), len(known) + 1))
-      at = [place.get(str(r.get(name)), -1) for r in records]
+      texts = [_text(r.get(name)) for r in records]
+      at = [place.get(text, -1) for text in texts]
       hot[np.arange(len(records)), at] = 1
       columns.append(hot[:, :-1])  # the last column collects what was never seen
-      unknown |= {name: at.count(-1)} if -1 in at else {}
+      count = sum(i < 0 and text != '' for i, text in zip(at, texts, strict=True))
+      unknown |= {name: count} if count else {}
     if unknown:
       counts = ', '.join(f'{k} {n}' for k, n in unknown.items())
       log.warning('%s: categories that the training data lacks, in records: %s', source, counts)
@@ -98,37 +145,53 @@ class TabularEncoder:
       raise InputError(f'{source} has no columns but the target: expected at least one')
     return np.concatenate(columns, 1).astype(np.float32)
 
-  def _check_columns(self, record: Record, source: str, optional: Sequence[str]) -> None:
-    known = [*self.numeric, *self.categories]
-    missing = [k for k in known if k not in record]
-    extra = [k for k in record if k not in known and k not in optional]
+  def _check_columns(self, given: Sequence[str], source: str, optional: Sequence[str]) -> None:
+    known = [*self.numeric, *self.dates, *self.categories]
+    missing = [k for k in known if k not in given]
+    extra = [k for k in given if k not in (*known, *self.dropped, *optional)]
     lines = [f'missing {k!r}{did_you_mean(k, extra) if extra else ""}' for k in missing]
     lines += [f'extra {k!r}' for k in extra]
     if lines:
       raise InputError(f'{source}: expected the columns of the training data; ' + ', '.join(lines))
 
-  def _number(self, record: Record, name: str, mean: float, row: int, source: str) -> float:
+  def _value(
+    self, record: Record, name: str, kind: str, mean: float, row: int, source: str
+  ) -> float:
     value = record.get(name)
-    if value in (None, '', self.missing):
+    if is_missing(value, self.missing):
       return mean
-    result = number(value)
+    result = READ[kind](value)
     if result is None or not math.isfinite(result):
-      raise InputError(f'{source}, record {row + 1}: {name} is {value!r}, expected a finite number')
+      expected = 'a finite number' if kind == 'number' else 'a date such as 2024-05-31'
+      raise InputError(f'{source}, record {row}: {name} is {value!r}, expected {expected}')
     return result
 
 
+def _text(value: Any) -> str:
+  """The category that a cell names; '' if the record lacks it."""
+  return '' if value is None else str(value)
+
+
+def _describe(kind: str, mean: float, std: float) -> str:
+  if kind == 'number':
+    return f'mean {mean:.6g}, deviation {std:.6g}'
+  day = datetime.date(1970, 1, 1) + datetime.timedelta(days=round(mean))
+  return f'mean {day}, deviation {std:.6g} days'
+
+
 def _moments(
-  values: np.ndarray, there: Sequence[Any], column: Sequence[Any], name: str, source: str
+  column: Sequence[Any], kind: str, missing: str, name: str, source: str
 ) -> tuple[float, float]:
   """-> (mean, standard deviation; 1 if the column is constant up to rounding)."""
+  there = [(i, v) for i, v in enumerate(column, 1) if not is_missing(v, missing)]
+  values = np.array([READ[kind](v) for _, v in there], np.float64)
   with np.errstate(over='ignore', invalid='ignore'):
     finite = np.isfinite(values)
     if finite.all() and not np.isfinite(values.std()):
       finite = np.abs(values) < np.abs(values).max()  # numbers, but too large to square
   if not finite.all():
-    value = there[int(np.argmin(finite))]
-    row = column.index(value) + 1
+    row, value = there[int(np.argmin(finite))]
     raise InputError(f'{source}, record {row}: {name} is {value!r}, expected a finite number')
   mean, std = float(values.mean()), float(values.std())
-  constant = std <= CONSTANT * float(np.abs(values).max())
+  constant = std <= CONSTANT[kind] * float(np.abs(values).max())
   return mean, 1.0 if constant else std

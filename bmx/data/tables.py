@@ -1,5 +1,6 @@
 """Tables: CSV and JSON lines, encoded as numbers by what the training part holds."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,33 @@ from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import ArrayData, split_indices
 from bmx.data.classes import class_names, encode_classes
+from bmx.data.columns import names_of
 from bmx.data.encoder import TabularEncoder
 from bmx.data.records import Record, number, read_csv, read_json_lines
+from bmx.data.rowweights import class_weights_of, row_weights
 
 SPLITS = ('all', 'train', 'valid')
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+  """How a table is read, see `csv`."""
+
+  target: str
+  regression: bool
+  missing: str
+  use: Sequence[str]
+  drop: Sequence[str]
+  categorical: Sequence[str]
+  weights: str
+  class_weights: str | Mapping[str, float]
+  split: str
+  holdout: float
+
+  @property
+  def skip(self) -> tuple[str, ...]:
+    """Columns that are not inputs."""
+    return (self.target, self.weights) if self.weights else (self.target,)
 
 
 def csv(
@@ -24,6 +48,11 @@ def csv(
   missing: str = '?',
   strip: str = '',
   delimiter: str = ',',
+  use: tuple[str, ...] = (),
+  drop: tuple[str, ...] = (),
+  categorical: tuple[str, ...] = (),
+  weights: str = '',
+  class_weights: str | Mapping[str, float] = '',
   split: str = 'all',
   holdout: float = 0.0,
   fitted: Mapping[str, Any] | None = None,
@@ -37,9 +66,15 @@ def csv(
     target: the column to predict: a class, or a number with `regression`.
     columns: names of the columns of a file without a header.
     regression: the target is a number.
-    missing: the text of a missing value, besides ''.
+    missing: the text of a missing value, besides '', NA, N/A, null, None, - and ?.
     strip: characters that are cut from the ends of the target.
     delimiter: between fields.
+    use: columns to read; () is all.
+    drop: columns to leave out.
+    categorical: columns of categories, even if they hold numbers.
+    weights: column of weights of the records, in training and evaluation; '': all weigh 1.
+    class_weights: class -> weight, or 'balanced': records / (classes · records of the class). Of
+      training only.
     split: 'all', 'train' or 'valid'.
     holdout: share of 'valid'.
     fitted: `state()` of the training data; without it, columns and classes are fitted here.
@@ -47,13 +82,15 @@ def csv(
     train: training data.
 
   Raises:
-    InputError: a file that cannot be read; columns that are not those of the training data; a class
-      or number that is not one.
+    InputError: a file that cannot be read; columns that are not those of the training data; a cell
+      that is not read as the rest of its column; a class, number or weight that is not one.
   """
   records = read_csv(local(path), columns, delimiter)
   clean = lambda value: None if value is None else str(value).strip(strip + ' ')
-  options = (target, regression, missing, clean, split, holdout, fitted)
-  return _table(records, path, *options, seed=seed, train=train)
+  words = Words(
+    target, regression, missing, use, drop, categorical, weights, class_weights, split, holdout
+  )
+  return _table(records, path, words, clean, fitted, seed=seed, train=train)
 
 
 def json_lines(
@@ -61,6 +98,11 @@ def json_lines(
   target: str,
   regression: bool = False,
   missing: str = '',
+  use: tuple[str, ...] = (),
+  drop: tuple[str, ...] = (),
+  categorical: tuple[str, ...] = (),
+  weights: str = '',
+  class_weights: str | Mapping[str, float] = '',
   split: str = 'all',
   holdout: float = 0.0,
   fitted: Mapping[str, Any] | None = None,
@@ -73,7 +115,12 @@ def json_lines(
     path: of the file.
     target: the key to predict.
     regression: the target is a number.
-    missing: the text of a missing value, besides '' and null.
+    missing: the text of a missing value, besides null and those of `csv`.
+    use: keys to read; () is all.
+    drop: keys to leave out.
+    categorical: keys of categories, even if they hold numbers.
+    weights: key of weights of the records.
+    class_weights: class -> weight, or 'balanced'.
     split: 'all', 'train' or 'valid'.
     holdout: share of 'valid'.
     fitted: `state()` of the training data.
@@ -82,46 +129,56 @@ def json_lines(
   """
   records = read_json_lines(local(path))
   clean = lambda value: None if value is None else str(value).strip()
-  options = (target, regression, missing, clean, split, holdout, fitted)
-  return _table(records, path, *options, seed=seed, train=train)
+  words = Words(
+    target, regression, missing, use, drop, categorical, weights, class_weights, split, holdout
+  )
+  return _table(records, path, words, clean, fitted, seed=seed, train=train)
 
 
 def _table(
   records: Sequence[Record],
   path: str,
-  target: str,
-  regression: bool,
-  missing: str,
+  words: Words,
   clean: Callable[[Any], str | None],
-  split: str,
-  holdout: float,
   fitted: Mapping[str, Any] | None,
   **common: Any,
 ) -> ArrayData:
-  if target not in records[0] and not fitted:
-    raise InputError(f'target={target!r}: {path} has no such column'
-                     f'{did_you_mean(target, records[0])}')  # fmt: skip
-  given = [r.get(target) for r in records]
+  given = [r.get(words.target) for r in records]
   if fitted:
     encoder = TabularEncoder.restore(fitted['encoder'])
     names = tuple(fitted.get('class_names', ()))
   else:
-    part = split_indices(len(records), 'train' if holdout else 'all', holdout, ('all', 'train'))
-    encoder = TabularEncoder.fit([records[i] for i in part], (target,), missing, path)
-    names = () if regression else class_names([clean(v) for v in given])
-  chosen = split_indices(len(records), split, holdout, SPLITS)
-  records, given = [records[i] for i in chosen], [given[i] for i in chosen]
-  arrays: HostBatch = {'x': encoder.encode(records, path, (target,))}
+    encoder = _fit(records, path, words)
+    names = () if words.regression else class_names([clean(v) for v in given])
+  rows = split_indices(len(records), words.split, words.holdout, SPLITS)
+  records, given = [records[i] for i in rows], [given[i] for i in rows]
+  arrays: HostBatch = {'x': encoder.encode(records, path, words.skip)}
   metadata: dict[str, Any] = {'columns': arrays['x'].shape[1], 'source': path}
   state: dict[str, Any] = {'encoder': encoder.state()}
-  if regression:
+  if words.regression:
     metadata['num_targets'] = 1
-    arrays |= numbers(given, target, path)
+    arrays |= numbers(given, words.target, path)
   else:
     metadata |= {'num_classes': len(names), 'class_names': names}
     state['class_names'] = list(names)
     arrays |= encode_classes([clean(v) for v in given], names, path)
+  arrays |= row_weights(records, words.weights, path)
+  if words.class_weights and common['train']:
+    by_class = class_weights_of(arrays.get('label'), names, words.class_weights)
+    arrays['weights'] = arrays.get('weights', np.float32(1)) * by_class[arrays['label']]
   return ArrayData(arrays, metadata, fitted=state, **common)
+
+
+def _fit(records: Sequence[Record], path: str, words: Words) -> TabularEncoder:
+  """The encoder of the training part."""
+  known = names_of(records)
+  for word, name in (('target', words.target), ('weights', words.weights)):
+    if name and name not in known:
+      raise InputError(f'{word}={name!r}: {path} has no such column{did_you_mean(name, known)}')
+  share = words.holdout
+  part = split_indices(len(records), 'train' if share else 'all', share, ('all', 'train'))
+  fields = words.use, words.drop, words.categorical
+  return TabularEncoder.fit([records[i] for i in part], words.skip, words.missing, path, *fields)
 
 
 def numbers(given: Sequence[Any], target: str, path: str) -> HostBatch:
