@@ -132,7 +132,7 @@ def test_the_cache_folder_of_a_stored_config_is_not_used():
 
 FOREIGN = (
   'bmx.config:load',  # runs a file
-  'bmx.adapt.hub:save_file',  # what a module of ours has imported
+  'bmx.adapt.export:save_file',  # what a module of ours has imported
   'bmx.data.text.corpus:_write',
   'bmx.data.text.documents:json',
   'bmx.main:main',

@@ -1,27 +1,23 @@
 """Folders of models as Hugging Face has them: config.json and safetensors, read and written."""
 
-import dataclasses
 import logging
-import math
 import os
 import pathlib
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import save_file
 
 from bmx import config as recipes
-from bmx.adapt.configs import architecture, describe, translate
-from bmx.adapt.layouts import ARCHITECTURES, BERT, Rule
+from bmx.adapt.configs import architecture, translate
+from bmx.adapt.export import save
+from bmx.adapt.layouts import ARCHITECTURES, BERT, Family
 from bmx.adapt.tensors import (
   INDEX,
   SINGLE,
   Target,
+  Tensor,
   canonical,
   read_json,
   target_of,
@@ -31,11 +27,8 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.paths import local
 from bmx.models import bert
-from bmx.models.stack import layers_apart
-from bmx.ops.attention import reference_attention
-from bmx.parallel import unbox, use
-from bmx.runtime import processes
-from bmx.runtime.files import write_json
+
+__all__ = ['encoder', 'load', 'model', 'part', 'save']
 
 log = logging.getLogger('bmx')
 
@@ -51,7 +44,8 @@ def part(folder: Folder) -> dict[str, Any]:
     InputError: no config.json; an unknown architecture; all values that are missing, malformed, or
       are not supported.
   """
-  return translate(_config(local(folder)))
+  folder = local(folder)
+  return _part(folder, _config(folder))
 
 
 def model(path: str, **overrides: Any) -> nn.Module:
@@ -96,17 +90,19 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   """
   folder = local(folder)
   config = _config(folder)
-  body = translate(config)
+  body = _part(folder, config)
   body = body.get('encoder', body)
   family = ARCHITECTURES[architecture(config)].family
-  tensors = canonical(tensors_of(folder), family, body.get('tied', True))
+  tensors = canonical(tensors_of(folder), family, 'head/table' not in tree.named(abstract))
   rules = family.rules('encoder' in abstract)
   targets = {name: target_of(name, leaf, rules) for name, leaf in tree.named(abstract).items()}
   drop = tree.named(tree.mask(abstract, reinit)) if reinit else {}
   taken = {name: target for name, target in targets.items() if not drop.get(name)}
   unused = tensors.keys() - _read_by(taken)
-  extra = sorted(x for x in unused - _read_by(targets) if not family.spare.match(x))
+  extra = unused - _read_by(targets) - family.copies.keys()
+  extra = sorted(x for x in extra if not family.spare.match(x))
   lines = [f'extra    {tensors[x].name} {tensors[x].shape}' for x in extra]
+  lines += _other_copies(tensors, family, _read_by(taken))
   lines += [line for target in taken.values() for line in target.problems(tensors, body)]
   if lines:
     about = f'{folder} holds other tensors than the model has parameters:'
@@ -118,54 +114,30 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   return {name: target.array(tensors) for name, target in taken.items()}
 
 
+def _part(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+  """`translate`, but untied where the folder holds a head with other values than the table."""
+  found = translate(config)
+  if not found.get('tied') or not ((folder / SINGLE).is_file() or (folder / INDEX).is_file()):
+    return found
+  family = ARCHITECTURES[architecture(config)].family
+  if family.copies.keys() & canonical(tensors_of(folder), family, True).keys():
+    log.info('%s: tie_word_embeddings=true, but head and table differ: read as untied', folder)
+    found['tied'] = False
+  return found
+
+
+def _other_copies(tensors: Mapping[str, Tensor], family: Family, read: set[str]) -> list[str]:
+  """Lines for copies of tied tensors with other values, where the model has their head."""
+  head = any(x.startswith(family.tied_head) for x in read)
+  return [
+    f'differs  {tensors[copy].name}: expected the values of {name}, which the model shares'
+    for copy, name in family.copies.items()
+    if head and copy in tensors and copy not in read and name in read
+  ]
+
+
 def _read_by(targets: Mapping[str, Target]) -> set[str]:
   return {x for target in targets.values() for x in target.tensors}
-
-
-def save(
-  folder: Folder,
-  model: nn.Module,
-  params: tree.Tree,
-  tokenizer: str = '',
-  dtype: str = 'float32',
-  shard_bytes: int = 5 * 2**30,
-) -> None:
-  """Writes what `from_pretrained` of transformers reads; the host holds one file at a time.
-
-  Where there are several processes, all of them call, and the first one writes.
-
-  Args:
-    folder: is not there yet, or empty; it appears when all of it is written.
-    params: of the model, stacked or not.
-    tokenizer: the text of a tokenizer.json.
-    dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
-    shard_bytes: a file is no larger, unless one tensor is.
-
-  Raises:
-    InputError: a model without an architecture of transformers; parameters that are not its own; a
-      folder with something in it.
-  """
-  folder = local(folder).resolve()
-  if dtype not in ('float32', 'bfloat16', 'float16'):
-    raise InputError(f"dtype {dtype!r} is not 'float32', 'bfloat16' or 'float16'")
-  there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-  if processes.anywhere(there):
-    raise InputError(f'{folder} is there already: name another folder, or remove it')
-  config = describe(model) | {'dtype': dtype}
-  pieces = _pieces(model, params, config['architectures'][0])
-  width = np.dtype(dtype).itemsize
-  sizes = {name: width * sum(piece.size for piece in some) for name, some in pieces.items()}
-  files = _files(sizes, shard_bytes)
-  draft = folder.with_name(f'{folder.name}.part')
-  first = jax.process_index() == 0
-  if first:
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-  for file, names in files.items():
-    _write(draft / file if first else None, {name: pieces[name] for name in names}, dtype)
-  if first:
-    _finish(draft, config, files, sum(sizes.values()), tokenizer)
-    draft.replace(folder)
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:
@@ -174,102 +146,3 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
   if not (folder / 'config.json').is_file():
     raise InputError(f'{folder} has no config.json')
   return read_json(folder / 'config.json')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-  """A parameter, or one layer of a stack of them, that a tensor is written from."""
-
-  rule: Rule
-  leaf: Any
-  layer: int | None
-  rows: int | None  # of a table: those of its padding stay here
-
-  @property
-  def size(self) -> int:
-    shape = self.leaf.shape if self.layer is None else self.leaf.shape[1:]
-    return math.prod(shape) // shape[0] * len(range(shape[0])[: self.rows])
-
-  def array(self) -> np.ndarray:
-    # A copy: the host value of an array is cached with it, and would fill the host with the model.
-    leaf = jnp.copy(self.leaf) if self.layer is None else self.leaf[self.layer]
-    return self.rule.save(tree.fetch(leaf)[: self.rows])
-
-
-Pieces = dict[str, list[_Piece]]  # by the tensor's name; side by side in its last dimension
-
-
-def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
-  """Raises InputError for parameters that are not the model's."""
-  given = layers_apart(params)
-  shape = lambda leaf, layer: list(leaf.shape if layer is None else leaf.shape[1:])
-  has = {k: shape(*v) for k, v in given.items()}
-  expected = {k: shape(*v) for k, v in layers_apart(_shapes(model)).items()}
-  # The pooler of a bare encoder is optional.
-  expected = {k: v for k, v in expected.items() if k in has or not k.startswith('pooler/')}
-  lines = tree.difference(has, expected)
-  if lines:
-    raise InputError('\n  '.join(['these are not the parameters of the model:', *lines]))
-  family = ARCHITECTURES[name].family
-  prefix = family.prefix if ARCHITECTURES[name].bare else ''
-  rules, pieces = family.rules(isinstance(model, bert.HEADED)), {}
-  for key, (leaf, layer) in given.items():
-    target = target_of(key, leaf, rules)
-    assert target.rule, key
-    tensor = target.tensors[0].removeprefix(prefix)
-    rows = model.facts.vocab_size if 'v' in target.rule.dims else None
-    pieces.setdefault(tensor, []).append(_Piece(target.rule, leaf, layer, rows))
-  return {k: sorted(v, key=lambda piece: piece.rule.part) for k, v in pieces.items()}
-
-
-def _joined(pieces: Sequence[_Piece], dtype: str) -> np.ndarray:
-  arrays = [piece.array().astype(dtype, copy=False) for piece in pieces]
-  return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
-
-
-def _shapes(model: Any) -> tree.Tree:
-  call = (lambda m, x: m.pool(m(x))) if isinstance(model, bert.BERT) else None
-  init = lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32), method=call)
-  with reference_attention(), use(None):
-    return unbox(jax.eval_shape(init, jax.random.PRNGKey(0)))['params']
-
-
-def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
-  """File -> its tensors. sizes, limit: bytes."""
-  files, room = [[]], limit
-  for name, size in sizes.items():
-    if files[-1] and size > room:
-      files.append([])
-      room = limit
-    files[-1].append(name)
-    room -= size
-  if len(files) == 1:
-    return {SINGLE: files[0]}
-  return {f'model-{i:05}-of-{len(files):05}.safetensors': x for i, x in enumerate(files, 1)}
-
-
-def _write(path: pathlib.Path | None, pieces: Pieces, dtype: str) -> None:
-  """All processes fetch the tensors; those without a path write none."""
-  arrays = {name: _joined(some, dtype) for name, some in pieces.items()}
-  if path is None:
-    return
-  save_file(arrays, path, {'format': 'pt'})  # transformers reads only files with this mark
-  path.chmod(path.parent.stat().st_mode & 0o666)  # the library makes it its owner's only
-  with path.open('rb') as file:
-    os.fsync(file.fileno())
-
-
-def _finish(
-  draft: pathlib.Path,
-  config: Mapping[str, Any],
-  files: Mapping[str, list[str]],
-  total: int,
-  tokenizer: str,
-) -> None:
-  """Writes all but the tensors. total: their bytes."""
-  if tokenizer:
-    (draft / 'tokenizer.json').write_text(tokenizer, encoding='utf-8')
-  if len(files) > 1:
-    places = {name: file for file, names in files.items() for name in names}
-    write_json(draft / INDEX, {'metadata': {'total_size': total}, 'weight_map': places})
-  write_json(draft / 'config.json', config)

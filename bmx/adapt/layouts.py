@@ -160,6 +160,7 @@ class Family:
   Attributes:
     prefix: of the body's tensors; a file of the body alone may lack it.
     copies: tensors that repeat another one where the table is tied.
+    tied_head: prefix of the tensors of the head that is tied.
     keys: argument in bmx -> (key of config.json, default of a missing one; None: required).
     fixed: arguments in bmx that all members have.
     only: key of config.json -> the values that bmx can follow, the usual one first.
@@ -176,6 +177,7 @@ class Family:
   keys: dict[str, tuple[str, Any]]
   only: dict[str, tuple[Any, ...]]
   written: Mapping[str, Any]
+  tied_head: str = ''
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   spare: re.Pattern[str] = re.compile(r'(?!)')
 
@@ -245,6 +247,7 @@ BERT = Family(
     'add_cross_attention': (False,), 'tie_word_embeddings': (True,),
   },
   written=_TOKENS | {'pad_token_id': 0, 'attention_probs_dropout_prob': 0.0},
+  tied_head='cls.predictions.',
   spare=SPARE,
 )  # fmt: skip
 ROBERTA = dataclasses.replace(
@@ -257,6 +260,7 @@ ROBERTA = dataclasses.replace(
     'lm_head.decoder.weight': 'roberta.embeddings.word_embeddings.weight',
     'lm_head.decoder.bias': 'lm_head.bias',
   },
+  tied_head='lm_head.',
   keys=BERT.keys | {'first_position': ('pad_token_id', 1)},
 )
 

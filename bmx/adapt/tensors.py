@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from bmx.adapt.layouts import HEADS, Family, Rule
 from bmx.core.errors import InputError
 
 FLOATS = ('BF16', 'F16', 'F32', 'F64')
+CHUNK = 2**26
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 # Buffers that torch models once stored with their weights.
 BUFFERS = re.compile(
@@ -122,7 +124,12 @@ def target_of(name: str, leaf: Any, rules: Mapping[str, Rule]) -> Target:
 
 
 def canonical(found: Mapping[str, Tensor], family: Family, tied: bool) -> dict[str, Tensor]:
-  """Tensors by the names that transformers gives them now; without buffers and second copies."""
+  """Tensors by the names that transformers gives them now; without buffers.
+
+  Args:
+    tied: whether the model has one tensor where `family.copies` names two. Copies of the same
+      values are left out, then; those of other values stay.
+  """
   tensors = {}
   for name, tensor in found.items():
     name = name.replace('LayerNorm.gamma', 'LayerNorm.weight')
@@ -132,9 +139,21 @@ def canonical(found: Mapping[str, Tensor], family: Family, tied: bool) -> dict[s
     if not BUFFERS.fullmatch(name):
       tensors[name] = tensor
   for copy, name in family.copies.items() if tied else ():
-    if copy in tensors:
-      tensors.setdefault(name, tensors.pop(copy))
+    if copy in tensors and name not in tensors:
+      tensors[name] = tensors.pop(copy)
+    elif copy in tensors and _equal(tensors[copy], tensors[name]):
+      del tensors[copy]
   return tensors
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+  """Whether two tensors hold the same numbers; reads `CHUNK` bytes of each at a time."""
+  if a.shape != b.shape or a.dtype not in FLOATS or b.dtype not in FLOATS:
+    return False
+  row = 8 * math.prod(a.shape[1:])
+  rows = max(1, CHUNK // max(1, row))
+  blocks = [[slice(i, min(i + rows, a.shape[0]))] for i in range(0, a.shape[0], rows)]
+  return all(np.array_equal(a.read(x), b.read(x)) for x in blocks)
 
 
 def tensors_of(folder: pathlib.Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from bmx import config as recipes
-from bmx.adapt import hub
+from bmx.adapt import export, hub
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.tree import nested
@@ -414,6 +414,43 @@ def test_other_names_for_the_same(written, copy, kind, change, caplog):
   assert not caplog.records
 
 
+OTHER = {  # family -> (a copy of a tied tensor, the tensor)
+  'gpt2': ('lm_head.weight', 'transformer.wte.weight'),
+  'llama biased': ('lm_head.weight', 'model.embed_tokens.weight'),
+  'bert masked': ('cls.predictions.decoder.weight', 'bert.embeddings.word_embeddings.weight'),
+  'bert pretraining': ('cls.predictions.decoder.bias', 'cls.predictions.bias'),
+  'roberta masked': ('lm_head.decoder.bias', 'lm_head.bias'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', OTHER)
+def test_copies_of_tied_tensors_with_other_values(reference, tmp_path, case):
+  """Transformers reads them untied; so does a GPT, and other models are refused."""
+  transformers = pytest.importorskip('transformers')
+  copy, name = OTHER[case]
+  folder = shutil.copytree(reference(case)[0], tmp_path / 'copy')
+  rewrite(folder, lambda x: x | {copy: x[name] + 0.5 * (np.arange(len(x[name])) % 3 == 0).reshape(
+    -1, *[1] * (x[name].ndim - 1)).astype(np.float32)})  # fmt: skip
+  model = hub.model(str(folder))
+  if not isinstance(model, GPT):
+    with pytest.raises(InputError, match=f'differs  {copy}: expected the values of {name}'):
+      loaded(folder, model, case)
+    return
+  expected = getattr(transformers, CASES[case][0]).from_pretrained(folder)
+  found = outputs(model, loaded(folder, model, case), case)
+  assert_near(found, outputs_of_torch(expected, case), case)
+  with pytest.raises(InputError, match=f'differs  {copy}: expected the values of {name}'):
+    loaded(folder, model.clone(tied=True), case)
+
+
+def test_a_head_that_the_model_lacks_may_differ(written, copy):
+  folder = copy('roberta')
+  rewrite(folder, lambda x: x | {'lm_head.decoder.bias': x['lm_head.bias'] + 1})
+  model = Classifier(written('roberta')[1].encoder)
+  found = hub.load(folder, abstract(model), reinit='head|pooler')
+  assert all(k.startswith('encoder/') for k in found)
+
+
 def test_all_differences_at_once(written, copy):
   folder = copy()
 
@@ -646,7 +683,7 @@ def test_half_a_folder_is_none(written, tmp_path, monkeypatch):
     if len(writes) == 2:
       raise OSError('No space left on device')
 
-  monkeypatch.setattr(hub, 'save_file', fail)
+  monkeypatch.setattr(export, 'save_file', fail)
   with pytest.raises(OSError, match='No space'):
     hub.save(tmp_path / 'out', model, params, shard_bytes=20_000)
   assert not (tmp_path / 'out').exists()
