@@ -1,7 +1,8 @@
 """config.json <-> the part of a recipe that builds the same model."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,10 +20,11 @@ from bmx.adapt.layouts import (
   ROBERTA,
   Family,
 )
+from bmx.adapt.meta import read_labels
 from bmx.core.errors import InputError
 from bmx.models import bert
 from bmx.models.gpt import GPT
-from bmx.ops.positions import ROPE_SCALING
+from bmx.ops.positions import ROPE_SCALING, rope_kind
 
 
 def architecture(config: Mapping[str, Any]) -> str:
@@ -49,7 +51,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     part[argument] = _value(config, argument, key, default, problems)
   if 'positions' in part:
     part |= _rope(config, problems)
-  labels = len(config.get('id2label') or {}) or config.get('num_labels') or 2
+  labels = len(read_labels(config)) or config.get('num_labels') or 2
   if problems:
     lines = '\n  '.join(dict.fromkeys(problems))
     raise InputError(f'bmx cannot reproduce this {name}:\n  {lines}')
@@ -77,8 +79,12 @@ def _value(
 
 
 def _rope(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-  """Rotary positions: `rope_parameters` of transformers 5, `rope_theta` and `rope_scaling` of 4."""
-  word = 'rope_parameters' if config.get('rope_parameters') else 'rope_scaling'
+  """Rotary positions: `rope_scaling` wins over `rope_parameters`, as in transformers 5.
+
+  A base that the one in force lacks is the config's `rope_theta`; the original length is the
+  config's `original_max_position_embeddings`, if it has one.
+  """
+  word = 'rope_scaling' if config.get('rope_scaling') else 'rope_parameters'
   given = config.get(word) or {}
   if not isinstance(given, dict):
     problems.append(f'{word}={given!r}: expected a mapping')
@@ -89,24 +95,64 @@ def _rope(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     'partial_rotary_factor': config.get('partial_rotary_factor', 1.0),
   } | {k: v for k, v in given.items() if v is not None}  # fmt: skip
   kind = rope.pop('rope_type', rope.pop('type', 'default'))
-  if kind not in ('default', 'llama3'):
-    problems.append(f"{word}.rope_type={kind!r}: supported are 'default', 'llama3'")
+  rope.pop('type', None)
   share = rope.pop('partial_rotary_factor')
   if share not in (None, 1):
     problems.append(f'partial_rotary_factor={share!r}: supported is 1.0')
-  scaling = ROPE_SCALING if kind == 'llama3' else ()
-  for key in ('rope_theta', *scaling):
-    if type(rope.get(key)) not in (int, float):
-      problems.append(f'{word}.{key}={rope.get(key)!r}: expected float, such as 1.0')
-  for key in sorted(rope.keys() - {'rope_theta', *ROPE_SCALING}):
+  if config.get('original_max_position_embeddings') is not None:
+    rope['original_max_position_embeddings'] = config['original_max_position_embeddings']
+  if kind not in list(ROPE_SCALING):
     problems.append(
-      f'{word}.{key}={rope[key]!r}: supported are rope_theta, {", ".join(ROPE_SCALING)}'
+      f'{word}.rope_type={kind!r}: supported are {", ".join(map(repr, ROPE_SCALING))}'
     )
-  return {'theta': rope['rope_theta'], 'rope_scaling': {key: rope.get(key) for key in scaling}}
+    return {}
+  if kind == 'yarn':
+    rope = {'factor': None, 'beta_fast': 32.0, 'beta_slow': 1.0, 'truncate': True} | rope
+    rope |= _yarn(rope, config, problems)
+  for key in ('rope_theta', *ROPE_SCALING[kind]):
+    if type(rope.get(key)) not in (int, float) or not math.isfinite(rope[key]):
+      problems.append(f'{word}.{key}={rope.get(key)!r}: expected float, such as 1.0')
+    elif rope[key] <= 0 and key != 'truncate':
+      problems.append(f'{word}.{key}={rope[key]!r}: expected above 0')
+  known = list(dict.fromkeys(x for names in ROPE_SCALING.values() for x in names))
+  for key in sorted(rope.keys() - {'rope_theta', *known, *MSCALES}):
+    problems.append(f'{word}.{key}={rope[key]!r}: supported are rope_theta, {", ".join(known)}')
+  scaling = {key: rope.get(key) for key in ROPE_SCALING[kind]}
+  return {'theta': rope['rope_theta'], 'rope_scaling': scaling}
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
-  """The config.json of a model: `part` backwards.
+MSCALES = ('mscale', 'mscale_all_dim')  # `attention_factor` of yarn in DeepSeek's words
+
+
+def _yarn(
+  rope: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]
+) -> dict[str, Any]:
+  """The values that transformers computes where a config leaves them out."""
+  truncate, numbers = rope['truncate'], {k: rope.get(k) for k in ('attention_factor', *MSCALES)}
+  if not isinstance(truncate, bool):
+    problems.append(f'truncate={truncate!r}: expected bool')
+  if any(type(x) not in (int, float) for x in numbers.values() if x is not None):
+    problems.append(f'{numbers}: expected floats')
+    return {}
+  factor, longest = rope['factor'], config.get('max_position_embeddings')
+  original = rope['original_max_position_embeddings']
+  if factor is None and isinstance(longest, int) and isinstance(original, int | float) and original:
+    factor = longest / original
+  if type(factor) not in (int, float):
+    return {'truncate': float(bool(truncate))}
+  longer = math.log(max(1.0, factor))
+
+  def size(mscale: float) -> float:
+    return 0.1 * mscale * longer + 1.0
+
+  attention, one, all_dim = numbers.values()
+  if attention is None:
+    attention = size(one) / size(all_dim) if one and all_dim else size(1.0)
+  return {'factor': factor, 'truncate': float(bool(truncate)), 'attention_factor': attention}
+
+
+def describe(model: nn.Module, labels: Sequence[str] = ()) -> dict[str, Any]:
+  """The config.json of a model: `part` backwards. labels: names of classes or tags by number.
 
   Raises InputError for a model without an architecture of transformers, with the differences
   from the nearest one.
@@ -126,9 +172,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     config['embd_pdrop'] = core.dropout
   if 'positions' in family.fixed:
     config |= _rope_keys(core)
-  if isinstance(model, bert.Classifier):
-    config['id2label'] = {str(i): f'LABEL_{i}' for i in range(model.num_outputs)}
-    config['label2id'] = {f'LABEL_{i}': i for i in range(model.num_outputs)}
+  if isinstance(model, bert.Classifier | bert.Tagger):
+    config |= _labels(labels or [f'LABEL_{i}' for i in range(model.num_outputs)], model.num_outputs)
   again = recipes.build(translate(config), name)
   same = _facts(again.encoder if isinstance(again, bert.HEADED) else again)
   lines = [f'{k}={v!r}: it has {same[k]!r}' for k, v in _facts(core).items() if v != same[k]]
@@ -137,10 +182,21 @@ def describe(model: nn.Module) -> dict[str, Any]:
   return config
 
 
+def _labels(labels: Sequence[str], outputs: int) -> dict[str, Any]:
+  if len(labels) != outputs or len(set(labels)) != outputs:
+    raise InputError(f'labels={list(labels)}: expected {outputs} different names')
+  return {
+    'id2label': {str(i): name for i, name in enumerate(labels)},
+    'label2id': {name: i for i, name in enumerate(labels)},
+  }
+
+
 def _rope_keys(core: GPT) -> dict[str, Any]:
   """As transformers 5 reads it, and as 4 did."""
-  scaling = dict(core.rope_scaling)
-  rope = {'rope_type': 'llama3' if scaling else 'default', **scaling}
+  scaling: dict[str, Any] = dict(core.rope_scaling)
+  if 'truncate' in scaling:
+    scaling['truncate'] = bool(scaling['truncate'])
+  rope = {'rope_type': rope_kind(scaling), **scaling}
   return {
     'rope_parameters': rope | {'rope_theta': core.theta},
     'rope_theta': core.theta,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from bmx.adapt import meta
 from bmx.adapt.configs import describe
 from bmx.adapt.layouts import ARCHITECTURES, Rule
 from bmx.adapt.tensors import INDEX, SINGLE, target_of
@@ -21,6 +22,7 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.paths import local
 from bmx.models import bert
+from bmx.models.gpt import GPT
 from bmx.models.stack import layers_apart
 from bmx.ops.attention import reference_attention
 from bmx.parallel import unbox, use
@@ -37,6 +39,8 @@ def save(
   tokenizer: str = '',
   dtype: str = 'float32',
   shard_bytes: int = 5 * 2**30,
+  labels: Sequence[str] = (),
+  special: Mapping[str, int | Sequence[int]] | None = None,
 ) -> None:
   """Writes what `from_pretrained` of transformers reads; the host holds one file at a time.
 
@@ -45,9 +49,12 @@ def save(
   Args:
     folder: is not there yet, or empty; it appears when all of it is written.
     params: of the model, stacked or not.
-    tokenizer: the text of a tokenizer.json.
+    tokenizer: the text of a tokenizer.json. Transformers encodes with it as it is.
     dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
     shard_bytes: a file is no larger, unless one tensor is.
+    labels: names of the classes or tags by number, `id2label`; default LABEL_0, LABEL_1, ...
+    special: ids 'bos', 'eos' (one or several) and 'pad' that config.json and generation_config.json
+      name; default: those of the tokenizer.
 
   Raises:
     InputError: a model without an architecture of transformers; parameters that are not its own; a
@@ -59,7 +66,11 @@ def save(
   there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
   if processes.anywhere(there):
     raise InputError(f'{folder} is there already: name another folder, or remove it')
-  config = describe(model) | {'dtype': dtype}
+  config = describe(model, labels) | {'dtype': dtype}
+  ids = meta.special_ids(tokenizer) if special is None else meta.plain_ids(special)
+  # RoBERTa's says where its positions begin.
+  keys = ARCHITECTURES[config['architectures'][0]].family.keys
+  config |= meta.token_keys(ids, pad='first_position' not in keys)
   pieces = _pieces(model, params, config['architectures'][0])
   width = np.dtype(dtype).itemsize
   sizes = {name: width * sum(piece.size for piece in some) for name, some in pieces.items()}
@@ -73,6 +84,8 @@ def save(
     _write(draft / file if first else None, {name: pieces[name] for name in names}, dtype)
   if first:
     _finish(draft, config, files, sum(sizes.values()), tokenizer)
+    if isinstance(model, GPT):
+      write_json(draft / meta.GENERATION, {f'{k}_token_id': v for k, v in ids.items()})
     draft.replace(folder)
 
 
@@ -169,6 +182,7 @@ def _finish(
   """Writes all but the tensors. total: their bytes."""
   if tokenizer:
     (draft / 'tokenizer.json').write_text(tokenizer, encoding='utf-8')
+    write_json(draft / 'tokenizer_config.json', meta.tokenizer_config(tokenizer))
   if len(files) > 1:
     places = {name: file for file, names in files.items() for name in names}
     write_json(draft / INDEX, {'metadata': {'total_size': total}, 'weight_map': places})

@@ -13,6 +13,7 @@ from bmx import config as recipes
 from bmx.adapt.configs import architecture, translate
 from bmx.adapt.export import save
 from bmx.adapt.layouts import ARCHITECTURES, BERT, Family
+from bmx.adapt.meta import read_ids, read_labels
 from bmx.adapt.tensors import (
   INDEX,
   SINGLE,
@@ -28,7 +29,7 @@ from bmx.core.errors import InputError
 from bmx.core.paths import local
 from bmx.models import bert
 
-__all__ = ['encoder', 'load', 'model', 'part', 'save']
+__all__ = ['encoder', 'labels', 'load', 'model', 'part', 'read_ids', 'save']
 
 log = logging.getLogger('bmx')
 
@@ -46,6 +47,11 @@ def part(folder: Folder) -> dict[str, Any]:
   """
   folder = local(folder)
   return _part(folder, _config(folder))
+
+
+def labels(folder: Folder) -> tuple[str, ...]:
+  """Names of the classes or tags by number, as the folder's `id2label` has them; () without it."""
+  return read_labels(_config(local(folder)))
 
 
 def model(path: str, **overrides: Any) -> nn.Module:

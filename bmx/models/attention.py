@@ -29,7 +29,7 @@ class AttentionConfig:
     head_dim: size of a head; 0 is width / heads.
     causal: whether a query attends to its own and earlier positions only.
     theta: base of rotary positions; 0 disables them.
-    rope_scaling: arguments of `ops.positions.scaled`; empty disables scaling.
+    rope_scaling: arguments of a kind of `ops.positions.ROPE_SCALING`; empty disables scaling.
     window: number of nearest keys that a query attends to; 0 is all.
     bias: whether query, key and value have one.
     out_bias: whether the output projection has one.

@@ -34,7 +34,7 @@ class GPT(nn.Module):
     kv_heads: key/value heads; 0 is one for each query head.
     head_dim: size of a head; 0 is width / heads.
     positions: 'learned', 'sinusoidal' or 'rotary' (with base `theta` and
-      `rope_scaling`, the arguments of `positions.scaled`).
+      `rope_scaling`, the arguments of a kind of `positions.ROPE_SCALING`).
     norm: 'layer' or 'rms'. gated: SiLU- or GELU-gated feed-forward.
     bias: of every layer. Without it `qkv_bias` (query, key, value), `out_bias` (what attention sums
       up to) and `mlp_bias` give some layers theirs.

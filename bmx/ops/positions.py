@@ -1,13 +1,38 @@
 """Positions as functions of arrays."""
 
+import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-ROPE_SCALING = (
-  'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings',
-)  # fmt: skip
+from bmx.core.errors import InputError
+
+# Kind of scaling, as config.json of transformers calls it -> the arguments that define it.
+ROPE_SCALING = {
+  'default': (),
+  'linear': ('factor',),
+  'llama3': (
+    'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings',
+  ),
+  'yarn': (
+    'factor', 'original_max_position_embeddings', 'beta_fast', 'beta_slow', 'truncate',
+    'attention_factor',
+  ),
+}  # fmt: skip
+
+
+def rope_kind(rope_scaling: Mapping[str, float]) -> str:
+  """Returns the kind of scaling that these arguments define. Raises InputError for others.
+
+  >>> rope_kind({'factor': 2.0})
+  'linear'
+  """
+  for kind, names in ROPE_SCALING.items():
+    if set(names) == set(rope_scaling):
+      return kind
+  kinds = '; '.join(', '.join(names) for names in ROPE_SCALING.values() if names)
+  raise InputError(f'rope_scaling={dict(rope_scaling)}: expected the names {kinds}')
 
 
 def rotary(
@@ -19,16 +44,24 @@ def rotary(
   """Rotates pairs (i, i + H/2) of each head by an angle that grows with the position.
 
   x [B, T, N, H], positions int [B, T] -> [B, T, N, H], in x's dtype; angles are float32.
-  `rope_scaling`: the arguments of `scaled`. Source: Su et al. 2021, eq. 34, in the half-split
-  layout of Llama's published weights.
+  `rope_scaling`: the arguments of a kind of `ROPE_SCALING`. Source: Su et al. 2021, eq. 34, in the
+  half-split layout of Llama's published weights.
   """
   half = x.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  if rope_scaling:
-    frequency = scaled(frequency, **rope_scaling)
+  kind, scaling = rope_kind(rope_scaling or {}), dict(rope_scaling or {})
+  size = scaling.pop('attention_factor', 1.0)
+  if kind == 'linear':
+    frequency /= scaling['factor']
+  if kind == 'llama3':
+    frequency = scaled(frequency, **scaling)
+  if kind == 'yarn':
+    frequency = yarn(frequency, theta, **scaling)
   angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
+  if size != 1.0:
+    cos, sin = size * cos, size * sin
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
@@ -60,6 +93,47 @@ def scaled(
   turns = original_max_position_embeddings * frequency / (2 * jnp.pi)
   share = jnp.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0)
   return (1 - share) * frequency / factor + share * frequency
+
+
+def yarn(
+  frequency: jax.Array,
+  theta: float,
+  *,
+  factor: float,
+  original_max_position_embeddings: float,
+  beta_fast: float,
+  beta_slow: float,
+  truncate: float,
+) -> jax.Array:
+  """Scales rotary frequencies by a ramp over the dimensions of a head.
+
+  Args:
+    frequency: float32 [H/2], radians per position.
+    theta: base of the frequencies.
+    factor: by which the frequencies at the end of the ramp are divided.
+    original_max_position_embeddings: length of the sequences in training, in positions.
+    beta_fast: turns in the original length where the ramp begins.
+    beta_slow: turns in the original length where it ends.
+    truncate: 1 if the ends of the ramp are rounded to whole dimensions, else 0.
+
+  Returns:
+    float32 [H/2], radians per position.
+
+  Source: Peng et al. 2023, YaRN, section 3.2, with the bounds of transformers.
+  """
+  half = len(frequency)
+
+  def dimension(turns: float) -> float:
+    turn = original_max_position_embeddings / (turns * 2 * math.pi)
+    return half * math.log(turn) / math.log(theta)
+
+  low, high = dimension(beta_fast), dimension(beta_slow)
+  if truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, 2 * half - 1)
+  high += 0.001 * (low == high)  # as transformers does
+  ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / (high - low), 0.0, 1.0)
+  return ramp * frequency / factor + (1 - ramp) * frequency
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:

@@ -39,6 +39,9 @@ ROPE = {
   'rope_type': 'llama3', 'rope_theta': 100.0, 'factor': 8.0, 'low_freq_factor': 1.0,
   'high_freq_factor': 4.0, 'original_max_position_embeddings': 16,
 }  # fmt: skip
+YARN = {
+  'rope_type': 'yarn', 'rope_theta': 100.0, 'factor': 4.0, 'original_max_position_embeddings': 16,
+}  # fmt: skip
 GPT2 = {
   'vocab_size': V, 'n_embd': 24, 'n_layer': 2, 'n_head': 4, 'n_positions': 20,
   'initializer_range': 0.2, 'bos_token_id': None, 'eos_token_id': None,
@@ -56,6 +59,11 @@ CASES = {
     'LlamaForCausalLM',
     LLAMA | {'attention_bias': True, 'mlp_bias': True, 'tie_word_embeddings': True},
   ),
+  'llama linear': (
+    'LlamaForCausalLM',
+    LLAMA | {'rope_parameters': {'rope_type': 'linear', 'factor': 3.0, 'rope_theta': 50.0}},
+  ),
+  'llama yarn': ('LlamaForCausalLM', LLAMA | {'head_dim': 12, 'rope_parameters': YARN}),
   'qwen2': ('Qwen2ForCausalLM', LLAMA | {'rms_norm_eps': 1e-3}),
   'bert': ('BertModel', SIZES),
   'bert masked': ('BertForMaskedLM', SIZES | {'hidden_act': 'relu'}),
@@ -216,12 +224,13 @@ def test_files_of_a_large_model(reference, tmp_path):
   model = hub.model(str(folder))
   params = loaded(tmp_path / 'theirs', model, 'bert')
   assert_equal(tree.named(params), tree.named(loaded(folder, model, 'bert')))
-  hub.save(tmp_path / 'ours', model, params, shard_bytes=20_000, tokenizer='{"version": "1.0"}')
+  text = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
+  hub.save(tmp_path / 'ours', model, params, shard_bytes=20_000, tokenizer=text)
   files = sorted(p.name for p in (tmp_path / 'ours').iterdir())
   assert 'model.safetensors.index.json' in files
   assert 'model-00003-of-00003.safetensors' in files
   assert max(p.stat().st_size for p in (tmp_path / 'ours').glob('*.safetensors')) < 24_000
-  assert (tmp_path / 'ours/tokenizer.json').read_text() == '{"version": "1.0"}'
+  assert (tmp_path / 'ours/tokenizer.json').read_text() == text
   _, told = transformers.BertForPreTraining.from_pretrained(
     tmp_path / 'ours', output_loading_info=True
   )
@@ -560,12 +569,14 @@ def described(tmp_path, name, values):
   ('gpt2', {'n_head': None}, 'n_head=None: expected int, at least 1'),
   ('gpt2', {'n_head': '4'}, "n_head='4': expected int, at least 1"),
   ('gpt2', {'quantization_config': {'bits': 4}}, "config={'bits': 4}: supported is none"),
-  ('llama', {'rope_parameters': ROPE | {'rope_type': 'yarn'}}, "'yarn': supported are 'default'"),
+  ('llama', {'rope_parameters': ROPE | {'rope_type': 'dynamic'}}, "'dynamic': supported are 'def"),
   ('llama', {'rope_parameters': ROPE | {'factor': None}}, 'factor=None: expected float'),
   ('llama', {'rope_parameters': {'full_attention': ROPE}}, 'full_attention={.*: supported are'),
   ('llama', {'rope_parameters': ROPE | {'partial_rotary_factor': 0.5}}, 'factor=0.5: supp.* 1.0'),
-  ('llama', {'rope_parameters': None, 'rope_scaling': {'type': 'linear', 'factor': 2.0}},
-   "rope_scaling.rope_type='linear': supported"),
+  ('llama', {'rope_parameters': None, 'rope_scaling': {'type': 'longrope', 'factor': 2.0}},
+   "rope_scaling.rope_type='longrope': supported"),
+  ('llama', {'rope_scaling': {'type': 'linear'}}, 'rope_scaling.factor=None: expected float'),
+  ('llama', {'rope_scaling': {'type': 'yarn', 'factor': 0.0}}, 'factor=0.0: expected above 0'),
   ('qwen2', {'use_sliding_window': True}, 'use_sliding_window=True: supported is False'),
   ('qwen2', {'layer_types': ['full_attention', 'sliding_attention']}, "supported is 'full_attent"),
   ('bert', {'position_embedding_type': 'relative_key'}, "'relative_key': supported is 'absolute'"),
@@ -586,6 +597,33 @@ def test_all_that_cannot_be_reproduced_at_once(tmp_path):
   assert all(f'{key}={value!r}: ' in str(error.value) for key, value in values.items())
   with pytest.raises(InputError, match="'T5Model'.* is not one of GPT2LMHeadModel, LlamaFor"):
     described(tmp_path, 'T5Model', {})
+
+
+OLD = {k: v for k, v in YARN.items() if k != 'rope_theta'}
+SPELLED = {  # what a config.json says of rotary positions
+  'scaling wins': {'rope_parameters': ROPE, 'rope_scaling': OLD, 'rope_theta': 70.0},
+  'linear wins': {'rope_parameters': YARN, 'rope_scaling': {'type': 'linear', 'factor': 2.0}},
+  'length': {'rope_parameters': ROPE, 'original_max_position_embeddings': 5},
+  'length of yarn': {'rope_parameters': YARN, 'original_max_position_embeddings': 5},
+  'no length': {'rope_parameters': {k: v for k, v in YARN.items() if 'original' not in k}},
+  'ends': {'rope_parameters': YARN | {'beta_fast': 3.0, 'beta_slow': 0.2, 'truncate': False}},
+  'size': {'rope_parameters': YARN | {'attention_factor': 1.7}},
+  'mscale': {'rope_parameters': YARN | {'mscale': 0.7, 'mscale_all_dim': 1.9}},
+}
+
+
+@pytest.mark.parametrize('spelled', SPELLED)
+def test_rotary_positions_as_transformers_reads_them(reference, tmp_path, spelled):
+  transformers = pytest.importorskip('transformers')
+  folder = shutil.copytree(reference('llama')[0], tmp_path / 'copy')
+  config = json.loads((folder / 'config.json').read_text())
+  for key in ('rope_parameters', 'rope_theta', 'rope_scaling'):
+    config.pop(key, None)
+  (folder / 'config.json').write_text(json.dumps(config | SPELLED[spelled]))
+  expected = transformers.LlamaForCausalLM.from_pretrained(folder)
+  model = hub.model(str(folder))
+  found = outputs(model, loaded(folder, model), 'llama')
+  assert_near(found, outputs_of_torch(expected, 'llama'), 'llama')
 
 
 def test_both_spellings_of_rotary_positions(tmp_path):
@@ -691,7 +729,7 @@ def test_half_a_folder_is_none(written, tmp_path, monkeypatch):
   hub.save(tmp_path / 'out', model, params)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['out']
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
-    'config.json', 'model.safetensors'
+    'config.json', 'generation_config.json', 'model.safetensors'
   ]  # fmt: skip
   with safe_open(tmp_path / 'out/model.safetensors', 'np') as file:
     assert file.metadata() == {'format': 'pt'}
