@@ -138,7 +138,7 @@ def _yarn(
   original = rope['original_max_position_embeddings']
   if factor is None and isinstance(longest, int) and isinstance(original, int | float) and original:
     factor = longest / original
-  if type(factor) not in (int, float):
+  if not isinstance(factor, int | float):
     return {'truncate': float(bool(truncate))}
   longer = math.log(max(1.0, factor))
 
