@@ -53,8 +53,8 @@ def build(
   if not read or not evals:
     c['eval'] = {}
   check_ranges(c)
-  for name, folder in c['init'].items():
-    if name != 'reinit':
+  for key, folder in c['init'].items():
+    if key != 'reinit':
       local(folder)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
   data = train_data(c, layout, read=read, stored=stored)

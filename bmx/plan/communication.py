@@ -6,13 +6,18 @@ from typing import Any
 import jax
 
 from bmx.core.experiment import Experiment
+from bmx.models.gpt import GPT
 from bmx.train.gradients import described
 
 
-def expected(x: Experiment, params: Any) -> int:
-  """Bytes of the arrays that one device receives in a training step of a transformer.
+def expected(x: Experiment, params: Any) -> int | None:
+  """Bytes of the arrays that one device receives in a training step.
 
-  `params` are the abstract ones, with their places.
+  None: the mesh cuts activations of a model other than `GPT`, which nobody has counted.
+
+  Args:
+    x: the experiment.
+    params: the abstract parameters, with their places.
 
   - FSDP: every weight is gathered for the forward pass and again for the backward pass; its
     gradient is reduced and scattered. In the dtype of the computation, for every micro-batch.
@@ -24,16 +29,17 @@ def expected(x: Experiment, params: Any) -> int:
   - expert: with a capacity, what is sent to the experts and back, forward and backward, and twice
     more where blocks are recomputed.
   """
-  mesh, choices = x.layout.mesh.shape, x.choices
+  choices, batch = x.choices, x.layout.rules['batch']
   width = 2 if choices.get('dtype') in ('bfloat16', 'float16') else 4
   micro = described(x.grad_fn).micro_batches
-  total = 0.0
-  for leaf in jax.tree.leaves(params):
-    total += micro * width * _weight(leaf, mesh)
-  return round(total + micro * _activations(x, width))
+  activations = _activations(x, width)
+  if activations is None:
+    return None
+  weights = sum(_weight(leaf, x.layout.mesh.shape, batch) for leaf in jax.tree.leaves(params))
+  return round(micro * (width * weights + activations))
 
 
-def _weight(leaf: Any, mesh: Any) -> float:
+def _weight(leaf: Any, mesh: Any, batch: tuple[str, ...]) -> float:
   """Elements that arrive for one weight: twice gathered and once reduced, or once all-reduced."""
   axes = [
     a for part in leaf.sharding.spec for a in ([part] if isinstance(part, str) else part or ())
@@ -42,12 +48,15 @@ def _weight(leaf: Any, mesh: Any) -> float:
   size = math.prod(leaf.shape) / kept
   if mesh['fsdp'] > 1 and 'fsdp' in axes:
     return 3 * size
-  return size if mesh['data'] * mesh['fsdp'] * mesh['seq'] > 1 else 0.0
+  return size if math.prod(mesh[a] for a in {*batch, 'seq'} if a not in axes) > 1 else 0.0
 
 
-def _activations(x: Experiment, width: int) -> float:
-  task: Any = x.task
-  mesh, model = x.layout.mesh.shape, task.model
+def _activations(x: Experiment, width: int) -> float | None:
+  mesh, model = x.layout.mesh.shape, x.task.model
+  if mesh['model'] * mesh['seq'] * mesh['expert'] == 1:
+    return 0.0
+  if not isinstance(model, GPT):
+    return None
   micro = described(x.grad_fn).micro_batches
   rows, length = x.data.abstract['tokens'].shape
   cut = math.prod(mesh[a] for a in x.layout.rules['batch']) * mesh['seq']
@@ -59,7 +68,7 @@ def _activations(x: Experiment, width: int) -> float:
     passes = 4 + (2 if again else 0)
     sent += (model.depth * passes + 1) * tokens * model.width * width
   if mesh['seq'] > 1:
-    head = model.width // model.heads
+    head = model.head_dim or model.width // model.heads
     keys = 2 * tokens * (model.kv_heads or model.heads) * head / mesh['model']
     forward = keys * width * (2 if inner else 1)
     sent += model.depth * mesh['seq'] * (forward + keys * (width + 4))

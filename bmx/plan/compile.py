@@ -112,7 +112,7 @@ def summarize(x: Experiment, made: Compiled) -> dict[str, Any]:
     'kernels': made.kernels,
     'attention': x.choices.get('attention', ''),
     'received_gib': {k: round(v / GIB, 3) for k, v in sent.items()},
-    'analytic_estimate_gib': round(hand / GIB, 3),
+    'analytic_estimate_gib': None if hand is None else round(hand / GIB, 3),
     'over_analytic_estimate': round(received / hand, 2) if hand else None,
     'whole_parameters_all_reduced': whole_parameters(made.params, made.collectives),
   }

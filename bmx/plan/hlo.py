@@ -24,8 +24,15 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """kind: of `KINDS`. shape: the largest array it moves, as HLO writes it. bytes: of that array, on
-  one device, once. times: how often the program runs it."""
+  """One message of a program.
+
+  Attributes:
+    kind: of `KINDS`.
+    shape: the largest array it moves, as HLO writes it.
+    bytes: of all arrays it moves, on one device, once.
+    times: how often the program runs it.
+    name: of its instruction.
+  """
 
   kind: str
   shape: str
@@ -48,7 +55,7 @@ def collectives(text: str) -> list[Collective]:
       result, operation = match.groups()
       kind = operation.removesuffix('-start')
       if kind in KINDS:
-        shape, size = _largest(result if kind != 'reduce-scatter' else line)
+        shape, size = _moved(kind, operation, result if kind != 'reduce-scatter' else line)
         name = line.split('=')[0].strip().lstrip('%').removeprefix('ROOT %')
         kind = 'reduce-scatter' if scatter and kind == 'all-reduce' else kind
         channel = re.search(r'channel_id=(\d+)', line)
@@ -102,13 +109,17 @@ def _called(line: str) -> list[str]:
   return found
 
 
-def _largest(text: str) -> tuple[str, int]:
+def _moved(kind: str, operation: str, text: str) -> tuple[str, int]:
+  """Returns the largest array and the bytes of all that are moved."""
   sizes = []
-  for kind, dims in _SHAPE.findall(text.split('metadata=')[0]):
+  for dtype, dims in _SHAPE.findall(text.split('metadata=')[0]):
     count = math.prod(int(d) for d in dims.split(',')) if dims else 1
-    sizes.append((count * WIDTH[kind], f'{kind}[{dims}]'))
+    sizes.append((count * WIDTH[dtype], f'{dtype}[{dims}]'))
   size, shape = max(sizes, default=(0, ''))
-  return shape, size
+  # A result of several arrays is one message for all of them; that of `all-gather-start` and of
+  # permutations holds the operand too.
+  combined = kind in ('all-reduce', 'all-to-all') or operation == 'all-gather'
+  return shape, sum(n for n, _ in sizes) if combined else size
 
 
 def total(found: list[Collective]) -> dict[str, int]:

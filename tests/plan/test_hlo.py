@@ -58,3 +58,13 @@ def test_how_the_tpu_writes_them():
   found = {c.kind: c.bytes for c in hlo.collectives(TPU)}
   assert found == {'all-gather': 256, 'reduce-scatter': 256}
   assert len(hlo.collectives(TPU)) == 2
+
+
+def test_an_all_reduce_of_several_arrays_moves_them_all():
+  text = """
+ENTRY %main (p: f32[8], q: bf16[4,2]) -> (f32[8], bf16[4,2]) {
+  ROOT %all-reduce.1 = (f32[8]{0}, /*index=1*/bf16[4,2]{1,0}) all-reduce(%p, %q), channel_id=1
+}
+"""
+  (found,) = hlo.collectives(text)
+  assert (found.shape, found.bytes) == ('f32[8]', 8 * 4 + 8 * 2)
