@@ -38,7 +38,7 @@ def facts(config: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, str]
   found |= {f'version of {k}': _version(k) for k in PACKAGES}
   found['version of python'] = platform.python_version()
   found['source of bmx'] = source_digest(pathlib.Path(__file__).parent.parent)
-  return found | {k: os.environ.get(k, '') for k in ENVIRONMENT}
+  return found | {k: repr(os.environ.get(k, '')) for k in ENVIRONMENT}
 
 
 def differences(reports: Mapping[int, Mapping[str, str]]) -> list[str]:
