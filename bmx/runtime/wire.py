@@ -1,5 +1,6 @@
 """Messages between the processes of a run: one JSON object a line, over TCP, with deadlines."""
 
+import errno
 import json
 import socket
 import time
@@ -127,7 +128,11 @@ def listen(port: int, word: str) -> socket.socket:
   """
   try:
     if socket.has_dualstack_ipv6():
-      return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
+      try:
+        return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
+      except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 is switched off
+          raise
     return socket.create_server(('', port))
   except OSError as error:
     raise InputError(

@@ -16,6 +16,7 @@ from bmx.core.errors import InputError
 from bmx.data.classes import class_names
 from bmx.data.encoder import TabularEncoder
 from bmx.data.tables import csv
+from bmx.runtime import processes
 from bmx.train import datafile, loop
 from tests.conftest import ROOT
 
@@ -111,6 +112,22 @@ def test_data_that_changed_end_a_resume(recipe, tmp_path, caplog):
   train.unlink()
   with pytest.raises(InputError, match='no file'):
     build(recipe, train)
+
+
+def test_processes_that_read_other_data_are_told_apart(recipe, tmp_path, monkeypatch):
+  """Other rows, and equal rows that other data fitted: found after the data are read."""
+  path = table(tmp_path / 'train.csv')
+  texts = []
+  for seed in (0, 0, 5):
+    texts.append(json.dumps(datafile.facts('data', build(recipe, table(path, seed=seed)).data)))
+  monkeypatch.setattr(processes, 'gathered', lambda text: texts[:2])
+  processes.check_same({})
+  monkeypatch.setattr(processes, 'gathered', lambda text: texts)
+  with pytest.raises(InputError) as caught:
+    processes.check_same({})
+  for word in ('digest of data: ', 'digest of what data fitted: ', 'on processes 0, 1, '):
+    assert word in str(caught.value)
+  assert 'examples of data' not in str(caught.value)
 
 
 def test_data_json_says_what_was_fitted(recipe, tmp_path):
