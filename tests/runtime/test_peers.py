@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 CHILD = """
 import socket, sys, time
 from bmx.runtime import peers, wire
-peers.STOP_WITHIN, peers.PULSE = 1, 0.1
+peers.STOP_WITHIN, peers.PULSE = 0.5, 0.1
 with socket.create_server(('localhost', 0)) as server:
   print(server.getsockname()[1], flush=True)
   link = wire.Link(server.accept()[0])
@@ -25,7 +25,7 @@ link.send(ready=True)
 {main}
 """
 WAITS = 'time.sleep(20)'
-STARTS = 'with watch.starting(1.5): time.sleep(20)'
+STARTS = 'with watch.starting(0.8): time.sleep(20)'
 FAILS = "watch.fail('no room', 'error: no room', 2)"
 
 
@@ -52,7 +52,7 @@ def fails(link):
 
 
 def keeps_alive(link):
-  for _ in range(25):
+  for _ in range(15):
     link.send(alive=True)
     time.sleep(0.1)
 
@@ -61,9 +61,9 @@ ENDS = {
   'lost': (WAITS, Link.close, 78, 'process 1 is missing; this process (0) stops. Start all'),
   'failed': (WAITS, fails, 2, 'process 1 failed: no file train.csv; this process (0) stops\n'),
   'garbage': (WAITS, lambda link: link.send(code='x', text=[]), 78, 'this process (0) stops'),
-  'silent start': (STARTS, lambda link: None, 78, 'in 1.5 s: no sign of life of process 1'),
+  'silent start': (STARTS, lambda link: None, 78, 'in 0.8 s: no sign of life of process 1'),
   'lost at the start': (STARTS, Link.close, 78, 'process 1 is missing'),
-  'slow start': (STARTS, keeps_alive, 78, 'in 1.5 s: every process is alive'),
+  'slow start': (STARTS, keeps_alive, 78, 'in 0.8 s: every process is alive'),
 }
 
 
@@ -75,7 +75,7 @@ def test_a_process_ends_with_its_peer(main, act, code, message):
     with contextlib.suppress(OSError):
       act(link)
     _, text = process.communicate(timeout=10)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9
   assert process.returncode == code
   assert message in text and 'Traceback' not in text
 
@@ -89,7 +89,7 @@ def test_a_process_that_fails_tells_its_peer_why():
 
 
 def test_a_goodbye_is_no_loss():
-  with child('time.sleep(1); watch.goodbye()') as (process, link):
+  with child('time.sleep(0.4); watch.goodbye()') as (process, link):
     assert link.receive(10) == {'ready': True}
     link.send(bye=True)
     link.close()

@@ -79,7 +79,7 @@ def test_a_difference_is_named_on_every_process(place, make):
   first, second, message = make()
   began = time.monotonic()
   errors = outcomes(lambda: lead(place, first), lambda: follow(place, second))
-  assert time.monotonic() - began < 3
+  assert time.monotonic() - began < 10
   assert [type(e) for e in errors] == [InputError, InputError]
   assert message in str(errors[0]) and str(errors[0]) == str(errors[1])
   assert len(str(errors[0])) < 500

@@ -88,7 +88,7 @@ def test_a_stranger_is_not_counted_and_holds_up_nobody(place, stranger):
 
   def strange():
     wait_for(place)
-    threading.Timer(0.15, acted.set).start()
+    threading.Timer(0.05, acted.set).start()
     stranger(place[0] + 1, place[1])
 
   def real():
@@ -98,7 +98,7 @@ def test_a_stranger_is_not_counted_and_holds_up_nobody(place, stranger):
   began = time.monotonic()
   links, link, _ = outcomes(lambda: lead(place), real, strange)
   assert sorted(links) == [1]
-  assert time.monotonic() - began < 3
+  assert time.monotonic() - began < 10
   close(link, *links.values())
 
 

@@ -27,12 +27,12 @@ def report(process, failure='', processes=2, **words):
   return Report(process, {**shared, '--processes': str(processes)}, failure)
 
 
-def lead(place, own=None, processes=2, timeout=4.0):
+def lead(place, own=None, processes=2, timeout=20.0):
   port, path = place
   return peers.lead('--coordinator=here:1', port, processes, path, own or report(0), timeout)
 
 
-def follow(place, own, timeout=4.0, path=None):
+def follow(place, own, timeout=20.0, path=None):
   return join(('localhost', place[0] + 1), path or place[1], own, timeout)
 
 
@@ -40,7 +40,7 @@ def outcomes(*calls):
   """Results or errors of functions that run at one time."""
   with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
     futures = [pool.submit(call) for call in calls]
-    return [f.exception(20) or f.result() for f in futures]
+    return [f.exception(60) or f.result() for f in futures]
 
 
 def close(*links):
