@@ -1,11 +1,12 @@
-"""Kills runs with SIGKILL at random moments and asks for the same bits: writes results.json here.
+"""Kills runs with SIGKILL and asks for the same bits: writes results.json here.
 
-    python experiments/soak/soak.py [KILLS]
+    python experiments/soak/soak.py [KILLS] [CASE ...]
 
-Each case is one model on one layout, with accumulation, a moving average and early stopping on. It
-runs once undisturbed; then it is started again and again, killed after a random time or in the
-middle of a save, until it has had its share of kills and is let through. Final state and metrics
-must be equal.
+Each case is one model on one layout, with accumulation, a moving average (of the statistics of
+batch norm too), the best and the newest checkpoints; one case stops early, one has two processes.
+It runs once undisturbed; then it is started again and again and killed, until it has had its share
+of kills and is let through. Kills are aimed, see `AIMS`. Final state and metrics must be equal, and
+there must be a report.
 """
 
 import datetime
@@ -15,10 +16,12 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from bmx.runtime.writer import TIMES, read_metrics
 
@@ -29,6 +32,17 @@ MODELS = {
   'gpt_char': ['steps=300', 'every.eval=100', 'every.save=10', 'task.model.dropout=0.1'],
 }
 LAYOUTS = {'one': [], 'data': [], 'fsdp': ['mesh.fsdp=4'], 'tensor': ['mesh.model=4']}
+
+# Further cases: model, layout, overrides.
+EXTRA = {
+  'digits_mlp stopping': ('digits_mlp', ['steps=4000', 'every.log=100', 'every.eval=200',
+                                         'every.save=300', 'stop.patience=3',
+                                         'schedule.every=200']),
+  'gpt_char two processes': ('gpt_char', [*MODELS['gpt_char'], 'mesh.fsdp=4']),
+}  # fmt: skip
+# What a kill waits for; the kills of a case take turns but for its first ('first write') and its
+# last two ('end').
+AIMS = ('some time', 'save', 'clean-up')
 
 # The recipe in a file of its own: its tiny variant with what the soak wants on top.
 RECIPE = """
@@ -41,6 +55,9 @@ def get_config(variant=''):
   c.eval.held = c.eval[first]
   c.stop.metric, c.stop.patience = 'eval/held/loss', 1000
   c.keep.metric = 'eval/held/loss'
+  if {stopping}:  # a rate that only does harm
+    c.schedule = {{'call': 'bmx.optim.schedules:exponential'}}
+    c.schedule.update(peak=1e-2, every=4, factor=2.0)
   return c
 """
 
@@ -48,76 +65,105 @@ def get_config(variant=''):
 class Case:
   """One model on one layout."""
 
-  def __init__(self, model: str, layout: str, folder: pathlib.Path):
-    self.name, self.folder = f'{model} {layout}', folder / f'{model}-{layout}'
+  def __init__(self, name: str, model: str, overrides: list[str], folder: pathlib.Path):
+    self.name, self.folder = name, folder / name.replace(' ', '-')
     self.folder.mkdir()
+    self.processes = 2 if name.endswith('two processes') else 1
     recipe = self.folder / 'recipe.py'
-    recipe.write_text(RECIPE.format(path=str(HERE.parent.parent / f'configs/{model}.py')))
-    count = 1 if layout == 'one' else 8
+    path = str(HERE.parent.parent / f'configs/{model}.py')
+    recipe.write_text(RECIPE.format(path=path, stopping=name.endswith('stopping')))
+    count = 1 if name.endswith(('one', 'stopping')) else 8 // self.processes
     flags = f'--xla_force_host_platform_device_count={count} '
     flags += '--xla_cpu_collective_call_terminate_timeout_seconds=300'
     self.env = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     self.command = [sys.executable, '-m', 'bmx.main', f'--config={recipe}']
-    overrides = [*MODELS[model], *LAYOUTS[layout], f'cache={folder / "programs"}']
+    overrides = [*overrides, f'cache={self.folder / "programs"}']
     self.command += [f'--config.{o}' for o in overrides]
     self.draw = random.Random(self.name)
 
-  def start(self, run: str) -> subprocess.Popen:
+  def start(self, run: str) -> list[subprocess.Popen]:
     command = [*self.command, f'--workdir={self.folder / run}']
-    return subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, text=True)
+    more = [['--processes=2', f'--process={i}', f'--coordinator=localhost:{free_port()}']
+            for i in range(self.processes)] if self.processes > 1 else [[]]  # fmt: skip
+    for words in more[1:]:
+      words[-1] = more[0][-1]
+    with (self.folder / 'log').open('w') as log:
+      return [subprocess.Popen(command + words, env=self.env, stderr=log) for words in more]
 
   def finish(self, run: str) -> dict:
-    process = self.start(run)
-    _, errors = process.communicate()
-    if process.returncode:
-      raise SystemExit(f'{self.name}: {errors}')
+    if any([process.wait() for process in self.start(run)]):
+      raise SystemExit(f'{self.name}: {(self.folder / "log").read_text()}')
     return json.loads((self.folder / run / 'summary.json').read_text())
 
-  def kill(self, run: str, in_save: bool) -> bool:
-    """-> whether SIGKILL came before the end; counted from the first new line of metrics."""
-    path, process = self.folder / run / 'metrics.jsonl', self.start(run)
-    size = path.stat().st_size if path.exists() else 0
-    while process.poll() is None and not (path.exists() and path.stat().st_size > size):
-      time.sleep(0.001)
-    deadline = time.monotonic() + (10 if in_save else self.draw.uniform(0, 0.6))
-    while process.poll() is None and time.monotonic() < deadline:
-      if in_save and any((self.folder / run).glob('checkpoints/*orbax-checkpoint-tmp*')):
-        break
-      time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+  def kill(self, run: str, aim: str, last: int) -> bool:
+    """-> whether SIGKILL came before the end. One of several processes is killed."""
+    processes = self.start(run)
+    victim, waits = self.draw.choice(processes), self.events(self.folder / run, last)[aim]
+    alive = lambda: all(p.poll() is None for p in processes)
+    for happened, seconds in waits:
+      deadline = time.monotonic() + seconds
+      while alive() and time.monotonic() < deadline and not happened():
+        time.sleep(0.0005)
+    victim.send_signal(signal.SIGKILL)
+    codes = [process.wait() for process in processes]
+    return -signal.SIGKILL in codes
+
+  def events(self, workdir: pathlib.Path, last: int) -> dict[str, list[tuple[Callable, float]]]:
+    """Aim -> (what is waited for, seconds at most), in order."""
+    metrics, folder = workdir / 'metrics.jsonl', workdir / 'checkpoints'
+    size = metrics.stat().st_size if metrics.exists() else 0
+    never, some = (lambda: False), self.draw.uniform(0, 0.6)
+    logged = (lambda: metrics.exists() and metrics.stat().st_size > size), 300.0
+    saving = (lambda: any(folder.glob('*orbax-checkpoint-tmp*'))), 10.0
+    half = lambda: any(p.name.isdigit() and not (p / 'manifest.json').exists()
+                       for p in folder.glob('*'))  # fmt: skip
+    ended = lambda: (folder / str(last) / 'manifest.json').exists()
+    return {
+      'first write': [(workdir.exists, 300.0), (never, self.draw.uniform(0, 0.02))],
+      'some time': [logged, (never, some)],
+      'save': [logged, saving],
+      'clean-up': [logged, (half, 10.0)],
+      'end': [(ended, 600.0), (never, self.draw.uniform(0, 0.4))],
+    }
 
   def lines(self, run: str) -> list[dict]:
     lines = read_metrics(self.folder / run / 'metrics.jsonl')
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
+def free_port() -> int:
+  with socket.socket() as found:
+    found.bind(('localhost', 0))
+    return found.getsockname()[1]
+
+
 def soak(case: Case, kills: int) -> dict:
   expected = case.finish('straight')
-  done = in_save = 0
-  while done < kills:
-    aimed = done % 3 == 2
-    if not case.kill('killed', aimed):
-      break
-    done, in_save = done + 1, in_save + aimed
+  aims = ['first write', *itertools.islice(itertools.cycle(AIMS), max(kills - 3, 0)), 'end', 'end']
+  done = dict.fromkeys(('first write', *AIMS, 'end'), 0)
+  for aim in aims[:kills]:
+    done[aim] += case.kill('killed', aim, expected['steps'])
   summary = case.finish('killed')
   return {
-    'kills': done,
-    'aimed_at_a_save': in_save,
+    'kills': sum(done.values()),
+    'aims': done,
     'same_state': summary['state_digest'] == expected['state_digest'],
+    'same_steps': summary['steps'] == expected['steps'],
     'same_metrics': case.lines('killed') == case.lines('straight'),
+    'report': (case.folder / 'killed/report.html').is_file(),
   }
 
 
 def main() -> None:
   kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-  pairs = list(itertools.product(MODELS, LAYOUTS))
+  cases = {f'{m} {k}': (m, MODELS[m] + LAYOUTS[k]) for m, k in itertools.product(MODELS, LAYOUTS)}
+  cases |= EXTRA
+  chosen = sys.argv[2:] or list(cases)
   results = {}
   with tempfile.TemporaryDirectory() as folder:
-    for i, (model, layout) in enumerate(pairs):
-      share = kills // len(pairs) + (i < kills % len(pairs))
-      case = Case(model, layout, pathlib.Path(folder))
+    for i, name in enumerate(chosen):
+      share = kills // len(chosen) + (i < kills % len(chosen))
+      case = Case(name, *cases[name], pathlib.Path(folder))
       results[case.name] = soak(case, share)
       sys.stdout.write(f'{case.name}: {results[case.name]}\n')
       sys.stdout.flush()
@@ -127,7 +173,9 @@ def main() -> None:
     'date': datetime.date.today().isoformat(),
     'machine': f'{os.cpu_count()} CPU cores',
     'kills': sum(r['kills'] for r in results.values()),
-    'all_equal': all(r['same_state'] and r['same_metrics'] for r in results.values()),
+    'all_equal': all(
+      v for r in results.values() for k, v in r.items() if k not in ('kills', 'aims')
+    ),
     'cases': results,
   }
   (HERE / 'results.json').write_text(json.dumps(record, indent=1) + '\n')
