@@ -11,6 +11,7 @@ from bmx.adapt import restore
 from bmx.core import errors, tree
 from bmx.core.experiment import Experiment
 from bmx.core.paths import local
+from bmx.core.terminal import printable
 from bmx.core.types import Decoder, facts_of
 from bmx.data.text import documents, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
@@ -97,18 +98,22 @@ def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
 def _print(
   generator: TextGenerator, prompts: Sequence[str], seed: int, stats: GenerationStats
 ) -> None:
-  """Prints one text while it is generated; several texts when all are complete."""
+  """Prints one text while it is generated; several texts when all are complete.
+
+  A terminal gets no control characters: weights of others may generate anything.
+  """
   out = sys.stdout
+  shown = printable if out.isatty() else str
   if len(prompts) == 1 and generator.options.stream:
     before = prompts[0]
     for (part,) in generator.stream(prompts, seed, stats):
-      out.write(before + part)
+      out.write(shown(before + part))
       out.flush()
       before = ''
     out.write('\n')
     return
   for prompt, text in zip(prompts, generator.generate(prompts, seed, stats), strict=True):
-    out.write(f'{prompt}{text}\n\n')
+    out.write(shown(f'{prompt}{text}\n\n'))
 
 
 def _write(
