@@ -262,6 +262,18 @@ class Task(Protocol):
     ...
 
 
+@runtime_checkable
+class ChecksRows(Protocol):
+  """A task that examines rows on the host, for what no device would refuse."""
+
+  def check_rows(self, rows: HostBatch, numbers: np.ndarray) -> None:
+    """Raises InputError naming the example, int `numbers` [n], whose row cannot be trained on.
+
+    `rows` may lack keys: arrays that are held on the device are rows before preprocessing.
+    """
+    ...
+
+
 class GradFn(Protocol):
   """The gradient of a task's weighted sum; GradFns nest."""
 

@@ -52,20 +52,24 @@ def in_order(
   return np.concatenate([permutation(first + i)[p] for i, p in enumerate(parts)])
 
 
-def check_weights(weights: np.ndarray, indices: np.ndarray | None = None) -> None:
+def check_weights(weights: np.ndarray, numbers: np.ndarray) -> None:
   """Raises InputError naming an example whose weight is negative or is not finite.
 
   Args:
     weights: [n, ...].
-    indices: the examples, int64 [n]; None: 0 to n - 1.
+    numbers: of the examples, int64 [n].
   """
-  if (weights >= 0).all() and np.isfinite(weights).all():
-    return
-  row, *place = np.argwhere(~((weights >= 0) & np.isfinite(weights)))[0]
-  number = row if indices is None else indices[row]
-  raise InputError(
-    f'weights={weights[(row, *place)]} of example {number}: expected a finite number, at least 0'
-  )
+  bad = ~((weights >= 0) & np.isfinite(weights))
+  if bad.any():
+    row, *place = np.argwhere(bad)[0]
+    raise InputError(
+      f'weights={weights[(row, *place)]} of example {numbers[row]}: expected a finite number, at '
+      'least 0'
+    )
+
+
+def nothing(rows: HostBatch, numbers: np.ndarray) -> None:
+  """Checks nothing."""
 
 
 def composer_of(examples: Examples) -> Composing | None:
@@ -84,6 +88,7 @@ class Batches:
     batch_size: global, B.
     seed: of the order.
     train: a new permutation each epoch; otherwise examples are read once, in file order.
+    check: (rows, numbers of the examples) -> None, see `core.types.ChecksRows`.
 
   Raises:
     InputError: `batch_size` below 1, a data set without examples.
@@ -93,6 +98,7 @@ class Batches:
   batch_size: int
   seed: int = 0
   train: bool = True
+  check: Callable[[HostBatch, np.ndarray], None] = nothing
 
   def __post_init__(self):
     if self.batch_size < 1:
@@ -143,17 +149,22 @@ class Batches:
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
     """Host rows of any examples; positions are step·B + row, both int64 [n]."""
     rows = self.examples.rows(indices, positions)
-    if 'weights' not in rows:
-      return rows | {'weights': np.ones(len(indices), np.float32)}
-    check_weights(rows['weights'], indices)
+    rows = {'weights': np.ones(len(indices), np.float32)} | rows
+    self._check(rows, indices)
     return rows
 
   def resident(self) -> HostBatch | None:
     """Arrays to hold on the device and gather from; None if rows come from the host."""
     arrays = self.examples.resident() if isinstance(self.examples, Resident) else None
-    if arrays is not None and 'weights' in arrays:
-      check_weights(arrays['weights'])
+    if arrays is not None:
+      rows = {k: v for k, v in arrays.items() if len(v) == self.size}
+      self._check(rows, np.arange(self.size))
     return arrays
+
+  def _check(self, rows: HostBatch, numbers: np.ndarray) -> None:
+    if 'weights' in rows:
+      check_weights(rows['weights'], numbers)
+    self.check(rows, numbers)
 
   def gather(self, arrays: Any, indices: Any) -> Batch:
     """Rows of resident arrays; the same code for numpy and for jax arrays."""

@@ -1,5 +1,6 @@
 """From a config to an Experiment: the order in which parts are built."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from bmx.core.events import Every
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.paths import local
 from bmx.core.types import Task
-from bmx.experiment.data import evaluation, fitted_of, train_data
+from bmx.experiment.data import checked, evaluation, fitted_of, train_data
 from bmx.experiment.hooks import hook
 from bmx.experiment.ranges import check_ranges
 from bmx.experiment.selection import selection
@@ -67,6 +68,8 @@ def build(
   if read:
     for known in (data.metadata, *(e.data.metadata for e in made.values())):
       task.validate(known)
+  data = checked(data, task)
+  made = {k: dataclasses.replace(e, data=checked(e.data, task)) for k, e in made.items()}
   schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
   tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule)
   grad_fn = _grad(c, Gradient(task))

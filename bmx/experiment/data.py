@@ -1,5 +1,6 @@
 """The data of an experiment: training data, evaluations, and files to predict."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -10,6 +11,7 @@ from bmx import config as recipes
 from bmx.core.data import Examples, Stateful
 from bmx.core.errors import InputError
 from bmx.core.experiment import Eval, Experiment
+from bmx.core.types import ChecksRows, Task
 from bmx.data.batches import Batches
 from bmx.data.shapes import Shapes
 from bmx.data.transforms import Reorder
@@ -91,6 +93,13 @@ def input_data(experiment: Experiment, path: str, stored: DataFile | None = None
       given = data.spec[key].shape if key in data.spec else 'missing'
       raise InputError(f'{path}: {key} is {given}, expected examples of shape {spec.shape}')
   return data
+
+
+def checked(data: Any, task: Task) -> Any:
+  """Batches whose rows the task examines on the host, if it declares that it does."""
+  if not isinstance(task, ChecksRows):
+    return data
+  return dataclasses.replace(data, check=task.check_rows)
 
 
 def fitted_of(examples: Examples) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, HostBatch, Metadata
+from bmx.ops.checks import check_ids
 from bmx.ops.losses import binary_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find, num_outputs
 
@@ -38,6 +39,10 @@ class Classification(ModelTask):
 
   def validate(self, metadata: Metadata) -> None:
     _check_classes(num_outputs(self.model), metadata)
+
+  def check_rows(self, rows: HostBatch, numbers: np.ndarray) -> None:
+    if 'label' in rows and num_outputs(self.model):
+      check_ids('label', rows['label'], num_outputs(self.model), numbers, rows.get('weights'))
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return (find(batch, 'image', 'x'),)

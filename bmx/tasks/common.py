@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bmx.core import streams
 from bmx.core.errors import InputError
@@ -15,7 +16,9 @@ from bmx.core.metrics import Metrics
 from bmx.core.types import (
   Array,
   Batch,
+  ChecksRows,
   Coupling,
+  HostBatch,
   Loss,
   Metadata,
   Noise,
@@ -216,6 +219,10 @@ class Wrapper(BaseTask):
 
   def validate(self, metadata: Metadata) -> None:
     self.inner.validate(metadata)
+
+  def check_rows(self, rows: HostBatch, numbers: np.ndarray) -> None:
+    if isinstance(self.inner, ChecksRows):
+      self.inner.check_rows(rows, numbers)
 
 
 def _matching(patterns: tuple[str, ...]) -> Any:

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
-from bmx.core.types import Array, Batch, Metadata, Noise, facts_of
+from bmx.core.types import Array, Batch, HostBatch, Metadata, Noise, facts_of
+from bmx.ops.checks import check_ids
 from bmx.ops.losses import cross_entropy
 from bmx.ops.masks import MASK_VALUE
 from bmx.tasks.classification import Classification
@@ -182,6 +184,10 @@ class TokenClassification(ModelTask):
     if outputs not in (0, len(names)):
       raise InputError(f'num_outputs={outputs}: expected {len(names)}, the number of tags')
 
+  def check_rows(self, rows: HostBatch, numbers: np.ndarray) -> None:
+    if 'targets' in rows and num_outputs(self.model):
+      check_ids('targets', rows['targets'], num_outputs(self.model), numbers, rows.get('weights'))
+
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return text_inputs(batch)
 
@@ -215,6 +221,19 @@ class QuestionAnswering(ModelTask):
       raise InputError(f'num_outputs={outputs}: expected 2, first and last token of the answer')
     if self.longest < 1:
       raise InputError(f'task.longest={self.longest}: expected at least 1 token')
+
+  def check_rows(self, rows: HostBatch, numbers: np.ndarray) -> None:
+    if 'first' not in rows or 'context' not in rows:
+      return
+    allowed = rows['context'] > 0
+    allowed[:, 0] = True
+    for name in ('first', 'last'):
+      check_ids(name, rows[name], allowed.shape[1], numbers)
+      outside = np.flatnonzero(~np.take_along_axis(allowed, rows[name][:, None], 1)[:, 0])
+      if len(outside):
+        n = outside[0]
+        raise InputError(f'{name}={rows[name][n]} of example {numbers[n]}: expected a token of '
+                         'the context, or 0')  # fmt: skip
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return text_inputs(batch)

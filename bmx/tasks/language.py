@@ -14,6 +14,7 @@ from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, HostBatch, Metadata, facts_of
+from bmx.ops.checks import check_ids
 from bmx.ops.losses import chunked_cross_entropy, cross_entropy
 from bmx.tasks.common import ModelTask, counts, find
 
@@ -50,6 +51,12 @@ class CausalLM(ModelTask):
 
   def validate(self, metadata: Metadata) -> None:
     check_text(self.model, metadata)
+
+  def check_rows(self, rows: HostBatch, numbers: np.ndarray) -> None:
+    if 'targets' in rows and facts_of(self.model).vocab_size:
+      vocab_size = facts_of(self.model).vocab_size
+      check_ids('tokens', rows['tokens'], vocab_size, numbers)
+      check_ids('targets', rows['targets'], vocab_size, numbers, rows.get('weights'))
 
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return find(batch, 'tokens'), batch.get('positions'), batch.get('segment_ids')
