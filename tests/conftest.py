@@ -32,6 +32,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Group `slow`: files, or tests of a file, that train, compile or start processes for long.
 SLOW = (
   'adapt/test_hub.py::test_host_memory',
+  'adapt/test_keys.py',
   'adapt/test_restore.py',
   'models/test_bert.py::test_loss_and_gradient_do_not_depend_on_the_layout',
   'models/test_bert.py::test_the_loss_does_not_depend_on_the_layout',

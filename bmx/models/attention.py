@@ -78,12 +78,14 @@ class Attention(nn.Module):
       ([B, T, D], the cache with these tokens).
 
     Raises:
-      InputError: the heads do not divide the width.
+      InputError: the heads do not divide the width; an odd head size with rotary positions.
     """
     c, width = self.config, x.shape[-1]
     if not c.head_dim and width % c.heads:
       raise InputError(f'width={width}: expected a multiple of heads={c.heads}, or head_dim')
     head_dim = c.head_dim or width // c.heads
+    if c.theta and head_dim % 2:
+      raise InputError(f'head_dim={head_dim}: expected an even number for rotary positions')
     init = nn.initializers.normal(c.stddev)
 
     def project(heads: int, axis: str, name: str) -> jax.Array:
