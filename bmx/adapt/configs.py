@@ -8,16 +8,19 @@ from typing import Any
 import flax.linen as nn
 
 from bmx import config as recipes
-from bmx.adapt.layouts import (
+from bmx.adapt.families import (
   ACTIVATIONS,
   ARCHITECTURES,
   BERT,
   CLASSIFIER,
   GPT2,
   LLAMA,
+  MISTRAL,
   PRETRAINING,
   QWEN2,
+  QWEN3,
   ROBERTA,
+  TAGGER,
   Family,
 )
 from bmx.adapt.meta import read_labels
@@ -41,6 +44,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
   name = architecture(config)
   found, problems = ARCHITECTURES[name], []
   family, head = found.family, found.head
+  config = {**family.missing, **config}
   for key, allowed in (family.only | found.only).items():
     value = config.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
@@ -60,7 +64,9 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     part['max_seq_len'] -= part['first_position']
   if head is None:
     return part
-  return {**head, 'encoder': part} | ({'num_outputs': labels} if head['call'] == CLASSIFIER else {})
+  return {**head, 'encoder': part} | (
+    {'num_outputs': labels} if head['call'] in (CLASSIFIER, TAGGER) else {}
+  )
 
 
 def _value(
@@ -72,7 +78,8 @@ def _value(
       problems.append(f'{key}={value!r}: supported are {", ".join(ACTIVATIONS)}')
     return ACTIVATIONS.get(str(value))
   kind = int if default is None else type(default)
-  least = 1 if kind is int and default != 0 and argument != 'first_position' else 0
+  whole = kind is int and config.get(key) is not None  # a default 0 leaves the number to the model
+  least = 1 if (whole or default is None) and argument != 'first_position' else 0
   if type(value) not in ((int, float) if kind is float else (kind,)) or value < least:
     problems.append(f'{key}={value!r}: expected {kind.__name__}, at least {kind(least)}')
   return value
@@ -151,15 +158,20 @@ def _yarn(
   return {'factor': factor, 'truncate': float(bool(truncate)), 'attention_factor': attention}
 
 
-def describe(model: nn.Module, labels: Sequence[str] = ()) -> dict[str, Any]:
-  """The config.json of a model: `part` backwards. labels: names of classes or tags by number.
+def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> dict[str, Any]:
+  """The config.json of a model: `part` backwards.
+
+  Args:
+    model: a GPT, a BERT, or one with a head.
+    labels: names of classes or tags by number.
+    name: of the architecture, one of those that fit the model; '' is the first.
 
   Raises InputError for a model without an architecture of transformers, with the differences
   from the nearest one.
   """
   core: Any = model.encoder if isinstance(model, bert.HEADED) else model
   family = _family(core)
-  name = _architecture(model, family)
+  name = _architecture(model, family, name)
   values = _facts(core) | {'dropout': core.dropout}
   values['activation'] = next((k for k, v in ACTIVATIONS.items() if v == core.activation), '')
   if family is ROBERTA:
@@ -211,20 +223,25 @@ def _family(core: Any) -> Family:
     raise InputError(f'a {type(core).__name__} is none of {", ".join(ARCHITECTURES)}')
   if core.positions == 'learned':
     return GPT2
+  if core.qk_norm:
+    return QWEN3
   plain = core.bias or core.out_bias or not core.qkv_bias
+  if core.window and plain:
+    return MISTRAL
   return LLAMA if plain else QWEN2
 
 
-def _architecture(model: Any, family: Family) -> str:
+def _architecture(model: Any, family: Family, wanted: str) -> str:
   kind = type(model).__name__
   head = {'call': f'bmx.models.bert:{kind}'} if isinstance(model, bert.HEADED) else None
   if isinstance(model, bert.Pretraining):
     head = {'call': PRETRAINING, 'next_sentence': model.next_sentence}
   names = {n: a.head for n, a in ARCHITECTURES.items() if a.family is family}
   for name, known in names.items():
-    if known == head:
+    if known == head and wanted in ('', name):
       return name
-  raise InputError(f'{head or kind} of {family.model_type} is none of {", ".join(names)}')
+  kind = f'{wanted} {head or kind}'.strip()
+  raise InputError(f'{kind} of {family.model_type} is none of {", ".join(names)}')
 
 
 # Arguments of training and computation, which do not change the function of the model.

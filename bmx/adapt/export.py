@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from bmx.adapt import meta
 from bmx.adapt.configs import describe
-from bmx.adapt.layouts import ARCHITECTURES, Rule
+from bmx.adapt.families import ARCHITECTURES
+from bmx.adapt.layouts import Rule
 from bmx.adapt.tensors import INDEX, SINGLE, target_of
 from bmx.core import tree
 from bmx.core.errors import InputError
@@ -40,6 +41,7 @@ def save(
   dtype: str = 'float32',
   shard_bytes: int = 5 * 2**30,
   labels: Sequence[str] = (),
+  architecture: str = '',
   special: Mapping[str, int | Sequence[int]] | None = None,
 ) -> None:
   """Writes what `from_pretrained` of transformers reads; the host holds one file at a time.
@@ -53,6 +55,8 @@ def save(
     dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
     shard_bytes: a file is no larger, unless one tensor is.
     labels: names of the classes or tags by number, `id2label`; default LABEL_0, LABEL_1, ...
+    architecture: class of transformers, where several have the parameters of the model: a Tagger
+      is written as a token classifier unless this is BertForQuestionAnswering or its like.
     special: ids 'bos', 'eos' (one or several) and 'pad' that config.json and generation_config.json
       name; default: those of the tokenizer.
 
@@ -66,7 +70,7 @@ def save(
   there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
   if processes.anywhere(there):
     raise InputError(f'{folder} is there already: name another folder, or remove it')
-  config = describe(model, labels) | {'dtype': dtype}
+  config = describe(model, labels, architecture) | {'dtype': dtype}
   ids = meta.special_ids(tokenizer) if special is None else meta.plain_ids(special)
   # RoBERTa's says where its positions begin.
   keys = ARCHITECTURES[config['architectures'][0]].family.keys
@@ -125,7 +129,7 @@ def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
     raise InputError('\n  '.join(['these are not the parameters of the model:', *lines]))
   family = ARCHITECTURES[name].family
   prefix = family.prefix if ARCHITECTURES[name].bare else ''
-  rules, pieces = family.rules(isinstance(model, bert.HEADED)), {}
+  rules, pieces = ARCHITECTURES[name].rules(isinstance(model, bert.HEADED)), {}
   for key, (leaf, layer) in given.items():
     target = target_of(key, leaf, rules)
     assert target.rule, key

@@ -12,7 +12,7 @@ import jax
 from bmx import config as recipes
 from bmx.adapt.configs import architecture, translate
 from bmx.adapt.export import save
-from bmx.adapt.layouts import ARCHITECTURES, BERT, Family
+from bmx.adapt.families import ARCHITECTURES, BERT, Family
 from bmx.adapt.meta import read_ids, read_labels
 from bmx.adapt.tensors import (
   INDEX,
@@ -100,7 +100,7 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   body = body.get('encoder', body)
   family = ARCHITECTURES[architecture(config)].family
   tensors = canonical(tensors_of(folder), family, 'head/table' not in tree.named(abstract))
-  rules = family.rules('encoder' in abstract)
+  rules = ARCHITECTURES[architecture(config)].rules('encoder' in abstract)
   targets = {name: target_of(name, leaf, rules) for name, leaf in tree.named(abstract).items()}
   drop = tree.named(tree.mask(abstract, reinit)) if reinit else {}
   taken = {name: target for name, target in targets.items() if not drop.get(name)}

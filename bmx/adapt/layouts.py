@@ -1,4 +1,4 @@
-"""Names and layouts of tensors, and keys of config.json, of Hugging Face and of bmx.
+"""Names and layouts of tensors, of Hugging Face and of bmx.
 
 Source: modeling_*.py and configuration_*.py of transformers 5.24, and the published files of gpt2,
 bert-base-uncased, roberta-base, Llama 3 and Qwen 2.
@@ -7,8 +7,7 @@ bert-base-uncased, roberta-base, Llama 3 and Qwen 2.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -107,6 +106,8 @@ LLAMA_BODY = [
   *_norm(f'{AT}_norm', f'{L}.input_layernorm'),
   *(r for name in QKV
     for r in _dense(f'{AT}/{name}', f'{L}.self_attn.{name[0]}_proj', 'dnh', '(nh)d', '(nh)')),
+  Rule(f'{AT}/query_norm/scale', f'{L}.self_attn.q_norm.weight', 'h', 'h'),
+  Rule(f'{AT}/key_norm/scale', f'{L}.self_attn.k_norm.weight', 'h', 'h'),
   *_dense(f'{AT}/out', f'{L}.self_attn.o_proj', 'nhd', 'd(nh)', 'd'),
   *_norm(f'{FEED}_norm', f'{L}.post_attention_layernorm'),
   *_dense(f'{FEED}/gate', f'{L}.mlp.gate_proj', 'df', 'fd', 'f'),
@@ -118,7 +119,7 @@ LLAMA_BODY = [
 GPT_HEADS = [Rule('head/table', 'lm_head.weight', 'vd', 'vd')]
 
 
-def _bert_body(root: str) -> list[Rule]:
+def bert_body(root: str) -> list[Rule]:
   layer = f'{root}.encoder.layer.*'
   return [
     Rule('embed/table', f'{root}.embeddings.word_embeddings.weight', 'vd', 'vd'),
@@ -147,152 +148,11 @@ ROBERTA_HEADS = [
   *_dense('transform', 'lm_head.dense', 'de', 'ed', 'e'),
   *_norm('norm', 'lm_head.layer_norm'),
   Rule('bias', 'lm_head.bias', 'v', 'v'),
+  *_dense('head', 'classifier', 'dc', 'cd', 'c'),
 ]
-# Tensors beside a body, and those of them that a model without that head does without.
-HEADS = re.compile(r'(lm_head|cls|classifier)\.')
-SPARE = re.compile(r'(lm_head|cls|classifier|bert\.pooler|roberta\.pooler)\.')
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """Architectures that share a body.
-
-  Attributes:
-    prefix: of the body's tensors; a file of the body alone may lack it.
-    copies: tensors that repeat another one where the table is tied.
-    tied_head: prefix of the tensors of the head that is tied.
-    keys: argument in bmx -> (key of config.json, default of a missing one; None: required).
-    fixed: arguments in bmx that all members have.
-    only: key of config.json -> the values that bmx can follow, the usual one first.
-    written: keys that a config.json needs besides, lest transformers take defaults that are not so.
-    spare: matches tensors that need not be taken.
-  """
-
-  model_type: str
-  call: str
-  prefix: str
-  body: Sequence[Rule]
-  heads: Sequence[Rule]
-  copies: Mapping[str, str]
-  keys: dict[str, tuple[str, Any]]
-  only: dict[str, tuple[Any, ...]]
-  written: Mapping[str, Any]
-  tied_head: str = ''
-  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  spare: re.Pattern[str] = re.compile(r'(?!)')
-
-  def rules(self, wrapped: bool) -> dict[str, Rule]:
-    """By name in bmx; `wrapped`: the body's begin with 'encoder/'."""
-    under = 'encoder/' if wrapped else ''
-    return {r.name: r for r in self.heads} | {under + r.name: r for r in self.body}
-
-
-_ONLY: dict[str, tuple[Any, ...]] = {'pruned_heads': ({},), 'quantization_config': ()}
-_TOKENS: dict[str, Any] = {'bos_token_id': None, 'eos_token_id': None}
-GPT2 = Family(
-  'gpt2', 'bmx.models.gpt:GPT', 'transformer.', GPT2_BODY, GPT_HEADS,
-  copies={'lm_head.weight': 'transformer.wte.weight'},
-  keys={
-    'vocab_size': ('vocab_size', None), 'max_seq_len': ('n_positions', None),
-    'width': ('n_embd', None), 'depth': ('n_layer', None), 'heads': ('n_head', None),
-    'mlp_dim': ('n_inner', 0),
-    'activation': ('activation_function', 'gelu_new'), 'eps': ('layer_norm_epsilon', 1e-5),
-    'dropout': ('resid_pdrop', 0.1), 'tied': ('tie_word_embeddings', True),
-  },
-  only=_ONLY | {
-    'scale_attn_weights': (True,), 'scale_attn_by_inverse_layer_idx': (False,),
-    'add_cross_attention': (False,),
-  },
-  written=_TOKENS | {'attn_pdrop': 0.0},
-)  # fmt: skip
-
-_KEYS: dict[str, tuple[str, Any]] = {
-  'vocab_size': ('vocab_size', None), 'max_seq_len': ('max_position_embeddings', None),
-  'width': ('hidden_size', None), 'depth': ('num_hidden_layers', None),
-  'heads': ('num_attention_heads', None), 'mlp_dim': ('intermediate_size', None),
-}  # fmt: skip
-QWEN2 = Family(
-  'qwen2', 'bmx.models.gpt:GPT', 'model.', LLAMA_BODY, GPT_HEADS,
-  copies={'lm_head.weight': 'model.embed_tokens.weight'},
-  keys=_KEYS | {
-    'kv_heads': ('num_key_value_heads', 0), 'head_dim': ('head_dim', 0),
-    'activation': ('hidden_act', 'silu'), 'eps': ('rms_norm_eps', 1e-6),
-    'tied': ('tie_word_embeddings', False),
-  },
-  only=_ONLY | {'use_sliding_window': (False,), 'layer_types': ('full_attention',)},
-  written=_TOKENS | {'attention_dropout': 0.0},
-  fixed={'positions': 'rotary', 'norm': 'rms', 'gated': True, 'bias': False, 'qkv_bias': True},
-)  # fmt: skip
-LLAMA = dataclasses.replace(
-  QWEN2,
-  model_type='llama',
-  keys=QWEN2.keys | {
-    'qkv_bias': ('attention_bias', False), 'out_bias': ('attention_bias', False),
-    'mlp_bias': ('mlp_bias', False),
-  },
-  only=_ONLY,
-)  # fmt: skip
-BERT = Family(
-  'bert', 'bmx.models.bert:BERT', 'bert.', _bert_body('bert'), BERT_HEADS,
-  copies={
-    'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight',
-    'cls.predictions.decoder.bias': 'cls.predictions.bias',
-  },
-  keys=_KEYS | {
-    'types': ('type_vocab_size', 2), 'activation': ('hidden_act', 'gelu'),
-    'eps': ('layer_norm_eps', 1e-12), 'dropout': ('hidden_dropout_prob', 0.1),
-  },
-  only=_ONLY | {
-    'position_embedding_type': ('absolute',), 'is_decoder': (False,),
-    'add_cross_attention': (False,), 'tie_word_embeddings': (True,),
-  },
-  written=_TOKENS | {'pad_token_id': 0, 'attention_probs_dropout_prob': 0.0},
-  tied_head='cls.predictions.',
-  spare=SPARE,
-)  # fmt: skip
-ROBERTA = dataclasses.replace(
-  BERT,
-  model_type='roberta',
-  prefix='roberta.',
-  body=_bert_body('roberta'),
-  heads=ROBERTA_HEADS,
-  copies={
-    'lm_head.decoder.weight': 'roberta.embeddings.word_embeddings.weight',
-    'lm_head.decoder.bias': 'lm_head.bias',
-  },
-  tied_head='lm_head.',
-  keys=BERT.keys | {'first_position': ('pad_token_id', 1)},
-)
-
-PRETRAINING, CLASSIFIER = 'bmx.models.bert:Pretraining', 'bmx.models.bert:Classifier'
-MASKED = {'call': PRETRAINING, 'next_sentence': False}
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-  """A name in config.json: a family, the part around its body, further conditions; `bare`: its
-  tensors have no prefix."""
-
-  family: Family
-  head: Mapping[str, Any] | None = None
-  only: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-  bare: bool = False
-
-
-ARCHITECTURES = {
-  'GPT2LMHeadModel': Architecture(GPT2),
-  'LlamaForCausalLM': Architecture(LLAMA),
-  'Qwen2ForCausalLM': Architecture(QWEN2),
-  'BertModel': Architecture(BERT, bare=True),
-  'BertForMaskedLM': Architecture(BERT, MASKED),
-  'BertForPreTraining': Architecture(BERT, MASKED | {'next_sentence': True}),
-  'BertForSequenceClassification': Architecture(BERT, {'call': CLASSIFIER}),
-  'RobertaModel': Architecture(ROBERTA, bare=True),
-  'RobertaForMaskedLM': Architecture(ROBERTA, MASKED, {'hidden_act': ('gelu',)}),
-}
-
-# transformers' names of functions -> ours; the first of each is the one that is written.
-ACTIVATIONS = {
-  'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact', 'relu': 'relu',
-  'silu': 'silu', 'swish': 'silu', 'sigmoid': 'sigmoid', 'tanh': 'tanh',
-}  # fmt: skip
+# RoBERTa's head of classification has a pooler of its own.
+ROBERTA_CLASSIFIER = [
+  *_dense('encoder/pooler', 'classifier.dense', 'de', 'ed', 'e'),
+  *_dense('head', 'classifier.out_proj', 'dc', 'cd', 'c'),
+]
+ANSWERS = _dense('head', 'qa_outputs', 'dc', 'cd', 'c')

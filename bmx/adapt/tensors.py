@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from bmx.adapt.layouts import HEADS, Family, Rule
+from bmx.adapt.families import HEADS, Family
+from bmx.adapt.layouts import Rule
 from bmx.core.errors import InputError
 
 FLOATS = ('BF16', 'F16', 'F32', 'F64')

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from bmx.core.errors import InputError
-from bmx.models.layers import Dtype, Einsum
+from bmx.models.layers import Dtype, Einsum, Norm
 from bmx.ops.attention import attend
 from bmx.ops.cache import LayerCache
 from bmx.ops.positions import rotary
@@ -33,6 +33,8 @@ class AttentionConfig:
     window: number of nearest keys that a query attends to; 0 is all.
     bias: whether query, key and value have one.
     out_bias: whether the output projection has one.
+    qk_norm: whether each head's query and key have an RMS norm.
+    eps: added to the variance in these norms.
     impl: implementation, see `ops.attention.attend`.
     stddev: of the initial query, key and value kernels.
     out_stddev: of the initial output kernel.
@@ -47,6 +49,8 @@ class AttentionConfig:
   window: int = 0
   bias: bool = True
   out_bias: bool = True
+  qk_norm: bool = False
+  eps: float = 1e-6
   impl: str = 'xla'
   stddev: float = 0.02
   out_stddev: float = 0.02
@@ -96,6 +100,9 @@ class Attention(nn.Module):
     q = project(c.heads, 'heads', 'query')
     k = project(c.kv_heads, 'kv', 'key')
     v = project(c.kv_heads, 'kv', 'value')
+    if c.qk_norm:
+      q = Norm('rms', c.eps, dtype=self.dtype, name='query_norm')(q)
+      k = Norm('rms', c.eps, dtype=self.dtype, name='key_norm')(k)
     if c.theta:
       q = rotary(q, positions, c.theta, c.rope_scaling)
       k = rotary(k, positions, c.theta, c.rope_scaling)

@@ -38,6 +38,7 @@ class GPT(nn.Module):
     norm: 'layer' or 'rms'. gated: SiLU- or GELU-gated feed-forward.
     bias: of every layer. Without it `qkv_bias` (query, key, value), `out_bias` (what attention sums
       up to) and `mlp_bias` give some layers theirs.
+    qk_norm: whether each head's query and key have an RMS norm (Qwen 3).
     tied: the output head is the token table.
     window: positions that a query sees behind it; 0 is all.
     experts, top_k, capacity_factor: see `moe.MoE`; 0 experts is one feed-forward network.
@@ -64,6 +65,7 @@ class GPT(nn.Module):
   qkv_bias: bool = False
   out_bias: bool = False
   mlp_bias: bool = False
+  qk_norm: bool = False
   tied: bool = True
   dropout: float = 0.0
   vocab_pad: int = 0
@@ -131,6 +133,8 @@ class GPT(nn.Module):
       window=self.window,
       bias=self.bias or self.qkv_bias,
       out_bias=self.bias or self.out_bias,
+      qk_norm=self.qk_norm,
+      eps=self.eps,
       impl=self.attention,
       out_stddev=out_stddev,
     )

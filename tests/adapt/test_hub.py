@@ -65,10 +65,24 @@ CASES = {
   ),
   'llama yarn': ('LlamaForCausalLM', LLAMA | {'head_dim': 12, 'rope_parameters': YARN}),
   'qwen2': ('Qwen2ForCausalLM', LLAMA | {'rms_norm_eps': 1e-3}),
+  'mistral': ('MistralForCausalLM', LLAMA | {'sliding_window': 4}),
+  'mistral unlimited': ('MistralForCausalLM', LLAMA | {'sliding_window': None, 'head_dim': 10}),
+  'qwen3': ('Qwen3ForCausalLM', LLAMA | {'head_dim': 10}),
+  'qwen3 biased': ('Qwen3ForCausalLM', LLAMA | {'head_dim': 6, 'attention_bias': True}),
   'bert': ('BertModel', SIZES),
   'bert masked': ('BertForMaskedLM', SIZES | {'hidden_act': 'relu'}),
   'bert pretraining': ('BertForPreTraining', SIZES),
   'bert classifier': ('BertForSequenceClassification', SIZES | {'num_labels': 5}),
+  'bert tagger': ('BertForTokenClassification', SIZES | {'num_labels': 5}),
+  'bert answers': ('BertForQuestionAnswering', SIZES),
+  'roberta classifier': (
+    'RobertaForSequenceClassification',
+    SIZES | {'type_vocab_size': 1, 'num_labels': 5},
+  ),
+  'roberta tagger': ('RobertaForTokenClassification', SIZES | {'type_vocab_size': 1}),
+  'roberta answers': ('RobertaForQuestionAnswering', SIZES | {'type_vocab_size': 1}),
+  'roberta camembert': ('CamembertForMaskedLM', SIZES | {'type_vocab_size': 1}),
+  'roberta xlm': ('XLMRobertaForSequenceClassification', SIZES | {'type_vocab_size': 1}),
   'roberta': ('RobertaModel', SIZES | {'type_vocab_size': 1}),
   'roberta masked': ('RobertaForMaskedLM', SIZES | {'type_vocab_size': 1}),
 }
@@ -116,6 +130,8 @@ def outputs_of_torch(model, case):
   words = {} if segments is None else {'attention_mask': segments, 'token_type_ids': types}
   with torch.no_grad():
     found = model(tokens, **words)
+  if 'start_logits' in found:
+    return [torch.stack([found['start_logits'], found['end_logits']], -1).numpy()]
   return [x.numpy() for x in found.values() if torch.is_tensor(x)]
 
 
@@ -191,7 +207,8 @@ def test_what_is_written_again_is_the_same(reference, case, tmp_path):
   transformers = pytest.importorskip('transformers')
   folder, expected = reference(case)
   model = hub.model(str(folder), scan=case.startswith('llama'))
-  hub.save(tmp_path / 'out', model, loaded(folder, model, case))
+  name = CASES[case][0] if 'Answer' in CASES[case][0] else ''
+  hub.save(tmp_path / 'out', model, loaded(folder, model, case), architecture=name)
   assert_equal(stored(tmp_path / 'out'), stored(folder))
   kind = getattr(transformers, CASES[case][0])
   again, told = kind.from_pretrained(tmp_path / 'out', output_loading_info=True)
@@ -679,8 +696,8 @@ def test_parameters_of_published_models(tmp_path, name):
   (GPT(V, 16, kv_heads=2), 'kv_heads=2: it has 4'),
   (GPT(V, 16, positions='sinusoidal'), "positions='sinusoidal': it has 'rotary'"),
   (GPT(V, 16, experts=2), 'experts=2: it has 0'),
-  (Tagger(BERT(V, 16, width=24)), "Tagger.* of bert is none of BertModel, BertForMaskedLM"),
-  (Classifier(BERT(V, 16, first_position=2)), 'Classifier.* of roberta is none of RobertaModel'),
+  (Pretraining(BERT(V, 16, first_position=2), next_sentence=True),
+   'Pretraining.* of roberta is none of RobertaModel'),
   (BERT(V, 16, types=0), 'type_vocab_size=0: expected int, at least 1'),
   (MLP(3), 'a MLP is none of GPT2LMHeadModel'),
 ])  # fmt: skip

@@ -30,6 +30,8 @@ FAMILIES = {
   },
   'LlamaForCausalLM': LLAMA,
   'Qwen2ForCausalLM': LLAMA,
+  'Qwen3ForCausalLM': LLAMA | {'head_dim': 8},
+  'MistralForCausalLM': LLAMA | {'sliding_window': 4},
   'BertForMaskedLM': ENCODER,
   'RobertaForMaskedLM': ENCODER,
 }  # fmt: skip
@@ -153,7 +155,8 @@ def write(folder, config, model):
   save_file({k: x.contiguous() for k, x in state.items()}, folder / 'model.safetensors')
 
 
-NIGHTLY = ('Qwen2ForCausalLM', 'RobertaForMaskedLM')  # those whose keys others have, too
+# Those whose keys others have, too.
+NIGHTLY = ('Qwen2ForCausalLM', 'Qwen3ForCausalLM', 'MistralForCausalLM', 'RobertaForMaskedLM')
 
 
 @pytest.mark.parametrize(
