@@ -4,24 +4,33 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bmx.core.errors import InputError
 
 Record = dict[str, Any]
+LINE_END = re.compile('\r\n|\n|\r')  # not \v, \f, U+0085 or U+2028, as str.splitlines has it
 
 
 def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = ',') -> list[Record]:
   """Rows by column name; the first line names the columns unless `columns` does.
 
+  Blanks around a cell are cut, blanks inside its quotes are kept. A field may have any length.
+
   Raises InputError: no such file, not UTF-8 (offset named), a line with too few or too many fields.
   """
   file = io.StringIO(read_text(path), newline='')  # a quoted field may hold line ends
-  lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+  raw: list[str] = []  # lines of the current record
+  lines = csv.reader(_recorded(file, raw), delimiter=delimiter, skipinitialspace=True)
   names, records = list(columns), []
+  limit = csv.field_size_limit(sys.maxsize)  # of the whole process: 131,072 by default
   try:
     for row in lines:
+      text = ''.join(raw)
+      raw.clear()
       if not row or all(not cell.strip() for cell in row):
         continue
       if not names:
@@ -31,12 +40,31 @@ def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = '
         continue
       if len(row) != len(names):
         raise InputError(f'{path}, line {lines.line_num}: {len(row)} fields, expected {len(names)}')
-      records.append(dict(zip(names, (cell.strip() for cell in row), strict=True)))
+      records.append(dict(zip(names, (_cell(cell, text) for cell in row), strict=True)))
   except csv.Error as error:
     raise InputError(f'{path}, line {lines.line_num}: {error}') from None
+  finally:
+    csv.field_size_limit(limit)
   if not records:
     raise InputError(f'{path} is empty')
   return records
+
+
+def _recorded(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
+  """The lines, each also appended to `raw` as it is read."""
+  for line in lines:
+    raw.append(line)
+    yield line
+
+
+def _cell(cell: str, raw: str) -> str:
+  """A cell of the record `raw` without the blanks around it, unless they stand inside quotes."""
+  bare = cell.strip()
+  if cell == bare:
+    return cell
+  # Blanks may also follow the closing quote: the longest text that stands in quotes counts.
+  cut = (cell[:n] for n in range(len(cell), len(cell.rstrip()) - 1, -1))
+  return next((c for c in cut if '"{}"'.format(c.replace('"', '""')) in raw), bare)
 
 
 def read_json_lines(path: pathlib.Path) -> list[Record]:
@@ -48,7 +76,7 @@ def numbered_json_lines(path: pathlib.Path) -> list[tuple[int, Record]]:
   """One object a line, with the line's number. Raises InputError naming file and line where one is
   not."""
   records = []
-  for number, line in enumerate(read_text(path).split('\n'), 1):
+  for number, line in enumerate(LINE_END.split(read_text(path)), 1):
     if not line.strip():
       continue
     try:

@@ -65,11 +65,16 @@ def adjust(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array:
   if not sampling.top_k and sampling.top_p == 1:
     return logits
   best = jax.lax.top_k(logits, min(sampling.top_k or vocab_size, vocab_size))[0]
+  if sampling.top_p == 1:  # equal logits at the edge of top_k all stay, as in Hugging Face's
+    return jnp.where(logits >= best[:, -1:], logits, MASK_VALUE)
   probability = jax.nn.softmax(best, axis=-1)
   # A token is kept while those before it have less than top_p together.
   kept = jnp.cumsum(probability, axis=-1) - probability < sampling.top_p
   threshold = jnp.where(kept, best, jnp.inf).min(-1, keepdims=True)
-  return jnp.where(logits >= threshold, logits, MASK_VALUE)
+  # Of equal logits at the edge only as many stay as top_p needs, those of the lowest ids.
+  edge, room = logits == threshold, (kept & (best == threshold)).sum(-1, keepdims=True)
+  stays = (logits > threshold) | (edge & (jnp.cumsum(edge, axis=-1) <= room))
+  return jnp.where(stays, logits, MASK_VALUE)
 
 
 def draw(logits: jax.Array, seen: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:

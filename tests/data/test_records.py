@@ -48,6 +48,8 @@ CELLS = {
   'unicode': ('a,b\n1,Zürich €\n', [('1', 'Zürich €')]),
   'line in quotes': ('a,b\n1,"x\ny"\n', [('1', 'x\ny')]),
   'line separator': ('a,b\n1,x\u2028y\n', [('1', 'x\u2028y')]),
+  'blanks in quotes': ('a,b\n" 1 ", "x " \n', [(' 1 ', 'x ')]),
+  'long field': ('a,b\n1,' + 'x' * 200_000 + '\n', [('1', 'x' * 200_000)]),
   'byte order mark': ('\ufeffa,b\n1,x\n', [('1', 'x')]),
 }
 

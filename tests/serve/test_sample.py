@@ -44,6 +44,16 @@ def test_the_nucleus_of_the_likeliest(seed, k, p):
     assert set(np.flatnonzero(stays)) == nucleus(row.astype(np.float64), k, p)
 
 
+def test_of_equal_logits_the_nucleus_keeps_as_many_as_it_needs():
+  logits = np.array([[1.0] * 8, [0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]], np.float32)
+  stays = allowed(logits, Sampling(top_p=0.5))
+  assert stays[0].tolist() == [True] * 4 + [False] * 4
+  assert stays[1].tolist() == [False, True] + [False] * 6
+  assert allowed(logits, Sampling(top_k=2)).sum(1).tolist() == [8, 8]  # as transformers has it
+  more = allowed(logits, Sampling(top_p=0.8))[1]
+  assert more.tolist() == [True] * 3 + [False] * 5
+
+
 def test_each_step_is_hugging_faces():
   torch = pytest.importorskip('torch')
   process = pytest.importorskip('transformers.generation.logits_process')

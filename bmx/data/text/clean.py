@@ -20,7 +20,8 @@ Form = Literal['NFC', 'NFD', 'NFKC', 'NFKD']
 
 FORMS = get_args(Form)
 
-LINE_END = re.compile('\r\n|[\v\f\r\x85]')
+LINE_END = re.compile('\r\n|\r')
+BLANK = re.compile('[\v\f\x85]')
 NO_TEXT = re.compile('[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 
 
@@ -28,9 +29,9 @@ NO_TEXT = re.compile('[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 class Unicode:
   """Characters in one form; removes no document.
 
-  Every control character that ends a line (CR, CR LF, form feed, vertical tab, NEL) becomes a
-  newline. The other ones but the tab are dropped, and so are halves of surrogate pairs, which JSON
-  can hold and UTF-8 cannot. Raises InputError for an unknown form.
+  CR and CR LF become a newline; form feed, vertical tab and NEL, which end no line, become a
+  space. The other control characters but the tab are dropped, and so are halves of surrogate pairs,
+  which JSON can hold and UTF-8 cannot. Raises InputError for an unknown form.
   """
 
   form: Form = 'NFC'
@@ -44,7 +45,9 @@ class Unicode:
 
   def _normalised(self, document: str) -> str:
     # Composed last: what is dropped may stand between a letter and its accent.
-    return unicodedata.normalize(self.form, NO_TEXT.sub('', LINE_END.sub('\n', document)))
+    return unicodedata.normalize(
+      self.form, NO_TEXT.sub('', BLANK.sub(' ', LINE_END.sub('\n', document)))
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.paths import local
-from bmx.data.records import Record, numbered_json_lines, read_csv, read_text
+from bmx.data.records import LINE_END, Record, numbered_json_lines, read_csv, read_text
 from bmx.data.text.clean import clean, report
 from bmx.data.text.steps import Step
 
@@ -78,12 +78,16 @@ def _documents(paths, field, unit, data_dir, steps):
 
 def read(path: str, field: str = 'text', unit: str = 'file', data_dir: str = '') -> list[str]:
   """The documents of one path, see `documents`."""
-  if path.startswith('tfds:') or pathlib.Path(path).suffix in ('.jsonl', '.csv'):
+  if path.startswith('tfds:') or pathlib.Path(path).suffix.lower() in ('.jsonl', '.csv'):
     return [said(r, field, where) for where, r in records(path, data_dir)]
-  if path.endswith('.json'):
+  if path.lower().endswith('.json'):
     return [p['context'] for _, p in squad_paragraphs(path)]
   text = read_text(local(path))
-  parts = {'file': lambda: [text], 'line': text.splitlines, 'paragraph': lambda: _paragraphs(text)}
+  parts = {
+    'file': lambda: [text],
+    'line': lambda: LINE_END.split(text),
+    'paragraph': lambda: _paragraphs(text),
+  }
   found = [t for t in parts[unit]() if t.strip()]
   if not found:
     raise InputError(f'{path} is empty')
@@ -91,7 +95,7 @@ def read(path: str, field: str = 'text', unit: str = 'file', data_dir: str = '')
 
 
 def _paragraphs(text: str) -> list[str]:
-  return re.split(r'\r?\n(?:[ \t]*\r?\n)+', text)
+  return re.split(r'(?>\r\n|\n|\r)(?:[ \t]*(?>\r\n|\n|\r))+', text)
 
 
 def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
@@ -99,9 +103,9 @@ def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
   if path.startswith('tfds:'):
     return _tfds(path, data_dir)
   file = local(path)
-  if file.suffix == '.jsonl':
+  if file.suffix.lower() == '.jsonl':
     return [(f'{path}, line {n}', r) for n, r in numbered_json_lines(file)]
-  if file.suffix == '.csv':
+  if file.suffix.lower() == '.csv':
     return [(f'{path}, record {n}', r) for n, r in enumerate(read_csv(file), 1)]
   raise InputError(f'{path}: records are read from .jsonl, .csv or tfds:NAME/SPLIT')
 

@@ -8,6 +8,7 @@ import math
 import string
 from collections.abc import Iterator, Sequence
 
+from bmx.data.records import LINE_END
 from bmx.data.text.steps import check_between, check_range
 
 BULLETS = ('•', '‣', '◦', '▪', '-', '*')
@@ -133,5 +134,5 @@ def _top_bigram(words: list[str]) -> float:
 
 
 def _lines(document: str) -> list[str]:
-  stripped = (line.strip() for line in document.splitlines())
+  stripped = (line.strip() for line in LINE_END.split(document))
   return [line for line in stripped if line]

@@ -9,7 +9,7 @@ from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.arrays import split_indices
 from bmx.data.classes import class_names
-from bmx.data.records import number
+from bmx.data.records import LINE_END, number
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import describe, documents, records, said, whole
 from bmx.data.text.encoding import SPLITS, TextData, encode_rows, text_metadata, text_spec
@@ -129,7 +129,7 @@ def library(
   """
   if not read:
     return shapes(text_spec(length, LABEL), length=length)
-  lines = [line.strip() for text in documents() for line in text.splitlines()]
+  lines = [line.strip() for text in documents() for line in LINE_END.split(text)]
   comments = [line.strip('# ') for line in lines if line.startswith('# ')]
   code = [line for line in lines if line and not line.startswith('#')][: 4 * len(comments) : 4]
   texts, labels = comments + code, [1] * len(comments) + [0] * len(code)

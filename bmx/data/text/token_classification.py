@@ -10,7 +10,7 @@ from bmx.core.errors import InputError
 from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import split_indices
-from bmx.data.records import read_text
+from bmx.data.records import LINE_END, read_text
 from bmx.data.shapes import shapes
 from bmx.data.text.encoding import SPLITS, TextData, encode, text_metadata
 from bmx.data.text.tokenizer import Subwords
@@ -83,7 +83,7 @@ def token_classification(
 def read_conll(path: str) -> list[list[tuple[str, str]]]:
   """Sentences of (word, tag). Raises InputError naming file and line."""
   sentences: list[list[tuple[str, str]]] = [[]]
-  for n, line in enumerate(read_text(local(path)).split('\n'), 1):
+  for n, line in enumerate(LINE_END.split(read_text(local(path))), 1):
     cells = [c.strip() for c in line.split('\t')] if '\t' in line else line.split()
     if not line.strip() or cells[0] == '-DOCSTART-':
       sentences.append([])

@@ -182,7 +182,10 @@ class Subwords:
     return [_word_starts(e.word_ids) for e in self._encodings(texts)]
 
   def _encodings(self, texts: Sequence[str]) -> Any:
-    return self.inner.encode_batch(list(texts), add_special_tokens=False)
+    try:
+      return self.inner.encode_batch(list(texts), add_special_tokens=False)
+    except Exception as error:  # the library raises plain ones: Unigram without an unknown token
+      raise InputError(f'the tokenizer cannot encode a text: {error}') from None
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)

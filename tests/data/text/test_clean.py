@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -55,7 +56,7 @@ def jaccard(a, b, ngram):
 UNICODE = {
   'composed': ('cafe\u0301', 'café'),
   'line ends': ('a\r\nb\rc\nd\r\n\r\ne', 'a\nb\nc\nd\n\ne'),
-  'page': ('one\ftwo\vthree\x85four', 'one\ntwo\nthree\nfour'),
+  'page': ('one\ftwo\vthree\x85four', 'one two three four'),
   'controls': ('a\x00b\x1b[0m\x7f\x9f\tc', 'ab[0m\tc'),
   'surrogate': ('a\ud800b\udfffc😀', 'abc😀'),
   'composed across a control': ('e\x00\u0301', 'é'),
@@ -76,7 +77,8 @@ def test_unicode_is_one_form_without_controls(form, text):
   assert unicodedata.is_normalized(form, got)
   assert not [c for c in got if unicodedata.category(c) in ('Cc', 'Cs') and c not in '\n\t']
   visible = lambda s: [c for c in s if unicodedata.category(c) not in ('Cc', 'Cs')]
-  assert visible(got) == visible(unicodedata.normalize(form, ''.join(visible(text))))
+  spaced = re.sub('[\v\f\x85]', ' ', text)
+  assert visible(got) == visible(unicodedata.normalize(form, ''.join(visible(spaced))))
 
 
 def test_unicode_forms_differ():

@@ -235,3 +235,21 @@ def test_parts_are_nine_tenths_and_the_rest(size):
 def test_parts_that_cannot_be(size, split, message):
   with pytest.raises(InputError, match=message):
     part_of(range(size), split, 'it')
+
+
+def test_only_line_ends_end_a_line(tmp_path):
+  """Neither U+2028 nor NEL, vertical tab, form feed or a file separator does."""
+  inside = 'a\u2028b\x85c\vd\fe\x1cf'
+  path = tmp_path / 'a.txt'
+  path.write_bytes(f'{inside}\nsecond\r\nthird\rfourth'.encode())
+  assert documents((str(path),), unit='line') == [inside, 'second', 'third', 'fourth']
+
+
+def test_the_case_of_a_suffix_does_not_matter(tmp_path):
+  (tmp_path / 'X.CSV').write_text('text,n\none,1\ntwo,2\n')
+  (tmp_path / 'Y.JSONL').write_text('{"text": "three"}\n')
+  assert documents(tuple(str(tmp_path / n) for n in ('X.CSV', 'Y.JSONL'))) == [
+    'one',
+    'two',
+    'three',
+  ]

@@ -303,3 +303,12 @@ def test_a_run_keeps_its_tokenizer(tmp_path):
   x = experiment.build(config, devices=jax.devices()[:1])
   RunDir(tmp_path / 'run', x).write_config(0, {})
   assert load(str(tmp_path / 'run')) == x.data.examples.tokenizer  # type: ignore
+
+
+def test_unigram_without_an_unknown_token():
+  library = module.library()
+  inner = library.Tokenizer(library.models.Unigram([('a', -1.0), ('b', -2.0)]))
+  coder = Subwords(inner.to_str())
+  assert coder.encode(['ab'])[0].tolist() == [0, 1]
+  with pytest.raises(InputError, match='cannot encode a text: .*unk'):
+    coder.encode(['abc'])
