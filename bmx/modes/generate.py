@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bmx.adapt import restore
+from bmx.adapt import meta, restore
 from bmx.core import errors, tree
 from bmx.core.experiment import Experiment
 from bmx.core.paths import local
@@ -49,7 +49,7 @@ def run(request: Request) -> int:
   prompts = request.prompts or documents.read(request.input, 'prompt', 'line')
   folder, params = _weights(x, workdir, request.step)
   coder = _tokenizer(x, folder)
-  generator = TextGenerator(model, params, x.layout, coder, options)
+  generator = TextGenerator(model, params, x.layout, coder, options, _ends(x, folder))
   del params  # the generator has its own
   stats = GenerationStats()
   if request.prompts:
@@ -93,6 +93,11 @@ def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
       "the model's tokenizer there"
     )
   return tokenizer.Bytes()
+
+
+def _ends(x: Experiment, folder: pathlib.Path) -> tuple[int, ...]:
+  """Ids that end a text by the files of a Hugging Face folder; () where they name none."""
+  return meta.read_ids(folder)['eos'] or (meta.read_ids(x.weights)['eos'] if x.weights else ())
 
 
 def _print(

@@ -73,13 +73,20 @@ class TextGenerator:
     layout: mesh and rules.
     tokenizer: of the model.
     options: the config word `generate`.
+    ends: ids that end a text; the tokenizer's by default.
 
   Raises:
     InputError: the model cannot generate, or the tokenizer has more ids than the model.
   """
 
   def __init__(
-    self, model: Any, params: Variables, layout: Layout, tokenizer: Tokenizer, options: Options
+    self,
+    model: Any,
+    params: Variables,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    options: Options,
+    ends: Sequence[int] = (),
   ):
     model, params = decoder(model, params, layout)
     vocab_size = facts_of(model).vocab_size
@@ -90,7 +97,8 @@ class TextGenerator:
       )
     self.model, self.tokenizer, self.options = model, tokenizer, options
     self.begin = list(frame(tokenizer.special).prefix)
-    ends, begin = tokenizer.ends, self.begin
+    self.ends = *(ends or tokenizer.ends), *_special(tokenizer, options.stop)
+    ends, begin = self.ends, self.begin
     self.generator = Generator(model, params, layout, options.sampling, ends, begin)
     self.search = BeamSearch(
       model, params, layout, options.num_beams, ends, options.length_penalty, begin
@@ -137,7 +145,7 @@ class TextGenerator:
     for new, stop in self.generator.stream(
       encoded, options.max_new_tokens, seed, stats, chunk, row
     ):
-      kept = [[i for i in ids if i >= 0 and i not in self.tokenizer.ends] for ids in new]
+      kept = [[i for i in ids if i >= 0 and i not in self.ends] for ids in new]
       parts = [t.add(ids) for t, ids in zip(texts, kept, strict=True)]
       stop([n for n, t in enumerate(texts) if t.stopped])
       yield parts
@@ -163,12 +171,20 @@ class TextGenerator:
 
   def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
     texts = [whole(prompt, f'prompt {n}') for n, prompt in enumerate(prompts, 1)]
-    ids = [self.begin + i.tolist() for i in self.tokenizer.encode(texts)]
+    found = [i.tolist() for i in self.tokenizer.encode(texts)]
+    begins = len(self.begin)  # a prompt may spell the begin of text itself
+    ids = [i if i[:begins] == self.begin else self.begin + i for i in found]
     limit = facts_of(self.model).max_seq_len
     short = sum(limit - self.options.max_new_tokens < len(i) < limit for i in ids)
     if short:
       log.info('%d of %d texts may end early: the model has %d positions', short, len(ids), limit)
     return ids
+
+
+def _special(tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
+  """Returns the ids of the stop texts that are one special token, which no decoded text shows."""
+  ids = [i.tolist() for i in tokenizer.encode(stop)] if stop else []
+  return [i[0] for i in ids if len(i) == 1 and not tokenizer.decode(i)]
 
 
 def _rows(inputs: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx.core.errors import InputError
-from bmx.data.text.tokenizer import Bytes
+from bmx.data.text.tokenizer import Bytes, Subwords
 from bmx.data.text.tokenizer_train import trained
 from bmx.models.gpt import GPT
 from bmx.parallel import Layout, jit, make_mesh, unbox
@@ -92,6 +92,20 @@ def test_as_many_tokens_as_the_positions_hold(caplog):
     0
   ]
   assert len(Bytes().encode([text])[0]) <= 3 * 3 and '1 of 1 texts may end early' in caplog.text
+
+
+def test_special_tokens_begin_once_and_stop():
+  import tokenizers
+
+  inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({'a': 0, 'b': 1, '?': 2}, '?'))
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  inner.add_special_tokens(['<|begin_of_text|>', '<|stop|>'])
+  coder = Subwords(inner.to_str())
+  made = generator(tokenizer=coder, stop=('<|stop|>', 'b'))
+  assert made._ids(['a b', '<|begin_of_text|> a b']) == [[3, 0, 1], [3, 0, 1]]
+  assert made.generator.ends == (4,)
+  model, params = made.model, made.generator.params
+  assert TextGenerator(model, params, ONE, coder, Options(), (1, 2)).generator.ends == (1, 2)
 
 
 BAD = {
