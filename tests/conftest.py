@@ -48,6 +48,7 @@ SLOW = (
   'parallel/test_packed.py',
   'parallel/test_per_example.py',
   'parallel/test_pipeline.py',
+  'parallel/test_rules.py',
   'seams/',
   'serve/',
   'tasks/test_encoder.py::test_a_model_learns_the_masked_words',

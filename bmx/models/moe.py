@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.models.layers import Dtype, Einsum, activation
-from bmx.parallel import constrain, current, gather, named, shard_map
+from bmx.parallel import axes_of, constrain, gather, named, shard_map
 
 Aux = dict[str, jax.Array]
 
@@ -138,18 +138,20 @@ class MoE(nn.Module):
   def _dropless(self, x, weights, chosen, kernels):
     """Every device gathers the tokens of its expert group and multiplies those that chose one of
     its experts; the results are summed back to the tokens' devices."""
-    layout = current()
-    groups = layout.mesh.shape['expert'] if layout else 1
-    cut = layout.mesh.shape['model'] if layout else 1
-    k, local = self.config.top_k, self.config.experts // groups
+    experts, k = axes_of('expert'), self.config.top_k
+    parts = experts + axes_of('mlp')  # devices along these compute parts of one token's sum
+    cuts = [tuple(a for a in axes_of(name) if a in parts) for name in ('batch', 'length')]
+    shared = tuple(a for a in parts if a not in cuts[0] + cuts[1])
 
     def compute(x, weights, chosen, *kernels):
-      shape = x.shape
-      if groups > 1:
-        x, weights, chosen = (
-          jax.lax.all_gather(a, 'expert', tiled=True) for a in (x, weights, chosen)
-        )
-        chosen = chosen - jax.lax.axis_index('expert') * local
+      for dim, axes in enumerate(cuts):
+        if axes:
+          x, weights, chosen = (
+            jax.lax.all_gather(a, axes, axis=dim, tiled=True) for a in (x, weights, chosen)
+          )
+      shape, local = x.shape, kernels[0].shape[0]
+      if experts:
+        chosen = chosen - jax.lax.axis_index(experts) * local
       x, weights, chosen = x.reshape(-1, shape[-1]), weights.reshape(-1), chosen.reshape(-1)
       chosen = jnp.where((chosen >= 0) & (chosen < local), chosen, local)  # others' sort last
       order = jnp.argsort(chosen)
@@ -161,10 +163,13 @@ class MoE(nn.Module):
       y = multiply(hidden, down) * weights[order][:, None].astype(x.dtype)
       mine = jnp.arange(len(order)) < sizes.sum()  # rows behind the last group are undefined
       y = jnp.zeros_like(x).at[order // k].add(jnp.where(mine[:, None], y, 0))
-      if cut > 1:
-        y = jax.lax.psum(y, 'model')
-      y = y.reshape(-1, *shape[1:])
-      return jax.lax.psum_scatter(y, 'expert', tiled=True) if groups > 1 else y
+      if shared:
+        y = jax.lax.psum(y, shared)
+      y = y.reshape(shape)
+      for dim, axes in enumerate(cuts):
+        if axes:
+          y = jax.lax.psum_scatter(y, axes, scatter_dimension=dim, tiled=True)
+      return y
 
     token, into, out = ('batch', 'length', None), ('expert', None, 'mlp'), ('expert', 'mlp', None)
     places = (token, token, token, *[into] * (len(kernels) - 1), out)

@@ -2,7 +2,8 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from bmx.core.errors import InputError
 from bmx.ops.kernels import BLOCKS, cudnn, splash
 from bmx.ops.masks import MASK_VALUE, AttentionMask
 from bmx.ops.ring import ring
-from bmx.parallel import current, one_device, platform, shard_map
+from bmx.parallel import axes_of, current, one_device, platform, shard_map
 
 ROWS = 4  # causal block rows on one device: more skip more, each costs a kernel launch
 IMPLEMENTATIONS = ('xla', 'cudnn', 'splash', 'ring')
@@ -46,7 +47,7 @@ def attend(
 
   Raises:
     InputError: `impl` cannot compute this (see `impossible`), heads that do not group, a window
-      without `causal`.
+      without `causal`, key heads that 'ring' or 'splash' finds cut otherwise than query heads.
   """
   batch, length, heads, size = q.shape
   if heads % k.shape[2]:
@@ -78,7 +79,10 @@ def _cudnn(q, k, v, mask):
 def _splash(q, k, v, mask, interpret):
   """Segments are an operand only where there are any: without, the kernel is a simpler one."""
 
+  pick = _key_heads(q.shape[2], k.shape[2])
+
   def kernel(q, k, v, *ids):
+    k, v = pick(q, k, v)
     return splash(q, k, v, mask.causal, mask.window, ids[0] if ids else None, interpret)
 
   ids = () if mask.segment_ids is None else (mask.segment_ids,)
@@ -92,8 +96,32 @@ def _ring(q, k, v, mask):
     segments = jnp.zeros((batch, length), jnp.int32)
   if positions is None:
     positions = jnp.broadcast_to(jnp.arange(length)[None, :], (batch, length))
-  local = lambda q, k, v, p, s: ring(q, k, v, p, s, mask.causal, mask.window)
+  pick = _key_heads(q.shape[2], k.shape[2])
+  local = lambda q, k, v, p, s: ring(q, *pick(q, k, v), p, s, mask.causal, mask.window)
   return shard_map(local, (QUERY, KEY, KEY, TOKEN, TOKEN), QUERY)(q, k, v, positions, segments)
+
+
+def _key_heads(heads: int, keys: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """A function of one device's (q, k, v) -> k and v of the heads that its query heads read.
+
+  They are all that the device has, unless query heads are cut and key heads are not.
+
+  Raises InputError if key heads are cut otherwise than query heads.
+  """
+  axes, cut = axes_of('heads'), axes_of('kv')
+  if cut and cut != axes:
+    raise InputError(f'rules.kv={cut}: expected {axes}, the axes of `heads`, or ()')
+  if cut == axes or keys == 1:
+    return lambda q, k, v: (k, v)
+
+  def pick(q, k, v):
+    local, group = q.shape[2], heads // keys
+    first = jax.lax.axis_index(axes) * local
+    # Neighbours in number gcd(local, group) read the same key head on every device.
+    chosen = (first + jnp.arange(0, local, math.gcd(local, group))) // group
+    return jnp.take(k, chosen, axis=2), jnp.take(v, chosen, axis=2)
+
+  return pick
 
 
 def _xla(q, k, v, mask):

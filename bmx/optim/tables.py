@@ -82,7 +82,8 @@ def with_tables(
     tables: regex of the names of the tables.
 
   Raises:
-    InputError: the regex matches no parameter; a gradient that is not of the kind expected.
+    InputError: the regex matches no parameter; a gradient that is not of the kind expected; a
+      transform `rows` that changes indices.
   """
 
   def apart(values):
@@ -106,6 +107,9 @@ def with_tables(
     dense_params, tables_of = (None, None) if params is None else apart(params)
     new, inner_state = inner.update(dense, state.inner, dense_params)
     moved, rows_state = rows.update(large, state.rows, tables_of)
+    # Generic transforms would compute with indices as if they were values.
+    if any(moved[name].indices is not v.indices for name, v in large.items()):
+      raise InputError('optimizer.rows: expected a transform of `SparseRows`, such as lazy_adam')
     flat = tree.named(new) | dict(moved)  # type: ignore
     ordered = tree.named(updates, is_leaf=tree.is_rows)
     together = tree.nested({name: flat[name] for name in ordered})

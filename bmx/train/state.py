@@ -15,6 +15,7 @@ from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
 from bmx.core.types import Array, GradFn, Noise, StatefulGradFn, Task, Variables, facts_of
 from bmx.ops.attention import reference_attention
+from bmx.optim.tables import WithTablesState
 from bmx.parallel import Layout, jit, use
 from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings, unbox
 
@@ -127,10 +128,12 @@ def plan_state(
 
   Raises:
     InputError: rules that do not fit (see `Layout.pspec`), a regex that matches no parameter,
-      two owners of one collection, an average of sparse tables.
+      two owners of one collection, an average of sparse tables, or an optimizer other than
+      `with_tables` for them.
   """
 
-  if ema and facts_of(task.model).sparse_tables:
+  sparse = facts_of(task.model).sparse_tables
+  if ema and sparse:
     raise InputError(f'ema={ema}: expected 0 with sparse tables, whose average is a dense update')
 
   def boxed_variables(key):
@@ -167,6 +170,11 @@ def plan_state(
   params = param_pspecs(boxed.pop('params'), layout)
   with use(layout):
     abstract = jax.eval_shape(create)
+  if sparse and not isinstance(abstract.opt_state, WithTablesState):
+    raise InputError(
+      f'optimizer: expected bmx.optim.tables:with_tables around all else, since the model looks up '
+      f'{", ".join(sparse)} sparsely; other optimizers update wrong rows'
+    )
   nowhere = PartitionSpec()
   named = tree.named(boxed, is_leaf=is_named)
 

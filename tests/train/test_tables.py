@@ -11,6 +11,7 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Facts, Noise
 from bmx.models.tables import Table
+from bmx.optim.optimizers import adam, sgd, wrap
 from bmx.optim.tables import lazy_adam, with_tables
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.parallel.sharding import unbox
@@ -150,4 +151,20 @@ def test_mistakes_are_named():
   task, tx = Squares(Clicks(())), optimizer()
   plan = plan_state(task, tx, spec(batch()), layout())
   with pytest.raises(InputError, match='optimizer.tables'):
+    make_train_step(Gradient(task), tx)(plan.create(), batch())
+
+
+@pytest.mark.parametrize('tx', [
+  sgd(lambda step: 0.1), adam(lambda step: 0.1), optax.sgd(0.1),
+  wrap(optimizer(), clip=1.0), wrap(optimizer(), freeze='head'),
+])  # fmt: skip
+def test_optimizers_that_would_compute_with_indices_are_refused(tx):
+  with pytest.raises(InputError, match='expected bmx.optim.tables:with_tables around all else'):
+    plan_state(Squares(Clicks()), tx, spec(batch()), layout())
+
+
+def test_a_generic_optimizer_of_rows_is_refused():
+  task, tx = Squares(Clicks()), with_tables(optax.sgd(0.1), optax.sgd(lambda step: 0.1), 'table')
+  plan = plan_state(task, tx, spec(batch()), layout())
+  with pytest.raises(InputError, match='optimizer.rows: expected a transform of `SparseRows`'):
     make_train_step(Gradient(task), tx)(plan.create(), batch())
