@@ -13,6 +13,8 @@ from bmx.core.types import Batch, HostBatch, Metadata
 from bmx.data.arrays import spec_of
 from bmx.data.batches import composer_of
 
+TOKENWISE = ('tokens', 'targets', 'weights', 'positions', 'segment_ids')  # int or float [T] each
+
 
 class Around:
   """Examples around `inner`: what a subclass does not define is the inner one's.
@@ -127,10 +129,22 @@ class Reorder(Around):
   Attributes:
     inner: the examples.
     order: int64 [T].
+
+  Raises:
+    InputError: an array of `TOKENWISE` whose dimension has another name.
   """
 
   inner: Examples
   order: np.ndarray
+
+  def __post_init__(self):
+    for name, spec in self.inner.spec.items():
+      of_tokens = name in TOKENWISE and spec.shape[:1] == (len(self.order),)
+      if of_tokens and spec.names[:1] != ('length',):
+        raise InputError(
+          f"spec[{name!r}].names={spec.names}: expected ('length',), since tokens are "
+          'reordered over mesh.seq'
+        )
 
   @property
   def spec(self) -> dict[str, Spec]:

@@ -40,7 +40,7 @@ class GPT(nn.Module):
       up to) and `mlp_bias` give some layers theirs.
     qk_norm: whether each head's query and key have an RMS norm (Qwen 3).
     tied: the output head is the token table.
-    window: positions that a query sees behind it; 0 is all.
+    window: positions that a query sees, the nearest and its own included; 0 is all before it.
     experts, top_k, capacity_factor: see `moe.MoE`; 0 experts is one feed-forward network.
     load_balance_coef, router_z_coef: weights of the losses of the router.
     scan, remat, microbatches: see `Stack`.
@@ -227,7 +227,7 @@ class GPT(nn.Module):
     """For losses that never hold all logits: hidden [B, T, D] and the head's table [V + pad, D], as
     it is stored."""
     hidden = self.hidden_states(tokens, positions, segment_ids, train=train)
-    return hidden, (self.embed if self.tied else self.head).table.astype(self.dtype)
+    return hidden, (self.embed if self.tied else self.head).stored_weight()
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """hidden [B, T, D] -> [B, T, V + pad], with no probability on the padding."""

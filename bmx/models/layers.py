@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.ops.dense import contract
+from bmx.ops.lookup import look_up
 from bmx.parallel import Stored, axes_of, gather, named, shard_map
 
 Dtype = Any
@@ -140,29 +141,40 @@ class Embed(nn.Module):
     self.table = self.param('table', named(padded, self.axes), (rows, self.width), jnp.float32)
 
   def __call__(self, ids: jax.Array) -> jax.Array:
-    """ids int [B, T] -> [B, T, D].
+    """ids int [B, T] -> [B, T, D]; NaN where an id is not of the `size` rows.
 
     Each device looks up the rows that it has. Left to the compiler, the table's gradient would
     travel whole, or by all-to-all.
     """
     place, axes = Stored(self.axes), axes_of(self.axes[0] or '')
+    if self.pad:
+      ids = jnp.where(ids < self.size, ids, self.size + self.pad)
 
-    def look_up(table, ids):
+    def local(table, ids):
       table = place.fetch(table)
       if not axes:
-        return jnp.take(table, ids, axis=0)
+        return look_up(table, ids)
+      known = (ids >= 0) & (ids < table.shape[0] * jax.lax.axis_size(axes))
       ids -= jax.lax.axis_index(axes) * table.shape[0]
       mine = (ids >= 0) & (ids < table.shape[0])
       rows = jnp.take(table, ids.clip(0, table.shape[0] - 1), axis=0)
-      return jax.lax.psum(jnp.where(mine[..., None], rows, 0), axes)
+      others = jnp.where(known, 0, jnp.nan).astype(table.dtype)
+      return jax.lax.psum(jnp.where(mine[..., None], rows, others[..., None]), axes)
 
     token = ('batch', 'length')
     out = (*token, self.axes[1])
-    return shard_map(look_up, (place, token), out)(self.table.astype(self.dtype), ids)
+    return shard_map(local, (place, token), out)(self.table.astype(self.dtype), ids)
 
   def weight(self) -> jax.Array:
     """Returns the table as `attend` reads it: gathered, in `dtype`, [V + pad, D]."""
-    return gather(self.table.astype(self.dtype), self.axes)
+    return gather(self.stored_weight(), self.axes)
+
+  def stored_weight(self) -> jax.Array:
+    """Returns the table in `dtype` as it is stored, [V + pad, D].
+
+    Interceptors that change it change `attend` and chunked losses alike.
+    """
+    return self.table.astype(self.dtype)
 
   def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """x [B, T, D], w [V, D] -> [B, T, V]."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
+from bmx.ops.lookup import look_up
 from bmx.parallel import named
 
 
@@ -32,7 +33,7 @@ class Table(nn.Module):
 
   @nn.compact
   def __call__(self, ids: jax.Array) -> jax.Array:
-    """ids int [B, ...] -> [B, ..., D].
+    """ids int [B, ...] -> [B, ..., D]; NaN where an id is not of the table.
 
     Raises InputError if it is called twice: concatenate the ids instead.
     """
@@ -46,5 +47,5 @@ class Table(nn.Module):
     if self.has_variable('rows', 'table'):
       rows = self.get_variable('rows', 'table')
     else:
-      rows = jnp.take(table, flat, axis=0)
+      rows = look_up(table, flat)
     return rows.astype(self.dtype).reshape(*ids.shape, self.width)

@@ -17,10 +17,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
   """-log softmax(logits)[label], in nats and float32.
 
   logits [..., V], labels int [...] -> [...]. `smoothing` moves that share of the target to the
-  uniform distribution (Szegedy et al. 2016, section 7).
+  uniform distribution (Szegedy et al. 2016, section 7). NaN for a label that is not of the V.
   """
   logits = logits.astype(jnp.float32)
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+  labels = jnp.where(labels < 0, logits.shape[-1], labels)  # -1 is not the last class
   picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
   loss = log_normaliser - picked
   if not smoothing:
@@ -42,7 +43,8 @@ def chunked_cross_entropy(
 
   hidden [B, T, D], table [V + pad, D] as it is stored, of which `vocab_size` rows count, labels int
   [B, T], weights [B, T] -> (Σ weight · loss, float32; whether the label is the likeliest, bool
-  [B, T]). A weight of 0 hides even a NaN loss. Weights are data: they get no gradient.
+  [B, T]). NaN for a label outside the vocabulary. A weight of 0 hides even a NaN loss. Weights are
+  data: they get no gradient.
 
   Logits are float32; their gradient is rounded to hidden's dtype before it meets hidden and table
   (float16 loses what is below 6e-8).
@@ -120,6 +122,7 @@ def _chunk(shard, table, hidden, labels, weights):
   top = everywhere(jax.lax.pmax, logits.max(-1))
   weight = everywhere(jax.lax.psum, jnp.exp(logits - top[..., None]).sum(-1))
   picked = everywhere(jax.lax.psum, jnp.where(mine, logits, 0).sum(-1))
+  picked = jnp.where((labels >= 0) & (labels < shard.vocab_size), picked, jnp.nan)
   normaliser = jnp.log(weight) + top
   weighs = weights > 0
   loss = jnp.where(weighs, normaliser - picked, 0) * weights

@@ -20,8 +20,8 @@ from bmx.core.ranges import check_number
 from bmx.core.types import Schedule
 
 log = logging.getLogger('bmx')
-# Weight decay is for parameters that multiply, not for norms and biases; the last name decides.
-DECAYED = '(^|/)(kernel|table)$'
+# Weight decay is for parameters that multiply, not for norms and biases; the name decides.
+DECAYED = '(^|/)(kernel|table|experts/(up|gate|down))$'
 
 
 def sgd(

@@ -106,7 +106,8 @@ def with_tables(
       )
     dense_params, tables_of = (None, None) if params is None else apart(params)
     new, inner_state = inner.update(dense, state.inner, dense_params)
-    moved, rows_state = rows.update(large, state.rows, tables_of)
+    changed: Any = rows.update(large, state.rows, tables_of)
+    moved, rows_state = changed
     # Generic transforms would compute with indices as if they were values.
     if any(moved[name].indices is not v.indices for name, v in large.items()):
       raise InputError('optimizer.rows: expected a transform of `SparseRows`, such as lazy_adam')

@@ -29,7 +29,10 @@ class Regression(ModelTask):
     return (find(batch, 'x', 'image'),)
 
   def score(self, out: Array, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
-    total, count = weighted(squared_error(out, find(batch, 'y')), batch['weights'])
+    y = find(batch, 'y')
+    if out.shape != y.shape or y.ndim < 2:
+      raise InputError(f'y: expected [B, D] like the outputs {out.shape}, not {y.shape}')
+    total, count = weighted(squared_error(out, y), batch['weights'])
     return total, count, {}
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:

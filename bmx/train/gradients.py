@@ -23,6 +23,7 @@ from bmx.core.types import (
   Variables,
   facts_of,
 )
+from bmx.ops.lookup import look_up
 
 log = logging.getLogger('bmx')
 
@@ -113,7 +114,7 @@ class Gradient:
       if name not in params or name not in ids:
         raise InputError(f'facts.sparse_tables={name!r}: expected the path of a Table'
                          f'{did_you_mean(name, ids)}')  # fmt: skip
-    return ids, {name: params[name].at[ids[name]].get(mode='clip') for name in tables}
+    return ids, {name: look_up(params[name], ids[name]) for name in tables}
 
 
 def described(grad_fn: GradFn) -> Described:

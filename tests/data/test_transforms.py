@@ -12,6 +12,7 @@ from bmx.data.mixture import BLOCK, Mix
 from bmx.data.tables import csv
 from bmx.data.text.windows import TokenData
 from bmx.data.transforms import Filter, Map, Reorder
+from bmx.ops.ring import zigzag
 from bmx.parallel import Layout, make_mesh
 from bmx.train.feed import Feed
 
@@ -181,3 +182,16 @@ def test_examples_may_decide_the_weights_of_a_batch():
     batch = feed.take({}, group, i)
     assert batch['weights'].tolist() == [1, 1, 0, 0]
     assert set(batch) == {'x', 'weights'}
+
+
+@pytest.mark.parametrize(('name', 'names'), [
+  ('tokens', ()), ('tokens', (None,)), ('targets', ()), ('weights', ()),
+])  # fmt: skip
+def test_tokens_are_reordered_whole_or_not_at_all(name, names):
+  named = Spec((8,), np.dtype(np.int32), ('length',))
+  spec = {k: named for k in ('tokens', 'targets', 'weights')} | {
+    'label': Spec((), np.dtype(np.int32))
+  }
+  given = type('Given', (), {'spec': spec | {name: named._replace(names=names)}})
+  with pytest.raises(InputError, match=rf"spec\['{name}'\].names=.*expected .'length',"):
+    Reorder(given, zigzag(8, 2))

@@ -12,7 +12,7 @@ import pytest
 from bmx.core import tree
 from bmx.core.types import Noise
 from bmx.models.gpt import GPT
-from bmx.models.layers import Einsum
+from bmx.models.layers import Einsum, Embed
 from bmx.models.moe import MoE
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.tasks.language import CausalLM
@@ -163,3 +163,23 @@ def test_a_task_captures_by_path():
     np.testing.assert_allclose(
       given['stack/blocks/attention'], np.stack([*single.values()]), atol=1e-5
     )
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_a_doubled_head_is_doubled_in_chunks_too(tied, monkeypatch):
+  model = GPT(V, T, width=16, depth=1, heads=4, tied=tied)
+  given = variables(model, TOKENS)
+  rows = {'tokens': TOKENS, 'targets': TOKENS, 'weights': np.ones((4, T), np.float32)}
+
+  def double(next_fun, args, kwargs, context):
+    y = next_fun(*args, **kwargs)
+    twice = isinstance(context.module, Embed) and context.method_name == 'stored_weight'
+    return 2 * y if twice else y
+
+  def loss():
+    with nn.intercept_methods(double):
+      return CausalLM(model).loss(given, rows, Noise(jax.random.PRNGKey(0), 0), train=False).sum
+
+  plain = loss()
+  monkeypatch.setattr('bmx.tasks.language.CHUNKED_VOCAB', 1)
+  np.testing.assert_allclose(loss(), plain, rtol=1e-5)

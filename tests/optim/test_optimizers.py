@@ -12,9 +12,11 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models.bert import BERT, Classifier
 from bmx.models.gpt import GPT
+from bmx.optim.optimizers import DECAYED as PATTERN
 from bmx.optim.optimizers import adam, adamw, by_layer, sgd, wrap
 from bmx.optim.schedules import constant
 from bmx.optim.tables import lazy_adam
+from bmx.parallel import unbox
 from tests.models.weights import jit, shapes
 
 SHAPES = {
@@ -149,6 +151,15 @@ def test_what_trains_does_so_as_without_the_frozen(torch):
     torch.nn.utils.clip_grad_norm_(list(params.values()), 0.5)
     optimizer.step()
   assert_same({k: given[k] for k in DECAYED}, {k: p.detach().numpy() for k, p in params.items()})
+
+
+def test_kernels_of_experts_decay():
+  model = GPT(8, 4, width=8, depth=1, heads=2, experts=2, gated=True)
+  params = unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params'])
+  names = [k for k, chosen in tree.named(tree.mask(params, PATTERN)).items() if chosen]
+  assert {k.split('block_0/')[-1] for k in names if 'experts' in k} == {
+    f'experts/{k}' for k in ('router/kernel', 'up', 'gate', 'down')
+  }
 
 
 @pytest.mark.parametrize('make', [sgd, adamw])

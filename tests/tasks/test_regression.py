@@ -58,6 +58,14 @@ def test_rows_without_weight_are_not_there():
   np.testing.assert_allclose(given, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(('outputs', 'y'), [(1, (N, 3)), (3, (N, 1)), (1, (N,))])
+def test_targets_of_another_shape_are_refused(outputs, y):
+  rows, task = batch() | {'y': np.zeros(y, np.float32)}, Regression(MLP(outputs, (8,)))
+  params = unbox(task.init(NOISE, rows))['params']
+  with pytest.raises(InputError, match=r'y: expected \[B, D\] like the outputs'):
+    task.loss({'params': params}, rows, NOISE, train=False)
+
+
 def test_check():
   Regression(MLP(2)).validate({'num_targets': 2})
   with pytest.raises(InputError, match='no key y: regression expects a data set with targets'):
