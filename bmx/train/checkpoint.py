@@ -196,7 +196,7 @@ class Checkpoints:
     return hoststate.newest(self.folder, step)
 
   def _run(self) -> str:
-    """The identity of the run, from its config.json; '' without one, as of version 0.1.0."""
+    """The identity of the run, from its config.json; '' without one."""
     try:
       return str(read_json(self.folder.parent / 'config.json').get('run', ''))
     except (OSError, ValueError, AttributeError):

@@ -21,8 +21,6 @@ PATIENCE = 600.0  # seconds that process 0 waits for the parts of the others
 SEAL = 'sha256'  # of all other entries of the manifest
 # Files without which Orbax cannot read a folder: without them, no manifest is written.
 INDEX = ('_METADATA', 'manifest.ocdbt')
-# Entries of manifests without SEAL, of version 0.1.0: checkpoints, constant collections.
-UNSEALED = ({'step', 'leaves', 'constants', 'files'}, {'leaves', 'digest', 'files'})
 DIGEST = re.compile(r'[0-9a-f]{64}')
 
 
@@ -83,8 +81,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   facts = read_json(path / MANIFEST)
   if not isinstance(facts, dict):
     raise ValueError('expected an object')
-  written = facts.pop(SEAL, None)
-  if (written is None and set(facts) not in UNSEALED) or written not in (None, seal(facts)):
+  if facts.pop(SEAL, None) != seal(facts):
     raise ValueError('its content differs from the one that was written')
   files, leaves = facts.get('files'), facts.get('leaves')
   if (

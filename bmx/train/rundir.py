@@ -197,10 +197,9 @@ class RunDir:
     if jax.process_index():
       return
     old = read_config(self.path) if self.resumed else None
-    # The identity of the run, in the manifests of its checkpoints; runs of 0.1.0 have none.
-    identity = {'run': secrets.token_hex(8)} if old is None else {}
-    identity |= {'run': old['run']} if old and 'run' in old else {}
-    new = identity | {
+    new = {
+      # The identity of the run, which the manifests of its checkpoints repeat.
+      'run': (old or {}).get('run') or secrets.token_hex(8),
       'config': json.loads(json.dumps(self.experiment.config)),
       'name': self.experiment.name,
       'resolved': dict(resolved),
