@@ -514,3 +514,14 @@ def test_processes_leave_a_run_as_it_is(bmx, run):
     assert done.returncode == 2, done.stderr
     assert message_of(done.stderr)
   assert snapshot(run) == before
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+  (['--step=100'], '--step: expected one of the modes that read it, eval, predict, generate; '
+   'the number of updates is --config.steps'),
+  (['--mode=eval', '--input=x.csv'], '--input: expected one of the modes that read it'),
+  (['--mode=predict', '--prompt=x'], '--prompt: expected one of the modes that read it, generate'),
+])  # fmt: skip
+def test_a_flag_that_the_mode_does_not_read(flags, message, capsys):
+  assert main(['--config=digits_mlp:tiny', *flags]) == 2
+  assert message in capsys.readouterr().err

@@ -430,3 +430,16 @@ def test_reading_a_recipe_imports_no_jax():
   command = [sys.executable, '-c', code]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(('group', 'word', 'right'), [
+  ('watchdog', 'second', 'seconds'),
+  ('guard', 'patence', 'patience'),
+  ('every', 'sav', 'save'),
+  ('generate', 'max_tokens', 'max_new_tokens'),
+])  # fmt: skip
+def test_a_word_that_a_recipe_misspells(group, word, right):
+  config = recipes.base()
+  config[group] = {**config[group], word: 1}
+  with pytest.raises(InputError, match=f'{group}.{word}=1: .*did you mean {right!r}'):
+    recipes.check_words(recipes.plain(config))

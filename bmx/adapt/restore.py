@@ -68,7 +68,8 @@ def start(task: Task, spec: StateSpec, init: Mapping[str, str]) -> TrainState:
     plain = load(init['path'], spec.plain, init['reinit'])
     total = len(tree.named(spec.plain))
     log.info('weights    %d of %d parameters from %s', len(plain), total, init['path'])
-    given |= _statistics(init['path'], spec.abstract.collections, task)
+    collections = {k: v for k, v in spec.abstract.collections.items() if k in task.averaged}
+    given |= _statistics(init['path'], collections, init['reinit'])
   return spec.create(given, plain)
 
 
@@ -119,27 +120,35 @@ def load_variables(folder: str, abstract: Variables, task: Task) -> dict[str, ja
   """
   params = load(folder, abstract['params'])
   found = {f'params/{k}': v for k, v in params.items()}
-  collections = {k: v for k, v in abstract.items() if k != 'params'}
-  found |= _statistics(folder, collections, task)
+  found |= _statistics(folder, {k: v for k, v in abstract.items() if k in task.averaged})
   missing = {k for k in tree.named(abstract) if k not in found}
   if missing:
     raise InputError(f'{folder} lacks {", ".join(sorted(missing)[:8])}')
   return found
 
 
-def _statistics(folder: str, collections: Variables, task: Task) -> dict[str, jax.Array]:
-  """The averaged collections (running statistics) that a run has and the task wants."""
-  wanted = {k: v for k, v in collections.items() if k in task.averaged}
-  if not wanted or not is_run(folder):
+def _statistics(folder: str, collections: Variables, reinit: str = '') -> dict[str, jax.Array]:
+  """Reads the collections (running statistics) that a run has: 'COLLECTION/NAME' -> array.
+
+  Args:
+    folder: a run of bmx, or a Hugging Face directory, which has none.
+    collections: the wanted ones, abstract.
+    reinit: regex of the names that are not read.
+
+  Raises:
+    InputError: what is missing or has another shape.
+  """
+  if not collections or not is_run(folder):
     return {}
   path, facts = _checkpoint(folder, 'latest')
-  leaves = facts['leaves']
   found: dict[str, jax.Array] = {}
-  for name, abstract in wanted.items():
-    kind = next((k for k in (f'ema/{name}', f'collections/{name}') if _has(leaves, k)), '')
-    if kind:
-      read = _read(path, kind, tree.named(abstract))
-      found |= {f'{name}/{k}': v for k, v in read.items()}
+  for name, abstract in collections.items():
+    kinds = [k for k in (f'ema/{name}', f'collections/{name}') if _has(facts['leaves'], k)]
+    new = tree.named(tree.mask(abstract, reinit, required=False)) if reinit else {}
+    wanted = {k: v for k, v in tree.named(abstract).items() if not new.get(k)}
+    if kinds and wanted:
+      _check_fit(path, facts['leaves'], kinds[0], wanted)
+      found |= {f'{name}/{k}': v for k, v in _read(path, kinds[0], wanted).items()}
   return found
 
 

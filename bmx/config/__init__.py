@@ -9,7 +9,7 @@ from bmx.config.overrides import apply
 from bmx.config.parts import build, parameters, resolve
 from bmx.config.recipes import check_variant, find, load, names
 from bmx.config.stored import check_calls, complete, from_plain, from_stored, plain, trust
-from bmx.config.words import base
+from bmx.config.words import base, check_words
 
 __all__ = [
   'apply',
@@ -17,6 +17,7 @@ __all__ = [
   'build',
   'check_calls',
   'check_variant',
+  'check_words',
   'complete',
   'find',
   'from_plain',

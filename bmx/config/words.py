@@ -1,15 +1,20 @@
 """Words that every recipe shares, with their defaults."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from bmx.core.errors import InputError, did_you_mean
 from bmx.core.layout import AXES, RULES
 
 # Words that are parts, or empty.
 PARTS = ('task', 'data', 'optimizer', 'schedule', 'grad', 'privacy')
 # Words that map names to parts: the user chooses the names.
 NAMED_PARTS = ('eval', 'hooks')
+
+# Words whose own words are all known; `mesh` and `rules` are checked where they are read.
+GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep')
 
 
 def base(description: str = '') -> Any:
@@ -65,3 +70,15 @@ def base(description: str = '') -> Any:
   c.allow_changed_data = False  # resume although the training data changed
   c.cache = ''  # folder of compiled programs; '': the user's cache folder; 'off': none
   return c
+
+
+def check_words(config: Mapping[str, Any]) -> None:
+  """Raises InputError naming a word that a recipe misspells inside a group of shared words."""
+  known = base()
+  for group in GROUPS:
+    for word in config[group]:
+      if word not in known[group]:
+        near = did_you_mean(word, known[group])
+        raise InputError(
+          f'{group}.{word}={config[group][word]!r}: expected a word of {group}{near}'
+        )

@@ -17,7 +17,7 @@ from bmx.core.events import Every
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.paths import local
 from bmx.core.types import Task
-from bmx.experiment.data import checked, evaluation, fitted_of, train_data
+from bmx.experiment.data import check_tokenizers, checked, evaluation, fitted_of, train_data
 from bmx.experiment.hooks import hook
 from bmx.experiment.ranges import check_ranges
 from bmx.experiment.selection import selection
@@ -49,6 +49,7 @@ def build(
     stored: data.json of a run; then training data are not read.
   """
   c = recipes.plain(config)
+  recipes.check_words(c)
   if not read or not evals or stored is not None:
     c['stop'], c['keep'] = c['stop'] | {'metric': ''}, c['keep'] | {'metric': ''}
   if not read or not evals:
@@ -66,6 +67,7 @@ def build(
   settled = recipes.settle(c['task'], _preset(c, layout, data, made), 'task.')
   task = recipes.build(settled, 'task', metadata=data.metadata)
   if read:
+    check_tokenizers(data, made)
     for known in (data.metadata, *(e.data.metadata for e in made.values())):
       task.validate(known)
   data = checked(data, task)

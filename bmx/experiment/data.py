@@ -17,7 +17,7 @@ from bmx.data.shapes import Shapes
 from bmx.data.transforms import Reorder
 from bmx.ops.ring import zigzag as ring_order
 from bmx.parallel import Layout
-from bmx.train.datafile import DataFile
+from bmx.train.datafile import DataFile, tokenizer_of
 
 TOKENIZER = 'bmx.data.text.tokenizer:load'
 
@@ -100,6 +100,24 @@ def checked(data: Any, task: Task) -> Any:
   if not isinstance(task, ChecksRows):
     return data
   return dataclasses.replace(data, check=task.check_rows)
+
+
+def check_tokenizers(data: Batches, evals: Mapping[str, Eval]) -> None:
+  """Raises InputError naming an `eval` entry whose text another tokenizer cuts.
+
+  Ids of a file (`windows:tokens`) have no tokenizer; their vocabulary must be of the same size.
+  """
+  own = tokenizer_of(data)
+  for name, entry in evals.items():
+    other, sizes = (
+      tokenizer_of(entry.data),
+      [d.metadata.get('vocab_size') for d in (data, entry.data)],
+    )
+    if own and other != own and (other or sizes[0] != sizes[1]):
+      raise InputError(
+        f'eval.{name}: expected the tokenizer of the training data ({sizes[0]} ids), found another '
+        f'one ({sizes[1]} ids); set --config.eval.{name}.tokenizer.path, or leave its tokenizer out'
+      )
 
 
 def fitted_of(examples: Examples) -> dict[str, Any]:

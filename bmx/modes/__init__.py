@@ -4,20 +4,31 @@ import dataclasses
 import importlib
 from typing import Any, NamedTuple
 
+from bmx.core.errors import InputError
+
 
 class Mode(NamedTuple):
-  """A mode: `module` defines `run(request) -> exit code`."""
+  """A mode: `module` defines `run(request) -> exit code`; `flags` are those that it reads."""
 
   module: str
   description: str
+  flags: tuple[str, ...] = ()
 
 
 MODES = {
   'train': Mode('bmx.modes.train', 'trains; the same --workdir resumes'),
-  'eval': Mode('bmx.modes.evaluate', 'evaluates a checkpoint on every `eval` entry'),
-  'predict': Mode('bmx.modes.predict', 'writes predictions of --input or of the test set'),
-  'generate': Mode('bmx.modes.generate', 'continues each --prompt or each line of --input'),
-  'plan': Mode('bmx.modes.plan', 'compiles the training step for --topology; runs nothing'),
+  'eval': Mode('bmx.modes.evaluate', 'evaluates a checkpoint on every `eval` entry', ('--step',)),
+  'predict': Mode(
+    'bmx.modes.predict', 'writes predictions of --input or of the test set', ('--step', '--input')
+  ),
+  'generate': Mode(
+    'bmx.modes.generate',
+    'continues each --prompt or each line of --input',
+    ('--step', '--input', '--prompt'),
+  ),
+  'plan': Mode(
+    'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
+  ),
 }
 
 
@@ -44,6 +55,22 @@ class Request:
   topology: str = ''
 
 
+def check_flags(mode: str, request: Request) -> None:
+  """Raises InputError naming a flag that is set and that the mode does not read."""
+  given = {
+    '--step': request.step != 'latest',
+    '--input': request.input,
+    '--prompt': request.prompts,
+    '--topology': request.topology,
+  }
+  for flag, is_set in given.items():
+    if is_set and flag not in MODES[mode].flags:
+      readers = ', '.join(name for name, m in MODES.items() if flag in m.flags)
+      steps = '; the number of updates is --config.steps' if flag == '--step' else ''
+      raise InputError(f'{flag}: expected one of the modes that read it, {readers}{steps}')
+
+
 def run(mode: str, request: Request) -> int:
-  """Runs a mode of `MODES`; returns the exit code."""
+  """Runs a mode of `MODES`; returns the exit code. Raises InputError, see `check_flags`."""
+  check_flags(mode, request)
   return importlib.import_module(MODES[mode].module).run(request)

@@ -178,3 +178,30 @@ def test_a_model_of_a_run_that_left_choices_to_the_device(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'config': recipes.plain(config)}))
   made = restore.model(str(tmp_path))
   assert (made.remat, made.attention) == ('none', 'xla')
+
+
+def test_running_statistics_start_anew_with_their_layer(tmp_path):
+  mlp = 'task.model.norm=batch', 'epochs=0.0', *SMALL
+  loop.run(build('digits_mlp.py:tiny', *mlp), tmp_path / 'run')
+  init = f'init.path={tmp_path / "run"}'
+  kept = build('digits_mlp.py:tiny', *mlp, init).init().collections['batch_stats']
+  anew = build('digits_mlp.py:tiny', *mlp, init, 'init.reinit=.').init().collections['batch_stats']
+  assert any(np.any(v) for k, v in tree.named(kept).items() if k.endswith('mean'))
+  assert not any(np.any(v) for k, v in tree.named(anew).items() if k.endswith('mean'))
+  wider = 'task.model.widths=(16, 16)', 'init.reinit=dense|head'
+  with pytest.raises(InputError, match='does not fit the model'):
+    build('digits_mlp.py:tiny', *mlp, init, *wider).init()
+
+
+def test_an_evaluation_with_another_tokenizer_is_refused(tmp_path):
+  (tmp_path / 'a.txt').write_text('Ab ab.\n\n' * 200)
+  config, name = recipes.load(str(ROOT / 'configs/gpt_char.py:tiny'), ('mesh.data=1',))
+  part = {'call': 'bmx.data.text.packing:packed', 'paths': (str(tmp_path / 'a.txt'),), 'length': 16}
+  learned = {'call': 'bmx.data.text.tokenizer_train:trained', 'kind': 'bpe', 'vocab_size': 300,
+             'paths': part['paths']}  # fmt: skip
+  with config.unlocked():
+    config.data = {**part, 'tokenizer': learned}
+    config.eval = {'bytes': part}
+    config.task.model.vocab_size = 320
+  with pytest.raises(InputError, match='eval.bytes: expected the tokenizer of the training data'):
+    experiment.build(config, name, jax.devices()[:1])

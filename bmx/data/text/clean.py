@@ -119,10 +119,24 @@ def standard(
   duplicates: bool = True,
   near: float = 0.0,
 ) -> tuple[Step, ...]:
-  """The usual steps in their usual order, as a recipe sets them: `Unicode`, `Length` (where `most`
-  is not 0), `Quality`, `Repetition`, `Deduplicate`."""
+  """The usual steps in their usual order: Unicode, Length, Quality, Repetition, Deduplicate.
+
+  Args:
+    form: of Unicode; '' leaves texts as they are.
+    least: characters of a document.
+    most: characters of a document; 0: no limit.
+    quality: whether Gopher's rules of quality apply.
+    repetition: whether Gopher's rules of repetition apply.
+    duplicates: whether exact duplicates are removed.
+    near: similarity above which documents are duplicates too; 0: only equal ones.
+
+  Raises:
+    InputError: `near` without `duplicates`.
+  """
+  if near and not duplicates:
+    raise InputError(f'near={near}: expected duplicates=True, which it extends')
   steps: list[Step] = [Unicode(form)] if form else []  # type: ignore[arg-type]
-  steps += [Length(least, most)] if most else []
+  steps += [Length(least, most or 10**9)] if least or most else []
   steps += [Quality()] if quality else []
   steps += [Repetition()] if repetition else []
   return tuple(steps + [Deduplicate(near)] * duplicates)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bmx import config as recipes
 from bmx.core.errors import InputError
-from bmx.data.text.clean import Count, Length, Unicode, clean, report
+from bmx.data.text.clean import Count, Length, Unicode, clean, report, standard
 from bmx.data.text.deduplicate import Deduplicate
 from bmx.data.text.quality import Quality, Repetition
 from tests.conftest import ROOT
@@ -440,3 +440,11 @@ BAD = [
 def test_bad_thresholds(step, arguments, message):
   with pytest.raises(InputError, match=message):
     step(**arguments)
+
+
+def test_every_argument_of_the_standard_steps_counts():
+  documents = ['a' * 9, 'b' * 99]
+  kept, _ = clean(documents, standard(least=10))
+  assert kept == ['b' * 99]
+  with pytest.raises(InputError, match='near=0.8: expected duplicates=True'):
+    standard(duplicates=False, near=0.8)
