@@ -5,19 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def flops(fn: Callable[..., Any], *args: Any) -> int:
   """FLOPs of the matrix products and convolutions in `fn(*args)`; args may be abstract.
 
   One multiply-add is two FLOPs. A scan counts times its length, a `cond` as its dearest branch, a
-  `while` body once. Element-wise work is not counted, as is the custom (PaLM, appendix B).
+  `while` body once. What no output needs is not counted, as no compiler keeps it; nor is
+  element-wise work, as is the custom (PaLM, appendix B).
 
   >>> import jax.numpy as jnp
   >>> flops(jnp.dot, jnp.ones((4, 8)), jnp.ones((8, 3)))
   192
   """
-  return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+  jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+  return _count(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def convolves(fn: Callable[..., Any], *args: Any) -> bool:

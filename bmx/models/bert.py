@@ -175,6 +175,18 @@ class Pretraining(nn.Module):
     return logits, self.next(e.pool(hidden)) if self.next_sentence else None
 
 
+def _head(equation: str, encoder: BERT, num_outputs: int) -> Einsum:
+  """The projection to outputs, with BERT's initialization; called inside a compact method."""
+  return Einsum(
+    equation,
+    (encoder.width, num_outputs),
+    ('embed', 'classes'),
+    kernel_init=nn.initializers.normal(0.02),
+    dtype=encoder.dtype,
+    name='head',
+  )
+
+
 class Classifier(nn.Module):
   """tokens -> scores of the whole sequence [B, num_outputs], read from its first token."""
 
@@ -191,12 +203,7 @@ class Classifier(nn.Module):
     e = self.encoder
     x = e.pool(e(tokens, positions, segment_ids, types, train=train))
     x = nn.Dropout(e.dropout, deterministic=not train)(x)
-    shape, axes, init = (
-      (e.width, self.num_outputs),
-      ('embed', 'classes'),
-      nn.initializers.normal(0.02),
-    )
-    return Einsum('bd,dc->bc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)
+    return _head('bd,dc->bc', e, self.num_outputs)(x)
 
 
 class Tagger(nn.Module):
@@ -215,12 +222,7 @@ class Tagger(nn.Module):
     e = self.encoder
     x = e(tokens, positions, segment_ids, types, train=train)
     x = nn.Dropout(e.dropout, deterministic=not train)(x)
-    shape, axes, init = (
-      (e.width, self.num_outputs),
-      ('embed', 'classes'),
-      nn.initializers.normal(0.02),
-    )
-    return Einsum('btd,dc->btc', shape, axes, kernel_init=init, dtype=e.dtype, name='head')(x)
+    return _head('btd,dc->btc', e, self.num_outputs)(x)
 
 
 HEADED = (Pretraining, Classifier, Tagger)  # models with a field `encoder`

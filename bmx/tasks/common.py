@@ -203,6 +203,8 @@ class Wrapper(BaseTask):
     method: str = 'loss',
     **apply: Any,
   ) -> tuple[Out, Variables]:
+    own = set(self.constant) - set(self.inner.constant)
+    variables = {k: v for k, v in variables.items() if k not in own}
     return self.inner.forward(variables, batch, noise, train=train, method=method, **apply)
 
   def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
@@ -237,10 +239,16 @@ def _matching(patterns: tuple[str, ...]) -> Any:
 
 
 def _captured(collection: Mapping[str, Any]) -> dict[str, Any]:
-  """What modules sowed once each: path -> value; '__call__' of an output is left out."""
+  """What modules sowed once each: path -> value; '__call__' of an output is left out.
+
+  Raises InputError for a module that is called more than once: it has no one value.
+  """
   once = lambda x: isinstance(x, tuple)
   leaves = jax.tree_util.tree_flatten_with_path(collection, is_leaf=once)[0]
   names = {tuple(k.key for k in path if k.key != '__call__'): value for path, value in leaves}
+  for path, value in names.items():
+    if len(value) > 1:
+      raise InputError(f'capture of {"/".join(path)}: expected a module that is called once')
   first = lambda output: (
     output[0] if isinstance(output, tuple) else output
   )  # of attention: no cache
@@ -254,9 +262,12 @@ def _check_captured(patterns: tuple[str, ...], captured: Mapping[str, Any]) -> N
 
 
 def _sown(collection: Mapping[str, Any]) -> dict[str, Array]:
-  """The values that modules sowed into 'aux', by their last name: float32 []."""
-  leaves = jax.tree_util.tree_flatten_with_path(collection)[0]
-  return {path[-2].key: value for path, value in leaves}
+  """The values that modules sowed into 'aux', by their last name: float32 [], summed."""
+  found: dict[str, Array] = {}
+  for path, value in jax.tree_util.tree_flatten_with_path(collection)[0]:
+    name = path[-2].key
+    found[name] = found[name] + value if name in found else value
+  return found
 
 
 def find(batch: Mapping[str, Any], *names: str) -> Any:

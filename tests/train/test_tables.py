@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from bmx.core import tree
+from bmx.core import costs, tree
 from bmx.core.errors import InputError
 from bmx.core.types import Facts, Noise
 from bmx.models.tables import Table
@@ -168,3 +168,13 @@ def test_a_generic_optimizer_of_rows_is_refused():
   plan = plan_state(task, tx, spec(batch()), layout())
   with pytest.raises(InputError, match='optimizer.rows: expected a transform of `SparseRows`'):
     make_train_step(Gradient(task), tx)(plan.create(), batch())
+
+
+def test_the_flops_of_a_sparse_step_are_those_of_a_dense_one():
+  def count(sparse):
+    task = Squares(Clicks(sparse))
+    variables = dict(unbox(task.init(NOISE, batch())))
+    return costs.flops(Gradient(task), variables, batch(), NOISE)
+
+  # Forward, and backward of the kernel and of its input.
+  assert count(('user/table',)) == count(()) == 3 * 2 * B * D
