@@ -42,7 +42,8 @@ def sgd(
     raise InputError('momentum=0: expected 0 < momentum < 1 with nesterov=True')
   trace = optax.trace(momentum, nesterov) if momentum else optax.identity()
   core = optax.chain(_decay(weight_decay, decay, freeze), trace)
-  return wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
+  tx = wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
+  return _demand(tx, decay)
 
 
 def adam(
@@ -81,7 +82,7 @@ def adamw(
   core = optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay, decay, freeze))
   tx = wrap(optax.chain(core, optax.scale_by_learning_rate(learning_rate)), clip, freeze)
   # Around the frozen, too: they count as layers.
-  return optax.chain(tx, by_layer(layer_decay)) if layer_decay != 1 else tx
+  return _demand(optax.chain(tx, by_layer(layer_decay)) if layer_decay != 1 else tx, decay)
 
 
 def check_moments(b1: float, b2: float, eps: float) -> None:
@@ -153,14 +154,11 @@ def _decay(rate: float, pattern: str, freeze: str) -> optax.GradientTransformati
   check_number('weight_decay', rate, at_least=0)
   if not rate:
     return optax.identity()
-  # A pattern of one's own must match something, unless all that it names may be frozen.
-  required = pattern != DECAYED and not freeze
-  core = optax.add_decayed_weights(
-    rate, lambda params: tree.mask(params, pattern, required=required)
-  )
+  mask = functools.partial(tree.mask, pattern=pattern, required=False)
+  core = optax.add_decayed_weights(rate, mask)
 
   def init(params):
-    if not freeze and not any(jax.tree.leaves(tree.mask(params, pattern, required=required))):
+    if not freeze and not any(jax.tree.leaves(mask(params))):
       _warn_once(
         f'weight_decay={rate} moves nothing: no parameter is named kernel or table; name what '
         'decays with decay=REGEX'
@@ -168,6 +166,19 @@ def _decay(rate: float, pattern: str, freeze: str) -> optax.GradientTransformati
     return core.init(params)
 
   return optax.GradientTransformation(init, core.update)
+
+
+def _demand(tx: optax.GradientTransformation, pattern: str) -> optax.GradientTransformation:
+  """Raises InputError from `init` if a user's pattern matches no parameter, frozen or not."""
+  if pattern == DECAYED:
+    return tx
+  inner = optax.with_extra_args_support(tx)
+
+  def init(params):
+    tree.mask(params, pattern)
+    return inner.init(params)
+
+  return optax.GradientTransformationExtraArgs(init, inner.update)
 
 
 @functools.cache  # `init` is traced for its shapes first, and again for its values

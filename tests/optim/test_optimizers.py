@@ -356,3 +356,9 @@ OUT_OF_RANGE = {
 def test_numbers_that_are_out_of_range(given):
   with pytest.raises(InputError, match=f'^{re.escape(given)}: expected '):
     OUT_OF_RANGE[given]()
+
+
+@pytest.mark.parametrize('make', [sgd, adamw])
+def test_a_decay_that_matches_nothing_is_refused_beside_frozen_ones(make):
+  with pytest.raises(InputError, match="'kernl' matches no parameter"):
+    make(constant(0.1), weight_decay=0.1, decay='kernl', freeze='bias').init(values(0))
