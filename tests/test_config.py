@@ -443,3 +443,8 @@ def test_a_word_that_a_recipe_misspells(group, word, right):
   config[group] = {**config[group], word: 1}
   with pytest.raises(InputError, match=f'{group}.{word}=1: .*did you mean {right!r}'):
     recipes.check_words(recipes.plain(config))
+
+
+def test_a_group_of_words_is_a_mapping():
+  with pytest.raises(InputError, match='guard=5: expected words patience, spike'):
+    recipes.check_words(recipes.plain(recipes.base()) | {'guard': 5})

@@ -73,9 +73,11 @@ def base(description: str = '') -> Any:
 
 
 def check_words(config: Mapping[str, Any]) -> None:
-  """Raises InputError naming a word that a recipe misspells inside a group of shared words."""
+  """Raises InputError naming a word that no group has, or a group that is no mapping."""
   known = base()
   for group in GROUPS:
+    if not isinstance(config[group], Mapping):
+      raise InputError(f'{group}={config[group]!r}: expected words {", ".join(known[group])}')
     for word in config[group]:
       if word not in known[group]:
         near = did_you_mean(word, known[group])
