@@ -73,7 +73,7 @@ def base(description: str = '') -> Any:
 
 
 def check_words(config: Mapping[str, Any]) -> None:
-  """Raises InputError naming a word that no group has, or a group that is no mapping."""
+  """Raises InputError naming a word that its group lacks, or a group that is not a mapping."""
   known = base()
   for group in GROUPS:
     if not isinstance(config[group], Mapping):
