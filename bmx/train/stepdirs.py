@@ -54,15 +54,23 @@ def clean(folder: pathlib.Path, target: pathlib.Path) -> None:
         path.unlink()
     elif _made_here(path) and (path == target or not (path / MANIFEST).exists()):
       log.warning('removing the unfinished or damaged checkpoint %s', path.name)
-      shutil.rmtree(path)
+      _discard(path)
 
 
 def remove(folder: pathlib.Path, step: int) -> None:
-  """Removes a step; its manifest first, so that a removal that is cut short leaves no step."""
-  path = folder / str(step)
-  (path / MANIFEST).unlink(missing_ok=True)
-  shutil.rmtree(path)
+  """Removes a step; a removal that is cut short leaves no step, see `_discard`."""
+  _discard(folder / str(step))
   (folder / AFTER.format(step)).unlink(missing_ok=True)
+
+
+def _discard(path: pathlib.Path) -> None:
+  """Removes a folder under the name of an unfinished save, which a killed process may leave."""
+  if not UNFINISHED_NAME.fullmatch(path.name):
+    left = path.with_name(f'{path.name}.orbax-checkpoint-tmp-removed')
+    if left.exists():
+      shutil.rmtree(left)
+    path = path.rename(left)
+  shutil.rmtree(path)
 
 
 def _made_here(path: pathlib.Path) -> bool:
