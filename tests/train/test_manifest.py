@@ -197,6 +197,34 @@ def test_a_folder_with_the_name_of_a_step_is_refused(tmp_path):
   assert (tmp_path / '20/thesis.txt').exists()
 
 
+@pytest.mark.parametrize('remove', [
+  lambda folder: stepdirs.remove(folder, 10),
+  lambda folder: stepdirs.clean(folder, folder / '10'),
+])  # fmt: skip
+def test_a_removal_that_is_cut_short_leaves_no_step(remove, tmp_path, monkeypatch):
+  """SIGKILL after the marks of a step are gone and before its other files are."""
+  save(tmp_path, 'a', 10, 20)
+  folder, rmtree = tmp_path / 'checkpoints', stepdirs.shutil.rmtree
+
+  class Killed(BaseException):
+    pass
+
+  def die(path):
+    for name in (MANIFEST, stepdirs.ORBAX_METADATA):
+      (path / name).unlink(missing_ok=True)
+    raise Killed
+
+  monkeypatch.setattr(stepdirs.shutil, 'rmtree', die)
+  with pytest.raises(Killed):
+    remove(folder)
+  monkeypatch.setattr(stepdirs.shutil, 'rmtree', rmtree)
+  stepdirs.check_names(folder)
+  assert stepdirs.steps(folder) == [20]
+  save(tmp_path, 'a', 10)  # the next save of the same step, which removes the rest
+  assert stepdirs.steps(folder) == [10, 20]
+  assert not list(folder.glob('*tmp*'))
+
+
 def test_an_old_step_that_cannot_be_removed_is_not_a_failed_save(tmp_path, monkeypatch):
   """Else the next attempt would remove the newest checkpoint first."""
   save(tmp_path, 'a', 10, 20)
