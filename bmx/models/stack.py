@@ -84,8 +84,9 @@ class Stack(nn.Module):
   ) -> tuple[jax.Array, Cache | None]:
     """Applies the blocks.
 
-    While outputs of modules are captured (the collection 'intermediates' is mutable), a pipeline is
-    computed as a plain scan: the values are the same, and layers can be captured.
+    While outputs of modules are captured (the collection 'intermediates' is mutable), or the blocks
+    have a collection besides 'params', a pipeline is computed as a plain scan: its stages get the
+    parameters alone.
 
     Args:
       x: [B, T, D].
@@ -104,8 +105,7 @@ class Stack(nn.Module):
       raise InputError(f'mesh.pipe={stages()}: expected stacked layers; set scan=True')
     if cache is not None and self.scan:
       raise InputError('scan=True: a cache expects layers one by one; set scan=False')
-    captures = self.is_mutable_collection('intermediates')
-    if stages() > 1 and not self.is_initializing() and not captures:
+    if stages() > 1 and not self.is_initializing() and not self._needs_scan():
       x, aux = self._pipeline(x, positions, segment_ids, train)
     elif self.scan:
       x, aux = self._scan(x, positions, segment_ids, train)
@@ -114,6 +114,12 @@ class Stack(nn.Module):
     for name, value in aux.items():
       self.sow('aux', name, value.sum() / self.depth)
     return x, cache
+
+  def _needs_scan(self) -> bool:
+    others = set(self.variables) - {'params', 'aux'}
+    return self.is_mutable_collection('intermediates') or any(
+      'blocks' in self.variables[name] for name in others
+    )
 
   def _loop(self, x, positions, segment_ids, train, cache):
     block, total, layers = self._block(), {}, []

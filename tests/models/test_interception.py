@@ -183,3 +183,27 @@ def test_a_doubled_head_is_doubled_in_chunks_too(tied, monkeypatch):
   plain = loss()
   monkeypatch.setattr('bmx.tasks.language.CHUNKED_VOCAB', 1)
   np.testing.assert_allclose(loss(), plain, rtol=1e-5)
+
+
+def test_a_collection_of_the_blocks_reaches_a_pipelined_stack():
+  model = gpt(scan=True)
+  params = variables(model, TOKENS)['params']
+  shift = np.arange(1, model.depth + 1, dtype=np.float32)
+  own = {'stack': {'blocks': {'attention': {'query': {'shift': shift}}}}}
+
+  def adapt(next_fun, args, kwargs, context):
+    y = next_fun(*args, **kwargs)
+    if context.module.name != 'query' or context.method_name != '__call__':
+      return y
+    return y + context.module.get_variable('adapters', 'shift')
+
+  def apply(params, own, tokens):
+    with nn.intercept_methods(adapt):
+      return model.apply({'params': params, 'adapters': own}, tokens)
+
+  found = [
+    np.asarray(jit(apply, Layout(make_mesh(mesh, jax.devices()[:n])))(params, own, TOKENS))
+    for mesh, n in (({}, 1), ({'pipe': 2}, 2))
+  ]
+  np.testing.assert_allclose(found[1], found[0], atol=2e-5)
+  assert np.abs(found[0] - run(model, params)).max() > 1e-3
