@@ -16,12 +16,13 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+
+from peers import free_port
 
 from bmx.runtime.writer import TIMES, read_metrics
 
@@ -129,12 +130,6 @@ class Case:
   def lines(self, run: str) -> list[dict]:
     lines = read_metrics(self.folder / run / 'metrics.jsonl')
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def free_port() -> int:
-  with socket.socket() as found:
-    found.bind(('localhost', 0))
-    return found.getsockname()[1]
 
 
 def soak(case: Case, kills: int) -> dict:
