@@ -241,7 +241,7 @@ def _architecture(model: Any, family: Family, wanted: str) -> str:
     if known == head and wanted in ('', name):
       return name
   kind = f'{wanted} {head or kind}'.strip()
-  raise InputError(f'{kind} of {family.model_type} is none of {", ".join(names)}')
+  raise InputError(f'{kind} of {family.model_type}: expected one of {", ".join(names)}')
 
 
 # Arguments of training and computation, which do not change the function of the model.

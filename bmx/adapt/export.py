@@ -53,7 +53,7 @@ def save(
     params: of the model, stacked or not.
     tokenizer: the text of a tokenizer.json. Transformers encodes with it as it is.
     dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
-    shard_bytes: a file is no larger, unless one tensor is.
+    shard_bytes: largest size of a file; one larger tensor has a file of its own.
     labels: names of the classes or tags by number, `id2label`; default LABEL_0, LABEL_1, ...
     architecture: class of transformers, where several have the parameters of the model: a Tagger
       is written as a token classifier unless this is BertForQuestionAnswering or its like.

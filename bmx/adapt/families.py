@@ -38,7 +38,7 @@ class Family:
     keys: argument in bmx -> (key of config.json, default of a missing one; None: required).
     fixed: arguments in bmx that all members have.
     only: key of config.json -> the values that bmx can follow, the usual one first.
-    written: keys that a config.json needs besides, lest transformers take defaults that are not so.
+    written: further keys of a config.json, where the defaults of transformers are other values.
     spare: matches tensors that need not be taken.
   """
 

@@ -120,7 +120,7 @@ class Gradient:
 def described(grad_fn: GradFn) -> Described:
   """Returns a GradFn that declares what a wrapper around it must know.
 
-  Raises InputError if it does not: a missing fact is no default.
+  Raises InputError if it does not.
   """
   if not isinstance(grad_fn, Described):
     raise InputError(

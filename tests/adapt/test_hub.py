@@ -697,7 +697,7 @@ def test_parameters_of_published_models(tmp_path, name):
   (GPT(V, 16, positions='sinusoidal'), "positions='sinusoidal': it has 'rotary'"),
   (GPT(V, 16, experts=2), 'experts=2: it has 0'),
   (Pretraining(BERT(V, 16, first_position=2), next_sentence=True),
-   'Pretraining.* of roberta is none of RobertaModel'),
+   'Pretraining.* of roberta: expected one of RobertaModel'),
   (BERT(V, 16, types=0), 'type_vocab_size=0: expected int, at least 1'),
   (MLP(3), 'a MLP is none of GPT2LMHeadModel'),
 ])  # fmt: skip
