@@ -49,7 +49,7 @@ def run(request: Request) -> int:
   prompts = request.prompts or documents.read(request.input, 'prompt', 'line')
   folder, params = _weights(x, workdir, request.step)
   coder = _tokenizer(x, folder)
-  generator = TextGenerator(model, params, x.layout, coder, options, _ends(x, folder))
+  generator = TextGenerator(model, params, x.layout, coder, options, ends_of(x, folder, coder))
   del params  # the generator has its own
   stats = GenerationStats()
   if request.prompts:
@@ -95,9 +95,16 @@ def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
   return tokenizer.Bytes()
 
 
-def _ends(x: Experiment, folder: pathlib.Path) -> tuple[int, ...]:
-  """Ids that end a text by the files of a Hugging Face folder; () where they name none."""
-  return meta.read_ids(folder)['eos'] or (meta.read_ids(x.weights)['eos'] if x.weights else ())
+def ends_of(x: Experiment, folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Ids that end a text by the files of a Hugging Face folder; () where they name none.
+
+  A run that began with such a folder may have trained on documents that its tokenizer ends: both
+  kinds of end count.
+  """
+  own = meta.read_ids(folder)['eos']
+  if own or not x.weights:
+    return own
+  return tuple(dict.fromkeys((*meta.read_ids(x.weights)['eos'], *tokenizer.ends)))
 
 
 def _print(

@@ -1,6 +1,7 @@
 """Prompts to texts: whole characters, stops, ends, and what a person sees on the terminal."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from bmx.core.errors import InputError
 from bmx.data.text.tokenizer import Bytes, Subwords
 from bmx.data.text.tokenizer_train import trained
 from bmx.models.gpt import GPT
+from bmx.modes import generate
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.serve.text import Detokenizer, Options, TextGenerator
 
@@ -209,3 +211,17 @@ def test_the_door_refuses(bmx, workdir, name):
   done = bmx('--workdir', workdir, '--mode=generate', *arguments)
   assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
   assert not np.any([line.startswith('  File') for line in done.stderr.splitlines()])
+
+
+def test_a_run_ends_texts_as_its_weights_and_its_tokenizer_do(tmp_path):
+  (tmp_path / 'weights').mkdir()
+  (tmp_path / 'weights/config.json').write_text('{"eos_token_id": [7, 3]}')
+  (tmp_path / 'run').mkdir()
+  tokenizer = types.SimpleNamespace(ends=(3, 5))
+  ends = lambda weights, folder: generate.ends_of(
+    types.SimpleNamespace(weights=weights), tmp_path / folder, tokenizer
+  )
+  assert ends(str(tmp_path / 'weights'), 'run') == (7, 3, 5)
+  assert ends(str(tmp_path / 'gone'), 'run') == (3, 5)
+  assert ends('', 'weights') == (7, 3)
+  assert ends('', 'run') == ()  # the tokenizer's by default
