@@ -10,9 +10,9 @@ answers to questions (SQuAD's format).
     python -m bmx.main --config=configs/bert_finetune.py:ner --config.init.path=DIR ...
     python -m bmx.main --config=configs/bert_finetune.py:qa --config.init.path=DIR ...
 
-DIR is a run of bmx (configs/bert_small.py) or a Hugging Face directory of BERT or RoBERTa; the
-sizes, the tokenizer and all weights but the new head come from there. --config.init.reinit=. trains
-the same model from scratch.
+DIR is a run of bmx (configs/bert_small.py) or a Hugging Face directory of BERT, RoBERTa or
+DistilBERT; the sizes, the tokenizer and all weights but the new head come from there.
+--config.init.reinit=. trains the same model from scratch.
 
 From bert_small on a million words, SST-2 reaches 81.5 % in one epoch (3 seeds, 81.2 to 81.9), from
 scratch 79.3 % (2026-11-25, two CPU cores, under 10 min: experiments/bert_finetune/README.md).

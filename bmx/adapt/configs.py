@@ -13,6 +13,7 @@ from bmx.adapt.families import (
   ARCHITECTURES,
   BERT,
   CLASSIFIER,
+  DISTILBERT,
   GPT2,
   LLAMA,
   MISTRAL,
@@ -45,6 +46,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
   found, problems = ARCHITECTURES[name], []
   family, head = found.family, found.head
   config = {**family.missing, **config}
+  config |= {key: config[alias] for alias, key in family.aliases.items() if alias in config}
   for key, allowed in (family.only | found.only).items():
     value = config.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
@@ -180,8 +182,7 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   config = {'architectures': [name], 'model_type': family.model_type, **family.written}
   config |= {k: v[0] for k, v in family.only.items() if v and isinstance(v[0], bool)}
   config |= {key: values[argument] for argument, (key, _) in family.keys.items()}
-  if family is GPT2:
-    config['embd_pdrop'] = core.dropout
+  config |= dict.fromkeys(family.rates, core.dropout)
   if 'positions' in family.fixed:
     config |= _rope_keys(core)
   if isinstance(model, bert.Classifier | bert.Tagger):
@@ -218,7 +219,9 @@ def _rope_keys(core: GPT) -> dict[str, Any]:
 
 def _family(core: Any) -> Family:
   if isinstance(core, bert.BERT):
-    return ROBERTA if core.first_position else BERT
+    if core.first_position:
+      return ROBERTA
+    return BERT if core.types else DISTILBERT
   if not isinstance(core, GPT):
     raise InputError(f'a {type(core).__name__} is none of {", ".join(ARCHITECTURES)}')
   if core.positions == 'learned':

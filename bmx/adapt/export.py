@@ -87,7 +87,7 @@ def save(
   for file, names in files.items():
     _write(draft / file if first else None, {name: pieces[name] for name in names}, dtype)
   if first:
-    _finish(draft, config, files, sum(sizes.values()), tokenizer)
+    _finish(draft, config, files, sum(sizes.values()), tokenizer, _kinds(model) > 1)
     if isinstance(model, GPT):
       write_json(draft / meta.GENERATION, {f'{k}_token_id': v for k, v in ids.items()})
     draft.replace(folder)
@@ -132,7 +132,8 @@ def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
   rules, pieces = ARCHITECTURES[name].rules(isinstance(model, bert.HEADED)), {}
   for key, (leaf, layer) in given.items():
     target = target_of(key, leaf, rules)
-    assert target.rule, key
+    if not target.rule:  # a pooler of a family without
+      raise InputError(f'{key} {list(leaf.shape)}: a {name} of transformers has no such parameter')
     tensor = target.tensors[0].removeprefix(prefix)
     rows = model.facts.vocab_size if 'v' in target.rule.dims else None
     pieces.setdefault(tensor, []).append(_Piece(target.rule, leaf, layer, rows))
@@ -149,6 +150,12 @@ def _shapes(model: Any) -> tree.Tree:
   init = lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32), method=call)
   with reference_attention(), use(None):
     return unbox(jax.eval_shape(init, jax.random.PRNGKey(0)))['params']
+
+
+def _kinds(model: Any) -> int:
+  """Returns the number of token types that a model distinguishes."""
+  core = model.encoder if isinstance(model, bert.HEADED) else model
+  return core.types if isinstance(core, bert.BERT) else 0
 
 
 def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
@@ -182,11 +189,12 @@ def _finish(
   files: Mapping[str, list[str]],
   total: int,
   tokenizer: str,
+  types: bool,
 ) -> None:
-  """Writes all but the tensors. total: their bytes."""
+  """Writes all but the tensors. total: their bytes; types: whether the model reads types."""
   if tokenizer:
     (draft / 'tokenizer.json').write_text(tokenizer, encoding='utf-8')
-    write_json(draft / 'tokenizer_config.json', meta.tokenizer_config(tokenizer))
+    write_json(draft / 'tokenizer_config.json', meta.tokenizer_config(tokenizer, types))
   if len(files) > 1:
     places = {name: file for file, names in files.items() for name in names}
     write_json(draft / INDEX, {'metadata': {'total_size': total}, 'weight_map': places})

@@ -1,7 +1,7 @@
 """Families and architectures of Hugging Face: their tensors, and keys of config.json.
 
 Source: modeling_*.py and configuration_*.py of transformers 5.24, and the published files of gpt2,
-bert-base-uncased, roberta-base, Llama 3, Mistral, Qwen 2 and Qwen 3.
+bert-base-uncased, roberta-base, distilbert-base-uncased, Llama 3, Mistral, Qwen 2 and Qwen 3.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 from bmx.adapt.layouts import (
   ANSWERS,
   BERT_HEADS,
+  DISTILBERT_HEADS,
   GPT2_BODY,
   GPT_HEADS,
   LLAMA_BODY,
@@ -19,11 +20,13 @@ from bmx.adapt.layouts import (
   ROBERTA_HEADS,
   Rule,
   bert_body,
+  distilbert_body,
 )
 
 # Tensors beside a body, and those of them that a model without that head does without.
-HEADS = re.compile(r'(lm_head|cls|classifier|qa_outputs)\.')
-SPARE = re.compile(r'(lm_head|cls|classifier|qa_outputs|bert\.pooler|roberta\.pooler)\.')
+_HEADS = r'(lm_head|cls|vocab_\w+|pre_classifier|classifier|qa_outputs'
+HEADS = re.compile(rf'{_HEADS})\.')
+SPARE = re.compile(rf'{_HEADS}|bert\.pooler|roberta\.pooler)\.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Family:
     fixed: arguments in bmx that all members have.
     only: key of config.json -> the values that bmx can follow, the usual one first.
     written: further keys of a config.json, where the defaults of transformers are other values.
+    aliases: other key -> the key whose value it replaces, as `attribute_map` in transformers.
+    rates: further keys that hold the rate of dropout.
     spare: matches tensors that need not be taken.
   """
 
@@ -54,6 +59,8 @@ class Family:
   tied_head: str = ''
   missing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  rates: tuple[str, ...] = ()
   spare: re.Pattern[str] = re.compile(r'(?!)')
 
   def rules(self, wrapped: bool) -> dict[str, Rule]:
@@ -79,6 +86,11 @@ GPT2 = Family(
     'add_cross_attention': (False,),
   },
   written=_TOKENS | {'attn_pdrop': 0.0},
+  aliases={
+    'hidden_size': 'n_embd', 'num_hidden_layers': 'n_layer', 'num_attention_heads': 'n_head',
+    'max_position_embeddings': 'n_positions',
+  },
+  rates=('embd_pdrop',),
 )  # fmt: skip
 
 _KEYS: dict[str, tuple[str, Any]] = {
@@ -159,6 +171,24 @@ ROBERTA = dataclasses.replace(
 )
 CAMEMBERT = dataclasses.replace(ROBERTA, model_type='camembert')
 XLM_ROBERTA = dataclasses.replace(ROBERTA, model_type='xlm-roberta')
+DISTILBERT = Family(
+  'distilbert', BERT.call, 'distilbert.', distilbert_body(), DISTILBERT_HEADS,
+  copies={'vocab_projector.weight': 'distilbert.embeddings.word_embeddings.weight'},
+  keys={
+    'vocab_size': ('vocab_size', None), 'max_seq_len': ('max_position_embeddings', None),
+    'width': ('dim', None), 'depth': ('n_layers', None), 'heads': ('n_heads', None),
+    'mlp_dim': ('hidden_dim', None), 'activation': ('activation', 'gelu'),
+    'dropout': ('dropout', 0.1),
+  },
+  only=_ONLY | {'tie_word_embeddings': (True,), 'tie_weights_': (True,)},
+  # Files hold the table of positions, whether it was drawn or computed.
+  written=_TOKENS | {'pad_token_id': 0, 'attention_dropout': 0.0, 'sinusoidal_pos_embds': False},
+  tied_head='vocab_projector.',
+  fixed={'types': 0, 'eps': 1e-12, 'pooler_activation': 'relu'},
+  aliases={'hidden_size': 'dim', 'num_hidden_layers': 'n_layers', 'num_attention_heads': 'n_heads'},
+  rates=('qa_dropout', 'seq_classif_dropout'),
+  spare=SPARE,
+)  # fmt: skip
 
 PRETRAINING, CLASSIFIER = 'bmx.models.bert:Pretraining', 'bmx.models.bert:Classifier'
 TAGGER = 'bmx.models.bert:Tagger'
@@ -200,6 +230,11 @@ ARCHITECTURES = {
   'BertForSequenceClassification': Architecture(BERT, {'call': CLASSIFIER}),
   'BertForTokenClassification': Architecture(BERT, {'call': TAGGER}),
   'BertForQuestionAnswering': Architecture(BERT, {'call': TAGGER}, own=ANSWERS),
+  'DistilBertModel': Architecture(DISTILBERT, bare=True),
+  'DistilBertForMaskedLM': Architecture(DISTILBERT, MASKED),
+  'DistilBertForSequenceClassification': Architecture(DISTILBERT, {'call': CLASSIFIER}),
+  'DistilBertForTokenClassification': Architecture(DISTILBERT, {'call': TAGGER}),
+  'DistilBertForQuestionAnswering': Architecture(DISTILBERT, {'call': TAGGER}, own=ANSWERS),
 }
 for _name, _family in {
   'Roberta': ROBERTA,

@@ -137,6 +137,22 @@ def bert_body(root: str) -> list[Rule]:
   ]  # fmt: skip
 
 
+def distilbert_body() -> list[Rule]:
+  layer = 'distilbert.transformer.layer.*'
+  return [
+    Rule('embed/table', 'distilbert.embeddings.word_embeddings.weight', 'vd', 'vd'),
+    Rule('position', 'distilbert.embeddings.position_embeddings.weight', 'pd', 'pd'),
+    *_norm('norm', 'distilbert.embeddings.LayerNorm'),
+    *(r for x in QKV
+      for r in _dense(f'{AT}/{x}', f'{layer}.attention.{x[0]}_lin', 'dnh', '(nh)d', '(nh)')),
+    *_dense(f'{AT}/out', f'{layer}.attention.out_lin', 'nhd', 'd(nh)', 'd'),
+    *_norm(f'{AT}_norm', f'{layer}.sa_layer_norm'),
+    *_dense(f'{FEED}/up', f'{layer}.ffn.lin1', 'df', 'fd', 'f'),
+    *_dense(f'{FEED}/down', f'{layer}.ffn.lin2', 'fd', 'df', 'd'),
+    *_norm(f'{FEED}_norm', f'{layer}.output_layer_norm'),
+  ]  # fmt: skip
+
+
 BERT_HEADS = [
   *_dense('transform', 'cls.predictions.transform.dense', 'de', 'ed', 'e'),
   *_norm('norm', 'cls.predictions.transform.LayerNorm'),
@@ -154,5 +170,12 @@ ROBERTA_HEADS = [
 ROBERTA_CLASSIFIER = [
   *_dense('encoder/pooler', 'classifier.dense', 'de', 'ed', 'e'),
   *_dense('head', 'classifier.out_proj', 'dc', 'cd', 'c'),
+]
+DISTILBERT_HEADS = [
+  *_dense('transform', 'vocab_transform', 'de', 'ed', 'e'),
+  *_norm('norm', 'vocab_layer_norm'),
+  Rule('bias', 'vocab_projector.bias', 'v', 'v'),
+  *_dense('encoder/pooler', 'pre_classifier', 'de', 'ed', 'e'),
+  *_dense('head', 'classifier', 'dc', 'cd', 'c'),
 ]
 ANSWERS = _dense('head', 'qa_outputs', 'dc', 'cd', 'c')

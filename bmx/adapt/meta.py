@@ -86,10 +86,14 @@ def token_keys(ids: Ids, pad: bool) -> dict[str, Any]:
   return {f'{k}_token_id': v for k, v in ids.items() if v is not None and (pad or k != 'pad')}
 
 
-def tokenizer_config(tokenizer: str) -> dict[str, Any]:
-  """The tokenizer_config.json with which transformers takes a tokenizer.json as it is.
+def tokenizer_config(tokenizer: str, types: bool = False) -> dict[str, Any]:
+  """Returns the tokenizer_config.json with which transformers takes a tokenizer.json as it is.
 
   Without it, transformers builds a tokenizer of the model's own kind from the vocabulary.
+
+  Args:
+    tokenizer: the text of a tokenizer.json.
+    types: whether the model reads token types; transformers 5 omits them by default, 4 adds them.
   """
   inner = Subwords(tokenizer)
   tokens = {role: inner.inner.id_to_token(i) for role, i in inner.special.items() if role in ROLES}
@@ -98,5 +102,6 @@ def tokenizer_config(tokenizer: str) -> dict[str, Any]:
   return {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'clean_up_tokenization_spaces': False,
+    'model_input_names': ['input_ids', *['token_type_ids'] * types, 'attention_mask'],
     **{f'{role}_token': token for role, token in sorted(tokens.items())},
   }

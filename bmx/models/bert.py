@@ -32,6 +32,7 @@ class BERT(nn.Module):
     max_seq_len: longest sequence.
     mlp_dim: width of the feed-forward layers; 0 is 4 × width.
     types: kinds of segment that a token can be in; 0 is none.
+    pooler_activation: name in `layers.ACTIVATIONS`, of `pool` ('relu' in DistilBERT).
     first_position: the row of the position table that a sequence begins with (2 in RoBERTa).
     scan, remat: see `Stack`.
   """
@@ -44,6 +45,7 @@ class BERT(nn.Module):
   mlp_dim: int = 0
   types: int = 2
   activation: str = 'gelu_exact'
+  pooler_activation: str = 'tanh'
   eps: float = 1e-12
   dropout: float = 0.1
   first_position: int = 0
@@ -64,6 +66,7 @@ class BERT(nn.Module):
 
   def setup(self):
     check_rate(self.dropout)
+    activation(self.pooler_activation, 'pooler_activation')  # `pool` may come later, or never
     check_sizes(
       vocab_size=(self.vocab_size,),
       max_seq_len=(self.max_seq_len,),
@@ -118,7 +121,7 @@ class BERT(nn.Module):
 
   def pool(self, hidden: jax.Array) -> jax.Array:
     """Summary of a sequence, read from its first token: [B, T, D] -> [B, D]."""
-    return jnp.tanh(self.pooler(hidden[:, 0]))
+    return activation(self.pooler_activation)(self.pooler(hidden[:, 0]))
 
 
 class Pretraining(nn.Module):

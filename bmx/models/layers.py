@@ -27,10 +27,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-  """Returns the activation function of a name. Raises InputError if it is unknown."""
+def activation(name: str, word: str = 'activation') -> Callable[[jax.Array], jax.Array]:
+  """Returns the activation function of a name; raises InputError, naming `word`, if unknown."""
   if name not in ACTIVATIONS:
-    raise InputError(f'activation={name!r}: expected one of {", ".join(sorted(ACTIVATIONS))}')
+    raise InputError(f'{word}={name!r}: expected one of {", ".join(sorted(ACTIVATIONS))}')
   return ACTIVATIONS[name]
 
 

@@ -30,7 +30,7 @@ from tests.conftest import ROOT
 from tests.models.weights import drawn, jit
 
 B, T, V = 2, 12, 103
-PAD = {'bert': 0, 'roberta': 1}
+PAD = {'bert': 0, 'roberta': 1, 'distilbert': 0}
 SIZES = {
   'vocab_size': V, 'hidden_size': 24, 'num_hidden_layers': 2, 'num_attention_heads': 4,
   'intermediate_size': 40, 'max_position_embeddings': 20, 'initializer_range': 0.2,
@@ -47,6 +47,10 @@ GPT2 = {
   'initializer_range': 0.2, 'bos_token_id': None, 'eos_token_id': None,
 }  # fmt: skip
 LLAMA = SIZES | {'num_key_value_heads': 2}
+DISTILBERT = {
+  'vocab_size': V, 'dim': 24, 'n_layers': 2, 'n_heads': 4, 'hidden_dim': 40,
+  'max_position_embeddings': 20, 'initializer_range': 0.2,
+}  # fmt: skip
 # case -> (architecture, what its config says)
 CASES = {
   'gpt2': ('GPT2LMHeadModel', GPT2),
@@ -85,6 +89,14 @@ CASES = {
   'roberta xlm': ('XLMRobertaForSequenceClassification', SIZES | {'type_vocab_size': 1}),
   'roberta': ('RobertaModel', SIZES | {'type_vocab_size': 1}),
   'roberta masked': ('RobertaForMaskedLM', SIZES | {'type_vocab_size': 1}),
+  'distilbert': ('DistilBertModel', DISTILBERT | {'sinusoidal_pos_embds': True}),
+  'distilbert masked': ('DistilBertForMaskedLM', DISTILBERT | {'activation': 'relu'}),
+  'distilbert classifier': (
+    'DistilBertForSequenceClassification',
+    DISTILBERT | {'num_labels': 5},
+  ),
+  'distilbert tagger': ('DistilBertForTokenClassification', DISTILBERT | {'num_labels': 5}),
+  'distilbert answers': ('DistilBertForQuestionAnswering', DISTILBERT),
 }
 
 
@@ -128,6 +140,8 @@ def outputs_of_torch(model, case):
   torch = pytest.importorskip('torch')
   tokens, _, segments, types = (None if x is None else torch.tensor(x).long() for x in inputs(case))
   words = {} if segments is None else {'attention_mask': segments, 'token_type_ids': types}
+  if case.startswith('distilbert'):
+    del words['token_type_ids']
   with torch.no_grad():
     found = model(tokens, **words)
   if 'start_logits' in found:
@@ -141,7 +155,8 @@ def arguments(model, given):
 
 def both(model):
   """An encoder alone tells its hidden states and what it pools of them."""
-  return (lambda m, *x: ((h := m(*x)), m.pool(h))) if type(model) is BERT else None
+  pools = type(model) is BERT and model.types  # DistilBERT alone has no pooler
+  return (lambda m, *x: ((h := m(*x)), m.pool(h))) if pools else None
 
 
 @functools.cache
@@ -167,7 +182,8 @@ def assert_near(found, expected, case):
   for x, y in zip(found, expected, strict=True):
     assert x.shape == y.shape
     real = ... if segments is None or x.ndim < 3 else segments > 0
-    np.testing.assert_allclose(np.asarray(x)[real], y[real], atol=1e-4)
+    error = np.abs(np.asarray(x)[real] - y[real]).max()
+    assert error <= 1e-5 * np.abs(y[real]).max(), error
 
 
 def assert_equal(found, expected):
@@ -269,6 +285,7 @@ MODELS = {
   ),
   'bert': lambda **o: Classifier(BERT(vocab_size=V, **SMALL, **o), num_outputs=3),
   'roberta': lambda **o: Pretraining(BERT(vocab_size=V, **SMALL, types=1, first_position=2, **o)),
+  'distilbert': lambda **o: Classifier(BERT(V, **SMALL, types=0, pooler_activation='relu', **o), 3),
 }  # fmt: skip
 
 
@@ -446,6 +463,9 @@ OTHER = {  # family -> (a copy of a tied tensor, the tensor)
   'bert masked': ('cls.predictions.decoder.weight', 'bert.embeddings.word_embeddings.weight'),
   'bert pretraining': ('cls.predictions.decoder.bias', 'cls.predictions.bias'),
   'roberta masked': ('lm_head.decoder.bias', 'lm_head.bias'),
+  'distilbert masked': (
+    'vocab_projector.weight', 'distilbert.embeddings.word_embeddings.weight'
+  ),
 }  # fmt: skip
 
 
@@ -600,6 +620,8 @@ def described(tmp_path, name, values):
   ('bert', {'is_decoder': True}, 'is_decoder=True: supported is False'),
   ('bert', {'tie_word_embeddings': False}, 'tie_word_embeddings=False: supported is True'),
   ('roberta masked', {'hidden_act': 'relu'}, "hidden_act='relu': supported is 'gelu'"),
+  ('distilbert', {'tie_weights_': False}, 'tie_weights_=False: supported is True'),
+  ('distilbert', {'num_hidden_layers': 0}, 'n_layers=0: expected int, at least 1'),
 ])  # fmt: skip
 def test_what_cannot_be_reproduced(tmp_path, case, values, message):
   name, known = CASES[case]
@@ -679,6 +701,11 @@ PUBLISHED = {
     'vocab_size': 50265, 'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12,
     'num_attention_heads': 12, 'max_position_embeddings': 514, 'type_vocab_size': 1,
     'layer_norm_eps': 1e-5, 'pad_token_id': 1, 'hidden_act': 'gelu'}),
+  'distilbert-base-uncased': ('DistilBertForMaskedLM', 66_985_530, {
+    'vocab_size': 30522, 'dim': 768, 'hidden_dim': 3072, 'n_layers': 6, 'n_heads': 12,
+    'max_position_embeddings': 512, 'activation': 'gelu', 'sinusoidal_pos_embds': False,
+    'dropout': 0.1, 'attention_dropout': 0.1, 'qa_dropout': 0.1, 'seq_classif_dropout': 0.2,
+    'pad_token_id': 0, 'initializer_range': 0.02, 'tie_weights_': True}),
 }  # fmt: skip
 
 
@@ -698,7 +725,9 @@ def test_parameters_of_published_models(tmp_path, name):
   (GPT(V, 16, experts=2), 'experts=2: it has 0'),
   (Pretraining(BERT(V, 16, first_position=2), next_sentence=True),
    'Pretraining.* of roberta: expected one of RobertaModel'),
-  (BERT(V, 16, types=0), 'type_vocab_size=0: expected int, at least 1'),
+  (BERT(V, 16, types=0), "DistilBertModel of .*\n  pooler_activation='tanh': it has 'relu'"),
+  (Pretraining(BERT(V, 16, types=0, pooler_activation='relu'), next_sentence=True),
+   'Pretraining.* of distilbert: expected one of DistilBertModel'),
   (MLP(3), 'a MLP is none of GPT2LMHeadModel'),
 ])  # fmt: skip
 def test_models_that_transformers_has_not(model, message, tmp_path):
@@ -726,6 +755,29 @@ def test_an_encoder_may_have_no_pooler(tmp_path):
   assert stored(tmp_path / 'with').keys() - stored(tmp_path / 'without').keys() == {
     'pooler.dense.weight', 'pooler.dense.bias'
   }  # fmt: skip
+
+
+def test_distilbert_alone_has_no_pooler(tmp_path):
+  model = BERT(V, **SMALL, types=0, pooler_activation='relu')
+  params = drawn(abstract(model))
+  hub.save(tmp_path / 'without', model, params)
+  pooler = {'kernel': np.ones((32, 32), np.float32), 'bias': np.ones(32, np.float32)}
+  with pytest.raises(InputError, match='pooler/.*: a DistilBertModel .* has no such parameter'):
+    hub.save(tmp_path / 'with', model, params | {'pooler': pooler})
+  with pytest.raises(InputError, match=r'missing  pre_classifier.weight \[32, 32\], for encoder/p'):
+    hub.load(tmp_path / 'without', abstract(Classifier(model)))
+
+
+def test_rates_of_dropout_are_written(tmp_path):
+  """A model that transformers trains further drops as many units as here."""
+  model = MODELS['distilbert'](dropout=0.3)
+  hub.save(tmp_path / 'out', model, drawn(abstract(model)))
+  config = json.loads((tmp_path / 'out/config.json').read_text())
+  rates = {k: v for k, v in config.items() if 'dropout' in k}
+  assert rates == {
+    'dropout': 0.3, 'qa_dropout': 0.3, 'seq_classif_dropout': 0.3, 'attention_dropout': 0.0
+  }  # fmt: skip
+  assert hub.model(str(tmp_path / 'out')).encoder.dropout == 0.3
 
 
 def test_half_a_folder_is_none(written, tmp_path, monkeypatch):

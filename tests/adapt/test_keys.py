@@ -34,6 +34,10 @@ FAMILIES = {
   'MistralForCausalLM': LLAMA | {'sliding_window': 4},
   'BertForMaskedLM': ENCODER,
   'RobertaForMaskedLM': ENCODER,
+  'DistilBertForMaskedLM': {
+    'vocab_size': 31, 'dim': 16, 'n_layers': 1, 'n_heads': 4, 'hidden_dim': 24,
+    'max_position_embeddings': 12, 'initializer_range': 0.3, 'pad_token_id': 1,
+  },
 }  # fmt: skip
 # Keys that config.json files hold although the config class lacks them.
 OLD = {
@@ -50,6 +54,11 @@ OLD = {
   'attention_bias': (True,),
   'mlp_bias': (True,),
   'num_labels': (3,),
+  'hidden_size': (32,),
+  'num_hidden_layers': (2,),
+  'num_attention_heads': (8,),
+  'max_position_embeddings': (24,),
+  'tie_weights_': (True, False),
 }
 ACTIVATIONS = ('relu', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'silu', 'mish', 'tanh', 'relu2')
 # Keys that choose the output's form, the weights' type or files, or name the model.
@@ -162,13 +171,12 @@ NIGHTLY = (
   'Qwen3ForCausalLM',
   'MistralForCausalLM',
   'RobertaForMaskedLM',
+  'DistilBertForMaskedLM',
 )
 
 
-@pytest.mark.parametrize(
-  'name', [pytest.param(x, marks=pytest.mark.nightly) if x in NIGHTLY else x for x in FAMILIES]
-)
-def test_another_value_of_a_key(tmp_path, name):
+def walk(tmp_path, name, some=None):
+  """Compares bmx with transformers for each change of a key (all of them, or `some`)."""
   kind = getattr(library(), name)
   base = kind.config_class(**FAMILIES[name]).to_dict() | {'architectures': [name]}
   same, part = theirs(name, base), part_of(base)
@@ -176,7 +184,7 @@ def test_another_value_of_a_key(tmp_path, name):
   weights = same.state_dict()
   expected, shapes = their_logits(same), {k: x.shape for k, x in weights.items()}
   wrong, counts = [], {'equal': 0, 'refused': 0, 'without effect': 0, 'invalid': 0}
-  for i, change in enumerate(changes(name, base)):
+  for i, change in enumerate(some or changes(name, base)):
     config = {k: v for k, v in (base | change).items() if v is not LEFT_OUT}
     found = part_of(config)
     if found is None:
@@ -206,4 +214,24 @@ def test_another_value_of_a_key(tmp_path, name):
       wrong.append(f'{change}: other logits')
     counts['equal'] += 1
   assert not wrong, '\n'.join(wrong)
+  return counts
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(x, marks=pytest.mark.nightly) if x in NIGHTLY else x for x in FAMILIES]
+)
+def test_another_value_of_a_key(tmp_path, name):
+  counts = walk(tmp_path, name)
   assert counts['equal'] > 8 and counts['refused'] > 5
+
+
+def test_keys_of_distilbert(tmp_path):
+  some = [{'activation': 'relu'}, {'sinusoidal_pos_embds': True}, {'qa_dropout': 0.3},
+          {'tie_weights_': False}, {'tie_word_embeddings': False}, {'hidden_size': 32}]  # fmt: skip
+  counts = walk(tmp_path, 'DistilBertForMaskedLM', some)
+  assert counts == {'equal': 2, 'refused': 2, 'without effect': 2, 'invalid': 0}
+
+
+def test_a_key_that_replaces_another(tmp_path):
+  counts = walk(tmp_path, 'GPT2LMHeadModel', [{'hidden_size': 32, 'max_position_embeddings': 24}])
+  assert counts['equal'] == 1

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from bmx.adapt import hub
@@ -71,7 +72,8 @@ KINDS = {
 MODELS = {
   'gpt': lambda: GPT(300, 16, width=8, depth=1, heads=2),
   'bert': lambda: BERT(300, 16, width=8, depth=1, heads=2),
-  'roberta': lambda: BERT(300, 16, width=8, depth=1, heads=2, first_position=2),
+  'roberta': lambda: BERT(300, 16, width=8, depth=1, heads=2, types=1, first_position=2),
+  'distilbert': lambda: BERT(300, 16, width=8, depth=1, heads=2, types=0, pooler_activation='relu'),
 }
 
 
@@ -96,6 +98,27 @@ def test_ids_in_transformers(tmp_path, kind, model):
   own = tokenizer.Subwords(inner.to_str())
   roles = {r: theirs.convert_ids_to_tokens(i) for r, i in own.special.items()}
   assert {r: getattr(theirs, f'{r}_token') for r in roles} == roles
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_pairs_in_transformers(tmp_path, name):
+  """The tokenizer gives its model all that it reads, and nothing that it does not read."""
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  model, inner = MODELS[name](), word_piece(False)
+  params = drawn(abstract(model))
+  hub.save(tmp_path / 'out', model, params, tokenizer=inner.to_str())
+  encoded = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')('Hello', 'World')
+  own = inner.encode('Hello', 'World')
+  types = own.type_ids if name == 'bert' else None
+  assert encoded.get('token_type_ids') == types
+  theirs = transformers.AutoModel.from_pretrained(tmp_path / 'out')
+  with torch.no_grad():
+    expected = theirs(**{k: torch.tensor([x]) for k, x in encoded.items()})[0].numpy()
+  if isinstance(model, BERT):
+    arguments = (np.array([own.ids]), None, None, types and np.array([types]))
+    found = model.apply({'params': params}, *arguments)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_ends_a_text(tmp_path):

@@ -241,6 +241,7 @@ def test_bfloat16_is_near_float32():
   ({'max_seq_len': T - 1}, f"sequence of {T} tokens is longer than the model's {T - 1} positions"),
   ({'heads': 5}, 'width=16: expected a multiple of heads=5'),
   ({'activation': 'swish9'}, "activation='swish9': expected one of"),
+  ({'pooler_activation': 'swish9'}, "pooler_activation='swish9': expected one of"),
   ({'attention': 'flash9'}, "attention='flash9': expected one of"),
   ({'dropout': 1.0}, 'dropout=1.0: expected 0 <= dropout < 1'),
   ({'depth': 0}, r'depth=\(0,\)'),

@@ -89,6 +89,8 @@ ENCODERS = {
   'BERT large, both heads': (336_226_108, Pretraining(BERT(**BASE, **LARGE), True)),
   'RoBERTa base': (124_645_632 + 768 + 1, Classifier(BERT(**ROBERTA), 1)),
   'RoBERTa base, masked words': (124_697_433, Pretraining(BERT(**ROBERTA))),
+  'DistilBERT base, masked words': (66_985_530, Pretraining(BERT(**BASE, types=0, depth=6))),
+  'DistilBERT base, tags': (66_362_880 + 9 * 768 + 9, Tagger(BERT(**BASE, types=0, depth=6), 9)),
 }
 
 
@@ -114,6 +116,12 @@ def test_encoders_are_those_of_hugging_face():
   e = BERT(**ours, max_seq_len=16, types=1, first_position=2)
   config = t.RobertaConfig(**sizes, max_position_embeddings=18, type_vocab_size=1)
   assert of_tokens(Pretraining(e)) == count(t.RobertaForMaskedLM(config))
+  e = BERT(**ours, max_seq_len=16, types=0)
+  config = t.DistilBertConfig(
+    vocab_size=31, dim=12, n_layers=2, n_heads=2, hidden_dim=20, max_position_embeddings=16
+  )
+  assert of_tokens(Pretraining(e)) == count(t.DistilBertForMaskedLM(config))
+  assert of_tokens(Classifier(e, 2)) == count(t.DistilBertForSequenceClassification(config))
 
 
 def test_bert_small_by_hand(pytestconfig):
