@@ -14,7 +14,7 @@ DENIED = (
   r'\btold\b',
   r'\bgo(es)? on\b',  # "continues", "resumes"
   r'\blest\b',
-  r'\bis none\b',
+  r'\bis (?-i:none)\b',
   r'\bwhat is\b',
   r'\bhouse\b',
   r'\bdoor\b',
@@ -24,10 +24,8 @@ PATTERN = re.compile('|'.join(DENIED), re.IGNORECASE)
 
 # Folders and pages that are not converted yet. The list only shrinks.
 ALLOWED = (
-  'bmx/adapt/', 'bmx/core/', 'bmx/data/', 'bmx/models/', 'bmx/ops/',
-  'bmx/optim/', 'bmx/parallel/', 'bmx/plan/', 'bmx/serve/', 'bmx/tasks/', 'bmx/train/evaluate.py',
-  'bmx/train/gradients.py', 'bmx/train/guard.py', 'bmx/train/start.py', 'bmx/train/state.py',
-  'bmx/train/step.py',
+  'bmx/adapt/', 'bmx/data/', 'bmx/models/', 'bmx/ops/', 'bmx/optim/', 'bmx/parallel/', 'bmx/plan/',
+  'bmx/serve/', 'bmx/tasks/',
 )  # fmt: skip
 # Words that are of the domain where they stand.
 DOMAIN: dict[str, tuple[str, ...]] = {}

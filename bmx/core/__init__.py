@@ -1,0 +1,1 @@
+"""Values, protocols and small functions that every other package may import."""

@@ -9,11 +9,11 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def flops(fn: Callable[..., Any], *args: Any) -> int:
-  """FLOPs of the matrix products and convolutions in `fn(*args)`; args may be abstract.
+  """Returns the FLOPs of the matrix products and convolutions in `fn(*args)`; args may be abstract.
 
-  One multiply-add is two FLOPs. A scan counts times its length, a `cond` as its dearest branch, a
-  `while` body once. What no output needs is not counted, as no compiler keeps it; nor is
-  element-wise work, as is the custom (PaLM, appendix B).
+  One multiply-add is two FLOPs. A scan counts times its length, a `cond` as its most expensive
+  branch, a `while` body once. Dead code is not counted, as compilers remove it; nor is element-wise
+  work (Chowdhery et al. 2022, PaLM, appendix B).
 
   >>> import jax.numpy as jnp
   >>> flops(jnp.dot, jnp.ones((4, 8)), jnp.ones((8, 3)))
@@ -24,7 +24,7 @@ def flops(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def convolves(fn: Callable[..., Any], *args: Any) -> bool:
-  """Whether `fn(*args)` contains a convolution."""
+  """Returns whether `fn(*args)` contains a convolution."""
   return _convolves(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
@@ -56,7 +56,7 @@ def _equation(e: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-  """The jaxprs an equation runs; a custom derivative's rules are functions, not jaxprs."""
+  """Yields the jaxprs an equation runs; a custom derivative's rules are functions, not jaxprs."""
   values = [v for k, v in params.items() if k not in ('cond_jaxpr', 'branches')]
   values += params.get('branches', ())
   jaxprs = [v for v in values if hasattr(v, 'eqns')]

@@ -1,4 +1,4 @@
-"""Protocols of data: examples, what they may be able to do, and their batches."""
+"""Protocols of data: examples, their optional abilities, and their batches."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ class Spec(NamedTuple):
     shape: of one example.
     dtype: numpy dtype.
     names: a logical dimension name (see `core.layout.RULES`) or None for each dimension of `shape`;
-      () is None for all of them. The batch dimension, which always comes first, is 'batch'.
+      () leaves all of them without a name. The batch dimension always comes first, as 'batch'.
   """
 
   shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Spec(NamedTuple):
 
 
 class Examples(Protocol):
-  """A data set: what a user writes. Other abilities are declared by the protocols below."""
+  """A data set, as users write it. The protocols below declare further abilities."""
 
   @property
   def size(self) -> int:
@@ -51,7 +51,7 @@ class Examples(Protocol):
     ...
 
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
-    """Examples `indices` int64 [n]; what is random varies with `positions` int64 [n] only."""
+    """Returns examples `indices` int64 [n]; random choices vary with `positions` int64 [n] only."""
     ...
 
 
@@ -64,16 +64,16 @@ class Resident(Protocol):
     ...
 
   def gather(self, arrays: Any, indices: Any) -> Batch:
-    """Rows of these arrays, without randomness; the same code for numpy and for jax arrays."""
+    """Gathers rows of these arrays, without randomness; the same code for numpy and jax arrays."""
     ...
 
 
 @runtime_checkable
 class Composing(Protocol):
-  """Examples that decide which of them stand in a batch (mixtures, windows, Poisson sampling)."""
+  """Examples that compose their batches themselves (mixtures, windows, Poisson sampling)."""
 
   def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, Any]:
-    """Positions int64 [n] of whole batches -> (indices int64 [n], weights float32 [n] or None)."""
+    """Composes batches: positions int64 [n] -> (indices int64 [n], weights float32 [n] or None)."""
     ...
 
 
@@ -92,16 +92,16 @@ class Stateful(Protocol):
   """Examples with preprocessing that was fitted to them."""
 
   def state(self) -> dict[str, Any]:
-    """Everything fitted (means, categories, class names, tokenizer), as JSON holds it."""
+    """Fitted values (means, categories, class names, tokenizer), as JSON holds them."""
     ...
 
 
 @runtime_checkable
 class Digested(Protocol):
-  """Examples that can tell whether they changed."""
+  """Examples that can detect changes of their content."""
 
   def digest(self) -> str:
-    """SHA-256 of their content, hexadecimal."""
+    """Returns the SHA-256 of the content, hexadecimal."""
     ...
 
 
@@ -110,7 +110,7 @@ class Presenting(Protocol):
   """Examples whose predictions are read in other units than the rows of a batch (questions)."""
 
   def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
-    """Predictions of all rows in order -> one JSON object for each unit."""
+    """Maps predictions of all rows, in order, to one JSON object for each unit."""
     ...
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that says so."""
+"""Exceptions that end a run, each with its exit code."""
 
 import difflib
 import errno
@@ -12,14 +12,13 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class Stop(Exception):
-  """An end of the run that `main` turns into one message and an exit code, without a traceback."""
+  """An end of the run that `main` reports as one message and an exit code, without a traceback."""
 
   code = FAILURE
 
 
 class InputError(Stop, ValueError):
-  """The user gave something that cannot work: says what was given, what was expected, what to
-  do."""
+  """Invalid input: the message names the value, the condition and the fix."""
 
   code = BAD_INPUT
 
@@ -37,7 +36,7 @@ class GuardStop(Stop):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-  """-> `; did you mean 'width'?`, or the known words where none is near.
+  """Returns `; did you mean 'width'?`, or the known words if none is similar.
 
   >>> did_you_mean('widht', ['depth', 'width'])
   "; did you mean 'width'?"

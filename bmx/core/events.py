@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-  """Steps between log lines, evaluations and checkpoints; 0 is only at the end."""
+  """Steps between log lines, evaluations and checkpoints; 0: only at the end."""
 
   log: int = 50
   eval: int = 0
@@ -17,7 +17,7 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """A metric to follow: 'eval/valid/loss', lower or higher is better, evaluations to wait."""
+  """A metric to follow: its name, whether lower or higher is better, the evaluations to wait."""
 
   metric: str = ''
   mode: str = 'min'
@@ -25,7 +25,9 @@ class Selection:
   last: int = 2
 
   def better(self, value: float, best: float | None) -> bool:
-    """Whether `value` improves on `best`; NaN and infinities never do, finite values do on them.
+    """Returns whether `value` improves on `best`.
+
+    NaN and infinities never improve; a finite value improves on them.
 
     >>> Selection(mode='max').better(0.2, float('nan')), Selection().better(float('nan'), None)
     (True, False)
@@ -60,7 +62,7 @@ class Hook:
   at_stop: bool = True
 
   def due(self, step: int, steps: int) -> bool:
-    """Whether the hook is called after `step` of `steps` steps.
+    """Returns whether the hook is called after `step` of `steps` steps.
 
     >>> [s for s in range(1, 11) if Hook(4, print).due(s, 10)]
     [4, 8, 10]

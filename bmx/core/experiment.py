@@ -1,4 +1,4 @@
-"""An experiment: everything a run needs, as values."""
+"""The values that define an experiment."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """Everything a run needs, as values; made by `bmx.experiment.build`."""
+  """All values that a run needs; `bmx.experiment.build` makes them."""
 
   name: str
   config: dict[str, Any]  # the resolved config, as JSON holds it

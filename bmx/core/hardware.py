@@ -1,5 +1,7 @@
-"""Chips as data (vendors' peaks, dense, without sparsity, from their data sheets), and what a run
-chooses for a kind of device."""
+"""Chips as data, and the choices for each kind of device.
+
+Source of the peaks: data sheets of the vendors, dense, without sparsity.
+"""
 
 import ctypes
 import dataclasses
@@ -10,7 +12,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """flops: bfloat16 FLOP/s; memory: bytes; bandwidth: bytes/s of that memory. Per jax device."""
+  """Peaks of one jax device.
+
+  Attributes:
+    flops: bfloat16 FLOP/s.
+    memory: bytes.
+    bandwidth: of the memory, bytes/s.
+  """
 
   flops: float
   memory: float
@@ -34,7 +42,7 @@ CHIPS = {
 
 
 def chip(device: Any) -> Chip | None:
-  """The chip behind a device, None where its peak is not known (a CPU)."""
+  """Returns the chip behind a device, None if its peak is unknown (a CPU)."""
   kind = device.device_kind.lower()
   return next((c for name, c in CHIPS.items() if name in kind), None)
 
@@ -49,13 +57,18 @@ LANES = 128  # what divides a length that splash attention computes
 def preset(
   platform: str, dtype: str, shards: int = 1, lengths: Iterable[int] = ()
 ) -> dict[str, Any]:
-  """The choices for a kind of device: config word -> value. `shards` cut the sequence; `lengths`
-  are those of all data's rows.
+  """Returns the choices for a kind of device: config word -> value.
 
   >>> preset('gpu', 'bfloat16'), preset('gpu', 'float32')
   ({'attention': 'cudnn', 'remat': 'dots'}, {'attention': 'xla', 'remat': 'dots'})
   >>> preset('tpu', 'bfloat16', lengths=(1024,)), preset('tpu', 'bfloat16', lengths=(50,))
   ({'attention': 'splash', 'remat': 'dots'}, {'attention': 'xla', 'remat': 'dots'})
+
+  Args:
+    platform: of the devices.
+    dtype: of the computation.
+    shards: number of parts of the sequence.
+    lengths: of the rows of all data, in tokens.
   """
   attention = ATTENTION.get(platform, 'xla') if shards == 1 else 'ring'
   if attention == 'cudnn' and dtype not in ('bfloat16', 'float16'):
@@ -73,12 +86,12 @@ MALLOC = {'mmap_threshold': (-3, 2**27), 'trim_threshold': (-1, 2**28), 'top_pad
 
 
 def keep_freed_memory() -> bool:
-  """Lets this process keep blocks of 32 to 128 MiB that it has freed -> whether it can.
+  """Lets this process keep freed blocks of 32 to 128 MiB; returns whether glibc accepts that.
 
-  glibc gives such a block back at once, and XLA:CPU takes the temporaries of every call as one: a
-  step of a small CNN spent 20 of its 70 ms on page faults. Costs some 300 MiB, and up to 64 MiB for
-  each other thread that allocates. Nothing is done elsewhere than on Linux with a glibc that
-  accepts it (2.36 does).
+  glibc returns such a block to the system at once, and XLA:CPU allocates the temporaries of every
+  call as one block: a step of a small CNN spent 20 of its 70 ms on page faults. Costs some 300 MiB,
+  and up to 64 MiB for each other thread that allocates. Does nothing except on Linux with a glibc
+  that accepts the limit (2.36 does).
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
   return mallopt is not None and all(mallopt(*option) for option in MALLOC.values())

@@ -1,4 +1,4 @@
-"""The words of placement: names of mesh axes, and where each named dimension lives by default.
+"""Names of mesh axes, and the default axes of each named dimension.
 
 Data only, so that a recipe can read it without importing jax.
 """

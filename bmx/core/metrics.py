@@ -1,5 +1,7 @@
-"""Metrics are sums with their counts: exact under padding, accumulation, sharding and uneven
-hosts."""
+"""Metrics are sums with their counts.
+
+They are exact under padding, accumulation, sharding and uneven hosts.
+"""
 
 from collections.abc import Mapping
 
@@ -11,18 +13,19 @@ Metrics = dict[str, jax.Array]  # each [2]: (sum, count)
 
 
 def weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
-  """(sum, count) of values under weights of the same shape; a weight of 0 hides even NaN."""
+  """Returns (sum, count) of values under weights of their shape; a weight of 0 hides even NaN."""
   values = jnp.where(weights > 0, values, 0).astype(jnp.float32)
   weights = weights.astype(jnp.float32)
   return jnp.stack([(values * weights).sum(), weights.sum()])
 
 
 def add(a: Metrics, b: Metrics) -> Metrics:
+  """Adds sums and counts."""
   return jax.tree.map(jnp.add, a, b)
 
 
 def means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-  """name -> sum / count, on the host; a metric that counted nothing is left out.
+  """Divides sums by counts, on the host; omits metrics without a count.
 
   >>> means({'loss': np.array([6.0, 4.0]), 'none': np.array([0.0, 0.0])})
   {'loss': 1.5}
@@ -41,7 +44,7 @@ class Window:
       self.sums[k] = self.sums.get(k, 0.0) + np.asarray(v, np.float64)
 
   def close(self) -> dict[str, float]:
-    """The means, and an empty window."""
+    """Returns the means and empties the window."""
     result, self.sums = means(self.sums), {}
     return result
 

@@ -1,4 +1,4 @@
-"""Paths that a user names."""
+"""Paths in the words of users."""
 
 import os
 import pathlib

@@ -28,12 +28,12 @@ MIX = 1000  # and one for each source from here on
 
 
 def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
-  """A host generator for item `index` (epoch, say) of a stream."""
+  """Returns a host generator for item `index` (an epoch, for example) of a stream."""
   return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, index))))
 
 
 def draws(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
-  """Four uniform numbers per position. positions int64 [n] -> float64 [n, 4] in [0, 1).
+  """Draws four uniform numbers per position: positions int64 [n] -> float64 [n, 4] in [0, 1).
 
   Row i depends on `(seed, stream, positions[i])` alone: Philox is a counter-based generator (Salmon
   et al. 2011), and one count gives four 64-bit words.

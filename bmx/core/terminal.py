@@ -9,11 +9,11 @@ CONTROL = re.compile(
 
 
 def printable(text: str) -> str:
-  """Returns a text whose control characters are escaped: a terminal would obey them.
+  r"""Escapes the control characters of a text, which a terminal would obey.
 
-  Names and messages that come from files of others may hold anything.
+  Names and messages from foreign files may hold any characters.
 
   >>> printable('eps' + chr(27) + '[2J')
-  'eps\\\\x1b[2J'
+  'eps\\x1b[2J'
   """
   return CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)

@@ -1,4 +1,4 @@
-"""Trees of arrays as people read them: names, masks, sizes, differences, digests."""
+"""Names, masks, sizes, differences and digests of trees of arrays."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ Tree = Any
 
 
 def named(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-  """Leaves by name, in tree order.
+  """Returns the leaves by name, in tree order.
 
   >>> named({'dense': {'bias': 1, 'kernel': 2}})
   {'dense/bias': 1, 'dense/kernel': 2}
@@ -25,7 +25,7 @@ def named(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str,
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """`named` backwards, as nested dicts.
+  """Inverse of `named`: returns nested dicts.
 
   >>> nested({'a/b': 1, 'a/c': 2})
   {'a': {'b': 1, 'c': 2}}
@@ -41,7 +41,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf=None) -> Tree:
-  """`jax.tree.map` with the leaf's name as first argument."""
+  """Maps a function over the leaves, with the leaf's name as its first argument."""
 
   def call(path, *leaves):
     return fn(jax.tree_util.keystr(path, simple=True, separator='/'), *leaves)
@@ -50,9 +50,9 @@ def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree, is_leaf=None) -> 
 
 
 def mask(tree: Tree, pattern: str, required: bool = True, is_leaf=None) -> Tree:
-  """True at leaves whose name matches the regex anywhere.
+  """Returns a tree of bools: True at leaves whose name matches the regex anywhere.
 
-  Raises InputError where none does, if one is `required`.
+  Raises InputError if `required` and no name matches.
   """
   try:
     regex = re.compile(pattern)
@@ -66,33 +66,32 @@ def mask(tree: Tree, pattern: str, required: bool = True, is_leaf=None) -> Tree:
 
 
 def is_rows(x: Any) -> bool:
-  """Whether a node of a gradient is a few rows of a table."""
+  """Returns whether a node of a gradient is a few rows of a table."""
   return isinstance(x, SparseRows)
 
 
 def rows_or_leaves(tree: Tree) -> list[Any]:
-  """Leaves of a gradient, `SparseRows` whole."""
+  """Returns the leaves of a gradient, each `SparseRows` as one."""
   return jax.tree.leaves(tree, is_leaf=is_rows)
 
 
 def count(tree: Tree) -> int:
-  """Number of elements."""
+  """Returns the number of elements."""
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
 def nbytes(tree: Tree) -> int:
-  """Bytes of all elements, of arrays or of their abstract shapes."""
+  """Returns the bytes of all elements, of arrays or of their abstract shapes."""
   return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def signature(tree: Tree) -> dict[str, list]:
-  """name -> [shape, dtype], as JSON holds it."""
+  """Returns shapes and dtypes by name, as JSON holds them: NAME -> [shape, dtype]."""
   return {k: [list(x.shape), np.dtype(x.dtype).name] for k, x in named(tree).items()}
 
 
 def difference(given: Mapping[str, list], expected: Mapping[str, list]) -> list[str]:
-  """Lines that say how two signatures differ: missing, extra, differently shaped or typed
-  leaves."""
+  """Lists the differences of two signatures: leaves missing, extra, of another shape or dtype."""
   lines = [f'missing  {k} {v}' for k, v in expected.items() if k not in given]
   lines += [f'extra    {k} {v}' for k, v in given.items() if k not in expected]
   lines += [
@@ -104,7 +103,7 @@ def difference(given: Mapping[str, list], expected: Mapping[str, list]) -> list[
 
 
 def digest(tree: Tree) -> str:
-  """SHA-256 over name, shape, dtype and bytes of every leaf, one leaf on the host at a time."""
+  """Returns the SHA-256 of names, shapes, dtypes and bytes; fetches one leaf at a time."""
   total = hashlib.sha256()
   for name, leaf in named(tree).items():
     array = np.asarray(fetch(leaf))
@@ -114,7 +113,7 @@ def digest(tree: Tree) -> str:
 
 
 def fetch(leaf: jax.Array) -> np.ndarray:
-  """The whole array on this host, also where its shards lie on several."""
+  """Returns the whole array on this host, even if its shards are on several hosts."""
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     if leaf.is_fully_replicated:
       return np.asarray(leaf.addressable_data(0))

@@ -1,4 +1,4 @@
-"""Whether plain values, as JSON holds them, are of an annotated type."""
+"""Checks plain values, as JSON holds them, against type annotations."""
 
 import collections.abc
 import types
@@ -9,10 +9,10 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 def fits(value: Any, hint: Any) -> bool:
-  """Whether a plain value may be given where an annotation stands.
+  """Returns whether a plain value fits an annotation.
 
-  Whole numbers fit `float`, lists fit tuples and sequences. Annotations of other kinds fit
-  everything.
+  Whole numbers fit `float`, lists fit tuples and sequences. Annotations of other kinds accept every
+  value.
 
   >>> fits([1, 2], tuple[int, ...]), fits({'a': None}, dict[str, float]), fits(True, int)
   (True, False, False)

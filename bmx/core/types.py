@@ -23,7 +23,7 @@ Schedule = Callable[[Any], Any]  # step -> learning rate
 
 @struct.dataclass
 class Noise:
-  """What a loss may vary with besides its inputs.
+  """Random sources of a loss.
 
   Attributes:
     key: uint32 [2], the key of one step (or evaluation).
@@ -36,7 +36,7 @@ class Noise:
   secret: Array | None = None
 
   def fold(self, number: Any) -> 'Noise':
-    """Returns the noise of item `number` (a micro-batch, say) of the same step."""
+    """Returns the noise of item `number` (of a micro-batch, for example) of the same step."""
     return self.replace(key=jax.random.fold_in(self.key, number))  # type: ignore
 
 
@@ -57,7 +57,7 @@ class Loss(NamedTuple):
 
 
 class Grads(NamedTuple):
-  """What a GradFn returns; the step divides `sum` by `count` once.
+  """The result of a GradFn; the step divides `sum` by `count` once.
 
   Attributes:
     sum: gradient of the weighted sum with respect to 'params'; a leaf may be `SparseRows`.
@@ -73,13 +73,13 @@ class Grads(NamedTuple):
 
 
 class Out(NamedTuple):
-  """What a forward pass gave.
+  """The result of a forward pass.
 
   Attributes:
-    value: what the model's method returned.
-    aux: name -> float32 [], what modules sowed into 'aux' (balance of experts, ...).
+    value: return value of the model's method.
+    aux: name -> float32 [], values that modules sowed into 'aux' (balance of experts, ...).
     captured: path of a module -> its output, for the paths that `capture` matched, and
-      'COLLECTION/PATH' -> what was sown, for `collect`.
+      'COLLECTION/PATH' -> sown values, for `collect`.
   """
 
   value: Any
@@ -89,13 +89,12 @@ class Out(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What a model declares of itself; a task reads these and never guesses.
+  """Properties that a model declares; a task reads them instead of guessing.
 
   Attributes:
     vocab_size: token ids are below it; 0: the model reads no tokens.
     max_seq_len: longest sequence; 0: no limit.
-    num_outputs: size of the last dimension of what the model returns (classes, targets); 0: not
-      fixed.
+    num_outputs: size of the last dimension of the outputs (classes, targets); 0: not fixed.
     coupling: how examples of a batch see each other: 'none'; 'statistics' (batch norm, balance of
       experts); 'loss'.
     aux_losses: name sown into 'aux' -> weight in the loss.
@@ -150,27 +149,27 @@ def facts_of(model: Any) -> Facts:
 
 @runtime_checkable
 class Decoder(Protocol):
-  """A model that generates: its cache is a value that is passed along.
+  """A model that generates text; its cache is a value that callers pass along.
 
-  `inputs` of `prefill` is whatever the model reads (token ids, or a source text beside them); the
-  other two methods know target tokens only.
+  `inputs` of `prefill` are those of the model (token ids, or a source text beside them); the
+  other two methods read target tokens only.
   """
 
   def prefill(self, inputs: Any, slots: int) -> tuple[Array, Any]:
-    """inputs -> (hidden state of the last position [B, 1, D], the cache with room for `slots`)."""
+    """Reads inputs -> (hidden state of the last position [B, 1, D], cache of `slots` positions)."""
     ...
 
   def extend(self, tokens: Array, cache: Any) -> tuple[Array, Any]:
-    """tokens int [B, T] -> (hidden [B, T, D], the cache with them)."""
+    """Reads tokens int [B, T] -> (hidden [B, T, D], the cache with them)."""
     ...
 
   def logits(self, hidden: Array) -> Array:
-    """hidden [B, T, D] -> logits [B, T, V]."""
+    """Returns the logits [B, T, V] of hidden states [B, T, D]."""
     ...
 
 
 class Task(Protocol):
-  """What is minimized: a frozen dataclass that holds the model and the constants of the loss.
+  """The objective: a frozen dataclass that holds the model and the constants of the loss.
 
   `bmx.tasks.common` has `ModelTask`, a task over one model, and `Wrapper`, a task around a task.
   `Variables` holds 'params' and every other collection by name.
@@ -224,29 +223,33 @@ class Task(Protocol):
     method: str = 'loss',
     **apply: Any,
   ) -> tuple[Out, Variables]:
-    """The one call of the model -> (what it gave, new values of updated collections).
+    """Calls the model, once -> (its outputs, new values of updated collections).
 
     Args:
-      method: 'loss' is what `score` reads, 'logits' what `postprocess` reads.
+      variables: 'params' and every other collection.
+      batch: after `prepare`.
+      noise: of the step.
+      train: whether dropout and the like are active.
+      method: 'loss' for the inputs of `score`, 'logits' for those of `postprocess`.
       apply: capture=(REGEX, ...) also returns the outputs of modules whose path matches;
-        collect=(COLLECTION, ...) what modules sow into a collection.
+        collect=(COLLECTION, ...) the values that modules sow into a collection.
     """
     ...
 
   def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
-    """`Out.value` of 'loss' -> (weighted sum [], count [], metrics besides 'loss')."""
+    """Scores `Out.value` of 'loss' -> (weighted sum [], count [], metrics besides 'loss')."""
     ...
 
   def postprocess(self, out: Any, batch: Batch) -> dict[str, Array]:
-    """`Out.value` of 'logits' -> predictions of each example, each array [B, ...]."""
+    """Converts `Out.value` of 'logits' to predictions of each example, each array [B, ...]."""
     ...
 
   def loss(self, variables: Variables, batch: Batch, noise: Noise, *, train: bool) -> Loss:
-    """prepare, forward, score, and the auxiliary losses of the model."""
+    """Calls prepare, forward and score, and adds the auxiliary losses of the model."""
     ...
 
   def predict(self, variables: Variables, batch: Batch, noise: Noise) -> dict[str, Array]:
-    """forward and postprocess."""
+    """Calls forward and postprocess."""
     ...
 
   def merged_params(self, variables: Variables) -> Variables:
@@ -254,7 +257,7 @@ class Task(Protocol):
     ...
 
   def take(self, variables: Variables, given: Variables) -> Variables:
-    """Inverse of `merged_params`: variables that hold the given plain weights."""
+    """Inverse of `merged_params`: returns variables that hold the given plain weights."""
     ...
 
   def validate(self, metadata: Metadata) -> None:
@@ -264,7 +267,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class ChecksRows(Protocol):
-  """A task that examines rows on the host, for what no device would refuse."""
+  """A task that examines rows on the host, for errors that a device would ignore."""
 
   def check_rows(self, rows: HostBatch, numbers: np.ndarray) -> None:
     """Raises InputError naming the example, int `numbers` [n], whose row cannot be trained on.

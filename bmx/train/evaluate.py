@@ -1,4 +1,4 @@
-"""Evaluation of a whole split: sums on the device, predictions for what is not a mean."""
+"""Evaluation of a whole split: sums on the device, predictions for metrics that are not means."""
 
 import dataclasses
 import logging
@@ -44,7 +44,7 @@ class Evaluator:
     self.program: Any = None  # not yet compiled
 
   def __call__(self, state: TrainState) -> dict[str, float]:
-    """-> {'eval/NAME/METRIC': value} over the whole split, its last batch padded with weight 0."""
+    """Returns {'eval/NAME/METRIC': value} of the whole split; pads its last batch with weight 0."""
     program = self.program or self._compile(state)
     depth, window = self.feed.depth, Window()
     late: list[Any] = []
@@ -92,7 +92,7 @@ def eval_noise() -> Noise:
 
 
 def mask_padding(data: Data, batch: dict[str, Any], step: Any) -> dict[str, Any]:
-  """Weight 0 for the rows of a batch that lie behind the end of the split."""
+  """Sets the weights of the rows of a batch behind the end of the split to 0."""
   weights = batch['weights']
   real = step * data.batch_size + jnp.arange(data.batch_size) < data.size
   real = real.reshape((-1,) + (1,) * (weights.ndim - 1))
@@ -116,7 +116,7 @@ def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> It
 
 
 def _labels(data: Data, task: Task, step: int) -> HostBatch:
-  """The labels for metrics of one batch of a split, without padding."""
+  """Returns the labels for metrics of one batch of a split, without padding."""
   positions = np.arange(step * data.batch_size, min((step + 1) * data.batch_size, data.size))
   known = data.rows(data.indices(step)[0, : len(positions)], positions)
   return {k: known[k] for k in task.labels_for_metrics if k in known}
@@ -125,7 +125,7 @@ def _labels(data: Data, task: Task, step: int) -> HostBatch:
 def rehearse(name: str, entry: Eval, task: Task, layout: Layout, variables: Variables) -> None:
   """Calls the metrics of an entry with its labels and predictions of 0, before any compilation.
 
-  Finds what labels alone show: a single class, more classes than a metric reads, a constant
+  Finds errors that labels alone show: a single class, more classes than a metric reads, a constant
   target. Splits whose rows are read from a source are not read for this.
 
   Args:
@@ -157,7 +157,7 @@ def rehearse(name: str, entry: Eval, task: Task, layout: Layout, variables: Vari
 
 
 def join(parts: list[HostBatch]) -> HostBatch:
-  """Concatenates the parts of a split. Raises InputError if there is none."""
+  """Concatenates the parts of a split. Raises InputError if there are none."""
   if not parts:
     raise InputError('predictions: expected at least one example')
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

@@ -1,4 +1,4 @@
-"""GradFns: the gradient of a task's weighted sum, and what is wrapped around it."""
+"""GradFns: the gradient of a task's weighted sum, and its wrappers."""
 
 import dataclasses
 import logging
@@ -105,7 +105,7 @@ class Gradient:
   def _rows(
     self, variables: Variables, batch: Batch, noise: Noise, tables: tuple[str, ...]
   ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """-> (ids [n], rows [n, D]) of each table; of this forward pass the compiler keeps the ids."""
+    """Returns (ids [n], rows [n, D]) of each table; the compiler keeps only the ids."""
     prepared = self.task.prepare(batch, noise.fold(streams.PREPARE), train=True)
     out, _ = self.task.forward(variables, prepared, noise, train=True, collect=('row_ids',))
     params = tree.named(variables['params'])
@@ -231,7 +231,7 @@ class Accumulate(GradWrapper):
 
 
 def divide(grads: Grads) -> Grads:
-  """Divides the sum by its count once; nothing is divided if nothing was counted."""
+  """Divides the sum by its count once; a count of 0 leaves the sum as it is."""
   count = jnp.where(grads.count > 0, grads.count, 1.0)
 
   def one(g):
@@ -245,7 +245,7 @@ def divide(grads: Grads) -> Grads:
 def combine(indices: Array, values: Array, rows: int) -> SparseRows:
   """Adds values of equal indices: int [n], float [n, D] -> each index of a table [V, D] once.
 
-  Places that are left over get the index V, which no update reaches.
+  Unused positions get the index V, which no update reaches.
   """
   order = jnp.argsort(indices)
   indices, values = indices[order].astype(jnp.int32), values[order]
@@ -257,7 +257,7 @@ def combine(indices: Array, values: Array, rows: int) -> SparseRows:
 
 
 def _apart(grads: Grads) -> tuple[Grads, dict[str, SparseRows]]:
-  """-> (the gradients without rows of tables, the rows by name)."""
+  """Splits gradients -> (those without rows of tables, the rows by name)."""
   named = tree.named(grads.sum, is_leaf=tree.is_rows)
   rows = {k: v for k, v in named.items() if tree.is_rows(v)}
   if not rows:

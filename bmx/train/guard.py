@@ -1,6 +1,6 @@
-"""The non-finite guard: an update that would poison the state does not happen, by selection.
+"""The non-finite guard: selects the old state if an update would make it non-finite.
 
-Multiplying by zero is no substitute (0 × NaN is NaN), nor is zeroing the gradient (moments and
+Multiplying by zero is not a substitute (0 × NaN is NaN), nor is zeroing the gradient (moments and
 weight decay still move).
 """
 
@@ -18,7 +18,7 @@ from bmx.core.types import Grads, SparseRows, Variables
 
 
 def norm(grads: Variables) -> jax.Array:
-  """Global norm, float32 []; not finite if any gradient is not.
+  """Returns the global norm, float32 []; not finite if any gradient is not.
 
   Rows of a sparse table are distinct, so their norm is that of the dense gradient.
   """
@@ -32,7 +32,7 @@ DECAY, WARMUP = 0.98, 50  # of the average of the norm: its decay, and updates b
 def guarded(
   update: Callable[..., Any], state: Any, grads: Grads, spike: float = 0.0
 ) -> tuple[Any, Metrics]:
-  """`update(state, gradient, collections)` if everything is finite, else the old state.
+  """Returns `update(state, gradient, collections)` if everything is finite, else the old state.
 
   A rejected update changes neither params, optimizer state, collections nor averages, and the
   step's metrics count for nothing but 'skipped'.
@@ -40,7 +40,7 @@ def guarded(
   Args:
     update: (state, divided gradient, new collections) -> state.
     state: TrainState without constant collections.
-    grads: `sum` already divided by `count`; loss, gradient norm and new collections are looked at.
+    grads: `sum` already divided by `count`; loss, gradient norm and new collections are checked.
     spike: also rejects a norm above this many times the average of accepted ones, once `WARMUP`
       updates have been accepted; 0 rejects none.
   """
@@ -65,14 +65,14 @@ def guarded(
 
 
 def _averaged(average: jax.Array, size: jax.Array) -> jax.Array:
-  """A plain mean of the first 1 / (1 - DECAY) norms, a moving average from then on."""
+  """Returns a plain mean of the first 1 / (1 - DECAY) norms, a moving average from then on."""
   mean, seen = average
   rate = jnp.maximum(1 / (seen + 1), 1 - DECAY)
   return jnp.stack([mean + rate * (size - mean), seen + 1])
 
 
 def all_finite(arrays: Any) -> jax.Array:
-  """Whether every float of a tree is finite: bool []."""
+  """Returns whether every float of a tree is finite: bool []."""
   floats = [x for x in jax.tree.leaves(arrays) if jnp.issubdtype(x.dtype, jnp.floating)]
   if not floats:
     return jnp.bool_(True)

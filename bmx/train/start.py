@@ -1,4 +1,4 @@
-"""What a person sees before the first step: parameters, places, costs, choices."""
+"""Report at the start of a run: parameters, placement, costs, choices."""
 
 import logging
 import math
@@ -33,15 +33,15 @@ GROUP_BYTES = 64e6  # of host-fed rows
 
 
 def step_flops(x: Experiment, plan: StateSpec) -> int:
-  """FLOPs of one training step on all devices, counted on the traced GradFn.
+  """Returns the FLOPs of one training step on all devices, counted on the traced GradFn.
 
-  What a wrapper adds or saves (adapters, a teacher, clipping) is counted; recomputation is not.
+  The work of wrappers (adapters, a teacher, clipping) is counted; recomputation is not.
   """
   return costs.flops(*_gradient(x, plan))
 
 
 def _gradient(x: Experiment, plan: StateSpec) -> tuple[Any, ...]:
-  """The gradient as a function, and its abstract arguments."""
+  """Returns the gradient as a function, and its abstract arguments."""
 
   def gradient(state, batch):
     with reference_attention():
@@ -51,13 +51,16 @@ def _gradient(x: Experiment, plan: StateSpec) -> tuple[Any, ...]:
 
 
 def loops(x: Experiment, plan: StateSpec) -> bool:
-  """Whether several steps may share a program: XLA:CPU runs convolutions inside a loop on one
-  thread and without its fast kernels (5×5 kernels, 32 → 64 channels: 17 times slower)."""
+  """Returns whether several steps may share a program.
+
+  XLA:CPU runs convolutions inside a loop on one thread and without its fast kernels (5×5 kernels,
+  32 → 64 channels: 17 times slower).
+  """
   return not (_on_cpu(x) and costs.convolves(*_gradient(x, plan)))
 
 
 def keep_memory(x: Experiment) -> bool:
-  """See `hardware.keep_freed_memory`; False where the devices are no CPUs."""
+  """See `hardware.keep_freed_memory`; False unless the devices are CPUs."""
   return _on_cpu(x) and hardware.keep_freed_memory()
 
 
@@ -66,7 +69,7 @@ def _on_cpu(x: Experiment) -> bool:
 
 
 def units(x: Experiment) -> dict[str, int]:
-  """What a step consumes."""
+  """Returns the examples or tokens that a step reads, by the name of the unit."""
   examples = {'examples': x.data.batch_size}
   if 'tokens' in x.data.abstract:
     return {'tokens': math.prod(x.data.abstract['tokens'].shape)}
@@ -74,7 +77,7 @@ def units(x: Experiment) -> dict[str, int]:
 
 
 def choose_dispatch(x: Experiment, plan: StateSpec, flops: int) -> int:
-  """Steps per jitted call: as the config says, or (0) enough of them to hide the cost of a call."""
+  """Returns the steps per jitted call: the config's, or (0) enough to hide the cost of a call."""
   if x.steps_per_call:
     return x.steps_per_call
   if not loops(x, plan):
@@ -88,8 +91,10 @@ def choose_dispatch(x: Experiment, plan: StateSpec, flops: int) -> int:
 
 
 def learning_rates(x: Experiment) -> dict[int, float]:
-  """Step of a log line -> rate of the update before it. All from one program and of the whole run:
-  one at a time would wait for the steps in flight, and a resumed run must log the same bits.
+  """Computes step of a log line -> rate of the update before it.
+
+  All rates come from one program and cover the whole run: separate calls would wait for steps in
+  flight, and a resumed run must log the same bits.
 
   Raises InputError for a rate that is not finite or is negative, at these steps or at one of
   `RATES_CHECKED` others.
@@ -135,24 +140,28 @@ def _rates(x: Experiment, steps: np.ndarray) -> np.ndarray:
 
 
 def peak_flops(x: Experiment) -> float:
-  """FLOP/s of all devices together; 0 where the chip is not known."""
+  """Returns the FLOP/s of all devices together; 0 if the chip is unknown."""
   chip = hardware.chip(x.layout.mesh.devices.flat[0])
   return chip.flops * x.layout.devices if chip else 0.0
 
 
 def published_parameters(x: Experiment, plan: StateSpec) -> int:
-  """Without the rows that pad a table."""
+  """Counts the parameters without the rows that pad a table."""
   return tree.count(plan.abstract.params) - facts_of(x.task.model).padded_parameters
 
 
 def describe_start(
   x: Experiment, plan: StateSpec, flops: int, depth: int, step: int | None, kept: bool
 ) -> str:
-  """The start table: parameters and their places, and every choice that was made.
+  """Formats the start table: parameters with their placement, and every choice.
 
   Args:
-    step: of the checkpoint that the run goes on from; None for a new run.
-    kept: what `keep_memory` gave.
+    x: the experiment.
+    plan: shapes and placement of its state.
+    flops: of a step on all devices.
+    depth: steps per jitted call.
+    step: of the checkpoint that the run resumes; None for a new run.
+    kept: result of `keep_memory`.
   """
   params = tree.named(plan.abstract.params)
   rows = [('parameter', 'shape', 'sharding', 'count', 'bytes')]
@@ -185,7 +194,7 @@ def describe_start(
 
 
 def _rules(layout: Any) -> str:
-  """The rules that place something on this mesh, and what is computed elsewhere than stored."""
+  """Formats the rules in use on this mesh, and those whose compute placement differs."""
   there = lambda axes: '+'.join(a for a in axes if layout.mesh.shape[a] > 1)
   stored = {k: there(v) for k, v in layout.rules.items()}
   used = {k: there(v) for k, v in layout.compute.items()}
@@ -201,7 +210,7 @@ def _row(name: str, leaf: Any) -> tuple[str, ...]:
 
 
 def _per_device(abstract: Any) -> int:
-  """Bytes of a state on one device."""
+  """Returns the bytes of a state on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract)
   )

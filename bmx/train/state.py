@@ -22,11 +22,11 @@ from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings
 
 @struct.dataclass
 class TrainState:
-  """Arrays only; what influences the future and is not a function of (seed, step).
+  """Arrays only: the values that influence the future and are not functions of (seed, step).
 
   Attributes:
     step: int32 [], completed steps.
-    params: what the optimizer updates.
+    params: the parameters that the optimizer updates.
     opt_state: of the optax transform.
     collections: every other collection by name, constant ones included; {} for most models.
     key: uint32 [2], folded with the step, never split and stored.
@@ -56,9 +56,9 @@ def eval_variables(state: TrainState) -> Variables:
 
 
 def split_constant(state: Any, constant: tuple[str, ...]) -> tuple[TrainState, Variables]:
-  """-> (the state without its constant collections, the constant collections).
+  """Splits a state -> (the state without its constant collections, the constant collections).
 
-  What never changes is neither carried by a loop nor chosen by a branch, so it is not copied.
+  No loop carries the constant collections and no branch selects them, so they are not copied.
   """
   fixed = {k: v for k, v in state.collections.items() if k in constant}
   rest = {k: v for k, v in state.collections.items() if k not in constant}
@@ -76,7 +76,7 @@ class StateSpec:
 
   Attributes:
     abstract: TrainState of `jax.ShapeDtypeStruct`s with shardings.
-    plain: abstract `Task.merged_params`, with shardings: what weights are read into.
+    plain: abstract `Task.merged_params`, with shardings: the target of imported weights.
     create: (given, plain) -> TrainState, each array made where it is placed. `given` maps
       'COLLECTION/NAME' to arrays; `plain` maps names of `plain` to arrays, for `Task.take`.
   """
@@ -97,7 +97,7 @@ class StateSpec:
 
 
 def abstract_params(task: Task, layout: Layout) -> Any:
-  """Shapes and places of the parameters of a model of tokens: what weights are read into."""
+  """Returns the abstract, placed parameters of a token model: the target of imported weights."""
   shape = layout.devices, layout.mesh.shape['seq']  # every layout divides it
   ids = jax.ShapeDtypeStruct(shape, jnp.int32)
   weights = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -115,10 +115,10 @@ def plan_state(
   ema: float = 0.0,
   grad_fn: GradFn | None = None,
 ) -> StateSpec:
-  """Shapes and places of the state of a task under an optimizer.
+  """Plans shapes and placement of the state of a task under an optimizer.
 
   Args:
-    task: what is minimized.
+    task: the objective.
     tx: the optimizer.
     batch: abstract arrays [B, ...] of one batch.
     layout: mesh and rules.
@@ -131,7 +131,6 @@ def plan_state(
       two owners of one collection, an average of sparse tables, or an optimizer other than
       `with_tables` for them.
   """
-
   sparse = facts_of(task.model).sparse_tables
   if ema and sparse:
     raise InputError(f'ema={ema}: expected 0 with sparse tables, whose average is a dense update')
@@ -203,14 +202,14 @@ def plan_state(
 
 
 def state_spec(x: Experiment) -> StateSpec:
-  """Shapes and places of the state of an experiment."""
+  """Plans shapes and placement of the state of an experiment."""
   return plan_state(
     x.task, x.tx, x.data.abstract, x.layout, seed=x.seed, ema=x.ema, grad_fn=x.grad_fn
   )
 
 
 def _plain(task: Task, abstract: TrainState, layout: Layout) -> Variables:
-  """The abstract merged parameters, placed as the variable of the same name and shape is."""
+  """Returns the abstract merged parameters, placed as the variables of equal name and shape."""
   variables = variables_of(abstract)
   with use(layout), reference_attention():
     merged = jax.eval_shape(task.merged_params, variables)

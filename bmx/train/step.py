@@ -82,7 +82,7 @@ def apply_updates(params: Variables, updates: Any) -> Variables:
 
 
 def _averaged(average: Variables, new: Variables, decay: float) -> Variables:
-  """Moves float leaves towards the new values; others are the new ones."""
+  """Moves float leaves towards the new values; replaces other leaves."""
 
   def one(a, x):
     return a + (1 - decay) * (x - a) if jnp.issubdtype(x.dtype, jnp.floating) else x
