@@ -17,7 +17,14 @@ from bmx.core.events import Every
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.paths import local
 from bmx.core.types import Task
-from bmx.experiment.data import check_tokenizers, checked, evaluation, fitted_of, train_data
+from bmx.experiment.data import (
+  check_labels,
+  check_tokenizers,
+  checked,
+  evaluation,
+  fitted_of,
+  train_data,
+)
 from bmx.experiment.hooks import hook
 from bmx.experiment.ranges import check_ranges
 from bmx.experiment.selection import selection
@@ -34,6 +41,7 @@ def build(
   *,
   read: bool = True,
   evals: bool = True,
+  labels: bool = True,
   stored: DataFile | None = None,
 ) -> Experiment:
   """Builds everything a run needs, before any compilation.
@@ -46,6 +54,7 @@ def build(
     devices: to run on, or to plan for; by default all devices of this machine.
     read: False reads no data: shapes are enough to plan.
     evals: False leaves out the `eval` entries.
+    labels: False accepts `eval` entries without labels, which can only be predicted.
     stored: data.json of a run; then training data are not read.
   """
   c = recipes.plain(config)
@@ -70,6 +79,8 @@ def build(
     check_tokenizers(data, made)
     for known in (data.metadata, *(e.data.metadata for e in made.values())):
       task.validate(known)
+  if labels:
+    check_labels(task, made)
   data = checked(data, task)
   made = {k: dataclasses.replace(e, data=checked(e.data, task)) for k, e in made.items()}
   schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
@@ -87,7 +98,7 @@ def build(
   def rebuild(overrides: Mapping[str, Any]) -> Experiment:
     copy = ConfigDict(config.copy_and_resolve_references())
     recipes.apply(copy, [f'{k}={v}' for k, v in overrides.items()])
-    return build(copy, name, devices, read=read, evals=evals, stored=stored)
+    return build(copy, name, devices, read=read, evals=evals, labels=labels, stored=stored)
 
   return Experiment(
     name=name,

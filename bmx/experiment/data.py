@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from bmx.ops.ring import zigzag as ring_order
 from bmx.parallel import Layout
 from bmx.train.datafile import DataFile, tokenizer_of
 
-TOKENIZER = 'bmx.data.text.tokenizer:load'
+TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
 
 
 def train_data(
@@ -85,6 +84,12 @@ def input_data(experiment: Experiment, path: str, stored: DataFile | None = None
   else:
     part |= {'path': path} | ({'split': 'all'} if 'split' in known else {})
   data = _read(c, part, '--input', layout, fitted_of(experiment.data.examples), stored)
+  given, expected = tokenizer_of(data), tokenizer_of(experiment.data)
+  if given is not None and expected is not None and given != expected:
+    raise InputError(
+      f'--input={path}: expected text that the tokenizer of the run cuts; {part["call"]} made '
+      'another one'
+    )
   labels = ('label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next')
   for key, spec in experiment.data.spec.items():
     if key in labels:
@@ -105,18 +110,30 @@ def checked(data: Any, task: Task) -> Any:
 def check_tokenizers(data: Batches, evals: Mapping[str, Eval]) -> None:
   """Raises InputError naming an `eval` entry whose text another tokenizer cuts.
 
-  Ids of a file (`windows:tokens`) have no tokenizer; their vocabulary must be of the same size.
+  The tokenizer of ids of a file (`windows:tokens`) is not known; their vocabulary must be of the
+  same size.
   """
   own = tokenizer_of(data)
   for name, entry in evals.items():
-    other, sizes = (
-      tokenizer_of(entry.data),
-      [d.metadata.get('vocab_size') for d in (data, entry.data)],
-    )
-    if own and other != own and (other or sizes[0] != sizes[1]):
+    other = tokenizer_of(entry.data)
+    sizes = [d.metadata.get('vocab_size') for d in (data, entry.data)]
+    same = sizes[0] == sizes[1] if own is None or other is None else own == other
+    if not same:
       raise InputError(
         f'eval.{name}: expected the tokenizer of the training data ({sizes[0]} ids), found another '
         f'one ({sizes[1]} ids); set --config.eval.{name}.tokenizer.path, or leave its tokenizer out'
+      )
+
+
+def check_labels(task: Task, evals: Mapping[str, Eval]) -> None:
+  """Raises InputError naming an `eval` entry that lacks labels: only `predict` can use it."""
+  for name, entry in evals.items():
+    missing = [k for k in task.labels_for_metrics if k not in entry.data.spec]
+    if missing:
+      source = entry.data.metadata.get('source', 'its data')
+      raise InputError(
+        f'eval.{name}: expected examples with {", ".join(missing)}; {source} has none (a hidden '
+        f'test set). Remove the entry, and use --mode=predict for its file'
       )
 
 
@@ -133,18 +150,19 @@ def _read(
   fitted: Mapping[str, Any],
   stored: DataFile | None,
 ) -> Batches:
-  if stored is not None and stored.tokenizer:
-    part = _with_tokenizer(part, stored.tokenizer)
+  if stored is not None and stored.state.get('tokenizer'):
+    part = _with_tokenizer(part, stored.state['tokenizer'])
   given = {'fitted': fitted} if fitted else {}
   own = {k: v for k, v in part.items() if k != 'batch_size'}
   examples = recipes.build(own, where, seed=c['seed'], train=False, read=True, **given)
   return _batches(c, examples, part, where, layout, train=False)
 
 
-def _with_tokenizer(part: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-  """A data part whose tokenizer is the one that the run keeps."""
-  own = {'call': TOKENIZER, 'path': str(folder)}
-  return {k: own if k == 'tokenizer' and isinstance(v, Mapping) else v for k, v in part.items()}
+def _with_tokenizer(part: Mapping[str, Any], text: str) -> dict[str, Any]:
+  """A data part whose tokenizers, those of parts inside it too, are the one that the run keeps."""
+  own = {'call': TOKENIZER, 'text': text, 'source': 'the tokenizer in data.json'}
+  found = {k: _with_tokenizer(v, text) for k, v in part.items() if isinstance(v, Mapping)}
+  return {**part, **found} | ({'tokenizer': own} if 'tokenizer' in found else {})
 
 
 def _batches(

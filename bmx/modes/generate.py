@@ -16,11 +16,12 @@ from bmx.core.types import Decoder, facts_of
 from bmx.data.text import documents, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
-from bmx.modes.start import need_run, open_experiment
+from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import replacing
 from bmx.runtime.writer import brief
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
+from bmx.train import datafile
 from bmx.train.state import state_spec
 
 log = logging.getLogger('bmx')
@@ -31,7 +32,7 @@ def run(request: Request) -> int:
   """Continues each --prompt (printed) or each line of --input (written to generations.jsonl)."""
   if not request.config.init.path:
     need_run('generate', request)
-  x, workdir = open_experiment(request, read=False)
+  x, workdir, stored = open_run(request, read=False, evals=False)
   if bool(request.prompts) == bool(request.input):
     raise errors.InputError(
       'give --prompt=TEXT, once for each prompt, or --input=FILE; one of the two'
@@ -48,7 +49,8 @@ def run(request: Request) -> int:
     )
   prompts = request.prompts or documents.read(request.input, 'prompt', 'line')
   folder, params = _weights(x, workdir, request.step)
-  coder = _tokenizer(x, folder)
+  known = stored.state.get('tokenizer') if stored is not None and folder == workdir else None
+  coder = _tokenizer(x, folder, known)
   generator = TextGenerator(model, params, x.layout, coder, options, ends_of(x, folder, coder))
   del params  # the generator has its own
   stats = GenerationStats()
@@ -78,11 +80,15 @@ def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.
   return workdir, restore.merged_params(x.task, spec, str(workdir), which, x.layout)
 
 
-def _tokenizer(x: Experiment, folder: pathlib.Path) -> Tokenizer:
-  """The tokenizer.json beside the weights or in `init.path`; without one, bytes.
+def _tokenizer(x: Experiment, folder: pathlib.Path, own: str | None = None) -> Tokenizer:
+  """The run's tokenizer `own`; else the tokenizer.json of the weights or of `init.path`, or bytes.
 
-  Raises InputError if tokenizer.json is missing and the model's vocabulary is not that of bytes.
+  Raises InputError if tokenizer.json differs from `own`, or is missing and the model's vocabulary
+  is not that of bytes.
   """
+  if own:
+    datafile.check_tokenizer(folder, own)
+    return tokenizer.Subwords(own)
   for place in (folder, local(x.weights or folder)):
     if (place / 'tokenizer.json').is_file():
       return tokenizer.load(str(place))

@@ -23,7 +23,7 @@ log = logging.getLogger('bmx')
 def run(request: Request) -> int:
   """Writes WORKDIR/predictions.jsonl, in the order of the examples."""
   need_run('predict', request)
-  experiment, workdir, stored = open_run(request, evals=not request.input)
+  experiment, workdir, stored = open_run(request, evals=not request.input, labels=False)
   data = experiments.input_data(experiment, request.input, stored) if request.input else None
   lines, step = predict(experiment, workdir, data, request.step)
   path = workdir / 'predictions.jsonl'

@@ -32,37 +32,38 @@ def need_run(mode: str, request: Request) -> None:
     raise InputError(f'--mode={mode} needs --workdir=DIR of a run that has trained')
 
 
-def open_experiment(
-  request: Request, *, read: bool = True, evals: bool = True
-) -> tuple[Experiment, pathlib.Path]:
-  """Builds the experiment of a command; returns it with its run directory.
-
-  Args:
-    request: the command.
-    read: False builds from shapes alone, without reading data.
-    evals: False leaves out the `eval` entries.
-  """
+def open_experiment(request: Request) -> tuple[Experiment, pathlib.Path]:
+  """Builds the experiment of a command; returns it with its run directory."""
   workdir = start(request)
-  made = experiments.build(request.config, request.name, read=read, evals=evals)
+  made = experiments.build(request.config, request.name)
   compare_processes(made)
   return made, workdir
 
 
 def open_run(
-  request: Request, *, evals: bool = True
+  request: Request, *, read: bool = True, evals: bool = True, labels: bool = True
 ) -> tuple[Experiment, pathlib.Path, DataFile | None]:
   """Builds the experiment of a run that is there, without its training data.
 
   Args:
     request: the command.
+    read: False builds from shapes alone where the run has no data.json.
     evals: False leaves out the `eval` entries, whose files need not be there then.
+    labels: False accepts `eval` entries without labels.
 
   Returns:
     The experiment, the run directory, and what it keeps of its training data.
   """
   workdir = start(request)
   stored = datafile.read(workdir)
-  made = experiments.build(request.config, request.name, evals=evals, stored=stored)
+  made = experiments.build(
+    request.config,
+    request.name,
+    read=read or stored is not None,
+    evals=evals,
+    labels=labels,
+    stored=stored,
+  )
   compare_processes(made)
   return made, workdir, stored
 

@@ -27,7 +27,6 @@ class DataFile:
     size: examples. spec: arrays of one example. metadata: facts.
     state: everything fitted (means, categories, class names, tokenizer).
     digest: SHA-256 of the examples; '' if they have none.
-    tokenizer: folder with the run's tokenizer.json; None if it has none.
   """
 
   size: int
@@ -35,7 +34,6 @@ class DataFile:
   metadata: Mapping[str, Any]
   state: dict[str, Any]
   digest: str = ''
-  tokenizer: pathlib.Path | None = None
 
 
 def describe(data: Data) -> dict[str, Any]:
@@ -66,10 +64,10 @@ def facts(name: str, data: Data) -> dict[str, str]:
   }
 
 
-def tokenizer_of(data: Data) -> str:
-  """The text of the tokenizer that made the data; '' without one."""
+def tokenizer_of(data: Data) -> str | None:
+  """The text of the tokenizer that made the data: '' of bytes, None if it is not known."""
   examples = data.examples
-  return examples.state().get('tokenizer', '') if isinstance(examples, Stateful) else ''
+  return examples.state().get('tokenizer') if isinstance(examples, Stateful) else None
 
 
 def check(workdir: pathlib.Path, data: Data, changed: bool = False) -> None:
@@ -122,7 +120,7 @@ def write(workdir: pathlib.Path, data: Data) -> None:
   write_json(workdir / NAME, describe(data))
 
 
-def check_tokenizer(workdir: pathlib.Path, text: str) -> None:
+def check_tokenizer(workdir: pathlib.Path, text: str | None) -> None:
   """Raises InputError if the run has another tokenizer: its ids would mean other words."""
   path = workdir / TOKENIZER
   if text and path.is_file() and path.read_text(encoding='utf-8') != text:
@@ -151,8 +149,7 @@ def read(workdir: pathlib.Path) -> DataFile | None:
     raise InputError(f'{path} is not the data.json of a run: {error}') from None
   if size < 1:
     raise InputError(f'{path}: size={size}: expected at least 1')
-  tokenizer = workdir if (workdir / TOKENIZER).is_file() else None
-  return DataFile(size, spec, metadata, state, digest, tokenizer)
+  return DataFile(size, spec, metadata, state, digest)
 
 
 def _brief(value: Any) -> str:

@@ -115,8 +115,11 @@ def along(length: int, dtype: Any = np.int32) -> Spec:
 
 
 def tokenizer_state(tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """The state of data made by a tokenizer: {'tokenizer': text of tokenizer.json, '' of bytes}."""
-  return {'tokenizer': tokenizer.text if tokenizer else ''}
+  """The state of data made by a tokenizer: {'tokenizer': text of tokenizer.json, '' of bytes}.
+
+  Data without a tokenizer (ids of a file) have no such entry.
+  """
+  return {'tokenizer': tokenizer.text} if tokenizer else {}
 
 
 def text(
