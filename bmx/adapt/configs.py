@@ -1,4 +1,4 @@
-"""config.json <-> the part of a recipe that builds the same model."""
+"""Translation between config.json and the part of a recipe that builds the same model."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
-  """config.json -> the part that builds the model. Raises InputError: see `hub.part`."""
+  """Translates a config.json to the part of its model. Raises InputError: see `hub.part`."""
   name = architecture(config)
   found, problems = ARCHITECTURES[name], []
   family, head = found.family, found.head
@@ -88,9 +88,9 @@ def _value(
 
 
 def _rope(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-  """Rotary positions: `rope_scaling` wins over `rope_parameters`, as in transformers 5.
+  """Reads rotary positions: `rope_scaling` wins over `rope_parameters`, as in transformers 5.
 
-  A base that the one in force lacks is the config's `rope_theta`; the original length is the
+  If the winner has no base, the config's `rope_theta` is the base; the original length is the
   config's `original_max_position_embeddings`, if it has one.
   """
   word = 'rope_scaling' if config.get('rope_scaling') else 'rope_parameters'
@@ -136,7 +136,7 @@ MSCALES = ('mscale', 'mscale_all_dim')  # `attention_factor` of yarn in DeepSeek
 def _yarn(
   rope: Mapping[str, Any], config: Mapping[str, Any], problems: list[str]
 ) -> dict[str, Any]:
-  """The values that transformers computes where a config leaves them out."""
+  """Computes the values that a config omits, as transformers does."""
   truncate, numbers = rope['truncate'], {k: rope.get(k) for k in ('attention_factor', *MSCALES)}
   if not isinstance(truncate, bool):
     problems.append(f'truncate={truncate!r}: expected bool')
@@ -161,15 +161,16 @@ def _yarn(
 
 
 def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> dict[str, Any]:
-  """The config.json of a model: `part` backwards.
+  """Returns the config.json of a model; inverse of `translate`.
 
   Args:
     model: a GPT, a BERT, or one with a head.
     labels: names of classes or tags by number.
     name: of the architecture, one of those that fit the model; '' is the first.
 
-  Raises InputError for a model without an architecture of transformers, with the differences
-  from the nearest one.
+  Raises:
+    InputError: a model without an architecture of transformers; lists the differences from the
+      most similar one.
   """
   core: Any = model.encoder if isinstance(model, bert.HEADED) else model
   family = _family(core)
@@ -205,7 +206,7 @@ def _labels(labels: Sequence[str], outputs: int) -> dict[str, Any]:
 
 
 def _rope_keys(core: GPT) -> dict[str, Any]:
-  """As transformers 5 reads it, and as 4 did."""
+  """Returns the keys of rotary positions, in the words of transformers 5 and of 4."""
   scaling: dict[str, Any] = dict(core.rope_scaling)
   if 'truncate' in scaling:
     scaling['truncate'] = bool(scaling['truncate'])
@@ -223,7 +224,7 @@ def _family(core: Any) -> Family:
       return ROBERTA
     return BERT if core.types else DISTILBERT
   if not isinstance(core, GPT):
-    raise InputError(f'a {type(core).__name__} is none of {", ".join(ARCHITECTURES)}')
+    raise InputError(f'model={type(core).__name__}: expected one of {", ".join(ARCHITECTURES)}')
   if core.positions == 'learned':
     return GPT2
   if core.qk_norm:
@@ -255,7 +256,7 @@ FREE = (
 
 
 def _facts(core: Any) -> dict[str, Any]:
-  """The arguments that define a model, each in one spelling."""
+  """Returns the arguments that define a model, in a unique form."""
   facts = {f.name: getattr(core, f.name) for f in dataclasses.fields(core) if f.name not in FREE}
   facts['mlp_dim'] = core.mlp_dim or 4 * core.width
   if isinstance(core, bert.BERT):

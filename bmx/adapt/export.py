@@ -1,4 +1,4 @@
-"""Folders of models as Hugging Face has them, written: config.json, safetensors, tokenizer."""
+"""Writes folders of models in Hugging Face's format: config.json, safetensors, tokenizer."""
 
 import dataclasses
 import math
@@ -44,25 +44,26 @@ def save(
   architecture: str = '',
   special: Mapping[str, int | Sequence[int]] | None = None,
 ) -> None:
-  """Writes what `from_pretrained` of transformers reads; the host holds one file at a time.
+  """Writes a folder for `from_pretrained` of transformers; the host holds one file at a time.
 
-  Where there are several processes, all of them call, and the first one writes.
+  Collective: every process must call; the first one writes.
 
   Args:
-    folder: is not there yet, or empty; it appears when all of it is written.
+    folder: must be missing or empty; it appears when all of it is written.
+    model: a GPT, a BERT, or one with a head.
     params: of the model, stacked or not.
     tokenizer: the text of a tokenizer.json. Transformers encodes with it as it is.
     dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
-    shard_bytes: largest size of a file; one larger tensor has a file of its own.
+    shard_bytes: largest size of a file; a larger tensor has a file of its own.
     labels: names of the classes or tags by number, `id2label`; default LABEL_0, LABEL_1, ...
-    architecture: class of transformers, where several have the parameters of the model: a Tagger
+    architecture: class of transformers, if several have the parameters of the model: a Tagger
       is written as a token classifier unless this is BertForQuestionAnswering or its like.
     special: ids 'bos', 'eos' (one or several) and 'pad' that config.json and generation_config.json
       name; default: those of the tokenizer.
 
   Raises:
-    InputError: a model without an architecture of transformers; parameters that are not its own; a
-      folder with something in it.
+    InputError: a model without an architecture of transformers; parameters of another model; a
+      folder that is not empty.
   """
   folder = local(folder).resolve()
   if dtype not in ('float32', 'bfloat16', 'float16'):
@@ -95,7 +96,7 @@ def save(
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-  """A parameter, or one layer of a stack of them, that a tensor is written from."""
+  """A parameter, or one layer of a stacked one: the content of a tensor, or a part of it."""
 
   rule: Rule
   leaf: Any
@@ -117,7 +118,7 @@ Pieces = dict[str, list[_Piece]]  # by the tensor's name; side by side in its la
 
 
 def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
-  """Raises InputError for parameters that are not the model's."""
+  """Returns the content of each tensor. Raises InputError for parameters of another model."""
   given = layers_apart(params)
   shape = lambda leaf, layer: list(leaf.shape if layer is None else leaf.shape[1:])
   has = {k: shape(*v) for k, v in given.items()}
@@ -159,7 +160,7 @@ def _kinds(model: Any) -> int:
 
 
 def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
-  """File -> its tensors. sizes, limit: bytes."""
+  """Assigns tensors to files: file -> names of its tensors. sizes, limit: bytes."""
   files, room = [[]], limit
   for name, size in sizes.items():
     if files[-1] and size > room:
@@ -173,7 +174,7 @@ def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
 
 
 def _write(path: pathlib.Path | None, pieces: Pieces, dtype: str) -> None:
-  """All processes fetch the tensors; those without a path write none."""
+  """Writes one file. Collective: all processes fetch the tensors; one with a path writes them."""
   arrays = {name: _joined(some, dtype) for name, some in pieces.items()}
   if path is None:
     return

@@ -34,17 +34,21 @@ class Family:
   """Architectures that share a body.
 
   Attributes:
+    model_type: of config.json.
+    call: class of the body in bmx.
     prefix: of the body's tensors; a file of the body alone may lack it.
-    copies: tensors that repeat another one where the table is tied.
-    missing: key -> value of a config.json without it, where that is not the value of null.
+    body: rules of the body.
+    heads: rules of the heads.
+    copies: tensors that repeat another one if the table is tied.
+    missing: key -> value of a config.json without it, if that differs from the value of null.
     tied_head: prefix of the tensors of the head that is tied.
     keys: argument in bmx -> (key of config.json, default of a missing one; None: required).
     fixed: arguments in bmx that all members have.
-    only: key of config.json -> the values that bmx can follow, the usual one first.
-    written: further keys of a config.json, where the defaults of transformers are other values.
+    only: key of config.json -> the supported values, the usual one first.
+    written: further keys of a written config.json, whose defaults in transformers differ.
     aliases: other key -> the key whose value it replaces, as `attribute_map` in transformers.
     rates: further keys that hold the rate of dropout.
-    spare: matches tensors that need not be taken.
+    spare: matches tensors that may remain unused.
   """
 
   model_type: str
@@ -64,7 +68,7 @@ class Family:
   spare: re.Pattern[str] = re.compile(r'(?!)')
 
   def rules(self, wrapped: bool) -> dict[str, Rule]:
-    """By name in bmx; `wrapped`: the body's begin with 'encoder/'."""
+    """Returns the rules by parameter name; `wrapped`: those of the body begin with 'encoder/'."""
     under = 'encoder/' if wrapped else ''
     return {r.name: r for r in self.heads} | {under + r.name: r for r in self.body}
 

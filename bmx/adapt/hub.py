@@ -1,4 +1,4 @@
-"""Folders of models as Hugging Face has them: config.json and safetensors, read and written."""
+"""Reads folders of models in Hugging Face's format: config.json and safetensors."""
 
 import logging
 import os
@@ -37,27 +37,28 @@ Folder = str | os.PathLike[str]
 
 
 def part(folder: Folder) -> dict[str, Any]:
-  """The config part that builds the model of a folder.
+  """Returns the config part that builds the model of a folder.
 
-  Attention weights have no dropout in bmx, so `attn_pdrop` and its like are not taken.
+  Attention weights have no dropout in bmx, so `attn_pdrop` and the like are ignored.
 
   Raises:
-    InputError: no config.json; an unknown architecture; all values that are missing, malformed, or
-      are not supported.
+    InputError: config.json is missing; the architecture is unknown; values are missing, malformed
+      or not supported (all are listed).
   """
   folder = local(folder)
   return _part(folder, _config(folder))
 
 
 def labels(folder: Folder) -> tuple[str, ...]:
-  """Names of the classes or tags by number, as the folder's `id2label` has them; () without it."""
+  """Returns the names of classes or tags by number, the folder's `id2label`; () without it."""
   return read_labels(_config(local(folder)))
 
 
 def model(path: str, **overrides: Any) -> nn.Module:
-  """The model of a folder, without its weights: {'call': 'bmx.adapt.hub:model', 'path': FOLDER}.
+  """Builds the model of a folder, without weights: {'call': 'bmx.adapt.hub:model', 'path': FOLDER}.
 
   Args:
+    path: the folder.
     overrides: arguments of the GPT, or of the encoder under a head: dtype, attention, scan, ...
   """
   found = part(path)
@@ -66,7 +67,7 @@ def model(path: str, **overrides: Any) -> nn.Module:
 
 
 def encoder(path: str, **overrides: Any) -> bert.BERT:
-  """The encoder of a folder, without its weights, and without the head it has there.
+  """Builds the encoder of a folder, without its weights and without its head.
 
   Raises InputError for a folder that holds a decoder.
   """
@@ -78,21 +79,23 @@ def encoder(path: str, **overrides: Any) -> bert.BERT:
 
 
 def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax.Array]:
-  """The weights of a folder, each read into the shards that this process has.
+  """Reads the weights of a folder, each into the shards that this process has.
 
-  One shard is read at a time, layer by layer where layers are stacked: the host needs room for it
-  and for what the file has of it. Rows of a table beyond the folder's vocabulary are zero.
+  Reads one shard at a time, layer by layer if layers are stacked: the host holds one shard and its
+  part of the file. Rows of a table beyond the folder's vocabulary are zero.
 
   Args:
+    folder: in Hugging Face's format.
     abstract: the params, of `jax.ShapeDtypeStruct`s; without a sharding: default device.
-    reinit: regex; parameters whose name it matches are not taken.
+    reinit: regex of the parameters that are not read.
 
   Returns:
     Name as in `tree.named` -> array, in the abstract's dtype.
 
   Raises:
-    InputError: see `part`; a folder or a file that cannot be read; all tensors that are missing,
-      too many, of another shape, or no floating-point numbers; a `reinit` that matches nothing.
+    InputError: see `part`; a folder or a file that cannot be read; tensors that are missing,
+      superfluous, of another shape, or not of floats (all are listed); a `reinit` that matches
+      no parameter.
   """
   folder = local(folder)
   config = _config(folder)
@@ -121,7 +124,7 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
 
 
 def _part(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
-  """`translate`, but untied where the folder holds a head with other values than the table."""
+  """Calls `translate`; unties the head if the folder holds one that differs from the table."""
   found = translate(config)
   if not found.get('tied') or not ((folder / SINGLE).is_file() or (folder / INDEX).is_file()):
     return found
@@ -133,7 +136,7 @@ def _part(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_copies(tensors: Mapping[str, Tensor], family: Family, read: set[str]) -> list[str]:
-  """Lines for copies of tied tensors with other values, where the model has their head."""
+  """Lists copies of tied tensors with other values, if the model has their head."""
   head = any(x.startswith(family.tied_head) for x in read)
   return [
     f'differs  {tensors[copy].name}: expected the values of {name}, which the model shares'

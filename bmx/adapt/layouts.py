@@ -1,7 +1,7 @@
 """Names and layouts of tensors, of Hugging Face and of bmx.
 
 Source: modeling_*.py and configuration_*.py of transformers 5.24, and the published files of gpt2,
-bert-base-uncased, roberta-base, Llama 3 and Qwen 2.
+bert-base-uncased, roberta-base, distilbert-base-uncased, Llama 3 and Qwen 2.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ class Rule:
   """A parameter, and the tensor that holds it. A dimension is a letter.
 
   Attributes:
-    name: in bmx, '*' for the number of a layer.
-    tensor: in the file, likewise.
+    name: of the parameter, '*' for the number of a layer.
+    tensor: name of the tensor, likewise.
     dims: the parameter's dimensions, 'dnh'; 'v', the vocabulary, may be padded.
-    stored: as the file has them, those that are one dimension there in brackets, '(nh)d'.
-    part, parts: the file's last dimension is `parts` equal ones, and this is one of them.
+    stored: the tensor's dimensions; brackets join those that it flattens, '(nh)d'.
+    part: index of the parameter among the equal `parts` of the tensor's last dimension.
+    parts: number of these.
   """
 
   name: str
@@ -39,12 +40,12 @@ class Rule:
     return [several or one for several, one in re.findall(r'\((\w+)\)|(\w)', self.stored)]
 
   def shape(self, sizes: Sizes) -> list[int]:
-    """Of the whole tensor."""
+    """Returns the shape of the whole tensor."""
     shape = [math.prod(sizes[x] for x in group) for group in self.groups]
     return [*shape[:-1], shape[-1] * self.parts]
 
   def cut(self, sizes: Sizes, ranges: Ranges) -> list[slice]:
-    """The block of the tensor that holds these ranges of the parameter."""
+    """Returns the block of the tensor that holds these ranges of the parameter."""
     return [self._cut(group, sizes, ranges) for group in self.groups]
 
   def _cut(self, group: str, sizes: Sizes, ranges: Ranges) -> slice:
@@ -54,7 +55,7 @@ class Rule:
     return slice((before + start) * inner, (before + stop) * inner)
 
   def load(self, block: np.ndarray, sizes: Sizes, ranges: Ranges) -> np.ndarray:
-    """[layers, *what `cut` says] -> [layers, *the ranges of the parameter], a view."""
+    """Rearranges [layers, *block of `cut`] to [layers, *ranges of the parameter], as a view."""
     order, cut = ''.join(self.groups), {group[0] for group in self.groups}
     size = [ranges[x][1] - ranges[x][0] if x in cut else sizes[x] for x in order]
     rest = [slice(None) if x in cut else slice(*ranges[x]) for x in order]
@@ -62,7 +63,7 @@ class Rule:
     return block.transpose(0, *(1 + order.index(x) for x in self.dims))
 
   def save(self, value: np.ndarray) -> np.ndarray:
-    """The parameter -> its part of the tensor, a view where one is possible."""
+    """Rearranges a parameter to its part of the tensor, as a view if possible."""
     sizes = dict(zip(self.dims, value.shape, strict=True))
     value = value.transpose([self.dims.index(x) for x in ''.join(self.groups)])
     return value.reshape([math.prod(sizes[x] for x in group) for group in self.groups])
@@ -76,7 +77,7 @@ def _norm(name: str, tensor: str) -> list[Rule]:
 
 
 def _dense(name: str, tensor: str, kernel: str, stored: str, bias: str, *part: int) -> list[Rule]:
-  """`bias`: as the file stores it."""
+  """Returns the rules of a dense layer; `bias`: its dimensions in the file."""
   return [
     Rule(f'{name}/kernel', f'{tensor}.weight', kernel, stored, *part),
     Rule(f'{name}/bias', f'{tensor}.bias', bias.strip('()'), bias, *part),
@@ -120,6 +121,7 @@ GPT_HEADS = [Rule('head/table', 'lm_head.weight', 'vd', 'vd')]
 
 
 def bert_body(root: str) -> list[Rule]:
+  """Returns the rules of BERT's and RoBERTa's encoder; `root`: prefix of the tensors."""
   layer = f'{root}.encoder.layer.*'
   return [
     Rule('embed/table', f'{root}.embeddings.word_embeddings.weight', 'vd', 'vd'),
@@ -138,6 +140,7 @@ def bert_body(root: str) -> list[Rule]:
 
 
 def distilbert_body() -> list[Rule]:
+  """Returns the rules of DistilBERT's encoder."""
   layer = 'distilbert.transformer.layer.*'
   return [
     Rule('embed/table', 'distilbert.embeddings.word_embeddings.weight', 'vd', 'vd'),

@@ -1,4 +1,4 @@
-"""Facts beside the weights of a Hugging Face folder: ids of special tokens, and class names."""
+"""Metadata of a Hugging Face folder: ids of special tokens, and class names."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ Ids = dict[str, int | list[int] | None]
 
 
 def read_ids(folder: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
-  """Ids of the tokens that begin, end and pad texts, as a folder names them.
+  """Reads the ids of the tokens that begin, end and pad texts.
 
   Args:
     folder: of a model, with config.json and perhaps generation_config.json. Ends of both count;
       otherwise generation_config.json comes first.
 
   Returns:
-    'bos', 'eos' and 'pad' -> ids, () where neither file names one.
+    'bos', 'eos' and 'pad' -> ids, () if neither file names one.
 
   Raises:
     InputError: a file that cannot be read; ids that are not whole numbers from 0.
@@ -51,7 +51,7 @@ def _ids(what: str, value: Any) -> tuple[int, ...]:
 
 
 def read_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Names of the classes or tags by number, `id2label` of a config.json; () if it names none.
+  """Returns the names of classes or tags by number, `id2label` of a config.json; () without it.
 
   Raises InputError if the numbers are not 0, 1, 2, ...
   """
@@ -62,7 +62,7 @@ def read_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def plain_ids(special: Mapping[str, int | Sequence[int]]) -> Ids:
-  """'bos', 'eos' and 'pad' as JSON has them. Raises InputError for other names."""
+  """Converts 'bos', 'eos' and 'pad' to JSON values. Raises InputError for other names."""
   other = special.keys() - set(SPECIAL)
   if other:
     raise InputError(f'special={dict(special)}: expected the names {", ".join(SPECIAL)}')
@@ -71,7 +71,7 @@ def plain_ids(special: Mapping[str, int | Sequence[int]]) -> Ids:
 
 
 def special_ids(tokenizer: str) -> Ids:
-  """Those of a tokenizer.json; all None without one."""
+  """Returns the special ids of a tokenizer.json; all None without one."""
   if not tokenizer:
     return plain_ids({})
   inner = Subwords(tokenizer)
@@ -82,7 +82,7 @@ def special_ids(tokenizer: str) -> Ids:
 
 
 def token_keys(ids: Ids, pad: bool) -> dict[str, Any]:
-  """The keys of config.json for those of `ids` that there are; `pad`: that of padding, too."""
+  """Returns the keys of config.json for the present `ids`; `pad`: that of padding, too."""
   return {f'{k}_token_id': v for k, v in ids.items() if v is not None and (pad or k != 'pad')}
 
 

@@ -1,4 +1,4 @@
-"""Weights to start from: those of a run of bmx, or of a Hugging Face directory."""
+"""Initial weights: those of a run of bmx, or of a Hugging Face directory."""
 
 import logging
 import pathlib
@@ -25,13 +25,13 @@ log = logging.getLogger('bmx')
 
 
 def is_run(folder: str) -> bool:
-  """Whether a folder is a run of bmx. Raises InputError where it is no folder at all."""
+  """Returns whether a folder is a run of bmx. Raises InputError if it is not a folder."""
   path = local(folder)
   if not folder:
     raise InputError('no weights are named: set --config.init.path=DIR, or --workdir of a run')
   if not path.is_dir():
     raise InputError(
-      f'init.path={folder!r} is no folder: name a run of bmx, or one of Hugging Face'
+      f'init.path={folder!r}: expected a folder; name a run of bmx, or one of Hugging Face'
     )
   return (path / 'checkpoints').is_dir()
 
@@ -39,17 +39,17 @@ def is_run(folder: str) -> bool:
 def start(task: Task, spec: StateSpec, init: Mapping[str, str]) -> TrainState:
   """Makes a new state from the folders that the config word `init` names.
 
-  The plain weights of init.path go to the task through `Task.take`; running statistics of a run
-  come along. Every other collection of `Task.sources` is read from init.COLLECTION.
+  `Task.take` receives the plain weights of init.path; running statistics of a run are read with
+  them. Every other collection of `Task.sources` is read from init.COLLECTION.
 
   Args:
     task: of the run.
-    spec: shapes and places of its state.
-    init: 'path', 'reinit' (a regex of parameters that start anew) and folders by collection.
+    spec: shapes and placement of its state.
+    init: 'path', 'reinit' (regex of parameters that are not read) and folders by collection.
 
   Raises:
-    InputError: a source without a folder, a folder without a source; every parameter that is
-      missing or has another shape.
+    InputError: a source without a folder, a folder without a source; parameters that are missing
+      or have another shape (all are listed).
   """
   folders = {k: v for k, v in init.items() if k not in ('path', 'reinit')}
   for name in folders:
@@ -76,7 +76,7 @@ def start(task: Task, spec: StateSpec, init: Mapping[str, str]) -> TrainState:
 def load(
   folder: str, abstract: Any, reinit: str = '', step: str = 'latest'
 ) -> dict[str, jax.Array]:
-  """Reads plain parameters: name -> array placed as `abstract` says.
+  """Reads plain parameters: name -> array, placed like `abstract`.
 
   Args:
     folder: a run of bmx, or a Hugging Face directory.
@@ -85,7 +85,8 @@ def load(
     step: of a run, 'latest', 'best' or a number.
 
   Raises:
-    InputError: what is missing or has another shape; a run whose weights are in several parts.
+    InputError: parameters that are missing or have another shape; a run whose weights are in
+      several parts.
   """
   if is_run(folder):
     return _load_run(folder, abstract, reinit, step)
@@ -136,7 +137,7 @@ def _statistics(folder: str, collections: Variables, reinit: str = '') -> dict[s
     reinit: regex of the names that are not read.
 
   Raises:
-    InputError: what is missing or has another shape.
+    InputError: arrays that are missing or have another shape.
   """
   if not collections or not is_run(folder):
     return {}
@@ -157,7 +158,7 @@ def _has(leaves: Mapping[str, Any], kind: str) -> bool:
 
 
 def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
-  """-> (the folder of a verified checkpoint, its manifest)."""
+  """Returns the folder of a verified checkpoint, and its manifest."""
   checkpoints = Checkpoints(local(folder) / 'checkpoints')
   step = checkpoints.newest_valid() if which == 'latest' else checkpoints.choose_whole(which)
   checkpoints.close()
@@ -169,7 +170,7 @@ def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
 
 
 def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, jax.Array]:
-  """From a checkpoint of a run: its moving average where it has one."""
+  """Reads parameters from a checkpoint of a run: its moving average if it has one."""
   if (local(folder) / 'constants').is_dir():
     raise InputError(
       f'{folder} holds adapters of weights that are kept apart; export its merged weights first'
@@ -188,7 +189,7 @@ def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, 
 def _check_fit(
   path: pathlib.Path, leaves: Mapping[str, Any], kind: str, wanted: Mapping[str, Any], why: str = ''
 ) -> list[str]:
-  """Returns the leaves that nobody wants. Raises InputError listing what is missing or differs."""
+  """Returns the superfluous leaves. Raises InputError listing missing and different ones."""
   there = {k.removeprefix(f'{kind}/'): v for k, v in leaves.items() if k.startswith(f'{kind}/')}
   lines = tree.difference(there, tree.signature(tree.nested(wanted)))
   bad = [line for line in lines if not line.startswith('extra')]
@@ -237,9 +238,9 @@ OWN = {'bmx.adapt.restore:model': '', 'bmx.adapt.restore:encoder': 'encoder'}
 
 
 def concrete(part: Mapping[str, Any]) -> dict[str, Any]:
-  """A part in which every model that is read from a folder is written out.
+  """Returns a part in which the models of folders are replaced by their own parts.
 
-  So the config of a run says its sizes, and the folder is never read again.
+  Thus the config of a run holds its sizes, and the folder is never read again.
   """
   found: dict[str, Any] = {k: concrete(v) if isinstance(v, Mapping) else v for k, v in part.items()}
   if found.get('call') not in OWN:
@@ -251,7 +252,7 @@ def concrete(part: Mapping[str, Any]) -> dict[str, Any]:
 def _part(
   path: str, overrides: Mapping[str, Any], inner: str = '', seen: tuple[pathlib.Path, ...] = ()
 ) -> dict[str, Any]:
-  """The part that builds the model of a folder, or the encoder inside it.
+  """Returns the part that builds the model of a folder, or the encoder inside it.
 
   Raises InputError if folders name each other (`seen`).
   """

@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, and the arrays that are read from them."""
+"""Tensors of safetensors files, and their conversion to arrays."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A parameter, and the names of the tensors it is read from: one for each layer of a stack."""
+  """A parameter, and the names of its tensors: one for each layer of a stack."""
 
   name: str
   leaf: Any
@@ -58,7 +58,7 @@ class Target:
     return dict(zip(dims, self.leaf.shape[self.stacked :], strict=True))
 
   def problems(self, tensors: Mapping[str, Tensor], body: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the obstacles to reading it, a line each. body: the part of the folder's model."""
+    """Yields a line for each obstacle to reading it. body: the part of the folder's model."""
     if not self.rule:
       yield f'missing  {self.name} {list(self.leaf.shape)}: no tensor is known for it'
       return
@@ -90,7 +90,7 @@ class Target:
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
 
   def _shards(self, sources: list[Tensor], ranges: Any, devices: Sequence[Any]) -> list[jax.Array]:
-    """These ranges of the parameter, on each of the devices, and no longer on the host."""
+    """Puts these ranges of the parameter on each of the devices, and frees the host's copy."""
     assert self.rule
     sizes = self.sizes
     if self.stacked:
@@ -103,7 +103,7 @@ class Target:
 
 
 def _read(sources: list[Tensor], block: list[slice], dtype: Any) -> np.ndarray:
-  """[layers, *block], zero where a tensor ends before it."""
+  """Reads [layers, *block]; rows beyond the end of a tensor are zero."""
   real = [slice(*(min(n, size) for n in (s.start, s.stop)))
           for s, size in zip(block, sources[0].shape, strict=True)]  # fmt: skip
   if len(sources) == 1 and real == block:
@@ -116,6 +116,7 @@ def _read(sources: list[Tensor], block: list[slice], dtype: Any) -> np.ndarray:
 
 
 def target_of(name: str, leaf: Any, rules: Mapping[str, Rule]) -> Target:
+  """Returns the target of a parameter; `rules`: see `Family.rules`."""
   stacked = LAYERS in name
   number = LAYER.search(name)
   numbers = range(leaf.shape[0]) if stacked else [number[1] if number else '']
@@ -125,10 +126,12 @@ def target_of(name: str, leaf: Any, rules: Mapping[str, Rule]) -> Target:
 
 
 def canonical(found: Mapping[str, Tensor], family: Family, tied: bool) -> dict[str, Tensor]:
-  """Tensors by the names that transformers gives them now; without buffers.
+  """Returns tensors by their names in transformers 5, without buffers.
 
   Args:
-    tied: whether the model has one tensor where `family.copies` names two. Copies of the same
+    found: tensors by their names in the files.
+    family: of the architecture.
+    tied: whether the model has one tensor for each pair in `family.copies`. Copies of equal
       values are left out, then; those of other values stay.
   """
   tensors = {}
@@ -148,7 +151,7 @@ def canonical(found: Mapping[str, Tensor], family: Family, tied: bool) -> dict[s
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-  """Whether two tensors hold the same numbers; reads `CHUNK` bytes of each at a time."""
+  """Returns whether two tensors hold the same numbers; reads `CHUNK` bytes of each at a time."""
   if a.shape != b.shape or a.dtype not in FLOATS or b.dtype not in FLOATS:
     return False
   row = 8 * math.prod(a.shape[1:])
@@ -158,6 +161,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def tensors_of(folder: pathlib.Path) -> dict[str, Tensor]:
+  """Returns the tensors of a folder, of one or several files. Raises InputError if it has none."""
   if (folder / SINGLE).is_file():
     return _contents(folder / SINGLE)
   if not (folder / INDEX).is_file():
@@ -189,6 +193,7 @@ def _contents(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object. Raises InputError if the file cannot be read or holds another value."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:

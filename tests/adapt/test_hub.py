@@ -728,7 +728,7 @@ def test_parameters_of_published_models(tmp_path, name):
   (BERT(V, 16, types=0), "DistilBertModel of .*\n  pooler_activation='tanh': it has 'relu'"),
   (Pretraining(BERT(V, 16, types=0, pooler_activation='relu'), next_sentence=True),
    'Pretraining.* of distilbert: expected one of DistilBertModel'),
-  (MLP(3), 'a MLP is none of GPT2LMHeadModel'),
+  (MLP(3), 'model=MLP: expected one of GPT2LMHeadModel'),
 ])  # fmt: skip
 def test_models_that_transformers_has_not(model, message, tmp_path):
   with pytest.raises(InputError, match=message):

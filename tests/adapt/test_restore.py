@@ -121,7 +121,7 @@ def test_a_run_that_goes_on_does_not_start_again(pretrained, tmp_path):
 
 
 BAD = {
-  'nowhere': ('nowhere', '', "init.path='nowhere' is no folder"),
+  'nowhere': ('nowhere', '', "init.path='nowhere': expected a folder"),
   'size': (
     None,
     'task.model.width=32',
