@@ -193,7 +193,7 @@ def _rows(inputs: Mapping[str, Any]) -> int:
 
 
 class Detokenizer:
-  """Decodes one row's ids as they arrive: whole characters only, up to the first stop text.
+  """Decodes one row's ids as they arrive; all parts together are the whole text up to its stop.
 
   Args:
     tokenizer: of the ids.
@@ -202,7 +202,7 @@ class Detokenizer:
   """
 
   def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], before: Sequence[int] = ()):
-    self.tokenizer, self.stop, self.ids = tokenizer, tuple(stop), list(before)
+    self.tokenizer, self.stop, self.ids = tokenizer, tuple(stop), _settled(tokenizer, before)
     self.start = len(tokenizer.decode(self.ids))
     self.emitted, self.stopped = 0, False
 
@@ -211,23 +211,35 @@ class Detokenizer:
     if self.stopped:
       return ''
     self.ids += [int(i) for i in ids]
-    text = self._text()
-    stops = [at for at in (text.find(s) for s in self.stop) if at >= 0]
-    if stops:
-      self.stopped = True
-      return self._emit(text[: min(stops)])
-    # The last bytes may become another character; the last characters may begin a stop text.
-    sure = text.rstrip('\ufffd')
-    begun = [n for s in self.stop for n in range(1, len(s)) if sure.endswith(s[:n])]
-    return self._emit(sure[: len(sure) - max(begun, default=0)])
+    text = self._before_stop(self.tokenizer.settled(self.ids)[self.start :])
+    # The last characters may begin a stop text.
+    begun = [n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])]
+    held = 0 if self.stopped else max(begun, default=0)
+    return self._emit(text[: len(text) - held])
 
   def flush(self) -> str:
     """Returns the rest of the text, which `add` held back."""
-    return '' if self.stopped else self._emit(self._text())
+    if self.stopped:
+      return ''
+    return self._emit(self._before_stop(self.tokenizer.decode(self.ids)[self.start :]))
 
-  def _text(self) -> str:
-    return self.tokenizer.decode(self.ids)[self.start :]
+  def _before_stop(self, text: str) -> str:
+    """Returns the text before the stop text that is complete first; notes whether there is one."""
+    places = [(text.find(s) + len(s), text.find(s)) for s in self.stop if s in text]
+    self.stopped = bool(places)
+    return text[: min(places)[1]] if places else text
 
   def _emit(self, text: str) -> str:
     new, self.emitted = text[self.emitted :], max(self.emitted, len(text))
     return new
+
+
+def _settled(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+  """Returns the ids of a prompt without a last character of several bytes.
+
+  Bytes that follow it and are not valid would change how it is spelled, and it theirs.
+  """
+  kept = [int(i) for i in ids]
+  while kept and tokenizer.settled(kept) != tokenizer.decode(kept):
+    kept.pop()
+  return kept or tokenizer.encode(['a'])[0].tolist() if len(ids) else []

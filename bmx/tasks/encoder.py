@@ -24,6 +24,29 @@ def text_inputs(batch: Batch) -> tuple[Any, ...]:
   return find(batch, 'tokens'), *(batch.get(k) for k in ('positions', 'segment_ids', 'types'))
 
 
+FITTING_ROUNDS = 4  # of `_fitting`; what they leave of the budget is less than the words left
+
+
+def _fitting(real, unit, budget):
+  """Chooses units in their order while they fit the budget; one that does not fit is passed over.
+
+  real bool [B, T], unit int [B, T] with equal numbers adjacent, budget int [B, 1] -> bool [B, T].
+  """
+  length = unit.shape[1]
+  place = jnp.arange(length)[None, :]
+  ends = (unit != jnp.roll(unit, -1, 1)) | (place == length - 1)
+  last = jax.lax.cummin(jnp.where(ends, place, length), axis=1, reverse=True)
+  size = jax.vmap(lambda u, r: jnp.zeros(length, jnp.int32).at[u].add(r))(unit, real)
+  size = jnp.take_along_axis(size, unit, axis=1)
+  chosen = jnp.zeros(real.shape, bool)
+  for _ in range(FITTING_ROUNDS):
+    left = budget - chosen.sum(1, keepdims=True)
+    fits = real & ~chosen & (size <= left)
+    through = jnp.take_along_axis(fits.cumsum(1), last, axis=1)  # tokens up to the unit's last one
+    chosen |= fits & (through <= left)
+  return chosen
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(ModelTask):
   """Masked language modelling (Devlin et al. 2019, section 3.1), in nats per masked token, and
@@ -35,7 +58,7 @@ class MaskedLM(ModelTask):
 
   Attributes:
     mask: id of [MASK]. special: ids that are never chosen, and never drawn.
-    whole: choose whole words, as long as they fit the number of tokens to choose.
+    whole: choose whole words; of a word of more tokens than are to be chosen, single tokens.
   """
 
   mask: int = 4
@@ -110,19 +133,27 @@ class MaskedLM(ModelTask):
       positions = jnp.argsort(jnp.where(real, score, 2.0), axis=1)[:, :room]
       real = jnp.take_along_axis(real, positions, axis=1)
       return positions, real & (jnp.arange(room)[None, :] < budget)
-    words = find(batch, 'words')
-    words = (words - words.min(axis=1, keepdims=True)).clip(0, real.shape[1] - 1)
-    size = jax.vmap(lambda w, r: jnp.zeros(len(w), jnp.int32).at[w].add(r))(words, real)
-    real &= jnp.take_along_axis(size, words, axis=1) <= budget  # longer words are never chosen
-    # All tokens of a word have one score; a stable sort keeps them together.
-    score = jnp.take_along_axis(score, words, axis=1)
-    order = jnp.argsort(jnp.where(real, score, 2.0), axis=1, stable=True)
-    word = jnp.take_along_axis(jnp.where(real, words, -1), order, axis=1)
-    place = jnp.arange(real.shape[1])[None, :]
-    ends = (word != jnp.roll(word, -1, 1)) | (place == real.shape[1] - 1)
-    last = jax.lax.cummin(jnp.where(ends, place, real.shape[1]), axis=1, reverse=True)
-    # Counted from the front: a word that does not fit any more ends the choice.
-    return order[:, :room], ((word >= 0) & (last < budget))[:, :room]
+    unit = self._units(real, find(batch, 'words'), budget)
+    order = jnp.argsort(
+      jnp.where(real, jnp.take_along_axis(score, unit, axis=1), 2.0), axis=1, stable=True
+    )
+    real, unit = (jnp.take_along_axis(x, order, axis=1) for x in (real, unit))
+    chosen = _fitting(real, unit, budget)
+    first = jnp.argsort(~chosen, axis=1, stable=True)[:, :room]
+    return tuple(jnp.take_along_axis(x, first, axis=1) for x in (order, chosen))
+
+  def _units(self, real, words, budget):
+    """Numbers what is chosen together: int [B, T], the first position of the token's word.
+
+    A word of more tokens than the budget could never be chosen: each of its tokens is a unit. In
+    text without spaces a tokenizer's word may be a sentence.
+    """
+    places = jnp.broadcast_to(jnp.arange(words.shape[1]), words.shape)
+    words = (words - words.min(axis=1, keepdims=True)).clip(0, words.shape[1] - 1)
+    sizes = jax.vmap(lambda w, r: jnp.zeros(len(w), jnp.int32).at[w].add(r))(words, real)
+    firsts = jax.vmap(lambda w, p: jnp.full(len(w), len(w)).at[w].min(p))(words, places)
+    sizes, firsts = (jnp.take_along_axis(x, words, axis=1) for x in (sizes, firsts))
+    return jnp.where(sizes <= budget, firsts, places)
 
   def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     logits, next = out

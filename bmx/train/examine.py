@@ -1,8 +1,12 @@
-"""Examination of a whole state: no run saves or ends with one that is not finite."""
+"""Examination at marks: of a whole state, which must be finite, and of a window's targets."""
+
+import logging
 
 from bmx.core.errors import GuardStop
 from bmx.train.guard import first_bad
 from bmx.train.run import Event
+
+log = logging.getLogger('bmx')
 
 
 def examine(event: Event) -> None:
@@ -25,3 +29,14 @@ def examine(event: Event) -> None:
     f'overflowed, though loss, gradient and new collections were finite. Checkpoints kept: '
     f'{kept or "none"}; lower the learning rate or set --config.optimizer.clip, and {advice}'
   )
+
+
+def check_targets(event: Event) -> None:
+  """Warns of the steps since the last log line whose loss counted nothing: they trained nothing."""
+  without, steps = event.run.window.sums.pop('without_target', (0, 0))
+  if without:
+    log.warning(
+      'NO TARGET in %d of the %d steps to step %d: their loss counted nothing, and their gradient '
+      'was 0. Check the weights of the examples, and what the task masks or leaves out',
+      without, steps, event.step,
+    )  # fmt: skip

@@ -35,7 +35,8 @@ def guarded(
   """Returns `update(state, gradient, collections)` if everything is finite, else the old state.
 
   A rejected update changes neither params, optimizer state, collections nor averages, and the
-  step's metrics count for nothing but 'skipped'.
+  step's metrics count for nothing but 'skipped' and 'without_target' (steps whose loss counted
+  nothing).
 
   Args:
     update: (state, divided gradient, new collections) -> state.
@@ -52,6 +53,7 @@ def guarded(
     ok &= (seen < WARMUP) | (size <= spike * mean)
   metrics = grads.metrics | {'grad_norm': jnp.stack([size, jnp.ones_like(size)])}
   metrics = jax.tree.map(lambda m: jnp.where(ok, m, 0.0), metrics)
+  metrics['without_target'] = jnp.stack([1.0 * (grads.metrics['loss'][1] == 0), 1.0])
   metrics['skipped'] = jnp.stack([1.0 - ok, jnp.ones_like(size)])
 
   def reject(state, *_):

@@ -40,7 +40,7 @@ from bmx.runtime import report
 from bmx.train import policy
 from bmx.train.checkpoint import RETRY_SECONDS
 from bmx.train.evaluate import Evaluator
-from bmx.train.examine import examine
+from bmx.train.examine import check_targets, examine
 from bmx.train.guard import first_bad
 from bmx.train.run import Event
 from bmx.train.state import variables_of
@@ -111,6 +111,7 @@ def call_due(event: Event) -> None:
 def write_line(event: Event) -> None:
   """Writes the means of the window, the learning rate and the throughput."""
   run = event.run
+  check_targets(event)
   skipped = int(run.window.sums['skipped'][0])
   line = run.window.close() | {'skipped': skipped, 'learning_rate': run.rates[event.step]}
   last, run.loop.rate = run.loop.last | line, [event.step, line['learning_rate']]

@@ -26,6 +26,9 @@ class Letters:
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return ''.join(chr(i) for i in ids if i < 128)
 
+  def settled(self, ids: Sequence[int]) -> str:
+    return self.decode(ids)
+
 
 def sentences(count: int, seed: int = 0) -> list[str]:
   """Of 3 to 9 words, each with a capital and a full stop."""

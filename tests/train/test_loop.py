@@ -161,3 +161,32 @@ def test_guard_names_step_examples_and_parameter(tmp_path):
   assert 'dense_1/kernel' in str(stop.value)
   # The steps before are not lost.
   assert Checkpoints(tmp_path / 'run/checkpoints').newest_valid() == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class SometimesWithoutTarget(Wrapper):
+  """A task whose loss counts nothing in the first steps."""
+
+  steps: int = 0
+
+  def loss(self, variables, batch, noise, *, train):
+    counts = (noise.step >= self.steps) | (not train)
+    weights = jnp.where(counts, batch['weights'], 0.0)
+    return self.inner.loss(variables, {**batch, 'weights': weights}, noise, train=train)
+
+
+@pytest.mark.parametrize('without', [0, 12])
+def test_steps_without_a_target_are_counted_in_one_warning_a_line(tmp_path, caplog, without):
+  from bmx.train.gradients import Gradient
+
+  x = build('every.log=10')
+  task = SometimesWithoutTarget(x.task, without)
+  x = dataclasses.replace(x, task=task, grad_fn=Gradient(task), evals={})
+  loop.run(x, tmp_path / 'run')
+  warned = [r.getMessage() for r in caplog.records if 'NO TARGET' in r.getMessage()]
+  expected = ['in 10 of the 10 steps to step 10', 'in 2 of the 10 steps to step 20']
+  assert len(warned) == (len(expected) if without else 0)
+  assert all(text in line for text, line in zip(expected, warned, strict=False))
+  lines = list(read_metrics(tmp_path / 'run/metrics.jsonl'))
+  assert [('loss' in line) for line in lines] == [not without, True]
+  assert not any('without_target' in line for line in lines)

@@ -93,6 +93,10 @@ class Tokenizer(Protocol):
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
 
+  def settled(self, ids: Sequence[int]) -> str:
+    """The beginning of `decode` that no further ids change."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
@@ -123,6 +127,9 @@ class Bytes:
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return bytes(int(i) for i in ids).decode(errors='replace')
+
+  def settled(self, ids: Sequence[int]) -> str:
+    return self.decode(ids).rstrip('\ufffd')  # its bytes may become another character
 
 
 class Subwords:
@@ -189,6 +196,26 @@ class Subwords:
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)
+
+  def settled(self, ids: Sequence[int]) -> str:
+    text = self.decode(ids)
+    if self._invalid is not None:
+      text = _common(text, self.decode([*ids, self._invalid]))
+    return text.rstrip('\ufffd')  # its bytes may become another character
+
+  @functools.cached_property
+  def _invalid(self) -> int | None:
+    """A token of a byte that ends no character. Decoders with byte fallback spell a whole run of
+    bytes anew where one of them is not valid."""
+    found = (self.inner.token_to_id(f'<0x{byte:02X}>') for byte in range(0xFF, 0x7F, -1))
+    return next((i for i in found if i is not None), None)
+
+
+def _common(a: str, b: str) -> str:
+  """The longest text that both begin with."""
+  if b.startswith(a):
+    return a
+  return a[: next(i for i, letter in enumerate(a) if b[i : i + 1] != letter)]
 
 
 def _word_starts(words: Sequence[int | None]) -> np.ndarray:
