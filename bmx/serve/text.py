@@ -96,7 +96,7 @@ class TextGenerator:
         "model; use the model's own tokenizer"
       )
     self.model, self.tokenizer, self.options = model, tokenizer, options
-    self.begin = list(frame(tokenizer.special).prefix)
+    self.begin = list(frame(tokenizer).prefix)
     self.ends = *(ends or tokenizer.ends), *_special(tokenizer, options.stop)
     ends, begin = self.ends, self.begin
     self.generator = Generator(model, params, layout, options.sampling, ends, begin)

@@ -292,7 +292,8 @@ class QuestionAnswering(ModelTask):
     return context.at[:, 0].set(True)
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
-    """The best span [B, 2] in the context, and how much better than no answer it scores [B]."""
+    """The best span [B, 2] in the context, how much better than no answer it scores [B], and the
+    score of no answer [B]: that of the first token."""
     start, end = jnp.moveaxis(self._in_order(out, batch), -1, 0)
     context = find(batch, 'context') > 0
     span = start[:, :, None] + end[:, None, :]
@@ -305,4 +306,5 @@ class QuestionAnswering(ModelTask):
     return {
       'prediction': jnp.stack(jnp.divmod(best, out.shape[1]), axis=-1),
       'score': flat.max(-1) - none,
+      'no_answer': none,
     }

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bmx.data.text.template import FIRST, SECOND, Template
+
 WORDS = ('the', 'a', 'cat', 'dog', 'mat', 'hills', 'rain', 'sat', 'saw', 'softly', 'green', 'over')
 
 
@@ -15,6 +17,16 @@ class Letters:
   special: dict[str, int] = dataclasses.field(default_factory=dict)
   size: int = 140
   text: str = ''
+
+  @property
+  def template(self) -> Template:
+    """[CLS] A [SEP] B [SEP], or a begin of text before each text, as far as there are."""
+    encoder = {'cls', 'sep'} <= set(self.special)
+    before, after = ('cls', 'sep') if encoder else ('bos', '')
+    ids = lambda role, kind: ((self.special[role], kind),) if role in self.special else ()
+    single = *ids(before, 0), (FIRST, 0), *ids(after, 0)
+    again = () if encoder else ids(before, 1)
+    return Template(single, (*single, *again, (SECOND, 1), *ids(after, 1)))
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array([ord(c) for c in text], np.int32) for text in texts]

@@ -13,6 +13,7 @@ from flax import struct
 
 from bmx.core.errors import InputError
 from bmx.core.types import Decoder, Facts, facts_of
+from bmx.data.text.template import FIRST, Template
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.serve.beam import BeamSearch
 from bmx.serve.decode import decoder
@@ -181,6 +182,10 @@ class Letters:
   @property
   def special(self):
     return {'bos': BEGIN}
+
+  @property
+  def template(self):
+    return Template(((BEGIN, 0), (FIRST, 0)))
 
   def encode(self, texts):
     return [np.array([ord(c) - ord('a') for c in text], np.int32) for text in texts]

@@ -102,6 +102,9 @@ def test_special_tokens_begin_once_and_stop():
   inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({'a': 0, 'b': 1, '?': 2}, '?'))
   inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   inner.add_special_tokens(['<|begin_of_text|>', '<|stop|>'])
+  inner.post_processor = tokenizers.processors.TemplateProcessing(
+    single='<|begin_of_text|> $A', special_tokens=[('<|begin_of_text|>', 3)]
+  )
   coder = Subwords(inner.to_str())
   made = generator(tokenizer=coder, stop=('<|stop|>', 'b'))
   assert made._ids(['a b', '<|begin_of_text|> a b']) == [[3, 0, 1], [3, 0, 1]]

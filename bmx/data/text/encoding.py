@@ -52,13 +52,27 @@ def text_metadata(tokenizer: Subwords, length: int, source: str) -> dict[str, An
 def encode_rows(tokenizer: Subwords, texts: Sequence[Any], length: int) -> tuple[HostBatch, int]:
   """Texts, or pairs of texts, encoded and padded -> (arrays [N, length], number of cut texts)."""
   found = encode(tokenizer, texts, length)
-  arrays = {k: np.zeros((len(found), length), np.int32) for k in ('tokens', 'segment_ids', 'types')}
-  for n, one in enumerate(found):
-    size = len(one.ids)
-    arrays['tokens'][n, :size] = one.ids
-    arrays['segment_ids'][n, :size] = 1
-    arrays['types'][n, :size] = one.type_ids
+  rows = [fill_row(tokenizer, one.ids, one.type_ids, length) for one in found]
+  arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
   return arrays, sum(bool(one.overflowing) for one in found)
+
+
+def fill_row(
+  tokenizer: Subwords, ids: Sequence[int], types: Sequence[int], length: int
+) -> HostBatch:
+  """`tokens`, `segment_ids` and `types` int32 [length] of one row; its rest is padding."""
+  return {
+    'tokens': pad(ids, length, tokenizer.special.get('pad', 0)),
+    'segment_ids': pad([1] * len(ids), length),
+    'types': pad(types, length),
+  }
+
+
+def pad(values: Sequence[int], length: int, value: int = 0) -> np.ndarray:
+  """int32 [length]: the values, then `value`."""
+  row = np.full(length, value, np.int32)
+  row[: len(values)] = values
+  return row
 
 
 def encode(
@@ -66,7 +80,7 @@ def encode(
 ) -> Sequence[Any]:
   """Encodings of texts, pairs of texts or lists of `words`, with special tokens, cut to `length`.
 
-  Raises InputError if a row has no room for a token.
+  Raises InputError if a row has no room for a token, or the tokenizer fails.
   """
   inner, pair = tokenizer.inner, isinstance(next(iter(texts), None), tuple)
   least = inner.num_special_tokens_to_add(pair) + 1 + pair
@@ -74,6 +88,6 @@ def encode(
     raise InputError(f'length={length}: expected at least {least} tokens for these texts')
   inner.enable_truncation(length)  # of a pair the longer one is cut
   try:
-    return inner.encode_batch(list(texts), is_pretokenized=words)
+    return tokenizer.encodings(texts, special=True, words=words)
   finally:
     inner.no_truncation()

@@ -209,7 +209,7 @@ def packed(
   corpus = encode(found, chosen)
   part = part_of(range(len(found)), split, describe(paths))
   corpus = corpus.part(part[0], part[-1] + 1)
-  around = frame(chosen.special)
+  around = frame(chosen)
   more = {'bytes': sum(len(t.encode()) for i in part for t, learn in found[i] if learn)}
   more |= special_facts(chosen.special)
   data = PackedData(

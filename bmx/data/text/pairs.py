@@ -15,6 +15,7 @@ from bmx.data.digests import digest_arrays
 from bmx.data.shapes import shapes
 from bmx.data.text.corpus import Corpus, encode
 from bmx.data.text.documents import describe, documents, part_of
+from bmx.data.text.template import need_prefix
 from bmx.data.text.tokenizer import Subwords, special_facts
 from bmx.data.text.windows import along, tokenizer_state
 
@@ -23,8 +24,10 @@ END = re.compile(r'(?<=[.!?])\s+|\n+')  # where a sentence ends
 
 @dataclasses.dataclass
 class PairData:
-  """Rows "[CLS] A [SEP] B [SEP]": `tokens`, `segment_ids`, `types`, and `next` 0 where B follows A
-  in its document (half of the rows), 1 where B is from another document (Devlin et al. 2019).
+  """Rows of two texts, joined as the tokenizer joins them ([CLS] A [SEP] B [SEP]).
+
+  They are `tokens`, `segment_ids`, `types`, and `next`: 0 where B follows A in its document (half
+  of the rows), 1 where B is from another document (Devlin et al. 2019).
 
   B is drawn anew each time that a row is read in training, and always the same in evaluation.
 
@@ -42,8 +45,11 @@ class PairData:
   tokenizer: Subwords | None = None
 
   def __post_init__(self):
-    if self.length < 5:
-      raise InputError(f'length={self.length}: a pair of texts needs at least 5 tokens')
+    assert self.tokenizer is not None
+    need_prefix(self.tokenizer.template, 'pairs of texts', pair=True)
+    least = self.tokenizer.template.added + 2
+    if self.length < least:
+      raise InputError(f'length={self.length}: a pair of texts needs at least {least} tokens')
     if len(np.unique(self.document)) < 2:
       raise InputError('next-sentence prediction needs at least two documents')
     self.firsts = np.flatnonzero(self.document[:-1] == self.document[1:])
@@ -88,14 +94,15 @@ class PairData:
   def _put(self, rows: HostBatch, n: int, a: np.ndarray, b: np.ndarray) -> None:
     """Both texts, the longer one cut where they do not fit."""
     assert self.tokenizer is not None
-    cls, sep = self.tokenizer.special['cls'], self.tokenizer.special['sep']
-    room = self.length - 3
+    template = self.tokenizer.template
+    room = self.length - template.added
     a = a[: max(room - len(b), room // 2)]
     b = b[: room - len(a)]
-    ids = [cls, *a, sep, *b, sep]
-    rows['tokens'][n, : len(ids)] = ids
-    rows['segment_ids'][n, : len(ids)] = 1
-    rows['types'][n, len(a) + 2 : len(ids)] = 1
+    joined = template.join(a.tolist(), b.tolist())
+    size = len(joined.ids)
+    rows['tokens'][n, :size] = joined.ids
+    rows['segment_ids'][n, :size] = 1
+    rows['types'][n, :size] = joined.types
 
 
 def pair_spec(length: int) -> dict[str, Spec]:
@@ -120,9 +127,7 @@ def pairs(
   `documents.documents`; split: 'train' is the first 90 % of the documents, 'valid' the rest."""
   if not read:
     return shapes(pair_spec(length), length=length)
-  missing = {'cls', 'sep'} - set(tokenizer.special)
-  if missing:
-    raise InputError(f'pairs of texts need a tokenizer with [CLS] and [SEP]; no {sorted(missing)}')
+  need_prefix(tokenizer.template, 'pairs of texts', pair=True)
   found = part_of(documents(paths, field, unit, data_dir), split, describe(paths))
   cut = [[s for s in END.split(text) if s.strip()] for text in found]
   corpus = encode([[(s, True)] for sentences in cut for s in sentences], tokenizer)

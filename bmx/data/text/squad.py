@@ -1,7 +1,7 @@
 """Questions on paragraphs, in SQuAD's format, and the texts that answer them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ from bmx.core.types import HostBatch
 from bmx.data.arrays import split_indices
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import squad_paragraphs
-from bmx.data.text.encoding import SPLITS, TextData, text_metadata, text_spec
+from bmx.data.text.encoding import SPLITS, TextData, fill_row, pad, text_metadata, text_spec
+from bmx.data.text.questions import check_question, is_impossible, known_answers
+from bmx.data.text.template import need_prefix
 from bmx.data.text.tokenizer import Subwords
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """A part of a question's paragraph: which question, and where its tokens stand in the text."""
+  """A part of a question's paragraph: the question's number, and the characters of each token."""
 
   question: int
   offsets: tuple[tuple[int, int], ...]
@@ -26,28 +28,47 @@ class Window:
 
 @dataclasses.dataclass
 class QuestionData(TextData):
-  """Questions on paragraphs, each in as many windows as the paragraph needs."""
+  """Questions on paragraphs, each in as many windows as the paragraph needs.
+
+  Attributes:
+    windows: of each row.
+    contexts, ids: of each question.
+    gold: right texts of each question; [''] if it has no answer, [] if the answer is hidden.
+    no_answer: whether a question may have no answer (SQuAD 2.0).
+  """
 
   windows: Sequence[Window] = ()
-  contexts: Sequence[str] = ()  # of each question
+  contexts: Sequence[str] = ()
+  ids: Sequence[str] = ()
   gold: Sequence[Sequence[str]] = ()
+  no_answer: bool = False
 
   def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
-    """The answer of each question: {'answer': text, 'known': [right texts]}."""
-    return [{'answer': a, 'known': known} for a, known in self.answers(predictions)]
+    """The answer of each question: {'id': of the file, 'answer': text, 'known': [right texts]}."""
+    answers = zip(self.ids, self.answers(predictions), strict=True)
+    return [{'id': i, 'answer': a, 'known': known} for i, (a, known) in answers]
 
   def answers(self, rows: HostBatch) -> list[tuple[str, list[str]]]:
-    """(predicted text, texts that are right) of each question, from the predictions of all windows
-    in order: the span of the window that is surest."""
+    """(predicted text, right texts) of each question, from the predictions of all windows in order.
+
+    The answer is the span with the highest score of all windows. Where `no_answer`, it is '' if the
+    lowest score that any window gives to no answer is higher.
+
+    Source: `postprocess_qa_predictions` of transformers' examples, Rajpurkar et al. 2018.
+    """
     best: dict[int, tuple[float, str]] = {}
-    for window, (first, last), score in zip(
-      self.windows, rows['prediction'], rows['score'], strict=True
+    none = dict.fromkeys(range(len(self.gold)), float('inf'))
+    scores = rows['score'] + rows['no_answer'], rows['no_answer']
+    for window, (first, last), span, empty in zip(
+      self.windows, rows['prediction'], *scores, strict=True
     ):
-      text = self.contexts[window.question]
-      told = text[window.offsets[int(first)][0] : window.offsets[int(last)][1]]
-      if window.question not in best or score > best[window.question][0]:
-        best[window.question] = float(score), told
-    return [(best[q][1], list(texts)) for q, texts in enumerate(self.gold)]
+      n, text = window.question, self.contexts[window.question]
+      answer = text[window.offsets[int(first)][0] : window.offsets[int(last)][1]]
+      if n not in best or span > best[n][0]:
+        best[n] = float(span), answer
+      none[n] = min(none[n], float(empty))
+    empty = lambda n: self.no_answer and none[n] > best[n][0]
+    return [('' if empty(n) else best[n][1], list(texts)) for n, texts in enumerate(self.gold)]
 
 
 def squad(
@@ -57,67 +78,84 @@ def squad(
   stride: int = 0,
   split: str = 'all',
   holdout: float = 0.0,
+  fitted: Mapping[str, Any] | None = None,
   read: bool = True,
   seed: int = 0,
   train: bool = True,
 ) -> Examples:
-  """A file in SQuAD's format -> rows "[CLS] question [SEP] part of the paragraph [SEP]":
-  `tokens`, `segment_ids`, `types`, `context`, and the answer's `first` and `last` token.
+  """A file in SQuAD's format -> rows of a question and a part of the paragraph, joined as the
+  tokenizer joins a pair ("[CLS] question [SEP] part [SEP]"): `tokens`, `segment_ids`, `types`,
+  `context`, and the answer's `first` and `last` token, 0 where the part does not hold it.
 
   Args:
-    stride: tokens by which a window goes on from the one before, at most its length; 0 is half.
-    split, holdout: 'valid' is that share of the *articles*, so that no paragraph is in both.
+    path: of the file. `is_impossible` marks a question without an answer (SQuAD 2.0).
+    tokenizer: of the texts.
+    length: tokens of a row.
+    stride: tokens between the beginnings of two windows, at most their length; 0 is half of it.
+    split: 'all', 'train' or 'valid'.
+    holdout: share of the *articles* in 'valid', so that no paragraph is in both.
+    fitted: `state()` of the training data: questions without an answer are predicted if those had
+      any.
+    read: False returns shapes only.
+    seed: of the run.
+    train: training data.
+
+  Raises:
+    InputError: a file that cannot be read; an answer that does not stand at its `answer_start`; in
+      training, a question with neither an answer nor `is_impossible`; a tokenizer that puts nothing
+      before or between two texts.
   """
   if not read:
     place = Spec((), np.dtype(np.int32))
     more = ('context', Spec((length,), np.dtype(np.int32))), ('first', place), ('last', place)
     return shapes(text_spec(length, *more), length=length)
-  missing = {'cls', 'sep'} - set(tokenizer.special)
-  if missing:
-    raise InputError(f'questions need a tokenizer with [CLS] and [SEP]; no {sorted(missing)}')
-  if length < 7 or stride < 0:
-    raise InputError(f'length={length}, stride={stride}: at least 7 and 0 are expected')
+  need_prefix(tokenizer.template, 'questions', pair=True)
+  least = 2 * tokenizer.template.added + 1
+  if length < least or stride < 0:
+    raise InputError(f'length={length}, stride={stride}: at least {least} and 0 are expected')
   paragraphs = squad_paragraphs(path)
   titles = list(dict.fromkeys(title for title, _ in paragraphs))
   chosen = {titles[i] for i in split_indices(len(titles), split, holdout, SPLITS)}
-  asked = [(p['context'], q) for t, p in paragraphs if t in chosen for q in p['qas']]
+  every = [(p['context'], q, t in chosen) for t, p in paragraphs for q in p['qas']]
+  for n, (context, qa, _) in enumerate(every, 1):
+    check_question(qa, context, f'{path}, question {n}', train)
+  asked = [(context, qa) for context, qa, mine in every if mine]
   if not asked:
     raise InputError(f'{path} has no question')
-  for n, (_, qa) in enumerate(asked, 1):
-    if not _is_question(qa):
-      raise InputError(f'{path}, question {n}: expected are question, and answers with text and '
-                       f'answer_start, not {str(qa)[:80]}')  # fmt: skip
-  rows, windows = [], []
-  encode = tokenizer.inner.encode
-  for n, (context, qa) in enumerate(asked):
-    question = encode(qa['question'], add_special_tokens=False).ids
-    text = encode(context, add_special_tokens=False)
-    room = length - 3 - min(len(question), length // 2)
-    for start in _starts(len(text.ids), room, min(stride or max(room // 2, 1), room)):
-      part = slice(start, start + room)
-      rows.append(_window(tokenizer, question[: length // 2], text.ids[part], length))
-      before = 2 + min(len(question), length // 2)
-      offsets = [(0, 0)] * before + list(text.offsets[part])
-      windows.append(Window(n, tuple(offsets)))
-      rows[-1] |= _place(qa, offsets, before)
+  rows, windows = _windows(tokenizer, asked, length, stride)
   arrays = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
-  metadata = text_metadata(tokenizer, length, f'{path}, {split}: {len(asked):,} questions')
-  metadata['questions'] = len(asked)
-  gold = [sorted({a['text'] for a in qa.get('answers', ())}) for _, qa in asked]
+  impossible = [is_impossible(qa) for _, qa in asked]
+  source = f'{path}, {split}: {len(asked):,} questions, {sum(impossible):,} without an answer'
+  metadata = text_metadata(tokenizer, length, source) | {'questions': len(asked)}
+  known = (fitted or {}).get('no_answer')
+  no_answer = any(is_impossible(qa) for _, qa, _ in every) if known is None else known
   return QuestionData(
-    arrays, metadata, seed, train, tokenizer=tokenizer, windows=windows,
-    contexts=[c for c, _ in asked], gold=gold,
+    arrays, metadata, seed, train, fitted={'no_answer': no_answer}, tokenizer=tokenizer,
+    windows=windows, contexts=[c for c, _ in asked], ids=[str(q.get('id', '')) for _, q in asked],
+    gold=[known_answers(qa) for _, qa in asked], no_answer=no_answer,
   )  # fmt: skip
 
 
-def _is_question(qa: Any) -> bool:
-  try:
-    answers = [(a['text'], a['answer_start']) for a in qa.get('answers', ())]
-    texts = [qa['question'], *[text for text, _ in answers]]
-  except (AttributeError, KeyError, TypeError):
-    return False
-  whole_numbers = all(type(start) is int for _, start in answers)
-  return whole_numbers and all(isinstance(text, str) for text in texts)
+def _windows(
+  tokenizer: Subwords, asked: Sequence[tuple[str, Any]], length: int, stride: int
+) -> tuple[list[HostBatch], list[Window]]:
+  """Rows of all questions, and which part of a paragraph each has."""
+  contexts = list(dict.fromkeys(context for context, _ in asked))
+  encoded = dict(zip(contexts, tokenizer.encodings(contexts), strict=True))
+  questions = tokenizer.encode([qa['question'] for _, qa in asked])
+  rows, windows = [], []
+  for n, (context, qa) in enumerate(asked):
+    question, text = questions[n][: length // 2].tolist(), encoded[context]
+    room = length - tokenizer.template.added - len(question)
+    for start in _starts(len(text.ids), room, min(stride or max(room // 2, 1), room)):
+      part = slice(start, start + room)
+      joined = tokenizer.template.join(question, text.ids[part])
+      stands = iter(text.offsets[part])
+      windows.append(Window(n, tuple(next(stands) if p == 2 else (0, 0) for p in joined.parts)))
+      row = fill_row(tokenizer, joined.ids, joined.types, length)
+      row['context'] = pad([int(p == 2) for p in joined.parts], length)
+      rows.append(row | _place(qa, windows[-1].offsets, joined.parts))
+  return rows, windows
 
 
 def _starts(size: int, room: int, stride: int) -> list[int]:
@@ -129,20 +167,7 @@ def _starts(size: int, room: int, stride: int) -> list[int]:
   return list(range(0, max(size - room, 0) + stride, stride)) if size > room else [0]
 
 
-def _window(tokenizer: Subwords, question: list[int], part: list[int], length: int) -> HostBatch:
-  cls, sep = tokenizer.special['cls'], tokenizer.special['sep']
-  ids = [cls, *question, sep, *part, sep]
-  before = len(question) + 2
-  pad = lambda values: np.pad(np.array(values, np.int32), (0, length - len(values)))
-  return {
-    'tokens': pad(ids),
-    'segment_ids': pad([1] * len(ids)),
-    'types': pad([0] * before + [1] * (len(part) + 1)),
-    'context': pad([0] * before + [1] * len(part)),
-  }
-
-
-def _place(qa: Any, offsets: Sequence[tuple[int, int]], before: int) -> HostBatch:
+def _place(qa: Any, offsets: Sequence[tuple[int, int]], parts: Sequence[int]) -> HostBatch:
   """Tokens of the first answer; 0 and 0 where it is not whole in the window."""
   place = lambda first, last: {'first': np.array(first, np.int32), 'last': np.array(last, np.int32)}
   if not qa.get('answers'):
@@ -150,7 +175,9 @@ def _place(qa: Any, offsets: Sequence[tuple[int, int]], before: int) -> HostBatc
   text, begin = (qa['answers'][0][k] for k in ('text', 'answer_start'))
   begin += len(text) - len(text.lstrip())  # no token need hold the space around it
   end = begin + len(text.strip())
-  inside = [i for i in range(before, len(offsets)) if offsets[i][1] > begin and offsets[i][0] < end]
-  if not inside or offsets[inside[0]][0] > begin or offsets[inside[-1]][1] < end:
+  stands = [
+    (i, a, b) for i, (a, b) in enumerate(offsets) if parts[i] == 2 and b > begin and a < end
+  ]
+  if not stands or stands[0][1] > begin or stands[-1][2] < end:
     return place(0, 0)
-  return place(inside[0], inside[-1])
+  return place(stands[0][0], stands[-1][0])

@@ -13,6 +13,7 @@ from bmx.data.records import LINE_END, number
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import describe, documents, records, said, whole
 from bmx.data.text.encoding import SPLITS, TextData, encode_rows, text_metadata, text_spec
+from bmx.data.text.template import need_prefix
 from bmx.data.text.tokenizer import Subwords
 
 MISSING = (None, '')  # of a record without a label
@@ -56,10 +57,12 @@ def text_classification(
     train: training data.
 
   Raises:
-    InputError: a file that cannot be read, a record without the field, an unknown class.
+    InputError: a file that cannot be read, a record without the field, an unknown class; a
+      tokenizer that puts no token before a text, or none between two.
   """
   if not read:
     return shapes(text_spec(length, TARGET if regression else LABEL), length=length)
+  need_prefix(tokenizer.template, 'text classification', pair=bool(pair))
   every = records(path, data_dir)
   found = [every[i] for i in split_indices(len(every), split, holdout, SPLITS)]
   texts: list[Any] = [_text(r, text, where) for where, r in found]
@@ -129,6 +132,7 @@ def library(
   """
   if not read:
     return shapes(text_spec(length, LABEL), length=length)
+  need_prefix(tokenizer.template, 'text classification')
   lines = [line.strip() for text in documents() for line in LINE_END.split(text)]
   comments = [line.strip('# ') for line in lines if line.startswith('# ')]
   code = [line for line in lines if line and not line.startswith('#')][: 4 * len(comments) : 4]

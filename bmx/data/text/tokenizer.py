@@ -10,6 +10,7 @@ import numpy as np
 from bmx.core.errors import InputError
 from bmx.core.paths import local
 from bmx.data.records import read_text
+from bmx.data.text.template import Template, read_template
 
 # What a special token is for -> the spellings that published tokenizers use.
 ROLES = {
@@ -35,16 +36,15 @@ class Frame:
   whole: bool
 
 
-def frame(special: Mapping[str, int]) -> Frame:
-  """[CLS] and [SEP] of an encoder's tokenizer, or the begin and end of text of a decoder's, as far
-  as there are.
+def frame(tokenizer: 'Tokenizer') -> Frame:
+  """What the tokenizer's post-processor adds to a text; where that has no end, the end of text.
 
-  >>> frame({'bos': 1, 'eos': 2}), frame({'cls': 3, 'sep': 4})
-  (Frame(prefix=(1,), suffix=(2,), whole=False), Frame(prefix=(3,), suffix=(4,), whole=True))
+  >>> frame(Bytes())
+  Frame(prefix=(), suffix=(), whole=False)
   """
-  whole = 'cls' in special and 'sep' in special
-  ids = lambda role: (special[role],) if role in special else ()
-  return Frame(ids('cls' if whole else 'bos'), ids('sep' if whole else 'eos'), whole)
+  added = tokenizer.template
+  ends = tuple(tokenizer.special[role] for role in ('eos',) if role in tokenizer.special)
+  return Frame(added.prefix, added.suffix or ends, bool(added.prefix and added.suffix))
 
 
 def special_facts(special: Mapping[str, int]) -> dict[str, Any]:
@@ -83,6 +83,11 @@ class Tokenizer(Protocol):
     """As `tokenizer.json` holds it; '' where there is no such file."""
     ...
 
+  @property
+  def template(self) -> Template:
+    """Special tokens that are added to a text and to a pair of texts."""
+    ...
+
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of each text, int32 [n], without special tokens."""
     ...
@@ -117,6 +122,10 @@ class Bytes:
   @property
   def text(self) -> str:
     return ''
+
+  @property
+  def template(self) -> Template:
+    return Template()
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) for t in texts]
@@ -174,7 +183,15 @@ class Subwords:
   @property
   def ends(self) -> tuple[int, ...]:
     found = {self.inner.token_to_id(name) for name in ENDS} - {None}
-    return tuple(sorted({*found, *frame(self.special).suffix}))
+    return tuple(sorted({*found, *frame(self).suffix}))
+
+  @property
+  def template(self) -> Template:
+    return self._template
+
+  @functools.cached_property
+  def _template(self) -> Template:
+    return read_template(self.inner)
 
   @functools.cached_property
   def _special(self) -> dict[str, int]:
@@ -183,14 +200,23 @@ class Subwords:
     return {role: ids[0] for role, ids in found.items() if ids}
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [np.array(e.ids, np.int32) for e in self._encodings(texts)]
+    return [np.array(e.ids, np.int32) for e in self.encodings(texts)]
 
   def word_starts(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [_word_starts(e.word_ids) for e in self._encodings(texts)]
+    return [_word_starts(e.word_ids) for e in self.encodings(texts)]
 
-  def _encodings(self, texts: Sequence[str]) -> Any:
+  def encodings(self, texts: Sequence[Any], special: bool = False, words: bool = False) -> Any:
+    """Encodings as the library has them: ids, types, offsets and word numbers.
+
+    Args:
+      texts: texts or pairs of texts; lists of words if `words`.
+      special: add special tokens.
+      words: the texts are cut into words.
+
+    Raises InputError if a text has no encoding.
+    """
     try:
-      return self.inner.encode_batch(list(texts), add_special_tokens=False)
+      return self.inner.encode_batch(list(texts), is_pretokenized=words, add_special_tokens=special)
     except Exception as error:  # the library raises plain ones: Unigram without an unknown token
       raise InputError(f'the tokenizer cannot encode a text: {error}') from None
 

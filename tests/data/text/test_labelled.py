@@ -372,7 +372,8 @@ def squad(path, *articles):
 def gold(data):
   """The rows that a model would give that knows the answers."""
   first, last = (data.arrays[k] for k in ('first', 'last'))
-  return {'prediction': np.stack([first, last], 1), 'score': (first > 0).astype(float)}
+  score = (first > 0).astype(float)
+  return {'prediction': np.stack([first, last], 1), 'score': score, 'no_answer': 0 * score}
 
 
 def test_a_question_by_hand(tmp_path, coder):
@@ -407,8 +408,8 @@ def test_windows_cover_the_paragraph(tmp_path_factory, coder, length, stride, si
   arrays, covered = data.arrays, np.zeros(size, bool)
   for n, window in enumerate(data.windows):
     real = arrays['segment_ids'][n].sum()
-    assert len(window.offsets) == real - 1
-    begins = [a for a, _ in window.offsets[arrays['context'][n].argmax() :]]
+    assert len(window.offsets) == real
+    begins = [window.offsets[t][0] for t in np.flatnonzero(arrays['context'][n])]
     covered[np.array(begins) // 2] = True
     inside = start in begins
     assert (arrays['first'][n] > 0) == inside
@@ -440,6 +441,7 @@ def test_the_surest_window_answers(tmp_path, coder):
   assert len(mine) > 1
   for best in mine:
     rows = {'prediction': np.zeros((data.size, 2), np.int32), 'score': np.zeros(data.size)}
+    rows['no_answer'] = 0 * rows['score']
     rows['score'][best] = 1
     rows['prediction'][:] = data.arrays['context'].argmax(1)[:, None]
     (told, _), (other, _) = data.answers(rows)
@@ -493,9 +495,32 @@ BAD_QUESTIONS = [
 
 @pytest.mark.parametrize('qa', BAD_QUESTIONS)
 def test_a_question_that_is_none_is_named(tmp_path, coder, qa):
-  right = {'question': 'why?', 'answers': []}
+  right = {'question': 'why?', 'answers': [], 'is_impossible': True}
   path = squad(tmp_path / 'a.json', {'paragraphs': [{'context': 'a dog', 'qas': [right, qa]}]})
   with pytest.raises(InputError, match=r'a\.json, question 2: expected are question, and answers'):
+    batched(questions, 2, path, coder, 16)
+
+
+UNFIT = {
+  'elsewhere': ({'answers': [{'text': 'dog', 'answer_start': 1}]},
+                "answer_start=1: expected the answer 'dog' .*, found ' do'"),
+  'before': ({'answers': [{'text': 'g', 'answer_start': -1}]}, 'answer_start=-1: expected'),
+  'behind': ({'answers': [{'text': 'dog', 'answer_start': 3}]}, "answer_start=3: .* found 'og'"),
+  'second': ({'answers': [{'text': 'dog', 'answer_start': 2}, {'text': 'a', 'answer_start': 2}]},
+             "answer_start=2: expected the answer 'a'"),
+  'empty': ({'answers': [{'text': ' ', 'answer_start': 1}]}, "answer ' ': expected a text"),
+  'both': ({'answers': [{'text': 'a', 'answer_start': 0}], 'is_impossible': True},
+           'is_impossible=True and 1 answers'),
+  'no flag': ({'answers': [], 'is_impossible': 'yes'}, "is_impossible='yes'"),
+  'unknown': ({'answers': []}, 'no answer; expected one in training, or is_impossible=true'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('fields', 'message'), UNFIT.values(), ids=UNFIT)
+def test_answers_that_do_not_fit_their_question(tmp_path, coder, fields, message):
+  qa = {'id': '57x', 'question': 'why?'} | fields
+  path = squad(tmp_path / 'a.json', {'paragraphs': [{'context': 'a dog', 'qas': [qa]}]})
+  with pytest.raises(InputError, match=rf"a\.json, question 1 \(id '57x'\): {message}"):
     batched(questions, 2, path, coder, 16)
 
 
@@ -505,7 +530,7 @@ def test_questions_that_cannot_be_asked(tmp_path, coder, unframed):
     batched(questions, 2, path, coder, 6)
   with pytest.raises(InputError, match='length=16, stride=-1'):
     batched(questions, 2, path, coder, 16, -1)
-  with pytest.raises(InputError, match=r'questions need a tokenizer with \[CLS\] and \[SEP\]'):
+  with pytest.raises(InputError, match=r'questions: .* adds no token before .* and none between'):
     batched(questions, 2, path, unframed, 16)
   empty = squad(tmp_path / 'b.json', {'paragraphs': [{'context': 'a', 'qas': []}]})
   with pytest.raises(InputError, match=r'b\.json has no question'):
