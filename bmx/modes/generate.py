@@ -19,6 +19,7 @@ from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import replacing
 from bmx.runtime.writer import brief
+from bmx.serve.decode import prompt_names
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
 from bmx.train import datafile
@@ -47,12 +48,16 @@ def run(request: Request) -> int:
     raise errors.InputError(
       f'{type(model).__name__} cannot generate: expected a decoder such as bmx.models.gpt:GPT'
     )
-  prompts = request.prompts or documents.read(request.input, 'prompt', 'line')
+  if request.prompts:
+    names, prompts = prompt_names(len(request.prompts)), request.prompts
+  else:
+    names, prompts = zip(*documents.located(request.input, 'prompt', 'line'), strict=True)
   folder, params = _weights(x, workdir, request.step)
   known = stored.state.get('tokenizer') if stored is not None and folder == workdir else None
   coder = _tokenizer(x, folder, known)
   generator = TextGenerator(model, params, x.layout, coder, options, ends_of(x, folder, coder))
   del params  # the generator has its own
+  generator.check(prompts, names)
   stats = GenerationStats()
   if request.prompts:
     _print(generator, prompts, x.seed, stats)

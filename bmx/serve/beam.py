@@ -13,7 +13,7 @@ from bmx.core.types import Variables, facts_of
 from bmx.ops.cache import RowCache
 from bmx.ops.masks import MASK_VALUE
 from bmx.parallel import Layout, jit
-from bmx.serve.decode import Inputs, next_logits, pad, prefill, room
+from bmx.serve.decode import Inputs, next_logits, pad, prefill, room, steps_for
 
 
 class Beams(struct.PyTreeNode):
@@ -83,7 +83,7 @@ class BeamSearch:
     self.programs: dict[Any, Any] = {}
 
   def __call__(self, inputs: Inputs, max_new_tokens: int) -> tuple[list[list[int]], np.ndarray]:
-    """Searches the best text of each row; all rows have as many tokens as the longest has room for.
+    """Searches the best text of each row; a row ends with the last of the model's positions.
 
     Args:
       inputs: see `decode.pad`.
@@ -96,17 +96,19 @@ class BeamSearch:
       InputError: see `decode.pad`, or the model's cache cannot reorder its rows.
     """
     padded = pad(inputs, self.model, self.layout, self.begin)
-    n = int(room(self.model, padded.prompt_lengths, max_new_tokens).min())
+    free = room(self.model, padded.prompt_lengths, max_new_tokens)
+    free[padded.rows :] = 0
+    n = steps_for(free, max_new_tokens)
     name = padded.signature, n
     if name not in self.programs:
-      search = lambda p, arrays: self._search(p, arrays, n)
+      search = lambda p, arrays, free: self._search(p, arrays, free, n)
       self.programs[name] = jit(search, self.layout, out_shardings=self.layout.sharding())
-    result = jax.device_get(self.programs[name](self.params, padded.arrays))
+    result = jax.device_get(self.programs[name](self.params, padded.arrays, free))
     new, length, score = (x[: padded.rows] for x in result)
     texts = [row[:count].tolist() for row, count in zip(new, length, strict=True)]
     return [ids[:-1] if ids and ids[-1] in self.ends else ids for ids in texts], score
 
-  def _search(self, params, arrays, n):
+  def _search(self, params, arrays, free, n):
     batch, length = arrays['tokens'].shape
     beams = self.num_beams
     cache, logits = prefill(self.model, params, arrays, length + n)
@@ -127,22 +129,23 @@ class BeamSearch:
       ended=empty,
       ended_score=none,
       ended_length=jnp.zeros((batch, beams), jnp.int32),
-      open=jnp.ones(batch, bool),
+      open=free > 0,
     )
-    step = lambda carry: (carry[0] + 1, self._step(params, carry[1], carry[0], n))
+    step = lambda carry: (carry[0] + 1, self._step(params, carry[1], carry[0], free))
     more = lambda carry: (carry[0] < n) & carry[1].open.any()
     _, state = jax.lax.while_loop(more, step, (jnp.int32(0), state))
     return state.ended[:, 0], state.ended_length[:, 0], state.ended_score[:, 0]
 
-  def _step(self, params, state, i, n):
-    """Adds token i of at most n to every live text."""
+  def _step(self, params, state, i, free):
+    """Adds token i to every live text; that of number `free` int32 [B] ends the texts of a row."""
     batch, beams, vocab_size = state.last.shape
     candidates = min(max(2, 1 + len(self.ends)), vocab_size) * beams
     total = (state.score[..., None] + state.last).reshape(batch, -1)
     score, flat = jax.lax.top_k(total, candidates)
     parent, token = jnp.divmod(flat, vocab_size)
     ids = _take(state.ids, parent).at[:, :, i].set(token)
-    ends = jnp.isin(token, jnp.array(self.ends, jnp.int32)) | (i == n - 1)
+    last = i + 1 >= free
+    ends = jnp.isin(token, jnp.array(self.ends, jnp.int32)) | last[:, None]
     live, chosen = jax.lax.top_k(jnp.where(ends, MASK_VALUE, score), beams)
     parent, token = _take(parent, chosen), _take(token, chosen)
     cache = state.cache.rows((jnp.arange(batch)[:, None] * beams + parent).reshape(-1))
@@ -150,12 +153,12 @@ class BeamSearch:
       {'params': params}, token.reshape(-1, 1), cache, method='extend'
     )
     logits = next_logits(self.model, params, hidden).astype(jnp.float32)
-    last = jax.nn.log_softmax(logits).reshape(batch, beams, vocab_size)
+    log = jax.nn.log_softmax(logits).reshape(batch, beams, vocab_size)
     ranked = ends & (jnp.arange(candidates) < beams)[None] & state.open[:, None]
     state = self._with_ended(state, ids, score, ranked, i + 1)
     best = live[:, 0] / (i + 1.0) ** self.length_penalty
-    still = state.open & (best > state.ended_score.min(1))
-    return state.replace(cache=cache, ids=_take(ids, chosen), score=live, last=last, open=still)
+    still = state.open & ~last & (best > state.ended_score.min(1))
+    return state.replace(cache=cache, ids=_take(ids, chosen), score=live, last=log, open=still)
 
   def _with_ended(self, state, ids, score, ranked, length):
     """Merges the candidates that ended, `ranked` bool [B, C], into the ended texts."""

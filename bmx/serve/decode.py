@@ -31,16 +31,31 @@ class DecodingForm(Protocol):
 
 
 def decoder(model: Any, params: Variables, layout: Layout) -> tuple[Decoder, Variables]:
-  """Returns the model and its weights in the form that decodes (see `DecodingForm`).
+  """Returns the model and its weights in the form that decodes; see `decoding_form`.
 
   Args:
     model: a `Decoder` that declares `facts`.
     params: its plain weights.
     layout: mesh and rules.
-
-  Raises:
-    InputError: the model is not a decoder, or the mesh has an axis that generation cannot use.
   """
+  plain, convert = decoding_form(model, layout)
+  return plain, convert(params)
+
+
+def decoding_form(model: Any, layout: Layout) -> tuple[Decoder, Callable[[Variables], Variables]]:
+  """Returns the model that decodes, and the compiled function from plain weights to its.
+
+  Raises InputError as `check_decoder` does.
+  """
+  check_decoder(model, layout)
+  if not isinstance(model, DecodingForm):
+    return model, lambda params: params
+  plain, convert = model.for_decoding()
+  return plain, jit(convert, layout)
+
+
+def check_decoder(model: Any, layout: Layout) -> None:
+  """Raises InputError if a model is not a decoder, or the mesh or the processes exclude it."""
   if not isinstance(model, Decoder):
     raise InputError(
       f'{type(model).__name__} cannot generate: expected a decoder such as bmx.models.gpt:GPT'
@@ -56,10 +71,6 @@ def decoder(model: Any, params: Variables, layout: Layout) -> tuple[Decoder, Var
     raise InputError(
       f'processes={jax.process_count()}: expected 1 for generation; start it on one host'
     )
-  if not isinstance(model, DecodingForm):
-    return model, params
-  plain, convert = model.for_decoding()
-  return plain, jit(convert, layout)(params)
 
 
 class Padded(NamedTuple):
@@ -83,7 +94,9 @@ class Padded(NamedTuple):
     return structure, tuple((x.shape, str(x.dtype)) for x in leaves)
 
 
-def pad(inputs: Inputs, model: Any, layout: Layout, begin: Sequence[int] = ()) -> Padded:
+def pad(
+  inputs: Inputs, model: Any, layout: Layout, begin: Sequence[int] = (), row: int = 0
+) -> Padded:
   """Pads inputs: prompts on the left to one length, rows to a multiple that the mesh divides.
 
   Args:
@@ -92,6 +105,7 @@ def pad(inputs: Inputs, model: Any, layout: Layout, begin: Sequence[int] = ()) -
     model: a decoder.
     layout: mesh and rules.
     begin: the prompt of every row of a mapping without 'tokens'.
+    row: number of the first row, for messages.
 
   Raises:
     InputError: there is no row, a prompt is empty, leaves no free position or has an id outside the
@@ -110,7 +124,7 @@ def pad(inputs: Inputs, model: Any, layout: Layout, begin: Sequence[int] = ()) -
       f'inputs: expected one row per prompt; {len(prompts)} prompts have inputs of '
       f'{", ".join(map(str, sorted(counts)))} rows'
     )
-  _check(prompts, facts_of(model))
+  check_prompts(prompts, facts_of(model), prompt_names(len(prompts), row))
   shards = math.prod(layout.mesh.shape[a] for a in layout.compute['batch'])
   extra = -len(prompts) % shards
   filled = [*prompts, *[prompts[0]] * extra]
@@ -125,24 +139,36 @@ def pad(inputs: Inputs, model: Any, layout: Layout, begin: Sequence[int] = ()) -
   return Padded(arrays, len(prompts), lengths)
 
 
-def _check(prompts: Prompts, facts: Facts) -> None:
+def prompt_names(count: int, row: int = 0) -> list[str]:
+  """Returns the names of prompts in messages, 'prompt 1' of row 0."""
+  return [f'prompt {row + n}' for n in range(1, count + 1)]
+
+
+def check_prompts(prompts: Prompts, facts: Facts, names: Sequence[str]) -> None:
+  """Raises InputError naming a prompt that a model cannot continue.
+
+  Args:
+    prompts: token ids.
+    facts: of the model.
+    names: of the prompts, for messages.
+  """
   if not len(prompts):
     raise InputError('prompts=[]: expected at least one; give --prompt=TEXT or --input=FILE')
-  for number, prompt in enumerate(prompts, 1):
+  for name, prompt in zip(names, prompts, strict=True):
     if not len(prompt):
       raise InputError(
-        f'prompt {number}: expected at least one token to begin with; give a text, or a tokenizer '
+        f'{name}: expected at least one token to begin with; give a text, or a tokenizer '
         'with a begin-of-sequence token'
       )
     if facts.max_seq_len and len(prompt) >= facts.max_seq_len:
       raise InputError(
-        f'prompt {number} has {len(prompt)} tokens: expected fewer than the '
+        f'{name} has {len(prompt)} tokens: expected fewer than the '
         f'max_seq_len={facts.max_seq_len} of the model; shorten it'
       )
     if min(prompt) < 0 or (facts.vocab_size and max(prompt) >= facts.vocab_size):
       wrong = min(prompt) if min(prompt) < 0 else max(prompt)
       raise InputError(
-        f'prompt {number} has token id {wrong}: expected 0 <= id < vocab_size={facts.vocab_size}; '
+        f'{name} has token id {wrong}: expected 0 <= id < vocab_size={facts.vocab_size}; '
         "use the model's tokenizer"
       )
 
@@ -152,6 +178,14 @@ def room(model: Any, prompt_lengths: np.ndarray, max_new_tokens: int) -> np.ndar
   limit = facts_of(model).max_seq_len
   free = limit - prompt_lengths if limit else np.full(len(prompt_lengths), max_new_tokens)
   return np.minimum(free, max_new_tokens).astype(np.int32)
+
+
+def steps_for(free: np.ndarray, max_new_tokens: int) -> int:
+  """Returns the decoding steps of a program for rows with `free` positions (see `room`).
+
+  It is a multiple of `PROMPT_MULTIPLE`, so that few programs are compiled, at most max_new_tokens.
+  """
+  return min(-(-int(free.max()) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE, max_new_tokens)
 
 
 def prefill(

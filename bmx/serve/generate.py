@@ -13,7 +13,7 @@ from flax import struct
 from bmx.core import streams
 from bmx.core.types import Variables
 from bmx.parallel import Layout, constrain, jit
-from bmx.serve.decode import Inputs, next_logits, pad, prefill, room
+from bmx.serve.decode import Inputs, next_logits, pad, prefill, room, steps_for
 from bmx.serve.sample import Sampling, draw
 
 
@@ -104,25 +104,27 @@ class Generator:
     Raises:
       InputError: see `decode.pad`.
     """
-    stats, chunk = stats or GenerationStats(), min(chunk, max_new_tokens)
-    padded = pad(inputs, self.model, self.layout, self.begin)
+    stats = stats or GenerationStats()
+    padded = pad(inputs, self.model, self.layout, self.begin, row)
     arrays, rows, batch = padded.arrays, padded.rows, len(padded.prompt_lengths)
     keys = np.asarray(jax.vmap(lambda i: jax.random.fold_in(_key(seed), i))(row + np.arange(batch)))
     free = room(self.model, padded.prompt_lengths, max_new_tokens)
     free[rows:] = 0
-    name = 'prefill', padded.signature, max_new_tokens
-    begin = self._compiled(name, stats, lambda: self._begin(max_new_tokens), arrays)
+    limit = steps_for(free, max_new_tokens)
+    chunk = min(chunk, limit)
+    name = 'prefill', padded.signature, limit
+    begin = self._compiled(name, stats, lambda: self._begin(limit), arrays)
     began = time.perf_counter()
     state = jax.block_until_ready(begin(self.params, arrays))
     stats.prefill_seconds += time.perf_counter() - began
     stats.prompt_tokens += int(padded.prompt_lengths[:rows].sum())
     where = jax.tree.map(lambda x: x.sharding, state)
-    name = 'decode', padded.signature, max_new_tokens, chunk
+    name = 'decode', padded.signature, limit, chunk
     others = keys, free, np.zeros(batch, bool), np.int32(1)
     decode = self._compiled(name, stats, lambda: self._more(where, chunk), state, *others)
     stopped = np.zeros(batch, bool)
-    for start in range(0, max_new_tokens, chunk):
-      n = min(chunk, max_new_tokens - start)
+    for start in range(0, limit, chunk):
+      n = min(chunk, limit - start)
       began = time.perf_counter()
       state, new, done = decode(self.params, state, keys, free, stopped, np.int32(n))
       new, done = jax.device_get((new, done))
@@ -141,8 +143,8 @@ class Generator:
       stats.compile_seconds += time.perf_counter() - began
     return self.programs[name]
 
-  def _begin(self, max_new_tokens: int) -> jit:
-    return jit(lambda p, arrays: self._prefill(p, arrays, max_new_tokens), self.layout)
+  def _begin(self, limit: int) -> jit:
+    return jit(lambda p, arrays: self._prefill(p, arrays, limit), self.layout)
 
   def _more(self, where: Any, chunk: int) -> jit:
     """The state keeps the sharding of prefill, step after step."""
@@ -151,10 +153,10 @@ class Generator:
     out = (where, everywhere, everywhere)
     return jit(decode, self.layout, donate_argnums=(1,), out_shardings=out)
 
-  def _prefill(self, params, arrays, max_new_tokens):
+  def _prefill(self, params, arrays, limit):
     ids, first = arrays['tokens'], arrays['first']
     batch, length = ids.shape
-    cache, logits = prefill(self.model, params, arrays, length + max_new_tokens)
+    cache, logits = prefill(self.model, params, arrays, length + limit)
     real = jnp.arange(length)[None, :] >= first[:, None]
     seen = jnp.zeros(logits.shape, bool)
     rows = jnp.arange(batch)[:, None]

@@ -58,8 +58,9 @@ class SampleTexts:
       tokenizer = _tokenizer(x.data, facts_of(x.task.model).vocab_size)
       self.generator = TextGenerator(x.task.model, params, x.layout, tokenizer, self.options)
     else:
-      self.generator.load(x.task.model, params, x.layout)
+      self.generator.load(params)
     texts = self.generator.generate(self.prompts, self.seed)
+    self.generator.release()
     for prompt, text in zip(self.prompts, texts, strict=True):
       log.info('sample %-6d %r', event.step, prompt + text)
     rows = ''.join(

@@ -9,12 +9,12 @@ import jax
 
 from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
-from bmx.core.types import Variables, facts_of
+from bmx.core.types import Facts, Variables, facts_of
 from bmx.data.text.documents import whole
 from bmx.data.text.tokenizer import Tokenizer, frame
 from bmx.parallel import Layout
 from bmx.serve.beam import BeamSearch
-from bmx.serve.decode import Inputs, decoder
+from bmx.serve.decode import Inputs, check_prompts, decoding_form, prompt_names
 from bmx.serve.generate import GenerationStats, Generator
 from bmx.serve.sample import Sampling
 
@@ -88,13 +88,9 @@ class TextGenerator:
     options: Options,
     ends: Sequence[int] = (),
   ):
-    model, params = decoder(model, params, layout)
-    vocab_size = facts_of(model).vocab_size
-    if vocab_size and tokenizer.size > vocab_size:
-      raise InputError(
-        f'the tokenizer has {tokenizer.size} ids: expected at most vocab_size={vocab_size} of the '
-        "model; use the model's own tokenizer"
-      )
+    check_size(tokenizer, facts_of(model))
+    model, self.convert = decoding_form(model, layout)
+    params = self.convert(params)
     self.model, self.tokenizer, self.options = model, tokenizer, options
     self.begin = list(frame(tokenizer).prefix)
     self.ends = *(ends or tokenizer.ends), *_special(tokenizer, options.stop)
@@ -104,10 +100,17 @@ class TextGenerator:
       model, params, layout, options.num_beams, ends, options.length_penalty, begin
     )
 
-  def load(self, model: Any, params: Variables, layout: Layout) -> None:
-    """Replaces the weights by others of the same model; compiled programs are kept."""
-    params = decoder(model, params, layout)[1]
-    self.generator.params = self.search.params = params
+  def load(self, params: Variables) -> None:
+    """Replaces the weights by other plain weights of the model; compiled programs are kept."""
+    self.generator.params = self.search.params = self.convert(params)
+
+  def release(self) -> None:
+    """Drops the weights, so that their memory is free until the next `load`."""
+    self.generator.params = self.search.params = {}
+
+  def check(self, prompts: Sequence[str], names: Sequence[str]) -> None:
+    """Raises InputError with the name of a prompt that cannot be continued; see `stream`."""
+    encode_prompts(prompts, self.tokenizer, facts_of(self.model), names)
 
   def stream(
     self,
@@ -130,7 +133,7 @@ class TextGenerator:
       InputError: a prompt is empty, too long, or not valid Unicode.
     """
     options = self.options
-    encoded = self._encode(inputs)
+    encoded = self._encode(inputs, row)
     if isinstance(encoded, Mapping):
       before = [self.begin] * _rows(encoded) if 'tokens' not in encoded else encoded['tokens']
     else:
@@ -162,23 +165,53 @@ class TextGenerator:
     parts = list(self.stream(inputs, seed, stats, row))
     return [''.join(row) for row in zip(*parts, strict=True)]
 
-  def _encode(self, inputs: TextInputs) -> Inputs:
+  def _encode(self, inputs: TextInputs, row: int) -> Inputs:
     """Encodes prompts, with the tokens that precede a document in training."""
     if isinstance(inputs, Mapping):
       prompts = inputs.get('tokens')
-      return dict(inputs) if prompts is None else {**inputs, 'tokens': self._ids(prompts)}
-    return self._ids(inputs)
+      return dict(inputs) if prompts is None else {**inputs, 'tokens': self._ids(prompts, row)}
+    return self._ids(inputs, row)
 
-  def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-    texts = [whole(prompt, f'prompt {n}') for n, prompt in enumerate(prompts, 1)]
-    found = [i.tolist() for i in self.tokenizer.encode(texts)]
-    begins = len(self.begin)  # a prompt may spell the begin of text itself
-    ids = [i if i[:begins] == self.begin else self.begin + i for i in found]
-    limit = facts_of(self.model).max_seq_len
+  def _ids(self, prompts: Sequence[str], row: int = 0) -> list[list[int]]:
+    facts = facts_of(self.model)
+    ids = encode_prompts(prompts, self.tokenizer, facts, prompt_names(len(prompts), row))
+    limit = facts.max_seq_len
     short = sum(limit - self.options.max_new_tokens < len(i) < limit for i in ids)
     if short:
       log.info('%d of %d texts may end early: the model has %d positions', short, len(ids), limit)
     return ids
+
+
+def check_size(tokenizer: Tokenizer, facts: Facts) -> None:
+  """Raises InputError if a tokenizer has more ids than a model."""
+  if facts.vocab_size and tokenizer.size > facts.vocab_size:
+    raise InputError(
+      f'the tokenizer has {tokenizer.size} ids: expected at most vocab_size={facts.vocab_size} of '
+      "the model; use the model's own tokenizer"
+    )
+
+
+def encode_prompts(
+  prompts: Sequence[str], tokenizer: Tokenizer, facts: Facts, names: Sequence[str]
+) -> list[list[int]]:
+  """Returns the ids of prompts, with the tokens that precede a document in training.
+
+  Args:
+    prompts: texts.
+    tokenizer: of the model.
+    facts: of the model.
+    names: of the prompts, for messages.
+
+  Raises:
+    InputError: a prompt is empty, too long, or not valid Unicode.
+  """
+  texts = [whole(prompt, name) for name, prompt in zip(names, prompts, strict=True)]
+  begin = list(frame(tokenizer).prefix)
+  found = [i.tolist() for i in tokenizer.encode(texts)]
+  # A prompt may spell the begin of text itself.
+  ids = [i if i[: len(begin)] == begin else begin + i for i in found]
+  check_prompts(ids, facts, names)
+  return ids
 
 
 def _special(tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:

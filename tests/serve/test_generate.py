@@ -152,6 +152,12 @@ def test_a_row_ends_where_the_positions_do():
   np.testing.assert_array_equal(made[1:], generate(gpt(), [[2]], 9))
 
 
+def test_the_cache_has_slots_for_positions_that_exist():
+  """A cache of 10¹² tokens fits into no memory."""
+  made = generate(gpt(), [[1] * 44, [2] * 40], 10**12)
+  assert (made >= 0).sum(1).tolist() == [4, 8]
+
+
 def test_a_row_ends_with_its_end():
   free = generate(gpt(), PROMPTS, 12)
   end = int(free[1, 4])
@@ -269,6 +275,15 @@ def test_beams_of_unequal_prompts_are_those_of_each_alone():
   for n, prompt in enumerate(PROMPTS):
     alone, expected = search(model, 3, [prompt], 7)
     assert together[n] == alone[0] and score[n] == pytest.approx(expected[0], abs=1e-4)
+
+
+def test_beams_end_where_the_positions_of_their_row_do():
+  """A long prompt leaves 4 positions to its own row only."""
+  prompts = [[1] * 44, [2]]
+  together, score = search(gpt(), 3, prompts, 9)
+  assert [len(ids) for ids in together] == [4, 9]
+  alone, expected = search(gpt(), 3, prompts[1:], 9)
+  assert together[1:] == alone and score[1] == pytest.approx(expected[0], abs=1e-4)
 
 
 @pytest.mark.parametrize('beams', [0, V + 1])

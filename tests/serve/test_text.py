@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bmx import config as recipes
 from bmx.core.errors import InputError
 from bmx.data.text.tokenizer import Bytes, Subwords
 from bmx.data.text.tokenizer_train import trained
 from bmx.models.gpt import GPT
-from bmx.modes import generate
+from bmx.modes import Request, generate, start
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.serve.text import Detokenizer, Options, TextGenerator
 
@@ -154,14 +155,11 @@ def test_options_that_cannot_be(bad):
 
 
 def test_the_config_and_the_options_say_the_same():
-  from bmx import config as recipes
-
   assert Options(**recipes.plain(recipes.base())['generate']) == Options()
 
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  from bmx import config as recipes
   from bmx import experiment
   from bmx.train import loop
 
@@ -196,6 +194,40 @@ def test_a_file_of_prompts(bmx, workdir, tmp_path):
   lines = (workdir / 'generations.jsonl').read_text().splitlines()
   assert [json.loads(line)['prompt'] for line in lines] == ['class A', 'x']
   assert all(json.loads(line)['text'] for line in lines)
+
+
+def test_every_prompt_of_a_file_is_checked_before_the_first_batch(workdir, tmp_path, monkeypatch):
+  """And named by its line, though empty lines are not continued."""
+  file = tmp_path / 'prompts.txt'
+  file.write_text('x\n\n' * 40 + 'x' * 40 + '\n')
+  config, name = recipes.load(CONFIG, ['mesh.data=8'])
+  monkeypatch.setattr(start, 'start', lambda request: workdir)
+  monkeypatch.setattr(TextGenerator, 'generate', None)
+  with pytest.raises(InputError, match=r'prompts\.txt, line 81 has 40 tokens: expected fewer than'):
+    generate.run(Request(config, name, str(workdir), input=str(file)))
+
+
+def test_prompts_are_numbered_from_their_first_row():
+  with pytest.raises(InputError, match='prompt 34 has 4 tokens'):
+    generator(length=4).generate(['a', 'abcd'], row=32)
+
+
+def test_weights_are_replaced_without_compiling_and_released(monkeypatch):
+  plain, traced = GPT.for_decoding, []
+
+  def counted(model):
+    form, convert = plain(model)
+    return form, lambda params: traced.append(1) or convert(params)
+
+  monkeypatch.setattr(GPT, 'for_decoding', counted)
+  made = generator(max_new_tokens=4, temperature=0.0)
+  before, params = made.generate(['ab']), made.generator.params
+  made.release()
+  assert not jax.tree.leaves((made.generator.params, made.search.params))
+  made.load(jax.tree.map(jnp.zeros_like, params))
+  assert made.generate(['ab']) != before
+  made.load(params)
+  assert made.generate(['ab']) == before and len(traced) == 1
 
 
 REFUSED = {

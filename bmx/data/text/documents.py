@@ -78,17 +78,25 @@ def _documents(paths, field, unit, data_dir, steps):
 
 def read(path: str, field: str = 'text', unit: str = 'file', data_dir: str = '') -> list[str]:
   """The documents of one path, see `documents`."""
+  return [text for _, text in located(path, field, unit, data_dir)]
+
+
+def located(
+  path: str, field: str = 'text', unit: str = 'file', data_dir: str = ''
+) -> list[tuple[str, str]]:
+  """Returns (place, such as 'FILE, line 7'; text) of the documents of one path."""
   if path.startswith('tfds:') or pathlib.Path(path).suffix.lower() in ('.jsonl', '.csv'):
-    return [said(r, field, where) for where, r in records(path, data_dir)]
+    return [(where, said(r, field, where)) for where, r in records(path, data_dir)]
   if path.lower().endswith('.json'):
-    return [p['context'] for _, p in squad_paragraphs(path)]
+    texts = [p['context'] for _, p in squad_paragraphs(path)]
+    return [(f'{path}, paragraph {n}', text) for n, text in enumerate(texts, 1)]
   text = read_text(local(path))
   parts = {
     'file': lambda: [text],
     'line': lambda: LINE_END.split(text),
     'paragraph': lambda: _paragraphs(text),
   }
-  found = [t for t in parts[unit]() if t.strip()]
+  found = [(f'{path}, {unit} {n}', t) for n, t in enumerate(parts[unit](), 1) if t.strip()]
   if not found:
     raise InputError(f'{path} is empty')
   return found
