@@ -34,7 +34,7 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.tables:csv',
+    'call': 'bmx.data.tables:table',
     'path': c.get_ref('folder') + '/adult.data',
     'columns': COLUMNS,
     'target': 'income',

@@ -202,7 +202,7 @@ LM = {
 }
 TOKENS = {'call': 'bmx.data.text.windows:tokens', 'vocab_size': 300, 'length': 8}
 KINDS = {
-  'csv': ('classification:Classification', MLP, {'call': 'bmx.data.tables:csv', 'target': 'y'}),
+  'csv': ('classification:Classification', MLP, {'call': 'bmx.data.tables:table', 'target': 'y'}),
   'npz': ('classification:Classification', MLP, {'call': 'bmx.data.arrays:arrays', 'classes': 3}),
   'bin': ('language:CausalLM', LM, TOKENS),
   'jsonl': (

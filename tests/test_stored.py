@@ -254,7 +254,7 @@ def test_cloud_storage_is_refused_by_name(address, tmp_path, monkeypatch, capsys
     assert f'bmx does not read or write {scheme}: storage' in message_of(capsys.readouterr().err)
   assert not list(tmp_path.iterdir())
   for part in (
-    {'call': 'bmx.data.tables:csv', 'target': 'y'}, {'call': 'bmx.data.arrays:arrays'},
+    {'call': 'bmx.data.tables:table', 'target': 'y'}, {'call': 'bmx.data.arrays:arrays'},
     {'call': 'bmx.data.text.windows:tokens', 'length': 3, 'vocab_size': 3},
     {'call': 'bmx.data.text.windows:text', 'length': 3},
     {'call': 'bmx.data.text.tokenizer:load'},

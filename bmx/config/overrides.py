@@ -40,10 +40,24 @@ def apply(config: Any, overrides: Sequence[str]) -> None:
       if not isinstance(place[folder], ConfigDict):
         raise _unknown('.'.join(folders[: depth + 1]), folder, place)
       place = place[folder]
-    like = [place[leaf]] if leaf in place else _examples(config, folders, leaf, name)
+    like = _like(config, folders, leaf, name)
     value = parse(name, text, like)
-    with place.unlocked():
-      place[leaf] = value
+    if leaf in place and type(value) is not type(place[leaf]):  # a value for an 'auto'
+      with place.ignore_type():
+        place[leaf] = value
+    else:
+      with place.unlocked():
+        place[leaf] = value
+
+
+def _like(config: Any, folders: Sequence[str], leaf: str, name: str) -> list[Any]:
+  """Values of the types that a word may have; one that is 'auto' may be what its callee takes."""
+  place = _at(config, folders)
+  if leaf not in place:
+    return _examples(config, folders, leaf, name)
+  known = (_callee_parameters(config, folders) or {}) if place[leaf] == 'auto' else {}
+  kinds = [kind for kind in _kinds_of(known[leaf].annotation)] if leaf in known else []
+  return [*(ZEROS[kind] for kind in ZEROS if kind in kinds and kind is not str), place[leaf]]
 
 
 def _names_callee(override: str) -> bool:

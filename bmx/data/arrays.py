@@ -3,7 +3,7 @@
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -187,13 +187,14 @@ def split_indices(size: int, split: str, holdout: float, known: tuple[str, ...])
 
 
 def arrays(
-  path: str,
+  path: str = '',
   classes: int = 0,
   split: str = 'all',
   holdout: float = 0.0,
   scale: float = 1.0,
   crop: int = 0,
   flip: bool = False,
+  given: Mapping[str, Any] | None = None,
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData:
@@ -207,29 +208,24 @@ def arrays(
     scale: images are divided by it.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
+    given: the arrays themselves, instead of `path`.
     seed: of augmentation.
     train: augmented.
 
   Raises:
     InputError: the file is missing or is not an archive of such arrays.
   """
-  place = local(path)
-  if not place.is_file():
-    raise InputError(f'no file {path}')
-  try:
-    with open(place, 'rb') as file, zipfile.ZipFile(file):
-      file.seek(0)
-      archive = np.load(file, allow_pickle=False)
-      found = {k: archive[k] for k in archive.files}
-  except UNREADABLE as error:
-    raise InputError(f'{path} is not a numpy archive (.npz): {error}') from None
+  if not path and given is None:
+    raise InputError('data.path: expected a numpy archive (.npz), such as --data.path=digits.npz')
+  found = _archive(path) if path else {k: np.asarray(v) for k, v in (given or {}).items()}
+  source = path or 'the given data'
   if not found or set(found) - set(ARCHIVE_KEYS):
     raise InputError(
-      f'{path} holds {sorted(found)}: expected arrays named {", ".join(ARCHIVE_KEYS)}'
+      f'{source} holds {sorted(found)}: expected arrays named {", ".join(ARCHIVE_KEYS)}'
     )
-  metadata: dict[str, Any] = {'source': path}
+  metadata: dict[str, Any] = {'source': source}
   for name, array in found.items():
-    found[name] = _numeric(name, array, path)
+    found[name] = _numeric(name, array, source)
   if 'label' in found:
     found['label'] = found['label'].astype(np.int32)
     metadata['num_classes'] = classes or int(found['label'].max(initial=0)) + 1
@@ -241,6 +237,19 @@ def arrays(
   found = {k: v[chosen] for k, v in found.items()}
   preprocess = Normalise(scale) if 'image' in found else unchanged
   return ArrayData(found, metadata, seed, train, augment(crop, flip), preprocess)
+
+
+def _archive(path: str) -> HostBatch:
+  place = local(path)
+  if not place.is_file():
+    raise InputError(f'no file {path}')
+  try:
+    with open(place, 'rb') as file, zipfile.ZipFile(file):
+      file.seek(0)
+      archive = np.load(file, allow_pickle=False)
+      return {k: archive[k] for k in archive.files}
+  except UNREADABLE as error:
+    raise InputError(f'{path} is not a numpy archive (.npz): {error}') from None
 
 
 def _numeric(name: str, array: np.ndarray, path: str) -> np.ndarray:

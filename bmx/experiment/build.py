@@ -43,6 +43,7 @@ def build(
   evals: bool = True,
   labels: bool = True,
   stored: DataFile | None = None,
+  given: Any = None,
 ) -> Experiment:
   """Builds everything a run needs, before any compilation.
 
@@ -56,6 +57,9 @@ def build(
     evals: False leaves out the `eval` entries.
     labels: False accepts `eval` entries without labels, which can only be predicted.
     stored: data.json of a run; then training data are not read.
+    given: the training data themselves instead of a file: what the parameter `given` of the data
+      part takes (a data frame, or a mapping of name to array); `eval` entries without a file of
+      their own read them too.
   """
   c = recipes.plain(config)
   recipes.check_words(c)
@@ -68,10 +72,10 @@ def build(
     if key != 'reinit':
       local(folder)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
-  data = train_data(c, layout, read=read, stored=stored)
+  data = train_data(c, layout, read=read, stored=stored, given=given)
   c['task'] = restore.concrete(c['task']) if stored is None else c['task']
   fitted = fitted_of(data.examples)
-  made = {key: evaluation(c, key, layout, fitted, stored) for key in c['eval']}
+  made = {key: evaluation(c, key, layout, fitted, stored, given) for key in c['eval']}
   steps = _steps(c, data)
   settled = recipes.settle(c['task'], _preset(c, layout, data, made), 'task.')
   task = recipes.build(settled, 'task', metadata=data.metadata)
@@ -98,7 +102,8 @@ def build(
   def rebuild(overrides: Mapping[str, Any]) -> Experiment:
     copy = ConfigDict(config.copy_and_resolve_references())
     recipes.apply(copy, [f'{k}={v}' for k, v in overrides.items()])
-    return build(copy, name, devices, read=read, evals=evals, labels=labels, stored=stored)
+    more = {'labels': labels, 'stored': stored, 'given': given}
+    return build(copy, name, devices, read=read, evals=evals, **more)
 
   return Experiment(
     name=name,
@@ -142,10 +147,14 @@ def _preset(
   platform, shards = layout.mesh.devices.flat[0].platform, layout.mesh.shape['seq']
   specs = [d.spec for d in (data, *(e.data for e in evals.values()))]
   lengths = [s['tokens'].shape[0] for s in specs if 'tokens' in s]
-  return hardware.preset(platform, c['dtype'], shards, lengths)
+  known = data.metadata
+  outputs = known.get('num_classes') or known.get('num_targets')
+  sizes = {'num_outputs': outputs} if outputs else {}
+  return hardware.preset(platform, c['dtype'], shards, lengths) | sizes
 
 
-CHOICES = ('attention', 'dtype', 'remat', 'scan')  # words of a model that decide how it computes
+# Words of a model that decide how it computes, and what it learned of the data.
+CHOICES = ('attention', 'dtype', 'num_outputs', 'remat', 'scan')
 
 
 def _choices(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,18 +23,33 @@ TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
 
 
 def train_data(
-  c: Mapping[str, Any], layout: Layout, *, read: bool, stored: DataFile | None
+  c: Mapping[str, Any], layout: Layout, *, read: bool, stored: DataFile | None, given: Any = None
 ) -> Batches:
-  """The training data; shapes only if they are not read or `stored` by a run."""
+  """The training data, of a file or `given`; shapes only if not read or `stored` by a run."""
   if stored is not None:
     examples: Examples = Shapes(stored.spec, stored.metadata, stored.size, stored.state)
   else:
     part = c['data'] if read else _unread(c['data'])
-    examples = recipes.build(part, 'data', seed=c['seed'], train=True, read=read)
+    examples = recipes.build(
+      part, 'data', seed=c['seed'], train=True, read=read, **_given(c, given)
+    )
   length = examples.spec['tokens'].shape[0] if 'tokens' in examples.spec else 0
   if length and layout.mesh.shape['seq'] > 1 and 'positions' not in _stored_names(stored):
     examples = Reorder(examples, ring_order(length, layout.mesh.shape['seq']))
   return _batches(c, examples, c['data'], 'data', layout, train=True)
+
+
+def _given(c: Mapping[str, Any], given: Any) -> dict[str, Any]:
+  """Returns the words to inject for data in memory. Raises InputError if the data part takes none."""
+  if given is None:
+    return {}
+  path = c['data'].get('call', '')
+  if 'given' not in recipes.parameters(recipes.resolve(path), path):
+    raise InputError(
+      f'data.call={path}: expected a part that takes data from memory, such as '
+      'bmx.data.tables:table or bmx.data.arrays:arrays'
+    )
+  return {'given': given}
 
 
 def _stored_names(stored: DataFile | None) -> tuple[str, ...]:
@@ -57,12 +73,13 @@ def evaluation(
   layout: Layout,
   fitted: Mapping[str, Any],
   stored: DataFile | None = None,
+  given: Any = None,
 ) -> Eval:
   """The entry `name` of `eval`: it inherits `data` unless it has a call of its own."""
   where, entry = f'eval.{name}', dict(c['eval'][name])
   functions = {p.partition(':')[2]: (p, recipes.resolve(p)) for p in entry.pop('metrics', ())}
   part = entry if 'call' in entry else {**c['data'], **entry}
-  data = _read(c, part, where, layout, fitted, stored)
+  data = _read(c, part, where, layout, fitted, stored, **_given(c, given))
   return Eval(data, {k: _metric(p, fn, data) for k, (p, fn) in functions.items()})
 
 
@@ -71,19 +88,24 @@ def _metric(path: str, fn: Any, data: Batches) -> Any:
   return functools.partial(fn, data=data) if 'data' in recipes.parameters(fn, path) else fn
 
 
-def input_data(experiment: Experiment, path: str, stored: DataFile | None = None) -> Batches:
-  """The data to predict: a file of the kind that the recipe trains on, or a numpy archive (.npz).
+def input_data(experiment: Experiment, source: Any, stored: DataFile | None = None) -> Batches:
+  """The data to predict.
 
-  Raises InputError if its examples are not of the shape that the model was trained on.
+  Args:
+    experiment: whose data part reads them.
+    source: a file of the kind that the recipe trains on, a numpy archive (.npz), or data in memory
+      as `build` takes them.
+    stored: data.json of the run.
+
+  Raises:
+    InputError: examples are not of the shape that the model was trained on.
   """
   c, layout = experiment.config, experiment.layout
-  part = dict(c['data'])
-  known = recipes.parameters(recipes.resolve(part['call']), part['call'])
-  if path.endswith('.npz') or 'path' not in known:
-    part = {'call': 'bmx.data.arrays:arrays', 'path': path}
-  else:
-    part |= {'path': path} | ({'split': 'all'} if 'split' in known else {})
-  data = _read(c, part, '--input', layout, fitted_of(experiment.data.examples), stored)
+  path = os.fspath(source) if isinstance(source, str | os.PathLike) else ''
+  memory = {} if path else _given(c, source)
+  part = _input_part(c['data'], path)
+  fitted = fitted_of(experiment.data.examples)
+  data = _read(c, part, '--input', layout, fitted, stored, **memory)
   given, expected = tokenizer_of(data), tokenizer_of(experiment.data)
   if given is not None and expected is not None and given != expected:
     raise InputError(
@@ -96,8 +118,18 @@ def input_data(experiment: Experiment, path: str, stored: DataFile | None = None
       continue
     if key not in data.spec or data.spec[key].shape != spec.shape:
       given = data.spec[key].shape if key in data.spec else 'missing'
-      raise InputError(f'{path}: {key} is {given}, expected examples of shape {spec.shape}')
+      raise InputError(
+        f'{path or "the given data"}: {key} is {given}, expected examples of shape {spec.shape}'
+      )
   return data
+
+
+def _input_part(data: Mapping[str, Any], path: str) -> dict[str, Any]:
+  """The data part that reads a file to predict, or data in memory where `path` is ''."""
+  known = recipes.parameters(recipes.resolve(data['call']), data['call'])
+  if path.endswith('.npz') or (path and 'path' not in known):
+    return {'call': 'bmx.data.arrays:arrays', 'path': path}
+  return {**data, 'path': path, **({'split': 'all'} if 'split' in known else {})}
 
 
 def checked(data: Any, task: Task) -> Any:
@@ -149,12 +181,13 @@ def _read(
   layout: Layout,
   fitted: Mapping[str, Any],
   stored: DataFile | None,
+  **memory: Any,
 ) -> Batches:
   if stored is not None and stored.state.get('tokenizer'):
     part = _with_tokenizer(part, stored.state['tokenizer'])
-  given = {'fitted': fitted} if fitted else {}
+  injected = memory | ({'fitted': fitted} if fitted else {})
   own = {k: v for k, v in part.items() if k != 'batch_size'}
-  examples = recipes.build(own, where, seed=c['seed'], train=False, read=True, **given)
+  examples = recipes.build(own, where, seed=c['seed'], train=False, read=True, **injected)
   return _batches(c, examples, part, where, layout, train=False)
 
 

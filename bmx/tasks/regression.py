@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
+from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, Metadata
 from bmx.ops.losses import squared_error
 from bmx.tasks.common import ModelTask, find, num_outputs
@@ -12,7 +15,25 @@ from bmx.tasks.common import ModelTask, find, num_outputs
 
 @dataclasses.dataclass(frozen=True)
 class Regression(ModelTask):
-  """Mean squared error. Reads `x` or `image`, and `y` float [B, D] for a model of D outputs."""
+  """Mean squared error. Reads `x` or `image`, and `y` float [B, D] for a model of D outputs.
+
+  The model's outputs are (y - mean) / std: the loss is in units of std², predictions and `mae`
+  (mean absolute error) are in units of y.
+
+  Attributes:
+    mean: of y over the training data.
+    std: standard deviation of y over the training data.
+
+  Raises:
+    InputError: `std` is not above 0.
+  """
+
+  mean: float = 0.0
+  std: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_number('std', self.std, above=0)
 
   @property
   def labels_for_metrics(self) -> tuple[str, ...]:
@@ -32,8 +53,10 @@ class Regression(ModelTask):
     y = find(batch, 'y')
     if out.shape != y.shape or y.ndim < 2:
       raise InputError(f'y: expected [B, D] like the outputs {out.shape}, not {y.shape}')
-    total, count = weighted(squared_error(out, y), batch['weights'])
-    return total, count, {}
+    target = (y - self.mean) / self.std
+    total, count = weighted(squared_error(out, target), batch['weights'])
+    error = jnp.abs(out - target).mean(-1) * self.std
+    return total, count, {'mae': jnp.stack(weighted(error, batch['weights']))}
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
-    return {'prediction': out}
+    return {'prediction': out * self.std + self.mean}

@@ -10,7 +10,7 @@ from bmx import config as recipes
 from bmx.core.errors import InputError
 from bmx.data.encoder import TabularEncoder
 from bmx.data.records import read_csv, read_json_lines
-from bmx.data.tables import csv, json_lines
+from bmx.data.tables import table
 from tests.conftest import ROOT
 from tests.data.batched import batched
 
@@ -117,12 +117,12 @@ def test_a_bad_line_is_named(path, tmp_path, content, message):
 
 def fitted(path):
   """What a training file fits."""
-  return csv(path, 'class').state()
+  return table(path, 'class').state()
 
 
 def test_encoding_by_hand(path):
   """Ages 20 and 40: mean 30, deviation 10, the unknown age is the mean; jobs ?, cook, judge."""
-  data = batched(csv, 2, path(TABLE), 'class', train=False)
+  data = batched(table, 2, path(TABLE), 'class', train=False)
   expected = [[-1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 1]]
   np.testing.assert_allclose(rows(data)['x'], expected)
   np.testing.assert_array_equal(rows(data)['label'], [1, 0, 1])
@@ -134,7 +134,7 @@ def test_encoding_by_hand(path):
 def test_the_training_file_decides_the_encoding(path):
   fit = path(TABLE)
   other = path(HEADER + '50, pilot, no\n?, judge, no\n', 'b.csv')
-  data = batched(csv, 2, other, 'class', fitted=fitted(fit), train=False)
+  data = batched(table, 2, other, 'class', fitted=fitted(fit), train=False)
   np.testing.assert_allclose(rows(data)['x'], [[2, 0, 0, 0], [0, 0, 0, 1]])
   np.testing.assert_array_equal(rows(data)['label'], [0, 0])
   assert data.metadata['num_classes'] == 2
@@ -160,43 +160,43 @@ def test_a_constant_column_is_zero_and_not_nan():
 @pytest.mark.parametrize('value', ['nan', 'inf', '1e999'])
 def test_a_number_that_is_not_finite_is_named(path, value):
   with pytest.raises(InputError, match=rf"a\.csv, record 2: age is '{value}'"):
-    batched(csv, 2, path(HEADER + f'20,cook,yes\n{value},cook,no\n'), 'class')
+    batched(table, 2, path(HEADER + f'20,cook,yes\n{value},cook,no\n'), 'class')
 
 
 def test_a_number_that_is_not_finite_in_the_training_file_is_named(path):
   """Not the file that is encoded with it."""
   fit = path(HEADER + '20,cook,yes\nnan,cook,no\n', 'fit.csv')
   with pytest.raises(InputError, match=r'fit\.csv, record 2: age'):
-    batched(csv, 2, path(TABLE), 'class', fitted=fitted(fit))
+    batched(table, 2, path(TABLE), 'class', fitted=fitted(fit))
 
 
 def test_words_in_a_column_of_numbers_are_named(path):
   other = path(HEADER + 'forty, cook, yes\n', 'b.csv')
   message = r"b\.csv, record 1: age is 'forty', expected a finite number"
   with pytest.raises(InputError, match=message):
-    batched(csv, 2, other, 'class', fitted=fitted(path(TABLE)))
+    batched(table, 2, other, 'class', fitted=fitted(path(TABLE)))
 
 
 def test_regression(path):
-  data = batched(csv, 2, path('a,y\n1,0.5\n2,-3e2\n'), 'y', regression=True, train=False)
+  data = batched(table, 2, path('a,y\n1,0.5\n2,-3e2\n'), 'y', kind='number', train=False)
   np.testing.assert_allclose(rows(data)['y'], [[0.5], [-300]])
   assert data.metadata['num_targets'] == 1
   assert data.metadata['columns'] == 1
-  with pytest.raises(InputError, match=r"a\.csv, record 2: y is 'much'; expected a number"):
-    batched(csv, 2, path('a,y\n1,0.5\n2,much\n'), 'y', regression=True)
+  with pytest.raises(InputError, match=r"a\.csv, record 2: y is 'much'; expected a finite number"):
+    batched(table, 2, path('a,y\n1,0.5\n2,much\n'), 'y', kind='number')
   with pytest.raises(InputError, match='y holds nan in example 1'):
-    batched(csv, 2, path('a,y\n1,0.5\n2,nan\n'), 'y', regression=True)
+    batched(table, 2, path('a,y\n1,0.5\n2,nan\n'), 'y', kind='number')
 
 
 def test_a_class_that_the_training_file_lacks(path):
   other = path(HEADER + '20,cook,no\n20,cook,maybe\n', 'b.csv')
   with pytest.raises(InputError, match=r"b\.csv, record 2: class 'maybe'; expected one of no, yes"):
-    batched(csv, 2, other, 'class', fitted=fitted(path(TABLE)))
+    batched(table, 2, other, 'class', fitted=fitted(path(TABLE)))
 
 
 def test_a_file_to_predict_needs_no_target(path):
   data = batched(
-    csv, 1, path('age,job\n30,cook\n', 'b.csv'), 'class', fitted=fitted(path(TABLE)), train=False
+    table, 1, path('age,job\n30,cook\n', 'b.csv'), 'class', fitted=fitted(path(TABLE)), train=False
   )
   assert set(rows(data)) == {'x', 'weights'}
   np.testing.assert_allclose(rows(data)['x'], [[0, 0, 1, 0]])
@@ -204,16 +204,16 @@ def test_a_file_to_predict_needs_no_target(path):
 
 def test_a_target_that_is_no_column(path):
   with pytest.raises(InputError, match=r"target='clas': .*a\.csv has no .*; did you mean 'class'"):
-    batched(csv, 2, path(TABLE), 'clas')
+    batched(table, 2, path(TABLE), 'clas')
   with pytest.raises(InputError, match='no columns but the target'):
-    batched(csv, 2, path('class\nyes\nno\n'), 'class')
+    batched(table, 2, path('class\nyes\nno\n'), 'class')
 
 
 def test_json_lines_equal_csv(path):
   records = [{'age': 20, 'job': 'cook', 'class': 'yes'}, {'age': None, 'job': '?', 'class': 'no'}]
   records += [{'age': 40.0, 'job': 'judge', 'class': 'yes'}]
-  a = rows(batched(json_lines, 2, path(lines(records), 'a.jsonl'), 'class', train=False))
-  b = rows(batched(csv, 2, path(TABLE), 'class', train=False))
+  a = rows(batched(table, 2, path(lines(records), 'a.jsonl'), 'class', train=False))
+  b = rows(batched(table, 2, path(TABLE), 'class', train=False))
   for name, value in a.items():
     np.testing.assert_array_equal(value, b[name])
 
@@ -222,12 +222,14 @@ def test_json_lines_equal_csv(path):
 def test_a_record_without_a_class_is_named(path, second):
   records = [{'a': 1, 'y': 'p'}, second, {'a': 3, 'y': 'q'}]
   with pytest.raises(InputError, match=r'a\.jsonl, record 2'):
-    batched(json_lines, 2, path(lines(records), 'a.jsonl'), 'y')
+    batched(table, 2, path(lines(records), 'a.jsonl'), 'y')
 
 
 def test_held_out_records(path):
   content = 'a,y\n' + ''.join(f'{i},{"pq"[i % 2]}\n' for i in range(40))
-  part = {s: batched(csv, 2, path(content), 'y', split=s, holdout=0.25) for s in ('train', 'valid')}
+  part = {
+    s: batched(table, 2, path(content), 'y', split=s, holdout=0.25) for s in ('train', 'valid')
+  }
   assert (part['train'].size, part['valid'].size) == (30, 10)
   np.testing.assert_allclose(rows(part['train'])['x'].mean(), 0, atol=1e-6)
   both = np.concatenate([rows(p)['x'] for p in part.values()])
@@ -238,7 +240,7 @@ def test_held_out_records(path):
 @pytest.mark.parametrize('holdout', [1.0, -0.5])
 def test_a_holdout_that_leaves_nothing(path, holdout):
   with pytest.raises(InputError):
-    batched(csv, 2, path(TABLE), 'class', split='train', holdout=holdout)
+    batched(table, 2, path(TABLE), 'class', split='train', holdout=holdout)
 
 
 @pytest.fixture(scope='module')

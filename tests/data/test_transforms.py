@@ -9,7 +9,7 @@ from bmx.core.errors import InputError
 from bmx.data.arrays import ArrayData
 from bmx.data.batches import Batches
 from bmx.data.mixture import BLOCK, Mix
-from bmx.data.tables import csv
+from bmx.data.tables import table
 from bmx.data.text.windows import TokenData
 from bmx.data.transforms import Filter, Map, Reorder
 from bmx.ops.ring import zigzag
@@ -115,12 +115,12 @@ def test_sources_whose_labels_mean_something_else_are_refused(tmp_path):
   for name, classes in (('a', 'xy'), ('b', 'yz'), ('c', 'yx')):
     rows = '\n'.join(f'{i},{c}' for i, c in enumerate(classes * 2))
     (tmp_path / f'{name}.csv').write_text(f'n,kind\n{rows}\n')
-  a, b, c = (csv(str(tmp_path / f'{n}.csv'), 'kind') for n in 'abc')
+  a, b, c = (table(str(tmp_path / f'{n}.csv'), 'kind') for n in 'abc')
   with pytest.raises(InputError, match='differ in class_names'):
     Mix({'a': a, 'b': b}, {'a': 1, 'b': 1})
   mixed = Mix({'a': a, 'c': c}, {'a': 1, 'c': 1})
   assert mixed.state() == a.state() and mixed.metadata['class_names'] == ('x', 'y')
-  again = csv(str(tmp_path / 'c.csv'), 'kind', fitted=mixed.state(), train=False)
+  again = table(str(tmp_path / 'c.csv'), 'kind', fitted=mixed.state(), train=False)
   assert again.arrays['label'].tolist() == [1, 0, 1, 0]
   assert mixed.digest() != Mix({'a': a, 'c': a}, {'a': 1, 'c': 1}).digest()
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import mean_squared_error
+from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
@@ -72,3 +72,18 @@ def test_check():
     Regression(MLP(2)).validate({'num_classes': 2})
   with pytest.raises(InputError, match='num_outputs=2: expected 3, the number of targets'):
     Regression(MLP(2)).validate({'num_targets': 3})
+
+
+def test_units_of_the_target():
+  rows, mean, std = batch(1), 3.0, 7.0
+  given = rows | {'y': rows['y'] * std + mean}
+  model = MLP(1, (8,))
+  plain_loss, _, plain = evaluate(Regression(model), rows)
+  loss, metrics, told = evaluate(Regression(model, mean, std), given)
+  assert loss == pytest.approx(plain_loss, rel=1e-4)
+  np.testing.assert_allclose(told['prediction'], plain['prediction'] * std + mean, rtol=1e-4)
+  total, count = metrics['mae'].tolist()
+  expected = mean_absolute_error(given['y'], told['prediction'], sample_weight=rows['weights'])
+  assert total / count == pytest.approx(expected, rel=1e-5)
+  with pytest.raises(InputError, match='std'):
+    Regression(model, std=0.0)

@@ -15,7 +15,7 @@ from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.data.classes import class_names
 from bmx.data.encoder import TabularEncoder
-from bmx.data.tables import csv
+from bmx.data.tables import table
 from bmx.runtime import processes
 from bmx.train import datafile, loop
 from tests.conftest import ROOT
@@ -28,7 +28,7 @@ def get_config(variant=''):
   c.path, c.steps, c.batch_size, c.mesh.data = '', 6, 8, 1
   c.task = {'call': 'bmx.tasks.classification:Classification',
             'model': {'call': 'bmx.models.mlp:MLP', 'num_outputs': 2, 'widths': (4,)}}
-  c.data = {'call': 'bmx.data.tables:csv', 'path': c.get_ref('path'), 'target': 'kind'}
+  c.data = {'call': 'bmx.data.tables:table', 'path': c.get_ref('path'), 'target': 'kind'}
   c.schedule = {'call': 'bmx.optim.schedules:constant', 'peak': 0.1}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw'}
   return c
@@ -36,7 +36,7 @@ def get_config(variant=''):
 JOBS = ('cook', 'judge', 'pilot')
 
 
-def table(path, n=40, seed=0, header='age,job,kind'):
+def written(path, n=40, seed=0, header='age,job,kind'):
   random = np.random.default_rng(seed)
   rows = [f'{random.integers(20, 60)},{random.choice(JOBS)},{random.choice(["a", "b"])}'
           for _ in range(n)]  # fmt: skip
@@ -65,7 +65,7 @@ def predicted(bmx, workdir, file, cwd):
 def test_a_moved_run_predicts_without_its_training_data(recipe, tmp_path, bmx):
   home = tmp_path / 'home'
   home.mkdir()
-  train, other = table(home / 'train.csv'), table(tmp_path / 'other.csv', 7, seed=1)
+  train, other = written(home / 'train.csv'), written(tmp_path / 'other.csv', 7, seed=1)
   loop.run(build(recipe, train), home / 'run')
   before, _ = predicted(bmx, home / 'run', other, ROOT)
   away = tmp_path / 'away'
@@ -86,21 +86,21 @@ def test_a_moved_run_predicts_without_its_training_data(recipe, tmp_path, bmx):
   ('age,kind', "missing 'job'"),
 ])  # fmt: skip
 def test_columns_are_those_of_the_training_data(tmp_path, header, message):
-  fitted = csv(str(table(tmp_path / 'train.csv')), 'kind').state()
+  fitted = table(str(written(tmp_path / 'train.csv')), 'kind').state()
   other = tmp_path / 'other.csv'
   other.write_text(f'{header}\n' + ','.join('1' for _ in header.split(',')) + '\n')
   with pytest.raises(InputError) as caught:
-    csv(str(other), 'kind', fitted=json.loads(json.dumps(fitted)), train=False)
+    table(str(other), 'kind', fitted=json.loads(json.dumps(fitted)), train=False)
   assert message in str(caught.value)
 
 
 def test_data_that_changed_end_a_resume(recipe, tmp_path, caplog):
-  train = table(tmp_path / 'train.csv')
+  train = written(tmp_path / 'train.csv')
   loop.run(build(recipe, train), tmp_path / 'run')
   train.write_text(train.read_text() + '33,cook,a\n')
   with pytest.raises(InputError, match=r'train\.csv changed since .* size 40, now 41'):
     loop.run(build(recipe, train, 'steps=9'), tmp_path / 'run')
-  table(train, seed=5)
+  written(train, seed=5)
   with pytest.raises(InputError, match='digest .*, now .*allow_changed_data=True'):
     loop.run(build(recipe, train, 'steps=9'), tmp_path / 'run')
   summary = loop.run(build(recipe, train, 'steps=9', 'allow_changed_data=True'), tmp_path / 'run')
@@ -116,10 +116,10 @@ def test_data_that_changed_end_a_resume(recipe, tmp_path, caplog):
 
 def test_processes_that_read_other_data_are_told_apart(recipe, tmp_path, monkeypatch):
   """Other rows, and equal rows that other data fitted: found after the data are read."""
-  path = table(tmp_path / 'train.csv')
+  path = written(tmp_path / 'train.csv')
   texts = []
   for seed in (0, 0, 5):
-    texts.append(json.dumps(datafile.facts('data', build(recipe, table(path, seed=seed)).data)))
+    texts.append(json.dumps(datafile.facts('data', build(recipe, written(path, seed=seed)).data)))
   monkeypatch.setattr(processes, 'gathered', lambda text: texts[:2])
   processes.check_same({})
   monkeypatch.setattr(processes, 'gathered', lambda text: texts)
@@ -131,7 +131,7 @@ def test_processes_that_read_other_data_are_told_apart(recipe, tmp_path, monkeyp
 
 
 def test_data_json_says_what_was_fitted(recipe, tmp_path):
-  x = build(recipe, table(tmp_path / 'train.csv'))
+  x = build(recipe, written(tmp_path / 'train.csv'))
   loop.run(x, tmp_path / 'run')
   stored = datafile.read(tmp_path / 'run')
   assert stored.size == 40 and stored.spec == x.data.spec
