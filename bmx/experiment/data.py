@@ -40,7 +40,7 @@ def train_data(
 
 
 def _given(c: Mapping[str, Any], given: Any) -> dict[str, Any]:
-  """Returns the words to inject for data in memory. Raises InputError if the data part takes none."""
+  """Injects data in memory: word -> value. Raises InputError if the part takes none."""
   if given is None:
     return {}
   path = c['data'].get('call', '')
