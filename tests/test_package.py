@@ -61,7 +61,8 @@ def test_the_wheel_holds_every_module_and_recipe(wheel):
     names = set(archive.namelist())
     points = next(n for n in names if n.endswith('entry_points.txt'))
     assert 'bmx = bmx.cli:main' in archive.read(points).decode()
-  modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'bmx').rglob('*.py')}
+  sources = [p for kind in ('py', 'css', 'js') for p in (ROOT / 'bmx').rglob(f'*.{kind}')]
+  modules = {p.relative_to(ROOT).as_posix() for p in sources}
   recipes = {f'bmx/configs/{p.name}' for p in (ROOT / 'configs').glob('*.py')}
   assert modules | recipes | {'bmx/py.typed'} == {n for n in names if n.startswith('bmx/')}
   assert wheel.name.startswith(f'bmx_jax-{package.__version__}-')

@@ -38,6 +38,10 @@ class Throughput:
     self.start, self.step, self.paused, self.waits = self.now(), step, 0.0, []
     self.counted = self.start
 
+  def since(self) -> float:
+    """Returns the seconds since the last `lap`, or since `begin`."""
+    return self.now() - self.counted
+
   def lap(self) -> float:
     """Returns the seconds since the last call, or since `begin`."""
     before, self.counted = self.counted, self.now()

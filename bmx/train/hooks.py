@@ -6,7 +6,8 @@
 4. evaluate: metrics of every entry of `eval` (they may call code of the user);
 5. decide: update the best value, and stop early if due;
 6. keep: a checkpoint of the best or the last step, if step 2 has not saved it;
-7. profile, then the hooks of the user, in the order of their names; then the report.
+7. profile, then the hooks of the user, in the order of their names; then the report, where one is
+   due.
 
 Where a hook raises, the state is saved first, as it was before the hook.
 
@@ -37,7 +38,7 @@ from bmx.core.events import Hook
 from bmx.core.experiment import Experiment
 from bmx.parallel import jit
 from bmx.runtime import report
-from bmx.train import policy
+from bmx.train import policy, summary
 from bmx.train.checkpoint import RETRY_SECONDS
 from bmx.train.evaluate import Evaluator
 from bmx.train.examine import check_targets, examine
@@ -49,6 +50,7 @@ from bmx.train.step import step_noise
 log = logging.getLogger('bmx')
 FINAL_ATTEMPTS = 3  # to write the last checkpoint
 SAVE = 'save'
+PROGRESS_SECONDS = 20.0  # between two reports at log lines
 
 
 def in_order(x: Experiment, more: Mapping[str, Hook]) -> tuple[Hook, ...]:
@@ -71,8 +73,11 @@ def in_order(x: Experiment, more: Mapping[str, Hook]) -> tuple[Hook, ...]:
     hooks.append(Hook((first, last), Profile(first, last), 'profile'))
   users = {**x.hooks, **more}
   hooks += [dataclasses.replace(hook, name=f'hooks.{k}') for k, hook in users.items()]
+  reports = report.Reports()
   if x.evals:
-    hooks.append(Hook(x.every.eval, write_report, 'report'))
+    hooks.append(Hook(x.every.eval, WriteReport(reports), 'report'))
+  progress = WriteReport(reports, PROGRESS_SECONDS)
+  hooks.append(Hook(x.every.log, progress, 'progress', reads_state=False, at_stop=False))
   return tuple(hooks)
 
 
@@ -217,12 +222,21 @@ def keep(event: Event) -> None:
     save(event)
 
 
-def write_report(event: Event) -> None:
-  """Writes report.html from what there is so far."""
-  if jax.process_index() == 0:
-    loop, x = event.run.loop, event.run.experiment
-    facts = {'metrics': loop.last, 'steps': event.step, 'best_step': loop.best_step}
-    report.write(event.workdir, x.name, facts)
+@dataclasses.dataclass
+class WriteReport:
+  """Writes report.html from what there is so far, in process 0, unless that is too expensive.
+
+  Attributes:
+    reports: decides whether one is due; two hooks of a run share it.
+    seconds: between two reports at least.
+  """
+
+  reports: report.Reports
+  seconds: float = 0.0
+
+  def __call__(self, event: Event) -> None:
+    if jax.process_index() == 0 and self.reports.due(self.seconds):
+      summary.write_report(event.run, event.step, 'running', self.reports)
 
 
 @dataclasses.dataclass

@@ -53,8 +53,10 @@ def run(
     with Bar(x.steps) as bar, Signals() as signals, Watchdog(x.watchdog) as watchdog:
       made = make_run(x, rundir, order, bar=bar, signals=signals, watchdog=watchdog)
       try:
+        summary.begin(made)
         event = train(made)
-      except Exception:
+      except Exception as error:
+        summary.interrupted(made, error)
         made.close()
         raise
     # A KeyboardInterrupt stops at once: closing would wait for the save and the threads.

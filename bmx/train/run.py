@@ -17,6 +17,7 @@ from bmx.core.events import Hook
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.metrics import Window
 from bmx.parallel import jit
+from bmx.runtime.report import starts
 from bmx.runtime.throughput import Throughput
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar, Silent, Writer, brief
@@ -194,7 +195,7 @@ def make_run(
   checkpoints = Checkpoints(rundir.path / 'checkpoints', x.keep.last, x.task.constant)
   try:
     found, loop = _resume(x, spec, checkpoints)
-    start.compare_rates(x, loop.rate)
+    changed = start.compare_rates(x, loop.rate)
     kept = start.keep_memory(x)
     log.info('%s', start.describe_start(x, spec, flops, feed.depth, found, kept))
     log.info('workdir    %s', rundir.path)
@@ -205,6 +206,8 @@ def make_run(
     watchdog.pat()
     first = jax.process_index() == 0
     writer = Writer(rundir.path, found or 0, loop.metrics_length) if first else Silent()
+    if first:
+      starts.begin(rundir.path, found or 0, rundir.began, rundir.changes, changed)
   except Exception:
     checkpoints.close()
     raise

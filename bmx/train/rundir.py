@@ -48,8 +48,8 @@ FREE = [
 ]
 # Files and folders that bmx writes in a run directory: a link there would lead a write elsewhere.
 OWN = ('lock', 'config.json', 'data.json', 'tokenizer.json', 'metrics.jsonl', 'summary.json',
-       'sections.json', 'report.html', 'checkpoints', 'constants', 'tensorboard', 'logs',
-       'profile')  # fmt: skip
+       'sections.json', 'starts.json', 'report.html', 'checkpoints', 'constants', 'tensorboard',
+       'logs', 'profile')  # fmt: skip
 PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
 
@@ -111,10 +111,12 @@ class RunDir:
   """
 
   def __init__(self, workdir: str | os.PathLike[str], experiment: Experiment):
+    self.began = time.time()
     self.path = local(workdir).absolute()
     self.experiment = experiment
     self.config = self.path / 'config.json'
     self.resumed = self.config.exists()
+    self.changes: list[tuple[str, Any, Any]] = []  # (word, before, now) of a resumed run
     check_path(self.path)
     check_links(self.path)
     if jax.process_index():
@@ -184,6 +186,7 @@ class RunDir:
         + '\n'.join(forbidden)
         + '\nname another --workdir, or give the same config again'
       )
+    self.changes = changes
     if changes:
       log.info('resuming with another\n%s', '\n'.join(lines))
 

@@ -114,15 +114,18 @@ def learning_rates(x: Experiment) -> dict[int, float]:
   return dict(zip(marks.tolist(), rates[: len(marks)].tolist(), strict=True))
 
 
-def compare_rates(x: Experiment, logged: Sequence[float]) -> None:
+def compare_rates(x: Experiment, logged: Sequence[float]) -> tuple[float, ...]:
   """Warns if the schedule gives another learning rate than the run had, as more steps may do.
 
   Args:
     x: the experiment of the resumed run.
     logged: `LoopState.rate`.
+
+  Returns:
+    The learning rate of the newest logged step, before and now; () if they are equal.
   """
   if not logged:
-    return
+    return ()
   step, before = int(logged[0]), logged[1]
   now, following = _rates(x, np.array([step - 1, step], np.int32)).tolist()
   if not np.isclose(now, before, rtol=1e-3, atol=0):
@@ -132,6 +135,8 @@ def compare_rates(x: Experiment, logged: Sequence[float]) -> None:
       'another one, start in a new --workdir with --config.init.path=THIS_WORKDIR',
       step - 1, before, now, following,
     )  # fmt: skip
+    return before, now
+  return ()
 
 
 def _rates(x: Experiment, steps: np.ndarray) -> np.ndarray:

@@ -11,10 +11,11 @@ from bmx.core import tree
 from bmx.core.errors import Stop
 from bmx.runtime import report
 from bmx.runtime.files import write_json
+from bmx.runtime.report import starts
 from bmx.runtime.throughput import peak_memory_bytes
 from bmx.runtime.writer import brief
 from bmx.train import start
-from bmx.train.run import Event
+from bmx.train.run import Event, Run
 
 log = logging.getLogger('bmx')
 
@@ -51,9 +52,55 @@ def finish(event: Event) -> dict[str, Any]:
         f'{path} cannot be written: {error}; the checkpoint of step {event.step} is on disk, and '
         'the same command writes the summary'
       ) from error
-    report.write(run.workdir, x.name, summary)
+    starts.mark(run.workdir, event.step)
+    status = 'stopped early' if loop.stopped else 'finished'
+    report.write(run.workdir, x.name, {'status': status} | summary)
     log.info('%s', closing(summary, run.workdir))
   return summary
+
+
+def write_report(run: Run, step: int, status: str, reports: report.Reports) -> None:
+  """Writes report.html of a run that has not finished, in process 0.
+
+  Args:
+    run: the run.
+    step: completed steps.
+    status: in words.
+    reports: writes it.
+  """
+  if jax.process_index():
+    return
+  loop = run.loop
+  facts = {
+    'status': status,
+    'metrics': loop.last,
+    'steps': step,
+    'of': run.experiment.steps,
+    'best_step': loop.best_step,
+    'seconds': loop.seconds + run.throughput.since(),
+    'compile_seconds': loop.compile_seconds,
+    'hook_seconds': run.hook_seconds,
+  }
+  starts.mark(run.workdir, step)
+  reports.write(run.workdir, run.experiment.name, facts)
+
+
+def begin(run: Run) -> None:
+  """Writes sections of the training data, and a first report, in process 0."""
+  if jax.process_index():
+    return
+  examples = run.experiment.data.examples
+  if isinstance(examples, report.HasSections):
+    report.keep_sections(run.workdir, 'data', examples.sections())
+  write_report(run, run.resumed or 0, 'running', report.Reports())
+
+
+def interrupted(run: Run, error: Exception) -> None:
+  """Writes the report of a run that ends with an error, or that was asked to stop."""
+  saved, logged = run.checkpoints.saved, run.loop.rate
+  step = saved if saved is not None else int(logged[0]) if logged else run.resumed or 0
+  reason = str(error) if isinstance(error, Stop) else f'ended by {type(error).__name__}'
+  write_report(run, step, reason, report.Reports())
 
 
 def show(summary: Mapping[str, Any], workdir: pathlib.Path, name: str) -> None:

@@ -67,7 +67,7 @@ def test_a_report_that_was_not_written_is_made_again(lines, run):
   (run / 'report.html').unlink()
   (run / 'metrics.jsonl').write_text(lines)
   assert loop.run(build(), run)['steps'] == 20
-  assert '<h2>Final metrics</h2>' in (run / 'report.html').read_text()
+  assert '<h2>Results</h2>' in (run / 'report.html').read_text()
 
 
 def test_reports_and_sections_that_cannot_be_written_end_nothing(run, finished, caplog):

@@ -153,7 +153,17 @@ def test_hooks_run_in_the_fixed_order(tmp_path):
   loop.train(run)
   run.close()
   names = [name for step, name, _ in seen if step == 10]
-  assert names == ['log', 'save', 'examine', 'evaluate', 'decide', 'keep', 'hooks.mine', 'report']
+  assert names == [
+    'log',
+    'save',
+    'examine',
+    'evaluate',
+    'decide',
+    'keep',
+    'hooks.mine',
+    'report',
+    'progress',
+  ]
   assert {saved for step, name, saved in seen if step == 20 and name == 'evaluate'} == {20}
   assert saves == [10, 20]
   assert saved == [10, 20]
