@@ -6,13 +6,15 @@
 
 import sys
 
+from bmx import config as recipes
 from bmx import main as entry
 from bmx import modes
 
-USAGE = """usage: bmx MODE [RECIPE[:VARIANT]] [--WORD=VALUE ...]
+HELP = """usage: bmx MODE [RECIPE[:VARIANT]] [--WORD=VALUE ...] [--FLAG=VALUE ...]
 
 MODE is {modes}; RECIPE is a name such as gpt_char or a file. WORD is a word of the config
-(--batch_size=32, --task.model.depth=8) or one of the flags below.
+(--batch_size=32, --task.model.depth=8) or one of the flags below. `bmx config` lists the recipes,
+`bmx config RECIPE` the words of one.
 
 """
 
@@ -22,25 +24,45 @@ def translate(arguments: list[str]) -> list[str]:
 
   >>> translate(['train', 'gpt_char:tiny', '--batch_size=32', '--workdir=runs/a'])
   ['--mode=train', '--config=gpt_char:tiny', '--config.batch_size=32', '--workdir=runs/a']
+  >>> translate(['config', 'gpt_char', 'optimizer'])
+  ['--mode=config', '--config=gpt_char', '--words=optimizer']
   """
   result, rest = [], list(arguments)
   if rest and not rest[0].startswith('-'):
-    result.append(f'--mode={rest.pop(0)}')
+    mode = rest.pop(0)
+    result.append(f'--mode={mode}')
     if rest and not rest[0].startswith('-'):
       result.append(f'--config={rest.pop(0)}')
+    if rest and mode == 'config' and not rest[0].startswith('-'):
+      result.append(f'--words={rest.pop(0)}')
   for argument in rest:
     name = argument.removeprefix('--').partition('=')[0]
     word = argument.startswith('--') and name and name not in entry.FLAGS
-    if word and not name.startswith('config.'):
+    if word and not name.startswith('config.') and not _is_misspelt_flag(name):
       argument = f'--config.{argument.removeprefix("--")}'
     result.append(argument)
   return result
+
+
+def _is_misspelt_flag(name: str) -> bool:
+  return '.' not in name and name not in recipes.base() and bool(entry.near_flag(name))
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a mode; returns the exit code as `bmx.main.main` does."""
   arguments = sys.argv[1:] if argv is None else argv
   if not arguments or '--help' in arguments or '-h' in arguments:
-    sys.stdout.write(USAGE.format(modes=', '.join(modes.MODES)))
+    sys.stdout.write(HELP.format(modes=', '.join(modes.MODES)))
     arguments = ['--help']
+  first = arguments[0]
+  if not first.startswith('-') and first not in modes.MODES:
+    entry.refuse('bmx', _without_mode(first))
   return entry.main(translate(arguments), 'bmx')
+
+
+def _without_mode(first: str) -> str:
+  """The message for a command whose first word is not a mode."""
+  name = first.partition(':')[0]
+  if name in recipes.names() or name.endswith('.py'):
+    return f'{first}: expected a mode first; bmx train {first}'
+  return entry.unknown_mode(first)

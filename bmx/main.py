@@ -8,22 +8,29 @@ and every parameter of the parts it names can be set: --config.optimizer.weight_
 
 import argparse
 import contextlib
+import difflib
 import importlib.util
 import os
 import pathlib
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
+from bmx import config as recipes
 from bmx import modes
 from bmx.core import errors, paths
 from bmx.core.terminal import printable
 from bmx.plan import topology
 
 FLAGS = (
-  'config', 'workdir', 'mode', 'step', 'input', 'prompt', 'topology', 'allow', 'processes',
+  'config', 'workdir', 'mode', 'step', 'input', 'prompt', 'topology', 'words', 'allow', 'processes',
   'process', 'coordinator', 'help',
 )  # fmt: skip
+USAGE = {
+  'bmx': 'usage: bmx MODE [RECIPE[:VARIANT]] [--WORD=VALUE ...] [--FLAG=VALUE ...]',
+  'python -m bmx.main': 'usage: python -m bmx.main --config=RECIPE[:VARIANT] '
+                        '[--config.WORD=VALUE ...] [--FLAG=VALUE ...]',
+}  # fmt: skip
 
 SHARED_FLAGS = ('mode', 'step', 'input', 'prompt', 'topology', 'allow')  # equal on all processes
 FAILED_SECONDS = 5.0  # to reach the others, for a process that cannot start
@@ -68,8 +75,21 @@ def _last_words(error: Exception) -> str:
   return printable(text) + '\n'
 
 
+class _Parser(argparse.ArgumentParser):
+  """A parser that answers a mistake below one usage line."""
+
+  def error(self, message: str) -> NoReturn:
+    refuse(self.prog, message)
+
+
+def refuse(program: str, message: str) -> NoReturn:
+  """Ends a command that cannot be read: one usage line, one error, exit code 2."""
+  sys.stderr.write(f'{USAGE[program]}\nerror: {printable(message)}\n')
+  raise SystemExit(errors.BAD_INPUT)
+
+
 def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     program, description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
@@ -78,7 +98,7 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
   parser.add_argument('--workdir', default='', help='run directory; an existing one '
                       'resumes (default: runs/NAME/TIMESTAMP-RANDOM)')  # fmt: skip
   described = '; '.join(f'{name} {mode.description}' for name, mode in modes.MODES.items())
-  parser.add_argument('--mode', default='train', choices=tuple(modes.MODES), help=described)
+  parser.add_argument('--mode', default='train', help=described)
   parser.add_argument('--step', default='latest', help='checkpoint that eval, predict and generate '
                       'read: latest, best or a step')  # fmt: skip
   parser.add_argument('--input', default='', help='predict: file of examples (default: the '
@@ -87,6 +107,8 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '
                       '(two slices), h200:8')  # fmt: skip
+  parser.add_argument('--words', nargs='?', default='', const='all', help='config: prints the '
+                      'words alone, or those whose names contain a text')  # fmt: skip
   parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
                       'that a stored config may call besides bmx, optax and flax')  # fmt: skip
   several = parser.add_argument_group('several processes: one command each, with its own --process')
@@ -96,10 +118,39 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
   args, rest = parser.parse_known_args(argv)
   overrides, rest = _overrides(rest)
   if rest:
-    parser.error(f'unknown argument {rest[0]!r}; the config is set by --config.WORD=VALUE')
-  if not args.config and not args.workdir:
-    parser.error('give --config=RECIPE, or --workdir=DIR of a run')
+    parser.error(_unknown(rest[0]))
+  if args.mode not in modes.MODES:
+    parser.error(unknown_mode(args.mode))
+  if not args.config and not args.workdir and (args.mode != 'config' or overrides):
+    parser.error('give --config=RECIPE, or --workdir=DIR of a run; `bmx config` lists the recipes')
   return args, overrides
+
+
+def unknown_mode(mode: str) -> str:
+  """The message for a mode that does not exist."""
+  known = ', '.join(modes.MODES)
+  near = errors.did_you_mean(mode, modes.MODES).partition('; known')[0]
+  return f'--mode={mode}: expected one of {known}{near}'
+
+
+def near_flag(name: str) -> str:
+  """The flag that a name probably misspells; '' if none is near."""
+  return next(iter(difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.75)), '')
+
+
+def _unknown(argument: str) -> str:
+  """The message for an argument that is not a flag, with a way to write it."""
+  name, equals, value = argument.lstrip('-').partition('=')
+  flag = name if name in FLAGS else near_flag(name)
+  if argument.startswith('-') and flag and name not in recipes.base():
+    fix = f'did you mean --{flag}{equals}{value}?'
+  elif name and equals:
+    fix = f'the config is set by --config.{name}={value or "VALUE"}'
+  elif argument == '=':
+    fix = 'write --config.WORD=VALUE without blanks'
+  else:
+    fix = 'a variant is written RECIPE:VARIANT; the config is set by --config.WORD=VALUE'
+  return f'unknown argument {argument!r}; {fix}'
 
 
 def _overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -108,23 +159,27 @@ def _overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
   for argument in arguments:
     if argument.startswith('--config.'):
       found.append(argument.removeprefix('--config.'))
-    elif found and '=' not in found[-1] and not rest and not argument.startswith('--'):
+    elif _is_value(argument) and found and '=' not in found[-1] and not rest:
       found[-1] += f'={argument}'
     else:
       rest.append(argument)
   return found, rest
 
 
-def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
-  from bmx import config as recipes
+def _is_value(argument: str) -> bool:
+  return argument != '=' and not argument.startswith('--')
 
+
+def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
   recipes.trust(args.allow)
-  if args.config:
+  if not args.config and not args.workdir:
+    config, name = None, ''
+  elif args.config:
     config, name = recipes.load(args.config, overrides)
   else:
     config, name = _stored(paths.local(args.workdir), overrides)
   return modes.Request(
-    config, name, args.workdir, args.step, args.input, tuple(args.prompt), args.topology
+    config, name, args.workdir, args.step, args.input, tuple(args.prompt), args.topology, args.words
   )
 
 
@@ -165,7 +220,6 @@ def _start_peers(
 
 def _facts(args: argparse.Namespace, request: modes.Request) -> dict[str, str]:
   """What all processes must share, as far as it is known before jax starts."""
-  from bmx import config as recipes
   from bmx.runtime import facts
   from bmx.train.rundir import flatten
 
@@ -190,7 +244,6 @@ def _choose_platform(mode: str) -> None:
 
 def _stored(workdir: pathlib.Path, overrides: list[str]) -> tuple[Any, str]:
   """The config of a run and its name."""
-  from bmx import config as recipes
   from bmx.train.rundir import read_config
 
   stored = read_config(workdir)

@@ -8,6 +8,8 @@
 DIR holds a tokenizer.json with BERT's special tokens, for instance that of bert-base-uncased.
 Documents of the paths are cut into sentences; a row is two sentences, the second in half of the
 rows one from elsewhere.
+
+Reaches the published number of parameters; it has not been trained to the end.
 """
 
 from bmx.config import base, check_variant

@@ -14,8 +14,8 @@ DIR is a run of bmx (configs/bert_small.py) or a Hugging Face directory of BERT,
 DistilBERT; the sizes, the tokenizer and all weights but the new head come from there.
 --config.init.reinit=. trains the same model from scratch.
 
-From bert_small on a million words, SST-2 reaches 81.5 % in one epoch (3 seeds, 81.2 to 81.9), from
-scratch 79.3 % (2026-11-25, two CPU cores, under 10 min: experiments/bert_finetune/README.md).
+Reaches 81.5 % on SST-2 in one epoch from bert_small on a million words (3 seeds, 81.2 to 81.9),
+from scratch 79.3 % (2026-11-25, two CPU cores, under 10 min: experiments/bert_finetune/README.md).
 """
 
 from bmx.config import base, check_variant

@@ -4,6 +4,9 @@
     --config.mesh.fsdp=8
 
 train.bin holds uint32 token ids of Llama 3's tokenizer, one after another.
+
+Reaches 56,200 tokens a second on one H200 with `remat` none (one run, 2026-11-25); it has not been
+trained to the end.
 """
 
 from bmx.config import base, check_variant

@@ -4,6 +4,9 @@
     --config.mesh.fsdp=128 --config.mesh.model=8
 
 train.bin holds uint32 token ids of Llama 3's tokenizer, one after another.
+
+Reaches the published number of parameters, and fits v5p:8x8x16 (`--mode=plan`); it has not been
+trained.
 """
 
 from bmx.config import base, check_variant

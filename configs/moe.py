@@ -6,6 +6,9 @@
     --config.mesh.expert=8 --config.mesh.fsdp=16
 
 train.bin holds uint16 token ids of Llama 2's tokenizer, one after another.
+
+Reaches the published number of parameters, and fits v5p:4x4x4 (`--mode=plan`); it has not been
+trained.
 """
 
 from bmx.config import base, check_variant

@@ -58,6 +58,7 @@ SLOW = (
   'test_bench.py',
   'test_configs.py::test_tiny_trains',
   'test_docs.py::test_run_commands_of_the_readme',
+  'test_first_hour.py::test_commands_of_the_page',
   'test_hostile.py',
   'test_language.py',
   'test_package.py',

@@ -449,7 +449,7 @@ def test_input_that_cannot_be_predicted(refused, run, tmp_path, name):
 
 
 USAGE = {
-  'mode': (['--mode=tarin'], "invalid choice: 'tarin'"),
+  'mode': (['--mode=tarin'], '--mode=tarin: expected one of train, eval,'),
   'flag': (['--confgi=x'], "unknown argument '--confgi=x'"),
   'abbreviation': (['--work=x'], "unknown argument '--work=x'"),
   'word': (['tiny'], "unknown argument 'tiny'"),

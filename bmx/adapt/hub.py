@@ -26,7 +26,7 @@ from bmx.adapt.tensors import (
 )
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.core.paths import local
+from bmx.core.paths import how_to_fetch, local
 from bmx.models import bert
 
 __all__ = ['encoder', 'labels', 'load', 'model', 'part', 'read_ids', 'save']
@@ -151,7 +151,7 @@ def _read_by(targets: Mapping[str, Target]) -> set[str]:
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:
   if not folder.is_dir():
-    raise InputError(f'{folder}: expected a directory')
+    raise InputError(f'{folder}: expected a directory{how_to_fetch(folder)}')
   if not (folder / 'config.json').is_file():
     raise InputError(f'{folder} has no config.json')
   return read_json(folder / 'config.json')

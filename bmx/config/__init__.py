@@ -5,13 +5,17 @@ A recipe is a file with `get_config(variant='') -> ConfigDict`. A *part* of it i
 """
 
 from bmx.config.auto import settle
+from bmx.config.describe import Line, lines
 from bmx.config.overrides import apply
 from bmx.config.parts import build, parameters, resolve
-from bmx.config.recipes import check_variant, find, load, names
+from bmx.config.recipes import About, about, check_variant, find, load, names
 from bmx.config.stored import check_calls, complete, from_plain, from_stored, plain, trust
 from bmx.config.words import base, check_words
 
 __all__ = [
+  'About',
+  'Line',
+  'about',
   'apply',
   'base',
   'build',
@@ -22,6 +26,7 @@ __all__ = [
   'find',
   'from_plain',
   'from_stored',
+  'lines',
   'load',
   'names',
   'parameters',

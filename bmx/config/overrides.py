@@ -14,12 +14,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bmx.config.describe import lines
 from bmx.config.parts import parameters, resolve, takes_anything
 from bmx.config.words import NAMED_PARTS, PARTS
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.layout import RULES
 
 ZEROS: dict[type, Any] = {bool: False, int: 0, float: 0.0, tuple: (), str: ''}
+# Names of other libraries for words of bmx.
+ALIASES = {
+  'lr': 'peak', 'learning_rate': 'peak', 'bs': 'batch_size', 'max_steps': 'steps',
+  'num_steps': 'steps', 'num_epochs': 'epochs', 'num_layers': 'depth', 'layers': 'depth',
+  'hidden_size': 'width', 'd_model': 'width', 'num_heads': 'heads', 'block_size': 'length',
+  'seq_len': 'length', 'wd': 'weight_decay', 'grad_clip': 'clip', 'precision': 'dtype',
+  'warmup_steps': 'warmup', 'optim': 'optimizer.call',
+}  # fmt: skip
 EVAL_WORDS = {'batch_size': 0, 'metrics': ('package.module:function',)}
 
 
@@ -38,7 +47,7 @@ def apply(config: Any, overrides: Sequence[str]) -> None:
       if folder not in place:
         _add(config, folders[:depth], folder, folders[depth + 1 :] + [leaf], name)
       if not isinstance(place[folder], ConfigDict):
-        raise _unknown('.'.join(folders[: depth + 1]), folder, place)
+        raise _unknown(config, '.'.join(folders[: depth + 1]), folder, place)
       place = place[folder]
     like = _like(config, folders, leaf, name)
     value = parse(name, text, like)
@@ -71,7 +80,7 @@ def _add(config: Any, above: Sequence[str], key: str, below: Sequence[str], name
   named = len(above) == 1 and above[0] in NAMED_PARTS and key.isidentifier()
   part = list(below) == ['call'] and (key in words or takes_anything(words))
   if not (named or part) or _near_miss(key, place, extends=named):
-    raise _unknown('.'.join([*above, key]), key, place, words)
+    raise _unknown(config, '.'.join([*above, key]), key, place, words, name)
   if named and above[0] == 'hooks' and list(below) != ['call']:
     raise InputError(f'--config.{name}: set --config.hooks.{key}.call=package.module:name too')
   with place.unlocked():
@@ -98,13 +107,13 @@ def _examples(config: Any, folders: Sequence[str], leaf: str, name: str) -> list
       return [config.data[leaf]]
   if len(folders) == 2 and folders[0] == 'hooks' and leaf == 'every':
     return [0]
-  if known is None or _near_miss(leaf, place):
-    raise _unknown(name, leaf, place, known or ())
+  if known is None or (leaf not in known and _near_miss(leaf, place)):
+    raise _unknown(config, name, leaf, place, known or ())
   if leaf in known and known[leaf].kind is not known[leaf].VAR_KEYWORD:
     return _types_of(known[leaf], name)
   if takes_anything(known):
     return list(ZEROS.values())
-  raise _unknown(name, leaf, place, known)
+  raise _unknown(config, name, leaf, place, known)
 
 
 def _callee_parameters(config: Any, folders: Sequence[str]) -> Mapping[str, Any] | None:
@@ -156,8 +165,24 @@ def _near_miss(key: str, place: Any, extends: bool = False) -> bool:
   return bool(near) and not (extends and key.startswith(near[0]))
 
 
-def _unknown(name: str, key: str, place: Any, known: Iterable[str] = ()) -> InputError:
-  return InputError(f'unknown config key {name!r}{did_you_mean(key, {*place, *known})}')
+def _unknown(
+  config: Any, name: str, key: str, place: Any, known: Iterable[str] = (), whole: str = ''
+) -> InputError:
+  """The error for a word that does not exist: names one of the same place, else of another.
+
+  `whole` is the name that was given, where `name` is only its beginning.
+  """
+  near = did_you_mean(key, {*place, *known})
+  if 'did you mean' not in near:
+    words = [line.word for line in lines(config)]
+    *above, leaf = (whole or name).split('.')
+    wanted = '.'.join(['', *above, ALIASES.get(leaf, leaf)])
+    ends = sorted((w for w in words if f'.{w}'.endswith(wanted)), key=lambda w: (w.count('.'), w))
+    if ends:
+      near = f'; did you mean {ends[0]!r}?'
+    elif place is config:
+      near += '; `bmx config RECIPE` lists the words of its parts'
+  return InputError(f'unknown config key {name!r}{near}')
 
 
 def parse(name: str, text: str, like: Sequence[Any]) -> Any:
@@ -177,7 +202,9 @@ def _parse_as(name: str, text: str, example: Any) -> Any:
   if isinstance(example, str):
     return text
   if isinstance(example, ConfigDict):
-    raise InputError(f'--config.{name} is a part with keys {sorted(example)}; set one of them')
+    keys = sorted(example)
+    fix = f', such as --config.{name}.{keys[0]}=VALUE' if keys else ', such as call'
+    raise InputError(f'--config.{name} is a part with keys {keys}; set one of them{fix}')
   try:
     value = ast.literal_eval({'true': 'True', 'false': 'False'}.get(text, text))
   except (ValueError, SyntaxError, MemoryError, RecursionError):

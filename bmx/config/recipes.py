@@ -1,9 +1,10 @@
 """Recipes: finding a recipe's file and loading its config."""
 
+import ast
 import pathlib
 import runpy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bmx.config.overrides import apply
 from bmx.core.errors import InputError, did_you_mean
@@ -36,11 +37,52 @@ def find(recipe: str) -> pathlib.Path:
     if path.is_file():
       return path
     known = [*names(), *sorted(map(str, path.parent.glob('*.py')))]
+    known = [path.stem] if path.stem in names() else known
   else:
     if recipe and (folder() / f'{recipe}.py').is_file():
       return folder() / f'{recipe}.py'
     known = names()
-  raise InputError(f'--config={recipe}: expected a recipe or a file{did_you_mean(recipe, known)}')
+  if recipe and path.is_dir():
+    fix = f'; the directory of a run is given as --workdir={recipe}'
+  elif path.is_file():
+    fix = f'; a file of data is given as --config.data.path={recipe}, beside a recipe'
+  elif path.stem in known:
+    fix = f'; did you mean {path.stem!r}, the recipe of bmx?'
+  else:
+    fix = did_you_mean(recipe, known)
+  raise InputError(f'--config={recipe}: expected a recipe or a file{fix}')
+
+
+class About(NamedTuple):
+  """A recipe of bmx, as its docstring describes it.
+
+  Attributes:
+    name: for `--config`.
+    variants: ':tiny' and others.
+    description: the first sentence.
+    reaches: the paragraph that begins with 'Reaches'; '' without one.
+  """
+
+  name: str
+  variants: tuple[str, ...]
+  description: str
+  reaches: str
+
+
+def about(name: str) -> About:
+  """Reads the docstring and the variants of a recipe, without running it."""
+  tree = ast.parse(find(name).read_text())
+  paragraphs = [' '.join(p.split()) for p in (ast.get_docstring(tree) or '').split('\n\n')]
+  reaches = next((p for p in paragraphs if p.startswith('Reaches')), '')
+  checks = [
+    node
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Name)
+    and node.func.id == 'check_variant'
+  ]
+  known = [a.value for node in checks for a in node.args[1:] if isinstance(a, ast.Constant)]
+  return About(name, tuple(map(str, known)), paragraphs[0], reaches)
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> tuple[Any, str]:

@@ -1,7 +1,7 @@
 """Words that every recipe shares, with their defaults."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -13,8 +13,81 @@ PARTS = ('task', 'data', 'optimizer', 'schedule', 'grad', 'privacy')
 # Words that map names to parts: the user chooses the names.
 NAMED_PARTS = ('eval', 'hooks')
 
+# Axes of the mesh, whose product is the number of devices.
+MESH = {
+  'pipe': 'Devices that share the layers, in stages.',
+  'data': 'Devices that share a batch, each with all parameters; -1: the devices that remain.',
+  'fsdp': 'Devices that share a batch and the storage of the parameters.',
+  'expert': 'Devices that share the experts.',
+  'seq': 'Devices that share the positions of a sequence.',
+  'model': 'Devices that share each matrix (tensor parallelism).',
+}
+
 # Words whose own words are all known; `mesh` and `rules` are checked where they are read.
 GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep')
+
+
+class Word(NamedTuple):
+  """A word that every recipe shares.
+
+  Attributes:
+    default: its value where a recipe sets none.
+    meaning: one sentence, with units.
+  """
+
+  default: Any
+  meaning: str
+
+
+WORDS = {
+  'description': Word('', 'One line for people; the report shows it.'),
+  'seed': Word(0, 'Of the parameters, the order of examples, dropout and draws.'),
+  'steps': Word(0, 'Updates of the parameters; set this or `epochs`.'),
+  'epochs': Word(0.0, 'Passes over the training data; set this or `steps`.'),
+  'batch_size': Word(64, 'Examples of one update, of all devices and processes together.'),
+  'dtype': Word('float32', 'Of the computation: float32, bfloat16, float16. Parameters: float32.'),
+  'task': Word({}, 'Part: the loss and the model.'),
+  'data': Word({}, 'Part: the training data.'),
+  'eval': Word({}, 'Name -> its difference from `data`, and `metrics`, functions of predictions.'),
+  'optimizer': Word({}, 'Part: how a gradient is applied.'),
+  'schedule': Word({}, 'Part: the learning rate of each step.'),
+  'grad': Word({}, 'Part around the gradient, such as accumulation; wrappers nest by `inner`.'),
+  'privacy': Word({}, 'Part: differential privacy.'),
+  'hooks': Word({}, 'Name -> part and `every`, in steps: called during training.'),
+  'profile.start': Word(10, 'Step after which a trace begins.'),
+  'profile.steps': Word(0, 'Steps of the trace in WORKDIR/profile; 0: none.'),
+  'init.path': Word('', 'Weights to start from: a run of bmx or a Hugging Face directory.'),
+  'init.reinit': Word('', 'Regex of parameters that are initialized, not read from `init.path`.'),
+  'generate.max_new_tokens': Word(100, 'Tokens that are generated for a prompt, at most.'),
+  'generate.temperature': Word(1.0, 'Divides the logits; 0: greedy.'),
+  'generate.top_k': Word(0, 'Draws from so many of the most likely tokens; 0: from all.'),
+  'generate.top_p': Word(1.0, 'Draws from the smallest set of tokens of this total probability.'),
+  'generate.repetition_penalty': Word(1.0, 'Divides the logits of tokens that the text contains.'),
+  'generate.num_beams': Word(1, 'Above 1: beam search, without draws.'),
+  'generate.length_penalty': Word(1.0, 'Of beams: the power of the length that divides scores.'),
+  'generate.stop': Word((), 'Texts that end the generation.'),
+  'generate.stream': Word(True, 'Prints tokens as they are generated.'),
+  **{f'mesh.{axis}': Word(-1 if axis == 'data' else 1, MESH[axis]) for axis in AXES},
+  **{f'rules.{name}': Word(axes, 'Mesh axes that this dimension is stored along.')
+     for name, axes in RULES.items()},
+  'compute': Word({}, 'The same during computation; `rules` without fsdp where it is silent.'),
+  'every.log': Word(50, 'Steps between log lines; 0: at the end only.'),
+  'every.eval': Word(0, 'Steps between evaluations; 0: at the end only.'),
+  'every.save': Word(0, 'Steps between checkpoints; 0: at the end only.'),
+  'ema': Word(0.0, 'Decay of a moving average of the parameters, which is evaluated; 0: off.'),
+  'guard.patience': Word(10, 'Consecutive non-finite updates that end the run; 0: never.'),
+  'guard.spike': Word(0.0, 'Rejects gradient norms above this multiple of their mean; 0: off.'),
+  'watchdog.seconds': Word(0.0, 'Ends a run in which no step finishes for so long; 0: off.'),
+  'stop.metric': Word('', 'Early stopping follows it, such as eval/valid/loss; empty: off.'),
+  'stop.mode': Word('min', 'Better is lower (min) or higher (max).'),
+  'stop.patience': Word(3, 'Evaluations without a better value that end the run.'),
+  'keep.last': Word(2, 'Newest checkpoints that are kept.'),
+  'keep.metric': Word('', 'The checkpoint with its best value is kept too; empty: off.'),
+  'keep.mode': Word('min', 'Better is lower (min) or higher (max).'),
+  'steps_per_call': Word(0, 'Steps in one compiled call; 0: chosen by the FLOPs of a step.'),
+  'allow_changed_data': Word(False, 'Resumes although the training data have changed.'),
+  'cache': Word('', 'Folder of compiled programs; empty: ~/.cache/bmx; off: none.'),
+}  # fmt: skip
 
 
 def base(description: str = '') -> Any:
@@ -24,51 +97,13 @@ def base(description: str = '') -> Any:
     description: one line for people; the report shows it.
   """
   c = ConfigDict()
+  for name, word in WORDS.items():
+    group, _, leaf = name.rpartition('.')
+    if group and group not in c:
+      c[group] = ConfigDict()
+    place: Any = c[group] if group else c
+    place[leaf] = ConfigDict() if word.default == {} else word.default
   c.description = description
-  c.seed = 0
-  c.steps = 0  # updates; set this or
-  c.epochs = 0.0  # passes over the data
-  c.batch_size = 64  # global: of all devices and processes
-  c.dtype = 'float32'  # of the computation; parameters are float32
-  c.task = ConfigDict()  # part: the loss
-  c.data = ConfigDict()  # part: the training data
-  c.eval = ConfigDict()  # name -> difference from `data`; `metrics`: functions of predictions
-  c.optimizer = ConfigDict()  # part
-  c.schedule = ConfigDict()  # part: the learning rate
-  c.grad = ConfigDict()  # part around the gradient; wrappers nest by `inner`
-  c.privacy = ConfigDict()  # part
-  c.hooks = ConfigDict()  # name -> part and `every`, in steps: called during training
-  c.profile = {'start': 10, 'steps': 0}  # trace of so many steps after step `start`; 0: off
-  c.init = {
-    'path': '',  # weights to start from: a run of bmx, or a Hugging Face directory
-    'reinit': '',  # regex: these parameters are initialized, not read from `path`
-  }  # other keys: collection -> folder, such as teacher='DIR'
-  c.generate = {
-    'max_new_tokens': 100,  # per prompt
-    'temperature': 1.0,  # 0: greedy
-    'top_k': 0,  # draws from so many of the most likely tokens; 0: all
-    'top_p': 1.0,  # draws from the smallest set of tokens with this total probability
-    'repetition_penalty': 1.0,  # divides the logits of tokens that the text contains
-    'num_beams': 1,  # above 1: beam search, nothing is drawn
-    'length_penalty': 1.0,  # of beams: divides log-probabilities by length^length_penalty
-    'stop': (),  # texts that end the generation
-    'stream': True,  # prints tokens as they are generated
-  }
-  c.mesh = {axis: 1 for axis in AXES} | {'data': -1}  # devices along each axis; -1: the rest
-  c.rules = dict(RULES)  # dimension -> mesh axes it is stored along
-  c.compute = ConfigDict()  # the same during computation; default: `rules` without fsdp
-  c.every = {'log': 50, 'eval': 0, 'save': 0}  # steps; 0: only at the end
-  c.ema = 0.0  # decay of the moving average of the parameters; 0: off
-  c.guard = {
-    'patience': 10,  # consecutive non-finite updates before the run ends; 0: never ends
-    'spike': 0.0,  # rejects gradient norms above this multiple of their running mean; 0: off
-  }
-  c.watchdog = {'seconds': 0.0}  # without a finished step before the run ends; 0: off
-  c.stop = {'metric': '', 'mode': 'min', 'patience': 3}  # early stopping
-  c.keep = {'last': 2, 'metric': '', 'mode': 'min'}  # checkpoints: the newest, the best by metric
-  c.steps_per_call = 0  # steps in one jitted call; 0: chosen from the step's FLOPs
-  c.allow_changed_data = False  # resume although the training data changed
-  c.cache = ''  # folder of compiled programs; '': the user's cache folder; 'off': none
   return c
 
 

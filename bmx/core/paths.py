@@ -7,6 +7,7 @@ import re
 from bmx.core.errors import InputError
 
 MAX_NAME = 255  # bytes of a file's name
+HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
 SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):/')
 
 
@@ -35,3 +36,18 @@ def local(path: str | os.PathLike[str]) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
   except RuntimeError as error:
     raise InputError(f'{text}: {error}; write the whole path') from None
+
+
+def how_to_fetch(folder: str | os.PathLike[str]) -> str:
+  """Returns the command that fetches a missing folder of weights; '' if no hub has such names.
+
+  >>> how_to_fetch('openai-community/gpt2')[:52]
+  '; a model of the Hugging Face hub is fetched first: '
+  """
+  name = os.fspath(folder)
+  if not HUB_NAME.fullmatch(name):
+    return ''
+  return (
+    f'; a model of the Hugging Face hub is fetched first: hf download {name} --local-dir {name} '
+    '(bmx downloads nothing)'
+  )

@@ -23,6 +23,13 @@ def digits(
 
   'test' is the 360 examples of `train_test_split(test_size=0.2, random_state=0)`; 'train' the other
   1,437, of which a share `holdout` is 'valid'.
+
+  Args:
+    split: 'train', 'valid' or 'test'.
+    holdout: share of 'valid'.
+    crop: pixels of padding of a random crop in training.
+    seed: of augmentation.
+    train: augmented.
   """
   from sklearn import datasets
 
@@ -45,6 +52,13 @@ def table(
 
   Splits as in `digits`. Columns are standardised by the training examples, and so is diabetes'
   target.
+
+  Args:
+    name: iris, wine, breast_cancer or diabetes.
+    split: 'train', 'valid' or 'test'.
+    holdout: share of 'valid'.
+    seed: of the order.
+    train: training data.
   """
   from sklearn import datasets
 

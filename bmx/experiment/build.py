@@ -167,7 +167,13 @@ def _choices(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _steps(c: Mapping[str, Any], data: Data) -> int:
   if bool(c['steps']) == bool(c['epochs']):
-    raise InputError(f'set one of steps ({c["steps"]}) and epochs ({c["epochs"]})')
+    fix = (
+      'the recipe counts epochs and the command steps, or the reverse: add --config.epochs=0 to '
+      'count steps, --config.steps=0 to count epochs'
+      if c['steps']
+      else 'add --config.steps=1000, say'
+    )
+    raise InputError(f'set one of steps ({c["steps"]}) and epochs ({c["epochs"]}): {fix}')
   steps = c['steps'] or math.ceil(c['epochs'] * data.size / data.batch_size)
   if steps < 1:
     raise InputError(f'steps={c["steps"]}, epochs={c["epochs"]}: nothing to train')

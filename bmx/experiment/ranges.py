@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bmx.core.errors import InputError
+from bmx.core.errors import InputError, did_you_mean
 
 # leaf -> (least, bound): least <= value < bound
 RANGES = {
@@ -23,10 +23,23 @@ RANGES = {
   'keep.last': (1, math.inf),
 }
 
+DTYPES = ('bfloat16', 'float16', 'float32')
+SHORT_DTYPES = {
+  'bf16': 'bfloat16', 'fp16': 'float16', 'f16': 'float16', 'half': 'float16', 'fp32': 'float32',
+  'f32': 'float32',
+}  # fmt: skip
+
 
 def check_ranges(c: Mapping[str, Any]) -> None:
-  """Raises InputError naming the first number that is not finite, or is outside its range."""
+  """Raises InputError naming the first number that is not finite, or is outside its range.
+
+  `dtype` is one of DTYPES.
+  """
   _check_finite(c, '')
+  if c['dtype'] not in DTYPES:
+    given = str(c['dtype'])
+    near = did_you_mean(SHORT_DTYPES.get(given, given), DTYPES)
+    raise InputError(f'--config.dtype={given}: expected one of {", ".join(DTYPES)}{near}')
   for name, (least, bound) in RANGES.items():
     word, _, leaf = name.partition('.')
     value = c[word][leaf] if leaf else c[word]

@@ -29,8 +29,7 @@ def selection(
     return chosen
   parts = chosen.metric.split('/')
   if len(parts) != 3 or parts[0] != 'eval' or parts[1] not in evals:
-    known = [f'eval/{name}/loss' for name in evals]
-    near = did_you_mean(chosen.metric, known)
+    near = _near(parts[-1], task, spec, evals, layout)
     raise InputError(f'{word}.metric={chosen.metric}: expected eval/ENTRY/METRIC{near}')
   if parts[1] == 'test':
     raise InputError(
@@ -42,6 +41,17 @@ def selection(
     near = did_you_mean(parts[2], known)
     raise InputError(f'{word}.metric={chosen.metric}: expected a metric of that entry{near}')
   return chosen
+
+
+def _near(name: str, task: Any, spec: StateSpec, evals: Mapping[str, Eval], layout: Layout) -> str:
+  """A proposal for a metric that is not written as eval/ENTRY/METRIC."""
+  found = {k: metric_names(task, spec, e, layout) for k, e in evals.items() if k != 'test'}
+  same = [f'eval/{entry}/{name}' for entry, names in found.items() if name in names]
+  if same:
+    return f'; did you mean {same[0]!r}?'
+  if not found:
+    return '; the config has no entry to select by: set --config.eval.valid.split=valid'
+  return did_you_mean(name, [f'eval/{entry}/{m}' for entry, names in found.items() for m in names])
 
 
 def metric_names(task: Any, spec: StateSpec, entry: Eval, layout: Layout) -> list[str]:

@@ -30,11 +30,21 @@ class BERT(nn.Module):
   Attributes:
     vocab_size: tokens the model knows; `vocab_pad` more rows are stored, see `gpt.GPT`.
     max_seq_len: longest sequence.
+    width: size of the hidden states.
+    depth: number of blocks.
+    heads: attention heads.
     mlp_dim: width of the feed-forward layers; 0 is 4 × width.
     types: kinds of segment that a token can be in; 0 is none.
     pooler_activation: name in `layers.ACTIVATIONS`, of `pool` ('relu' in DistilBERT).
+    activation: of the feed-forward layers: gelu, gelu_exact, relu, silu, tanh or sigmoid.
+    eps: added to the variance in a norm.
+    dropout: share of units that training drops.
     first_position: the row of the position table that a sequence begins with (2 in RoBERTa).
-    scan, remat: see `Stack`.
+    vocab_pad: rows that the token table stores besides, so that axes divide it.
+    attention: 'xla', 'cudnn', 'splash', 'ring', or 'auto', by the kind of device.
+    scan: one compiled block over stacked parameters instead of `depth` copies, see `Stack`.
+    remat: results that the backward pass computes again: 'none', 'dots' or 'full', see `Stack`.
+    dtype: of the computation.
   """
 
   vocab_size: int
@@ -126,7 +136,12 @@ class BERT(nn.Module):
 
 class Pretraining(nn.Module):
   """Scores of the tokens at masked positions, and (`next_sentence`) of whether the second segment
-  follows the first."""
+  follows the first.
+
+  Attributes:
+    encoder: tokens -> hidden states.
+    next_sentence: adds the second head.
+  """
 
   encoder: BERT
   next_sentence: bool = False
@@ -191,7 +206,12 @@ def _head(equation: str, encoder: BERT, num_outputs: int) -> Einsum:
 
 
 class Classifier(nn.Module):
-  """tokens -> scores of the whole sequence [B, num_outputs], read from its first token."""
+  """tokens -> scores of the whole sequence [B, num_outputs], read from its first token.
+
+  Attributes:
+    encoder: tokens -> hidden states.
+    num_outputs: classes, or 1 for a number.
+  """
 
   encoder: BERT
   num_outputs: int = 2
@@ -210,7 +230,12 @@ class Classifier(nn.Module):
 
 
 class Tagger(nn.Module):
-  """tokens -> scores of each token [B, T, num_outputs]."""
+  """tokens -> scores of each token [B, T, num_outputs].
+
+  Attributes:
+    encoder: tokens -> hidden states.
+    num_outputs: classes of a token; 2 for the first and the last token of an answer.
+  """
 
   encoder: BERT
   num_outputs: int = 2

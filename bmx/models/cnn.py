@@ -20,8 +20,10 @@ class CNN(nn.Module):
     features: channels of each convolution.
     kernel_size: side of the square kernels, in pixels.
     widths: hidden layers of the MLP on the flattened last map.
+    activation: gelu, gelu_exact, relu, silu, tanh or sigmoid.
     norm: '' or 'batch'.
-    dropout: in the MLP.
+    dropout: share of hidden units of the MLP that training drops.
+    dtype: of the computation.
   """
 
   num_outputs: int

@@ -30,20 +30,38 @@ class GPT(nn.Module):
     vocab_size: tokens the model knows. `vocab_pad` more rows are stored, so that axes divide; they
       get no probability and are not counted as parameters.
     max_seq_len: longest sequence; a longer one is an error.
-    mlp_dim: width of the feed-forward layers; 0 is 4 × width.
+    width: size of the hidden states.
+    depth: number of blocks.
+    heads: query heads.
     kv_heads: key/value heads; 0 is one for each query head.
     head_dim: size of a head; 0 is width / heads.
-    positions: 'learned', 'sinusoidal' or 'rotary' (with base `theta` and
-      `rope_scaling`, the arguments of a kind of `positions.ROPE_SCALING`).
-    norm: 'layer' or 'rms'. gated: SiLU- or GELU-gated feed-forward.
-    bias: of every layer. Without it `qkv_bias` (query, key, value), `out_bias` (what attention sums
-      up to) and `mlp_bias` give some layers theirs.
+    mlp_dim: width of the feed-forward layers; 0 is 4 × width.
+    positions: 'learned', 'sinusoidal' or 'rotary'.
+    theta: base of the rotary frequencies.
+    rope_scaling: arguments of a kind of `positions.ROPE_SCALING`; empty: none.
+    norm: 'layer' or 'rms'.
+    eps: added to the variance in a norm.
+    activation: of the feed-forward layers: gelu, gelu_exact, relu, silu, tanh or sigmoid.
+    gated: SiLU- or GELU-gated feed-forward.
+    bias: of every layer.
+    qkv_bias: of query, key and value, where `bias` is False.
+    out_bias: of the sum of the attention heads, where `bias` is False.
+    mlp_bias: of the feed-forward layers, where `bias` is False.
     qk_norm: whether each head's query and key have an RMS norm (Qwen 3).
     tied: the output head is the token table.
+    dropout: share of units that training drops.
+    vocab_pad: rows that the token table stores besides, so that axes divide it.
+    attention: 'xla', 'cudnn', 'splash', 'ring', or 'auto', by the kind of device.
     window: positions that a query sees, the nearest and its own included; 0 is all before it.
-    experts, top_k, capacity_factor: see `moe.MoE`; 0 experts is one feed-forward network.
-    load_balance_coef, router_z_coef: weights of the losses of the router.
-    scan, remat, microbatches: see `Stack`.
+    experts: of each block, see `moe.MoE`; 0 is one feed-forward network.
+    top_k: experts of a token.
+    capacity_factor: tokens that an expert has place for, as a multiple of an even share.
+    load_balance_coef: weight of the loss that balances the experts.
+    router_z_coef: weight of the loss that keeps the router's logits small.
+    scan: one compiled block over stacked parameters instead of `depth` copies, see `Stack`.
+    remat: results that the backward pass computes again: 'none', 'dots' or 'full', see `Stack`.
+    microbatches: of a pipeline; 0 is twice its stages.
+    dtype: of the computation.
   """
 
   vocab_size: int

@@ -23,11 +23,13 @@ class MLP(nn.Module):
 
   Attributes:
     num_outputs: classes, or 1 for a binary task or a regression.
+    widths: units of each hidden layer.
     activations: one name for all hidden layers, or one for each.
+    dropout: share of hidden units that training drops.
     norm: '', 'batch' or 'layer', before each activation.
     initializer: 'he' (normal, variance 2 / fan in; He et al. 2015), 'lecun', or 'torch' (PyTorch's
-      default:
-      kernel and bias uniform in ±1/√fan in).
+      default: kernel and bias uniform in ±1/√fan in).
+    dtype: of the computation.
   """
 
   num_outputs: int

@@ -29,6 +29,9 @@ MODES = {
   'plan': Mode(
     'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
   ),
+  'config': Mode(
+    'bmx.modes.config', 'prints the words of a recipe; without one, lists the recipes', ('--words',)
+  ),
 }
 
 
@@ -37,13 +40,14 @@ class Request:
   """A command: the config and the flags beside it.
 
   Attributes:
-    config: the config, after overrides.
+    config: the config, after overrides; None where mode `config` lists the recipes.
     name: name of the run, for its default folder.
     workdir: run directory; '' where none was given.
     step: checkpoint to read: 'latest', 'best' or a step.
     input: file to predict, or of prompts.
     prompts: texts to continue.
     topology: devices to plan for, such as 'v5e:4x4'.
+    words: part of the names of the words to print; 'all' prints them all; '' adds an outline.
   """
 
   config: Any
@@ -53,6 +57,7 @@ class Request:
   input: str = ''
   prompts: tuple[str, ...] = ()
   topology: str = ''
+  words: str = ''
 
 
 def check_flags(mode: str, request: Request) -> None:
@@ -62,6 +67,7 @@ def check_flags(mode: str, request: Request) -> None:
     '--input': request.input,
     '--prompt': request.prompts,
     '--topology': request.topology,
+    '--words': request.words,
   }
   for flag, is_set in given.items():
     if is_set and flag not in MODES[mode].flags:

@@ -29,7 +29,9 @@ def default_workdir(request: Request) -> pathlib.Path:
 def need_run(mode: str, request: Request) -> None:
   """Raises InputError if the command names no run directory."""
   if not request.workdir:
-    raise InputError(f'--mode={mode} needs --workdir=DIR of a run that has trained')
+    found = sorted(pathlib.Path('runs').glob('*/*/config.json'), key=lambda p: p.stat().st_mtime)
+    newest = f'; the newest here: --workdir={found[-1].parent}' if found else ''
+    raise InputError(f'--mode={mode} needs --workdir=DIR of a run that has trained{newest}')
 
 
 def open_experiment(request: Request) -> tuple[Experiment, pathlib.Path]:

@@ -35,6 +35,15 @@ def sgd(
 ) -> optax.GradientTransformation:
   """Stochastic gradient descent; weight decay is added to the gradient, as in PyTorch.
 
+  Args:
+    learning_rate: of a step.
+    momentum: decay of the sum of the gradients; 0 is without.
+    nesterov: follows the gradient at the point that the momentum leads to.
+    weight_decay: share of a parameter that is added to its gradient.
+    decay: regex of the parameters that decay.
+    clip: the gradient's global norm is at most this; 0 is no clipping.
+    freeze: regex of parameters that stay as they are, and have no moments; '' is none.
+
   Raises InputError for Nesterov's method without momentum, which it extrapolates.
   """
   check_number('momentum', momentum, at_least=0, below=1)
@@ -73,8 +82,13 @@ def adamw(
   """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
 
   Args:
+    learning_rate: of a step.
+    b1: decay of the mean of the gradients.
+    b2: decay of the mean of their squares.
+    eps: added to the root of that mean.
+    weight_decay: share of a parameter that is subtracted, times the learning rate.
     decay: regex of the parameters that decay.
-    layer_decay: see `by_layer`.
+    layer_decay: factor of the learning rate for each block below the head, see `by_layer`.
     clip: the gradient's global norm is at most this; 0 is no clipping.
     freeze: regex of parameters that stay as they are, and have no moments; '' is none.
   """

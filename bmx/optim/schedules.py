@@ -23,6 +23,10 @@ def _warm(schedule: Schedule, warmup: int) -> Schedule:
 def constant(peak: float, warmup: int = 0) -> Schedule:
   """`peak`, always.
 
+  Args:
+    peak: the learning rate.
+    warmup: steps of the line that leads to it.
+
   >>> [float(constant(2.0, warmup=4)(s)) for s in range(6)]
   [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
   """
@@ -48,7 +52,14 @@ def exponential(peak: float, every: int, factor: float = 0.5, warmup: int = 0) -
 
 def cosine(peak: float, steps: int, warmup: int = 0, floor: float = 0.0) -> Schedule:
   """Half a cosine from `peak`, which would reach `floor` after the last of `steps` (Loshchilov &
-  Hutter 2017, eq. 5)."""
+  Hutter 2017, eq. 5).
+
+  Args:
+    peak: the highest learning rate.
+    steps: of the run.
+    warmup: steps of the line that leads to `peak`.
+    floor: the learning rate at the end.
+  """
   _check(peak, warmup)
   check_number('floor', floor, at_least=0, at_most=peak)
   _fits(steps, warmup)

@@ -57,7 +57,9 @@ class MaskedLM(ModelTask):
   [B, T] (0 is padding); `words` where whole words are masked; `next` int [B] for the second head.
 
   Attributes:
-    mask: id of [MASK]. special: ids that are never chosen, and never drawn.
+    mask: id of [MASK].
+    special: ids that are never chosen, and never drawn.
+    rate: share of the real tokens that are chosen.
     whole: choose whole words; of a word of more tokens than are to be chosen, single tokens.
   """
 

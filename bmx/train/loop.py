@@ -16,7 +16,7 @@ from bmx.core.events import Hook
 from bmx.core.experiment import Experiment
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar
-from bmx.train import hooks, summary
+from bmx.train import hooks, start, summary
 from bmx.train.run import Event, Run, make_run
 from bmx.train.rundir import RunDir
 from bmx.train.signals import Signals
@@ -48,6 +48,8 @@ def run(
   if found:
     summary.show(found, rundir.path, x.name)
     return found
+  if not rundir.resumed:
+    start.check_weights(x)
   order = hooks.in_order(x, more or {})
   with rundir.locked():
     with Bar(x.steps) as bar, Signals() as signals, Watchdog(x.watchdog) as watchdog:

@@ -184,7 +184,8 @@ class RunDir:
       raise InputError(
         f'--workdir={self.path}: expected the same config as its run, found differences:\n'
         + '\n'.join(forbidden)
-        + '\nname another --workdir, or give the same config again'
+        + '\ngive the same config again to resume; to continue from its weights with another one, '
+        f'name another --workdir and add --config.init.path={self.path}'
       )
     self.changes = changes
     if changes:

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bmx.core import costs, hardware, tree
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
+from bmx.core.paths import how_to_fetch, local
 from bmx.core.types import facts_of
 from bmx.ops.attention import reference_attention
 from bmx.parallel import describe, describe_place, jit
@@ -48,6 +49,14 @@ def _gradient(x: Experiment, plan: StateSpec) -> tuple[Any, ...]:
       return x.grad_fn(variables_of(state), batch, step_noise(state, state.step))
 
   return gradient, plan.abstract, x.data.abstract
+
+
+def check_weights(x: Experiment) -> None:
+  """Raises InputError if the folder of the weights to start from does not exist."""
+  if x.weights and not local(x.weights).is_dir():
+    raise InputError(
+      f'--config.init.path={x.weights}: expected a directory{how_to_fetch(x.weights)}'
+    )
 
 
 def loops(x: Experiment, plan: StateSpec) -> bool:

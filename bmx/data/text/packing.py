@@ -191,11 +191,18 @@ def packed(
   """Documents packed into rows, for masked and for causal language models.
 
   Args:
-    paths, field, unit, steps, data_dir: see `documents.documents`.
+    length: tokens of a row.
+    paths: files of text, see `documents.documents`; () is the standard library's source.
     split: 'train' is the first 90 % of the documents, 'valid' the rest, 'all' both.
+    field: of the text in a record of .jsonl, .csv and TFDS.
     prompt: a second field, which precedes `field` and is not in the loss: for
       instructions.
-    words: give word numbers, for masking whole words.
+    unit: of plain text that is one document: 'file', 'paragraph' or 'line'.
+    tokenizer: of the text; None is bytes.
+    words: gives word numbers, for masking whole words.
+    steps: functions that clean the documents, see `documents.documents`.
+    data_dir: of TFDS.
+    read: False returns shapes only.
   """
   if not read:
     return shapes(packed_spec(length, words), length=length)

@@ -123,8 +123,20 @@ def pairs(
   seed: int = 0,
   train: bool = True,
 ) -> Examples:
-  """Documents cut into sentences, in pairs. paths, field, unit, data_dir: see
-  `documents.documents`; split: 'train' is the first 90 % of the documents, 'valid' the rest."""
+  """Documents cut into sentences, in pairs.
+
+  Args:
+    length: tokens of a row.
+    tokenizer: of the text, with [CLS] and [SEP].
+    paths: files of text, see `documents.documents`; () is the standard library's source.
+    split: 'train' is the first 90 % of the documents, 'valid' the rest.
+    field: of the text in a record of .jsonl, .csv and TFDS.
+    unit: of plain text that is one document: 'file', 'paragraph' or 'line'.
+    data_dir: of TFDS.
+    read: False returns shapes only.
+    seed: of the order and the second sentences.
+    train: training data.
+  """
   if not read:
     return shapes(pair_spec(length), length=length)
   need_prefix(tokenizer.template, 'pairs of texts', pair=True)

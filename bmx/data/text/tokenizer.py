@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from bmx.core.errors import InputError
-from bmx.core.paths import local
+from bmx.core.paths import how_to_fetch, local
 from bmx.data.records import read_text
 from bmx.data.text.template import Template, read_template
 
@@ -259,14 +259,18 @@ def library() -> Any:
 
 
 def load(path: str) -> Subwords:
-  """A `tokenizer.json`, or the one in a folder (a run's, or a Hugging Face model's)."""
+  """A `tokenizer.json`, or the one in a folder (a run's, or a Hugging Face model's).
+
+  Args:
+    path: of the file or the folder.
+  """
   file = local(path)
   file = file / 'tokenizer.json' if file.is_dir() else file
   if not path:
     raise InputError('no folder of a tokenizer is named: set --config.init.path=DIR of the run or '
                      'the Hugging Face model to start from')  # fmt: skip
   if not local(path).exists():
-    raise InputError(f'there is no {path}, which is to hold a tokenizer.json')
+    raise InputError(f'there is no {path}, which is to hold a tokenizer.json{how_to_fetch(path)}')
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')
   return Subwords(read_text(file), str(file))

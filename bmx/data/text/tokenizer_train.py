@@ -39,7 +39,11 @@ def trained(
       'wordpiece').
     vocab_size: ids wanted; a small text gives fewer. Of more letters than fit, the rarest are
       [UNK].
-    paths, field, unit, data_dir, steps: see `documents.documents`.
+    paths: files of text, see `documents.documents`; () is the standard library's source.
+    field: of the text in a record of .jsonl, .csv and TFDS.
+    unit: of plain text that is one document: 'file', 'paragraph' or 'line'.
+    data_dir: of TFDS.
+    steps: functions that clean the documents, see `documents.documents`.
     lowercase: 'wordpiece' and 'unigram' only.
   """
   makers = {'wordpiece': _wordpiece, 'bpe': _bpe, 'unigram': _unigram}

@@ -136,10 +136,17 @@ def text(
   """The tokens of a text; its bytes (vocabulary 256) unless a `tokenizer` is given.
 
   Args:
-    path: what `documents.documents` reads: plain text, .jsonl or .csv of which `field` is read,
-      'tfds:NAME/SPLIT'; '' is the source of the installed Python's standard library. Documents
+    length: tokens of a row.
+    path: plain text, .jsonl or .csv of which `field` is read, or 'tfds:NAME/SPLIT'; '' is the
+      source of the installed Python's standard library. See `documents.documents`. Documents
       stand one after another, the tokenizer's end of text between them (a line end between bytes).
     split: 'train' is the first 90 % of the tokens, 'valid' the rest, 'all' both.
+    field: of the text in a record of .jsonl, .csv and TFDS.
+    tokenizer: of the text; None is bytes.
+    data_dir: of TFDS.
+    read: False returns shapes only.
+    seed: of the order.
+    train: training data.
   """
   if not read:
     return shapes(token_spec(length), length=length)
@@ -172,6 +179,16 @@ def tokens(
   train: bool = True,
 ) -> Examples:
   """Token ids from a file: .npy, or raw numbers of `dtype` (as nanoGPT's .bin). Memory-mapped.
+
+  Args:
+    path: of the file.
+    vocab_size: ids are below it.
+    length: tokens of a row.
+    split: 'train' is the first 90 % of the tokens, 'valid' the rest, 'all' both.
+    dtype: of raw numbers, such as uint16.
+    read: False returns shapes only.
+    seed: of the order.
+    train: training data.
 
   Raises:
     InputError: the file is missing, or holds an id outside the vocabulary (file and offset named).
