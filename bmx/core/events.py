@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,15 @@ class Selection:
     return value < best if self.mode == 'min' else value > best
 
 
+@runtime_checkable
+class ChecksExperiment(Protocol):
+  """A function of an event that finds out before the training whether it can work."""
+
+  def check_experiment(self, experiment: Any) -> None:
+    """Raises InputError if the function cannot be called in a run of the experiment."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Hook:
   """A function that the training loop calls at some steps, between two dispatches.
@@ -48,7 +57,7 @@ class Hook:
       at the last step too.
     call: event -> None, a `runtime.report.Section` or a list of them. The event is a
       `train.run.Event`: step, state, workdir, run, `write(scalars)`. It is called by every
-      process of a run.
+      process of a run. If it is a `ChecksExperiment`, `bmx.experiment.build` checks it.
     name: unique within a run; `loop.json` lists it once the call has returned.
     reads_state: the loop waits for the device and passes the state; False: the event of a step
       may come one dispatch late and without its state.

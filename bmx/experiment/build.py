@@ -25,7 +25,7 @@ from bmx.experiment.data import (
   fitted_of,
   train_data,
 )
-from bmx.experiment.hooks import hook
+from bmx.experiment.hooks import check_hooks, hook
 from bmx.experiment.ranges import check_ranges
 from bmx.experiment.selection import selection
 from bmx.parallel import Layout, make_mesh
@@ -105,7 +105,7 @@ def build(
     more = {'labels': labels, 'stored': stored, 'given': given}
     return build(copy, name, devices, read=read, evals=evals, **more)
 
-  return Experiment(
+  experiment = Experiment(
     name=name,
     config=c,
     choices=_choices(settled),
@@ -132,6 +132,9 @@ def build(
     hooks={key: hook(c, key, part) for key, part in c['hooks'].items()},
     profile=_profile(c, steps),
   )
+  if read and stored is None:
+    check_hooks(experiment)
+  return experiment
 
 
 def _init(

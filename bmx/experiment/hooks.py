@@ -5,7 +5,8 @@ from typing import Any
 
 from bmx import config as recipes
 from bmx.core.errors import InputError
-from bmx.core.events import Hook
+from bmx.core.events import ChecksExperiment, Hook
+from bmx.core.experiment import Experiment
 
 
 def hook(c: Mapping[str, Any], name: str, part: Mapping[str, Any]) -> Hook:
@@ -24,3 +25,13 @@ def hook(c: Mapping[str, Any], name: str, part: Mapping[str, Any]) -> Hook:
       'object with __call__(self, event)'
     )
   return Hook(every, call, name)
+
+
+def check_hooks(experiment: Experiment) -> None:
+  """Raises InputError naming a hook that cannot be called in a run of the experiment."""
+  for name, one in experiment.hooks.items():
+    if isinstance(one.call, ChecksExperiment):
+      try:
+        one.call.check_experiment(experiment)
+      except InputError as error:
+        raise InputError(f'hooks.{name}: {error}') from None

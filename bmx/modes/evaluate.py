@@ -3,6 +3,8 @@
 import logging
 import os
 
+import jax
+
 from bmx.core import errors
 from bmx.core.experiment import Experiment
 from bmx.core.paths import local
@@ -47,5 +49,6 @@ def evaluate(
   for evaluation in evaluations(experiment).values():
     values |= evaluation(state)
   log.info('step %d  %s', number, '  '.join(f'{k} {brief(v)}' for k, v in values.items()))
-  write_json(folder / f'evaluation.{number}.json', {'step': number, 'metrics': values})
+  if jax.process_index() == 0:
+    write_json(folder / f'evaluation.{number}.json', {'step': number, 'metrics': values})
   return values

@@ -2,8 +2,11 @@
 
 import logging
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 from bmx import experiment as experiments
 from bmx.core import errors
@@ -21,19 +24,28 @@ log = logging.getLogger('bmx')
 
 
 def run(request: Request) -> int:
-  """Writes WORKDIR/predictions.jsonl, in the order of the examples."""
+  """Writes WORKDIR/predictions.jsonl, in the order of the examples.
+
+  Every process computes its rows; process 0 writes.
+  """
   need_run('predict', request)
   experiment, workdir, stored = open_run(request, evals=not request.input, labels=False)
   data = experiments.input_data(experiment, request.input, stored) if request.input else None
   lines, step = predict(experiment, workdir, data, request.step)
   path = workdir / 'predictions.jsonl'
+  count = sum(1 for _ in lines) if jax.process_index() else _write(path, lines)
+  log.info('%d predictions of step %d in %s', count, step, path)
+  return errors.DONE
+
+
+def _write(path: pathlib.Path, lines: Iterator[dict[str, Any]]) -> int:
+  """Writes JSON lines; returns their number."""
   count = 0
   with replacing(path) as file:
     for line in lines:
       file.write(to_json(line) + '\n')
       count += 1
-  log.info('%d predictions of step %d in %s', count, step, path)
-  return errors.DONE
+  return count
 
 
 def predict(

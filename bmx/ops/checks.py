@@ -29,29 +29,3 @@ def check_ids(
     raise InputError(
       f'{name}={ids[(row, *place)]} of example {numbers[row]}: expected 0 <= {name} < {bound}'
     )
-
-
-def check_alignable(
-  frames: np.ndarray, labels: np.ndarray, lengths: np.ndarray, numbers: np.ndarray
-) -> None:
-  """Raises InputError naming the first example whose label has no CTC alignment.
-
-  A label needs a frame for each of its symbols, and one for the blank between two equal ones
-  (Graves et al. 2006, section 3.1). Losses such as `optax.ctc_loss` are large and finite
-  otherwise.
-
-  Args:
-    frames: of each example, int [n].
-    labels: ids, int [n, S].
-    lengths: symbols of each label, int [n].
-    numbers: of the examples, int [n].
-  """
-  inside = np.arange(1, labels.shape[1]) < lengths[:, None]
-  needed = lengths + ((labels[:, 1:] == labels[:, :-1]) & inside).sum(1)
-  short = np.flatnonzero(frames < needed)
-  if len(short):
-    n = short[0]
-    raise InputError(
-      f'frames={frames[n]} of example {numbers[n]}: expected at least {needed[n]} for its label of '
-      f'{lengths[n]} symbols; drop the example, or use a smaller stride'
-    )

@@ -135,6 +135,7 @@ def vmap_examples(fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any
 
   Returns:
     The function of a batch; each result has the batch as its first dimension, cut as 'batch' is.
+    It raises InputError for experts without a capacity, which jax does not vectorize.
   """
 
   def one(*args):
@@ -143,7 +144,15 @@ def vmap_examples(fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any
 
   def call(*args):
     axes = axes_of('batch')
-    return jax.vmap(one, in_axes, spmd_axis_name=axes if axes else None)(*args)
+    try:
+      return jax.vmap(one, in_axes, spmd_axis_name=axes if axes else None)(*args)
+    except NotImplementedError as error:
+      if 'ragged_dot' not in str(error):
+        raise
+      raise InputError(
+        'capacity_factor=0 (experts that drop no token): expected above 0 for functions of single '
+        f'examples, such as their gradients ({error}); set --config.task.model.capacity_factor=1.25'
+      ) from None
 
   return call
 

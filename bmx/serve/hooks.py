@@ -10,7 +10,8 @@ from bmx.core.types import facts_of
 from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer
 from bmx.parallel import jit
 from bmx.runtime.report import Section
-from bmx.serve.text import Options, TextGenerator
+from bmx.serve.decode import check_decoder
+from bmx.serve.text import Options, TextGenerator, check_size, encode_prompts
 from bmx.train import datafile
 from bmx.train.state import eval_variables
 
@@ -48,6 +49,15 @@ class SampleTexts:
     self.options = Options(max_new_tokens, temperature, top_k)
     self.generator: TextGenerator | None = None  # made at the first call, with its programs
     self.merge: Any = None
+
+  def check_experiment(self, experiment: Any) -> None:
+    """Raises InputError if the model, the mesh or the tokenizer exclude generation."""
+    x = experiment
+    check_decoder(x.task.model, x.layout)
+    facts = facts_of(x.task.model)
+    tokenizer = _tokenizer(x.data, facts.vocab_size)
+    check_size(tokenizer, facts)
+    encode_prompts(self.prompts, tokenizer, facts, [repr(p) for p in self.prompts])
 
   def __call__(self, event: Any) -> Section:
     """Generates, logs and returns the texts of a step."""

@@ -65,6 +65,7 @@ class Checkpoints:
     """Starts to save; returns once the arrays are copied. Waits for the previous save.
 
     A save that fails is logged and does not raise: `failed` reports it, and the caller saves again.
+    Raises manifest.Untold if this process failed and process 0 waits for it.
     """
     self.wait()
     path = self.folder / str(step)
@@ -110,6 +111,10 @@ class Checkpoints:
       self.wait()
     return bool(self.failed_at) and time.monotonic() - self.failed_at > RETRY_SECONDS
 
+  def failed_anywhere(self) -> bool:
+    """Whether the last save failed on any process. Collective: every process must call."""
+    return anywhere(bool(self.failed_at))
+
   def _finish(self, path: pathlib.Path, leaves: dict[str, list], loop: dict[str, Any]) -> None:
     self.saver.wait_until_finished()
     first = jax.process_index() == 0
@@ -148,6 +153,8 @@ class Checkpoints:
     try:
       pending.result()
       self.failed_at = 0.0
+    except manifest.Untold:  # the end of this process ends the others
+      raise
     except Exception as error:  # as in save
       self._report(path, error)
 

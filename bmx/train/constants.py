@@ -8,7 +8,6 @@ first checkpoint.
 """
 
 import logging
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -55,7 +54,6 @@ def _save(path: pathlib.Path, collection: Any) -> str:
       saver.save(path, args=ocp.args.StandardSave(target))
     manifest.write_part(path, jax.process_index())
     if first:
-      _sync(path)
       leaves = tree.signature(collection)
       manifest.join(path, jax.process_count(), leaves=leaves, digest=digest)
   except (OSError, ValueError) as error:  # Orbax raises ValueError where a write is refused
@@ -121,13 +119,3 @@ def _digest(path: pathlib.Path) -> str:
     return str(manifest.read(path)['digest'])
   except (OSError, ValueError, KeyError, TypeError):
     return ''
-
-
-def _sync(path: pathlib.Path) -> None:
-  """Waits until all files and folders of `path` are on disk."""
-  for place in (path.parent, path, *path.rglob('*')):
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)

@@ -12,7 +12,8 @@ import numpy as np
 
 from bmx.core.data import Data, Digested, Spec, Stateful
 from bmx.core.errors import InputError
-from bmx.runtime.files import read_json, replacing, write_json
+from bmx.runtime.files import read_json, replacing, to_json, write_json
+from bmx.train.manifest import SEAL, seal
 
 log = logging.getLogger('bmx')
 NAME = 'data.json'
@@ -112,12 +113,13 @@ def _check_classes(workdir: pathlib.Path, source: str, old: Any, new: Any) -> No
 
 
 def write(workdir: pathlib.Path, data: Data) -> None:
-  """Writes data.json and tokenizer.json."""
+  """Writes data.json, with the SHA-256 of its own content, and tokenizer.json."""
   text = tokenizer_of(data)
   if text:
     with replacing(workdir / TOKENIZER) as file:
       file.write(text)
-  write_json(workdir / NAME, describe(data))
+  content = json.loads(to_json(describe(data)))
+  write_json(workdir / NAME, content | {SEAL: seal(content)})
 
 
 def check_tokenizer(workdir: pathlib.Path, text: str | None) -> None:
@@ -134,19 +136,25 @@ def check_tokenizer(workdir: pathlib.Path, text: str | None) -> None:
 def read(workdir: pathlib.Path) -> DataFile | None:
   """The data that a run was trained on; None if it has no data.json.
 
-  Raises InputError if the file is not a data.json.
+  Raises InputError if the file is not a data.json, or its content is not what was written.
   """
   path = workdir / NAME
   if not path.exists():
     return None
   try:
-    stored = read_json(path)
+    stored = dict(read_json(path))
+    whole = stored.pop(SEAL, None) == seal(stored)
     spec = {k: Spec(tuple(shape), np.dtype(dtype), tuple(names))
             for k, (shape, dtype, names) in stored['spec'].items()}  # fmt: skip
     size, digest = int(stored['size']), str(stored['digest'])
     metadata, state = dict(stored['metadata']), dict(stored['state'])
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise InputError(f'{path} is not the data.json of a run: {error}') from None
+  if not whole:
+    raise InputError(
+      f'{path}: expected the content that the run wrote, found another (its SHA-256 differs); '
+      'restore the file from a copy of the run'
+    )
   if size < 1:
     raise InputError(f'{path}: size={size}: expected at least 1')
   return DataFile(size, spec, metadata, state, digest)

@@ -130,7 +130,7 @@ def save(event: Event) -> None:
   Raises GuardStop if the state is not finite: the run has nothing to continue with.
   """
   run, saver = event.run, event.run.checkpoints
-  if saver.saved == event.step and not saver.failed_at:
+  if saver.saved == event.step and not saver.failed_anywhere():
     return
   examine(event)
   run.loop.seconds += run.throughput.lap()
@@ -157,12 +157,12 @@ def save_at_last(event: Event) -> None:
   saver = event.run.checkpoints
   saver.wait()
   for _ in range(FINAL_ATTEMPTS):
-    if not saver.failed_at:
+    if not saver.failed_anywhere():
       return
     time.sleep(RETRY_SECONDS)
     save(event)
     saver.wait()
-  if saver.failed_at:
+  if saver.failed_anywhere():
     newest = saver.steps() or 'none'
     raise Stop(
       f'the checkpoint of step {event.step} cannot be written; see above. The same command '

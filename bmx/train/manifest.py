@@ -17,6 +17,7 @@ from bmx.runtime.files import read_json, write_json
 
 MANIFEST = 'manifest.json'
 PART = 'digests.{}.json'  # of one process, until the manifest is written
+FAILED = 'digests.{}.failed'  # instead of the part of a process that cannot write it
 PATIENCE = 600.0  # seconds that process 0 waits for the parts of the others
 SEAL = 'sha256'  # of all other entries of the manifest
 # Files without which Orbax cannot read a folder: without them, no manifest is written.
@@ -24,14 +25,46 @@ INDEX = ('_METADATA', 'manifest.ocdbt')
 DIGEST = re.compile(r'[0-9a-f]{64}')
 
 
+class Untold(OSError):
+  """A process can neither write its part nor tell process 0, which would wait for it."""
+
+
 def write_part(path: pathlib.Path, process: int) -> None:
-  """Hashes the files that a process wrote.
+  """Hashes the files that a process wrote, and waits until they are on disk (fsync).
 
   Orbax keeps the arrays of process I in `ocdbt.process_I`; process 0 hashes every other file too.
+
+  Raises:
+    OSError: the part cannot be written; `join` learns it from an empty file.
+    Untold: nor can that file.
   """
+  try:
+    _write_part(path, process)
+  except OSError as error:
+    try:
+      (path / FAILED.format(process)).touch()
+    except OSError:
+      raise Untold(f'process {process} cannot write its part of {path}: {error}') from error
+    raise
+
+
+def _write_part(path: pathlib.Path, process: int) -> None:
   files = [p.relative_to(path) for p in path.rglob('*') if p.is_file()]
   mine = [p for p in files if _writer(p) == process and not p.name.startswith('digests.')]
-  write_json(path / PART.format(process), {str(p): sha256(path / p) for p in sorted(mine)})
+  digests = {str(p): sha256(path / p) for p in sorted(mine)}
+  folders = {folder for p in mine for folder in p.parents}
+  for place in (*mine, *folders, pathlib.PurePath('..')):
+    _sync(path / place)
+  write_json(path / PART.format(process), digests)
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Waits until a file, or the entries of a folder, are on disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def _writer(file: pathlib.PurePath) -> int:
@@ -48,12 +81,18 @@ def join(path: pathlib.Path, processes: int, **facts: Any) -> None:
     **facts: further entries of the manifest.
 
   Raises:
+    OSError: a process could not write its part.
     TimeoutError: a part is missing after `PATIENCE` seconds.
     FileNotFoundError: Orbax has not written its index.
   """
   parts = [path / PART.format(i) for i in range(processes)]
   deadline = time.monotonic() + PATIENCE
   while missing := [p for p in parts if not p.exists()]:
+    failed = [i for i in range(processes) if (path / FAILED.format(i)).exists()]
+    if failed:
+      raise OSError(
+        f'processes {failed} could not write their parts of the manifest, see WORKDIR/logs'
+      )
     if time.monotonic() > deadline:
       raise TimeoutError(f'{", ".join(p.name for p in missing)} did not appear in {PATIENCE:.0f} s')
     time.sleep(0.05)

@@ -65,7 +65,8 @@ class Start:
     return codes, lines
 
 
-def free_port():
+def free_port() -> int:
+  """Returns a free port whose next one is free too."""
   while True:
     with socket.socket() as a, socket.socket() as b:
       a.bind(('localhost', 0))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bmx.core import tree
+from bmx.core.errors import InputError
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
 from bmx.ops.losses import cross_entropy
@@ -87,3 +88,11 @@ def test_a_batch_is_a_loop_over_examples(alone):
   expected = jax.tree.map(lambda *g: np.sum(g, axis=0), *each)
   assert apart(given, jax.device_get(expected)) < 1e-6
   assert np.linalg.norm(flat(given)) <= B * CLIP
+
+
+def test_experts_without_a_capacity_are_refused():
+  """jax.lax.ragged_dot has no rule for a batch of examples."""
+  sizes = jnp.array([2, 2], jnp.int32)
+  loss = lambda w, x: jax.lax.ragged_dot(x, w, sizes).sum()
+  with pytest.raises(InputError, match=r'capacity_factor=0 .*: expected above 0'):
+    vmap_examples(jax.grad(loss), (None, 0))(jnp.ones((2, 3, 4)), jnp.ones((5, 4, 3)))

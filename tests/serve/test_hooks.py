@@ -35,6 +35,27 @@ def test_samples_change_nothing_and_appear_in_log_and_report(tmp_path, caplog):
   assert json.loads((tmp_path / 'run/summary.json').read_text())['steps'] == 8
 
 
+IMPOSSIBLE = {
+  'model': ('digits_mlp:tiny', ('mesh.data=1',), ('a',), 'MLP cannot generate'),
+  'mesh': ('gpt_char:tiny', ('mesh.data=1', 'mesh.seq=2'), ('a',), 'mesh.seq=2: expected 1'),
+  'prompt': ('gpt_char:tiny', ('mesh.data=1',), ('a', 'x' * 40), 'has 40 tokens: expected fewer'),
+  'tokenizer': ('gpt_char:tiny', ('mesh.data=1', 'task.model.vocab_size=300'), ('a',),
+                'vocab_size=300: expected data with a tokenizer'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', IMPOSSIBLE)
+def test_samples_that_cannot_be_are_found_by_build(name):
+  """Not at the end of the training; what only reads a run does not ask."""
+  recipe, words, prompts, said = IMPOSSIBLE[name]
+  config, _ = recipes.load(recipe, words)
+  config.hooks.samples = {'call': 'bmx.serve.hooks:SampleTexts', 'prompts': prompts}
+  devices = jax.devices()[: config.mesh.seq]
+  with pytest.raises(InputError, match=f'hooks.samples: .*{said}'):
+    experiment.build(config, 'run', devices)
+  experiment.build(config, 'run', devices, read=False)
+
+
 def test_a_hook_without_prompts_is_refused():
   with pytest.raises(InputError, match='expected at least one text'):
     SampleTexts(())

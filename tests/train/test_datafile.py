@@ -150,6 +150,19 @@ def test_a_data_json_that_is_none(tmp_path, text):
     datafile.read(tmp_path)
 
 
+@pytest.mark.parametrize('change', [('40', '41'), ('"b"', '"c"'), ('"sha256"', '"sha"')])
+def test_a_changed_data_json_is_refused_by_name(recipe, tmp_path, change):
+  """By what reads the run, and by a resume."""
+  x = build(recipe, written(tmp_path / 'train.csv'))
+  datafile.write(tmp_path, x.data)
+  assert datafile.read(tmp_path)
+  path = tmp_path / 'data.json'
+  path.write_text(path.read_text().replace(*change))
+  for read in (datafile.read, lambda folder: datafile.check(folder, x.data)):
+    with pytest.raises(InputError, match=r'data\.json: expected the content that the run wrote'):
+      read(tmp_path)
+
+
 def test_the_order_of_classes_is_that_of_every_process():
   names = 'c(["zho", "nan", "eng"] * 3), c(map(str, range(12))), c(["1", "1.0", "-inf"])'
   code = f'from bmx.data.classes import class_names as c; print({names})'

@@ -1,8 +1,13 @@
 """A checkpoint belongs to one step of one run; nothing else in its folder is used or removed."""
 
+import concurrent.futures
+import errno
 import json
+import os
 import pathlib
 import shutil
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +16,11 @@ import pytest
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
-from bmx.train import manifest, stepdirs
+from bmx.core.metrics import Window
+from bmx.train import hooks, manifest, stepdirs
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.manifest import MANIFEST
+from bmx.train.policy import LoopState
 from bmx.train.rundir import RunDir
 from bmx.train.state import TrainState
 from tests.conftest import ROOT
@@ -140,6 +147,89 @@ def test_no_manifest_without_the_index(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'_METADATA, manifest\.ocdbt'):
     manifest.join(tmp_path / '5', 1, step=5, leaves={}, constants={})
   assert not (tmp_path / '5' / MANIFEST).exists()
+
+
+def test_files_are_on_disk_before_their_manifest(tmp_path, monkeypatch):
+  """Every file of the checkpoint, and every folder that leads to one."""
+  synced, fsync, replace = [], os.fsync, pathlib.Path.replace
+
+  def noted(descriptor):
+    synced.append(pathlib.Path(f'/proc/self/fd/{descriptor}').readlink())
+    fsync(descriptor)
+
+  def replaced(source, target):
+    if target.name == MANIFEST:
+      synced.append(target)
+    return replace(source, target)
+
+  monkeypatch.setattr(os, 'fsync', noted)
+  monkeypatch.setattr(pathlib.Path, 'replace', replaced)
+  save(tmp_path, 'a', 10)
+  step = tmp_path / 'checkpoints/10'
+  before = set(synced[: synced.index(step / MANIFEST)])
+  files = {step / name for name in manifest.read(step)['files']}
+  assert len(files) > 4
+  assert before >= files | {p.parent for p in files} | {step.parent}
+
+
+def test_a_process_that_cannot_write_its_part_ends_the_wait(tmp_path, monkeypatch):
+  monkeypatch.setattr(manifest, 'PATIENCE', 20.0)
+  write = manifest.write_json
+
+  def full(path, value):
+    if path.name == 'digests.1.json':
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    write(path, value)
+
+  monkeypatch.setattr(manifest, 'write_json', full)
+  manifest.write_part(tmp_path, 0)
+  with pytest.raises(OSError, match='No space'):
+    manifest.write_part(tmp_path, 1)
+  began = time.monotonic()
+  with pytest.raises(OSError, match=r'processes \[1\] could not write'):
+    manifest.join(tmp_path, 2)
+  assert time.monotonic() - began < 10
+
+
+def test_a_process_that_cannot_tell_of_its_failure_ends(tmp_path, monkeypatch):
+  """Its end ends the others, which would wait; every other failure is reported and tried again."""
+  checkpoints = save(tmp_path, 'a')
+  error = OSError(errno.EROFS, 'Read-only file system')
+
+  def refused(*_, **__):
+    raise error
+
+  monkeypatch.setattr(manifest, 'write_json', refused)
+  monkeypatch.setattr(pathlib.Path, 'touch', refused)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints')
+  checkpoints.save(STATE, {'best_step': None}, 10)
+  with pytest.raises(manifest.Untold, match='process 0 cannot write its part'):
+    checkpoints.wait()
+  checkpoints.close()
+  future = concurrent.futures.Future()
+  future.set_exception(error)
+  checkpoints.pending = future, tmp_path
+  checkpoints.wait()
+  assert checkpoints.failed_at
+
+
+@pytest.mark.parametrize('elsewhere', [False, True])
+def test_a_save_that_failed_elsewhere_is_repeated_by_all(elsewhere, monkeypatch):
+  """A process that left the loop would leave the others in the barriers of the next attempt."""
+  answers = [elsewhere, elsewhere, False, False]
+  monkeypatch.setattr('bmx.train.checkpoint.anywhere', lambda flag: flag or answers.pop(0))
+  monkeypatch.setattr(hooks, 'examine', lambda event: None)
+  monkeypatch.setattr(hooks, 'RETRY_SECONDS', 0.0)
+  saves = []
+  saver = Checkpoints.__new__(Checkpoints)
+  saver.saved, saver.failed_at, saver.pending = 5, 0.0, None
+  saver.save = lambda state, loop, step: saves.append(step)
+  loop = LoopState()
+  run = types.SimpleNamespace(
+    checkpoints=saver, loop=loop, window=Window({}), throughput=types.SimpleNamespace(lap=float)
+  )
+  hooks.save_at_last(types.SimpleNamespace(run=run, step=5, state=None))
+  assert saves == [5] * elsewhere
 
 
 @pytest.mark.parametrize('name', ['a[1]', 'a*', 'a?', 'back\\slash'])

@@ -1,6 +1,7 @@
 """Runs that are used where their training data, or the texts of their tokenizer, are gone."""
 
 import json
+import types
 
 import jax
 import pytest
@@ -10,7 +11,7 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.experiment.data import check_tokenizers
-from bmx.modes import Request, generate, start
+from bmx.modes import Request, evaluate, generate, predict, start
 from bmx.train import datafile
 from tests.conftest import ROOT
 
@@ -163,3 +164,22 @@ def test_generation_needs_no_training_file(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(start, 'start', lambda request: tmp_path / 'run')
   assert generate.run(request) == 0
   assert capsys.readouterr().out.startswith('Ab ')
+
+
+def test_all_processes_predict_and_evaluate_and_the_first_writes(tmp_path, monkeypatch):
+  consumed = []
+  lines = lambda: (consumed.append(n) or {'prediction': n} for n in range(3))
+  monkeypatch.setattr(predict, 'open_run', lambda *_, **__: (None, tmp_path, None))
+  monkeypatch.setattr(predict, 'predict', lambda *_: (lines(), 4))
+  monkeypatch.setattr(evaluate, 'restored', lambda *_: (None, 4))
+  metrics = {'valid': lambda state: consumed.append('valid') or {'eval/valid/loss': 1.0}}
+  monkeypatch.setattr(evaluate, 'evaluations', lambda x: metrics)
+  x = types.SimpleNamespace(evals=metrics)
+  for process in (1, 0):
+    monkeypatch.setattr(jax, 'process_index', lambda number=process: number)
+    predict.run(Request(None, 'run', str(tmp_path)))
+    evaluate.evaluate(x, tmp_path)
+    assert consumed == [0, 1, 2, 'valid']
+    consumed.clear()
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == (set() if process else {'predictions.jsonl', 'evaluation.4.json'})

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,28 +11,16 @@ import numpy as np
 import pytest
 
 from bmx.runtime.writer import TIMES, read_metrics
+from experiments.soak.peers import free_port
 from tests.conftest import FLAGS, ROOT
 
 RECIPE = 'configs/gpt_char.py:tiny'
 MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1']
 
 
-def port() -> int:
-  """A free port, with the next one free too."""
-  while True:
-    with socket.socket() as a, socket.socket() as b:
-      a.bind(('localhost', 0))
-      number = a.getsockname()[1]
-      try:
-        b.bind(('localhost', number + 1))
-        return number
-      except OSError:
-        continue
-
-
 def launch(workdir, processes, devices, overrides=(), own=None):
   """Starts all processes of a run, some with overrides of their `own`, on `devices` in all."""
-  address = f'localhost:{port()}'
+  address = f'localhost:{free_port()}'
   flags = FLAGS.replace('count=8', f'count={devices // processes}')
   command = [sys.executable, '-m', 'bmx.main', f'--config={RECIPE}', f'--workdir={workdir}']
   command += [f'--config.{o}' for o in (*MORE, *overrides)]
