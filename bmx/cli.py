@@ -14,7 +14,7 @@ HELP = """usage: bmx MODE [RECIPE[:VARIANT]] [--WORD=VALUE ...] [--FLAG=VALUE ..
 
 MODE is {modes}; RECIPE is a name such as gpt_char or a file. WORD is a word of the config
 (--batch_size=32, --task.model.depth=8) or one of the flags below. `bmx config` lists the recipes,
-`bmx config RECIPE` the words of one.
+`bmx config RECIPE` the words of one; `bmx compare RUN RUN ...` compares runs.
 
 """
 
@@ -26,11 +26,15 @@ def translate(arguments: list[str]) -> list[str]:
   ['--mode=train', '--config=gpt_char:tiny', '--config.batch_size=32', '--workdir=runs/a']
   >>> translate(['config', 'gpt_char', 'optimizer'])
   ['--mode=config', '--config=gpt_char', '--words=optimizer']
+  >>> translate(['compare', 'runs/a', 'runs/b'])
+  ['--mode=compare', '--run=runs/a', '--run=runs/b']
   """
   result, rest = [], list(arguments)
   if rest and not rest[0].startswith('-'):
     mode = rest.pop(0)
     result.append(f'--mode={mode}')
+    while mode == 'compare' and rest and not rest[0].startswith('-'):
+      result.append(f'--run={rest.pop(0)}')
     if rest and not rest[0].startswith('-'):
       result.append(f'--config={rest.pop(0)}')
     if rest and mode == 'config' and not rest[0].startswith('-'):

@@ -23,8 +23,8 @@ from bmx.core.terminal import printable
 from bmx.plan import topology
 
 FLAGS = (
-  'config', 'workdir', 'mode', 'step', 'input', 'prompt', 'topology', 'words', 'allow', 'processes',
-  'process', 'coordinator', 'help',
+  'config', 'workdir', 'mode', 'step', 'input', 'prompt', 'topology', 'words', 'run', 'allow',
+  'processes', 'process', 'coordinator', 'help',
 )  # fmt: skip
 USAGE = {
   'bmx': 'usage: bmx MODE [RECIPE[:VARIANT]] [--WORD=VALUE ...] [--FLAG=VALUE ...]',
@@ -109,6 +109,8 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
                       '(two slices), h200:8')  # fmt: skip
   parser.add_argument('--words', nargs='?', default='', const='all', help='config: prints the '
                       'words alone, or those whose names contain a text')  # fmt: skip
+  parser.add_argument('--run', action='append', default=[], metavar='DIR', help='compare: run '
+                      'directory; can be repeated')  # fmt: skip
   parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
                       'that a stored config may call besides bmx, optax and flax')  # fmt: skip
   several = parser.add_argument_group('several processes: one command each, with its own --process')
@@ -121,7 +123,8 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
     parser.error(_unknown(rest[0]))
   if args.mode not in modes.MODES:
     parser.error(unknown_mode(args.mode))
-  if not args.config and not args.workdir and (args.mode != 'config' or overrides):
+  needs_config = overrides or args.mode not in modes.WITHOUT_CONFIG
+  if not args.config and not args.workdir and needs_config:
     parser.error('give --config=RECIPE, or --workdir=DIR of a run; `bmx config` lists the recipes')
   return args, overrides
 
@@ -179,8 +182,9 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
   else:
     config, name = _stored(paths.local(args.workdir), overrides)
   return modes.Request(
-    config, name, args.workdir, args.step, args.input, tuple(args.prompt), args.topology, args.words
-  )
+    config, name, args.workdir, args.step, args.input, tuple(args.prompt), args.topology,
+    args.words, tuple(args.run),
+  )  # fmt: skip
 
 
 def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:

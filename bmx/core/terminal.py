@@ -2,9 +2,10 @@
 
 import re
 
-# Control characters but tab and line feed; marks and overrides of the direction of writing.
+# Control characters but tab and line feed; marks and overrides of the direction of writing; halves
+# of surrogate pairs, which no terminal's encoding has.
 CONTROL = re.compile(
-  '[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]'
+  '[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]'
 )
 
 

@@ -15,6 +15,7 @@ class Mode(NamedTuple):
   flags: tuple[str, ...] = ()
 
 
+WITHOUT_CONFIG = ('config', 'compare')  # modes that work without --config and --workdir
 MODES = {
   'train': Mode('bmx.modes.train', 'trains; the same --workdir resumes'),
   'eval': Mode('bmx.modes.evaluate', 'evaluates a checkpoint on every `eval` entry', ('--step',)),
@@ -32,6 +33,9 @@ MODES = {
   'config': Mode(
     'bmx.modes.config', 'prints the words of a recipe; without one, lists the recipes', ('--words',)
   ),
+  'compare': Mode(
+    'bmx.modes.compare', 'compares runs: curves, results, words that differ', ('--run',)
+  ),
 }
 
 
@@ -40,7 +44,7 @@ class Request:
   """A command: the config and the flags beside it.
 
   Attributes:
-    config: the config, after overrides; None where mode `config` lists the recipes.
+    config: the config, after overrides; None where a mode needs none: `config`, `compare`.
     name: name of the run, for its default folder.
     workdir: run directory; '' where none was given.
     step: checkpoint to read: 'latest', 'best' or a step.
@@ -48,6 +52,7 @@ class Request:
     prompts: texts to continue.
     topology: devices to plan for, such as 'v5e:4x4'.
     words: part of the names of the words to print; 'all' prints them all; '' adds an outline.
+    runs: run directories to compare.
   """
 
   config: Any
@@ -58,6 +63,7 @@ class Request:
   prompts: tuple[str, ...] = ()
   topology: str = ''
   words: str = ''
+  runs: tuple[str, ...] = ()
 
 
 def check_flags(mode: str, request: Request) -> None:
@@ -68,6 +74,7 @@ def check_flags(mode: str, request: Request) -> None:
     '--prompt': request.prompts,
     '--topology': request.topology,
     '--words': request.words,
+    '--run': request.runs,
   }
   for flag, is_set in given.items():
     if is_set and flag not in MODES[mode].flags:
