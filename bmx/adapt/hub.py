@@ -6,13 +6,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 
-from bmx import config as recipes
 from bmx.adapt.configs import architecture, translate
 from bmx.adapt.export import save
-from bmx.adapt.families import ARCHITECTURES, BERT, Family
+from bmx.adapt.families import ARCHITECTURES, Family
 from bmx.adapt.meta import read_ids, read_labels
 from bmx.adapt.tensors import (
   INDEX,
@@ -27,9 +25,8 @@ from bmx.adapt.tensors import (
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.paths import how_to_fetch, local
-from bmx.models import bert
 
-__all__ = ['encoder', 'labels', 'load', 'model', 'part', 'read_ids', 'save']
+__all__ = ['labels', 'load', 'part', 'read_ids', 'save']
 
 log = logging.getLogger('bmx')
 
@@ -52,30 +49,6 @@ def part(folder: Folder) -> dict[str, Any]:
 def labels(folder: Folder) -> tuple[str, ...]:
   """Returns the names of classes or tags by number, the folder's `id2label`; () without it."""
   return read_labels(_config(local(folder)))
-
-
-def model(path: str, **overrides: Any) -> nn.Module:
-  """Builds the model of a folder, without weights: {'call': 'bmx.adapt.hub:model', 'path': FOLDER}.
-
-  Args:
-    path: the folder.
-    overrides: arguments of the GPT, or of the encoder under a head: dtype, attention, scan, ...
-  """
-  found = part(path)
-  found.get('encoder', found).update(overrides)
-  return recipes.build(found, path)
-
-
-def encoder(path: str, **overrides: Any) -> bert.BERT:
-  """Builds the encoder of a folder, without its weights and without its head.
-
-  Raises InputError for a folder that holds a decoder.
-  """
-  found = part(path)
-  found = found.get('encoder', found)
-  if found['call'] != BERT.call:
-    raise InputError(f'{path} holds a {found["call"]}: expected an encoder')
-  return recipes.build(found | overrides, path)
 
 
 def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax.Array]:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 
-from bmx.adapt import hub
+from bmx.adapt import restore
 from bmx.adapt.restore import start
 from bmx.data.text.windows import token_spec
 from bmx.optim.optimizers import sgd
@@ -59,7 +59,7 @@ def theirs(folder: str, prompts: np.ndarray):
 
 def ours(folder: str, prompts: np.ndarray):
   layout = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
-  model = hub.model(folder)
+  model = restore.model(folder)
   task = CausalLM(model)
   batch = {k: v.batched(1) for k, v in token_spec(8).items()}
   plan = plan_state(task, sgd(lambda step: 0.0), batch, layout)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from bmx import config as recipes
-from bmx.adapt import export, hub
+from bmx.adapt import export, hub, restore
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.tree import nested
@@ -212,7 +212,7 @@ def stored(folder):
 @pytest.mark.parametrize('case', CASES)
 def test_outputs_are_those_of_transformers(reference, case, scan):
   folder, expected = reference(case)
-  model = hub.model(str(folder), scan=scan)
+  model = restore.model(str(folder), scan=scan)
   found = outputs(model, loaded(folder, model, case), case)
   assert_near(found, outputs_of_torch(expected, case), case)
 
@@ -222,7 +222,7 @@ def test_what_is_written_again_is_the_same(reference, case, tmp_path):
   """Every bit of every tensor, and the config: transformers computes the same numbers."""
   transformers = pytest.importorskip('transformers')
   folder, expected = reference(case)
-  model = hub.model(str(folder), scan=case.startswith('llama'))
+  model = restore.model(str(folder), scan=case.startswith('llama'))
   name = CASES[case][0] if 'Answer' in CASES[case][0] else ''
   hub.save(tmp_path / 'out', model, loaded(folder, model, case), architecture=name)
   assert_equal(stored(tmp_path / 'out'), stored(folder))
@@ -240,7 +240,7 @@ def test_half_precision_is_kept(reference, dtype, tmp_path):
   copy = type(expected)(expected.config).to(getattr(torch, dtype))
   copy.save_pretrained(tmp_path / 'half')
   for scan in (False, True):
-    model = hub.model(str(tmp_path / 'half'), scan=scan)
+    model = restore.model(str(tmp_path / 'half'), scan=scan)
     params = loaded(tmp_path / 'half', model)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
     hub.save(tmp_path / f'{scan}', model, params, dtype=dtype)
@@ -254,7 +254,7 @@ def test_files_of_a_large_model(reference, tmp_path):
   transformers = pytest.importorskip('transformers')
   folder, expected = reference('bert pretraining')
   expected.save_pretrained(tmp_path / 'theirs', max_shard_size='20KB')
-  model = hub.model(str(folder))
+  model = restore.model(str(folder))
   params = loaded(tmp_path / 'theirs', model, 'bert')
   assert_equal(tree.named(params), tree.named(loaded(folder, model, 'bert')))
   text = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
@@ -312,7 +312,7 @@ def copy(written, tmp_path):
 @pytest.mark.parametrize('kind', MODELS)
 def test_there_and_back(written, kind):
   folder, model, params = written(kind)
-  again = hub.model(str(folder))
+  again = restore.model(str(folder))
   assert type(again) is type(model)
   assert_equal(tree.named(loaded(folder, again)), tree.named(params))
 
@@ -371,19 +371,19 @@ def test_padding_and_stacking_are_not_written(written, kind, tmp_path):
 def test_a_recipe_names_the_folder(written):
   folder = str(written('bert')[0])
   options = {'dtype': 'bfloat16', 'scan': True}
-  model = recipes.build({'call': 'bmx.adapt.hub:model', 'path': folder, **options}, 'model')
+  model = recipes.build({'call': 'bmx.adapt.restore:model', 'path': folder, **options}, 'model')
   assert (model.num_outputs, model.encoder.dtype, model.encoder.scan) == (3, 'bfloat16', True)
-  bare = hub.encoder(folder, dropout=0.0)
+  bare = restore.encoder(folder, dropout=0.0)
   assert (type(bare), bare.width, bare.dropout) == (BERT, 32, 0.0)
   with pytest.raises(InputError, match="takes no argument 'widht'; did you mean 'width'"):
-    hub.model(folder, widht=3)
+    restore.model(folder, widht=3)
   with pytest.raises(InputError, match='gpt:GPT: expected an encoder'):
-    hub.encoder(str(written('gpt2')[0]))
+    restore.encoder(str(written('gpt2')[0]))
 
 
 def test_another_head_takes_the_encoder(written, caplog):
   folder, _, params = written('bert')
-  tagger = Tagger(hub.encoder(str(folder)), num_outputs=7)
+  tagger = Tagger(restore.encoder(str(folder)), num_outputs=7)
   with pytest.raises(InputError, match=r'differs  classifier.weight: has \[3, 32\], expected'):
     hub.load(folder, abstract(tagger))
   with caplog.at_level(logging.INFO, 'bmx'):
@@ -477,7 +477,7 @@ def test_copies_of_tied_tensors_with_other_values(reference, tmp_path, case):
   folder = shutil.copytree(reference(case)[0], tmp_path / 'copy')
   rewrite(folder, lambda x: x | {copy: x[name] + 0.5 * (np.arange(len(x[name])) % 3 == 0).reshape(
     -1, *[1] * (x[name].ndim - 1)).astype(np.float32)})  # fmt: skip
-  model = hub.model(str(folder))
+  model = restore.model(str(folder))
   if not isinstance(model, GPT):
     with pytest.raises(InputError, match=f'differs  {copy}: expected the values of {name}'):
       loaded(folder, model, case)
@@ -660,7 +660,7 @@ def test_rotary_positions_as_transformers_reads_them(reference, tmp_path, spelle
     config.pop(key, None)
   (folder / 'config.json').write_text(json.dumps(config | SPELLED[spelled]))
   expected = transformers.LlamaForCausalLM.from_pretrained(folder)
-  model = hub.model(str(folder))
+  model = restore.model(str(folder))
   found = outputs(model, loaded(folder, model), 'llama')
   assert_near(found, outputs_of_torch(expected, 'llama'), 'llama')
 
@@ -713,7 +713,7 @@ PUBLISHED = {
 def test_parameters_of_published_models(tmp_path, name):
   kind, count, values = PUBLISHED[name]
   described(tmp_path, kind, values)
-  model = hub.model(str(tmp_path), scan=True)
+  model = restore.model(str(tmp_path), scan=True)
   assert tree.count(abstract(model)) == count
   assert facts_of(model).max_seq_len in (1024, 131072, 512)
 
@@ -777,7 +777,7 @@ def test_rates_of_dropout_are_written(tmp_path):
   assert rates == {
     'dropout': 0.3, 'qa_dropout': 0.3, 'seq_classif_dropout': 0.3, 'attention_dropout': 0.0
   }  # fmt: skip
-  assert hub.model(str(tmp_path / 'out')).encoder.dropout == 0.3
+  assert restore.model(str(tmp_path / 'out')).encoder.dropout == 0.3
 
 
 def test_half_a_folder_is_none(written, tmp_path, monkeypatch):
@@ -807,7 +807,7 @@ def test_half_a_folder_is_none(written, tmp_path, monkeypatch):
 MEMORY = """
 import sys
 import jax, numpy as np
-from bmx.adapt import hub
+from bmx.adapt import hub, restore
 from bmx.parallel import Layout, make_mesh, unbox
 from bmx.parallel.sharding import param_pspecs, shardings
 
@@ -815,7 +815,7 @@ def status(key):
   line = next(x for x in open('/proc/self/status') if x.startswith(key))
   return int(line.split()[1]) * 1024
 
-model = hub.model(sys.argv[1], scan=True)
+model = restore.model(sys.argv[1], scan=True)
 init = lambda key: model.init(key, np.zeros((1, 8), np.int32))
 boxed = jax.eval_shape(init, jax.random.PRNGKey(0))['params']
 layout = Layout(make_mesh({'data': 1, 'fsdp': 8}))
@@ -839,7 +839,7 @@ def test_host_memory(tmp_path):
     'tie_word_embeddings': True,
   }  # fmt: skip
   described(tmp_path, 'LlamaForCausalLM', values)
-  model = hub.model(str(tmp_path))
+  model = restore.model(str(tmp_path))
   shapes = {'embed_tokens': (hidden, width), 'norm': (width,)}
   for i in range(depth):
     layer = f'layers.{i}'

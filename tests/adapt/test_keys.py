@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from bmx.adapt import hub
+from bmx.adapt import hub, restore
 from bmx.adapt.configs import translate
 from bmx.core.errors import InputError
 from bmx.core.tree import nested
@@ -136,7 +136,7 @@ def their_logits(model):
 
 
 def our_logits(folder):
-  model = hub.model(str(folder))
+  model = restore.model(str(folder))
   shape = jax.eval_shape(lambda key: model.init(key, TOKENS), jax.random.PRNGKey(0))
   params = nested(hub.load(folder, unbox(shape)['params']))
   found = jax.jit(model.apply)({'params': params}, TOKENS)

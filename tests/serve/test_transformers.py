@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bmx.adapt import hub
+from bmx.adapt import hub, restore
 from bmx.core.tree import nested
 from bmx.parallel import Layout, make_mesh, unbox
 from bmx.serve.beam import BeamSearch
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def ours(folder):
-  model = hub.model(folder)
+  model = restore.model(folder)
   ids = jax.ShapeDtypeStruct((1, 4), np.int32)
   abstract = unbox(jax.eval_shape(model.init, jax.random.PRNGKey(0), ids)['params'])
   flat = hub.load(folder, abstract)
