@@ -1,4 +1,4 @@
-"""Examples held as arrays, or read from a source when they are asked for."""
+"""Examples held as arrays, or read on demand from a source."""
 
 import dataclasses
 import zipfile
@@ -38,11 +38,11 @@ class ArrayData:
     arrays: name -> [N, ...]; floats must be finite.
     metadata: facts that are checked against a model ('num_classes', 'num_targets', ...).
     seed: of augmentation.
-    train: augmented; otherwise examples are as they are.
+    train: whether examples are augmented.
     augment: (rows, draws float64 [n, 4]) -> rows, on the host.
-    preprocess: what is done to every batch; works on numpy and on jax arrays.
+    preprocess: function of every batch; works on numpy and on jax arrays.
     names: array -> logical names of the dimensions of one example, see `Spec`.
-    fitted: what `state` returns, see `core.data.Stateful`.
+    fitted: result of `state`, see `core.data.Stateful`.
 
   Raises:
     InputError: no examples, arrays of different lengths, NaN or infinity, labels that are not one
@@ -65,38 +65,43 @@ class ArrayData:
     self.spec = spec_of(self.preprocess({k: v[:1] for k, v in self.arrays.items()}), self.names)
 
   def state(self) -> dict[str, Any]:
-    """Everything that was fitted to the data."""
+    """Returns the values that were fitted to the data."""
     return self.fitted
 
   def digest(self) -> str:
-    """SHA-256 of the arrays."""
+    """Returns the SHA-256 of the arrays."""
     return digest_arrays(self.arrays)
 
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
-    """Rows of examples, augmented by position in training."""
+    """Returns rows of examples, augmented by position in training."""
     rows = {k: v[indices] for k, v in self.arrays.items()}
     if self.augment and self.train:
       rows = self.augment(rows, streams.draws(self.seed, streams.AUGMENTATION, positions))
     return self.preprocess(rows)
 
   def resident(self) -> HostBatch | None:
-    """The arrays, if they are small and not augmented."""
+    """Returns the arrays, if they are small and not augmented."""
     small = sum(v.nbytes for v in self.arrays.values()) <= RESIDENT_BYTES
     return self.arrays if small and not (self.augment and self.train) else None
 
   def gather(self, arrays: Any, indices: Any) -> Batch:
-    """Rows of the arrays on the device."""
+    """Gathers rows of the arrays on the device."""
     return self.preprocess({k: v[indices] for k, v in arrays.items()})
 
 
 @dataclasses.dataclass
 class SourceData:
-  """Examples read when they are asked for, from a source with `__getitems__`.
+  """Examples read on demand, from a source with `__getitems__`.
 
   Attributes:
     source: records by number.
     decode: list of records -> rows.
-    metadata, seed, train, augment, preprocess, names: see `ArrayData`.
+    metadata: see `ArrayData`.
+    seed: of augmentation.
+    train: whether examples are augmented.
+    augment: see `ArrayData`.
+    preprocess: see `ArrayData`.
+    names: see `ArrayData`.
   """
 
   source: Any
@@ -127,13 +132,13 @@ class SourceData:
 def spec_of(
   one: HostBatch, names: dict[str, tuple[str | None, ...]] | None = None
 ) -> dict[str, Spec]:
-  """The spec of a batch of one example."""
+  """Returns the spec of the arrays of one example."""
   names = names or {}
   return {k: Spec(v.shape[1:], np.dtype(v.dtype), names.get(k, ())) for k, v in one.items()}
 
 
 def check_arrays(arrays: HostBatch, metadata: Metadata) -> None:
-  """Raises InputError for arrays that would train silently wrong."""
+  """Raises InputError for arrays that would give wrong results without an error."""
   lengths = {k: len(v) for k, v in arrays.items()}
   if not lengths or not min(lengths.values()):
     raise InputError('the data set is empty: expected at least one example')
@@ -167,9 +172,9 @@ def check_labels(label: np.ndarray, classes: int) -> None:
 
 
 def split_indices(size: int, split: str, holdout: float, known: tuple[str, ...]) -> np.ndarray:
-  """Examples of 'train' or 'valid', int64 [n], if `holdout` is the share of 'valid'.
+  """Returns the examples of 'train' or 'valid', int64 [n]; `holdout` is the share of 'valid'.
 
-  'all' is all of them, in order.
+  'all' returns all of them, in order.
 
   Raises InputError for a split that is not `known` or is empty.
   """
@@ -198,19 +203,19 @@ def arrays(
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData:
-  """A numpy archive (.npz) with arrays named `image` or `x`, and `label` or `y`.
+  """Reads a numpy archive (.npz) with arrays named `image` or `x`, and `label` or `y`.
 
   Args:
     path: of the archive.
     classes: number of classes of `label`; 0: the largest label plus one.
     split: 'all', 'train' or 'valid'.
     holdout: share of 'valid'.
-    scale: images are divided by it.
+    scale: divisor of images.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
     given: the arrays themselves, instead of `path`.
     seed: of augmentation.
-    train: augmented.
+    train: whether examples are augmented.
 
   Raises:
     InputError: the file is missing or is not an archive of such arrays.
@@ -253,7 +258,7 @@ def _archive(path: str) -> HostBatch:
 
 
 def _numeric(name: str, array: np.ndarray, path: str) -> np.ndarray:
-  """An array of an archive as jax can hold it. Raises InputError if it has no rows of numbers."""
+  """Converts an array of an archive for jax. Raises InputError if it has no rows of numbers."""
   if array.ndim == 0 or array.dtype.kind not in 'biuf':
     raise InputError(f'{path}: {name} is {array.dtype} {array.shape}; expected numbers [N, ...]')
   if name == 'label' and (array.ndim != 1 or (array != np.round(array)).any()):

@@ -1,7 +1,7 @@
-"""Batches of examples as functions of the step; nothing is remembered between two of them.
+"""Batches of examples as functions of the step, without state.
 
 Position p = step·B + row counts examples from the start of the run. It is in epoch p // size, which
-has a permutation of its own, so a batch may cross the edge of two epochs.
+has a permutation of its own, so a batch may cross the boundary of two epochs.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from bmx.core.types import Batch, HostBatch, Metadata
 
 @functools.lru_cache(maxsize=32)  # data sets and sources
 def permutations(seed: int, size: int, stream: int) -> Callable[[int], np.ndarray]:
-  """Epoch -> the order of examples in it, int64 [size]; the last two are kept."""
+  """Returns a function: epoch -> order of its examples, int64 [size]; it caches the last two."""
 
   def permutation(epoch: int) -> np.ndarray:
     return streams.generator(seed, stream, epoch).permutation(size)
@@ -31,13 +31,13 @@ def permutations(seed: int, size: int, stream: int) -> Callable[[int], np.ndarra
 def in_order(
   positions: np.ndarray, size: int, seed: int, train: bool, stream: int = streams.PERMUTATION
 ) -> np.ndarray:
-  """Examples at positions: a new permutation each epoch in training, else file order.
+  """Returns the examples at positions: a new permutation each epoch in training, else file order.
 
   Args:
     positions: int64 [n], ascending.
     size: number of examples.
     seed: of the run.
-    train: shuffled.
+    train: whether the order is shuffled.
     stream: of random numbers, see `core.streams`.
 
   Returns:
@@ -73,7 +73,7 @@ def nothing(rows: HostBatch, numbers: np.ndarray) -> None:
 
 
 def composer_of(examples: Examples) -> Composing | None:
-  """The examples that compose batches: these, or some inside; None if there are none."""
+  """Returns the examples that compose batches: these, or inner ones; None if there are none."""
   if isinstance(examples, Wrapping):
     return examples.composer
   return examples if isinstance(examples, Composing) else None
@@ -137,7 +137,7 @@ class Batches:
     return self.compose(step, n)[0]
 
   def compose(self, step: int, n: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """-> (examples int64 [n, B], weights float32 [n, B] or None) of n steps."""
+    """Composes n steps -> (examples int64 [n, B], weights float32 [n, B] or None)."""
     positions = step * self.batch_size + np.arange(n * self.batch_size, dtype=np.int64)
     shape = n, self.batch_size
     composer = composer_of(self.examples)
@@ -147,7 +147,7 @@ class Batches:
     return in_order(positions, self.size, self.seed, self.train).reshape(shape), None
 
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
-    """Host rows of any examples; positions are step·B + row, both int64 [n]."""
+    """Returns host rows of any examples; positions are step·B + row, both int64 [n]."""
     rows = self.examples.rows(indices, positions)
     rows = {'weights': np.ones(len(indices), np.float32)} | rows
     self._check(rows, indices)

@@ -18,18 +18,19 @@ def digits(
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData:
-  """1,797 handwritten digits of 8×8 pixels (scikit-learn; Alpaydin & Kaynak 1998) -> `image`,
-  `label`.
+  """Returns 1,797 handwritten digits of 8×8 pixels: `image`, `label`.
 
-  'test' is the 360 examples of `train_test_split(test_size=0.2, random_state=0)`; 'train' the other
-  1,437, of which a share `holdout` is 'valid'.
+  'test' has the 360 examples of `train_test_split(test_size=0.2, random_state=0)`; 'train' has the
+  other 1,437, of which a share `holdout` is 'valid'.
 
   Args:
     split: 'train', 'valid' or 'test'.
     holdout: share of 'valid'.
     crop: pixels of padding of a random crop in training.
     seed: of augmentation.
-    train: augmented.
+    train: whether examples are augmented.
+
+  Source: scikit-learn; Alpaydin & Kaynak 1998.
   """
   from sklearn import datasets
 
@@ -48,10 +49,9 @@ def table(
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData:
-  """scikit-learn's iris, wine, breast_cancer (-> `x`, `label`) or diabetes (-> `x`, `y`).
+  """Returns scikit-learn's iris, wine, breast_cancer (`x`, `label`) or diabetes (`x`, `y`).
 
-  Splits as in `digits`. Columns are standardised by the training examples, and so is diabetes'
-  target.
+  Splits as in `digits`. Columns and diabetes' target are standardized by the training examples.
 
   Args:
     name: iris, wine, breast_cancer or diabetes.

@@ -11,9 +11,9 @@ from bmx.data.records import number
 
 
 def class_names(values: Iterable[str | None]) -> tuple[str, ...]:
-  """Distinct names: those that are finite numbers by value, then all others by text.
+  """Returns distinct names: those that are finite numbers by value, then all others by text.
 
-  Names that are numbers of equal value ('1' and '1.0') are two classes; missing ones are none.
+  Names that are numbers of equal value ('1' and '1.0') are two classes; missing names are ignored.
 
   >>> class_names(['10', '9', '9']), class_names(['nan', 'eng', '2'])
   (('9', '10'), ('2', 'eng', 'nan'))
@@ -28,7 +28,7 @@ def _by_number(name: str) -> tuple[float, str]:
 
 
 def encode_classes(given: Sequence[str | None], names: Sequence[str], path: str) -> HostBatch:
-  """`label` int32 [N]; {} if no record has a class (a file to predict).
+  """Returns `label` int32 [N]; {} if no record has a class (a file to predict).
 
   Raises InputError naming the first record whose class is missing or unknown.
   """

@@ -1,4 +1,4 @@
-"""Columns of a table: how each is read, and why one cannot be."""
+"""Kinds of the columns of a table: numbers, dates or categories."""
 
 import datetime
 import logging
@@ -21,12 +21,12 @@ DISTINCT = 0.5  # categories for each record above which a column is likely a na
 
 
 def is_missing(value: Any, missing: str) -> bool:
-  """Whether a cell of a column of numbers or dates holds no value."""
+  """Returns whether a cell of a column of numbers or dates holds no value."""
   return value is None or (isinstance(value, str) and (value in ('', missing) or value in MISSING))
 
 
 def date(value: Any) -> float | None:
-  """Days from 1970-01-01 to an ISO 8601 date or time (UTC unless it says otherwise); else None."""
+  """Returns the days from 1970-01-01 to an ISO 8601 date or time (UTC by default); else None."""
   if not isinstance(value, str) or not DATE.fullmatch(value):
     return None
   try:
@@ -39,12 +39,12 @@ def date(value: Any) -> float | None:
 
 
 def names_of(records: Sequence[Record]) -> list[str]:
-  """Names of the columns of all records, in the order in which they appear."""
+  """Returns the names of the columns of all records, in the order in which they appear."""
   return list(dict.fromkeys(name for record in records for name in record))
 
 
 def kind_of(name: str, column: Sequence[Any], missing: str, source: str) -> Kind:
-  """How a column is read: numbers or dates if all its values are; otherwise categories.
+  """Returns the kind of a column: numbers or dates if all its values are; otherwise categories.
 
   Raises InputError if most values are numbers or dates, but not all: names records and cells.
   """
@@ -71,7 +71,7 @@ def kind_of(name: str, column: Sequence[Any], missing: str, source: str) -> Kind
 def chosen(
   known: Sequence[str], use: Sequence[str], drop: Sequence[str], skip: Sequence[str], source: str
 ) -> list[str]:
-  """The columns to read: those of `use` (() is all) without those of `drop` and `skip`.
+  """Returns the columns to read: those of `use` (() is all) without those of `drop` and `skip`.
 
   Raises InputError for a name that is not a column.
   """
@@ -91,7 +91,7 @@ def log_columns(source: str, lines: Sequence[str]) -> None:
 
 
 def category_line(name: str, known: Sequence[str], size: int) -> str:
-  """One line for a column of categories; questions one with almost as many as records."""
+  """Formats a line for a column of categories; warns of one with almost as many as records."""
   line = f'{name}: category of {len(known)}'
   if size > 20 and len(known) > DISTINCT * size:
     line += f' in {size} records: a name or number of the record? drop=({name!r},) leaves it out'

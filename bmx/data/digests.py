@@ -1,4 +1,4 @@
-"""Digests of data: whether a resumed run reads what it began with."""
+"""Digests of data: they show whether a resumed run reads the data of its start."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ PIECES, PIECE = 1024, 4096  # of larger ones: evenly spaced pieces, and elements
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
-  """SHA-256 over name, shape, dtype and content; of large arrays over evenly spaced pieces."""
+  """Returns the SHA-256 of names, shapes, dtypes and content; of large arrays, of even samples."""
   total = hashlib.sha256()
   for name, array in sorted(arrays.items()):
     total.update(f'{name} {array.shape} {array.dtype.name}\n'.encode())

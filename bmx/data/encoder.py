@@ -98,7 +98,7 @@ class TabularEncoder:
     return cls(moments['number'], categories, missing, moments['date'], (*dropped, *empty))
 
   def state(self) -> dict[str, Any]:
-    """What was learned, as JSON holds it."""
+    """Returns the fitted values, as JSON holds them."""
     return dataclasses.asdict(self)
 
   @classmethod
@@ -112,12 +112,12 @@ class TabularEncoder:
   def encode(
     self, records: Sequence[Record], source: str, optional: Sequence[str] = ()
   ) -> np.ndarray:
-    """Records -> float32 [N, numeric columns + dates + categories].
+    """Encodes records -> float32 [N, numeric columns + dates + categories].
 
     Args:
       records: with the columns of the training data.
       source: of them, for messages.
-      optional: columns that may be there and are not encoded (the target).
+      optional: columns that may be present and are not encoded (the target).
 
     Raises:
       InputError: missing, extra or renamed columns; a value that is not a finite number or a date.
@@ -168,7 +168,7 @@ class TabularEncoder:
 
 
 def _text(value: Any) -> str:
-  """The category that a cell names; '' if the record lacks it."""
+  """Returns the category that a cell names; '' if the record lacks it."""
   return '' if value is None else str(value)
 
 
@@ -182,7 +182,7 @@ def _describe(kind: str, mean: float, std: float) -> str:
 def _moments(
   column: Sequence[Any], kind: str, missing: str, name: str, source: str
 ) -> tuple[float, float]:
-  """-> (mean, standard deviation; 1 if the column is constant up to rounding)."""
+  """Returns mean and standard deviation (1 if the column is constant up to rounding)."""
   there = [(i, v) for i, v in enumerate(column, 1) if not is_missing(v, missing)]
   values = np.array([READ[kind](v) for _, v in there], np.float64)
   with np.errstate(over='ignore', invalid='ignore'):

@@ -17,7 +17,7 @@ PARQUET = ('.parquet', '.pq')
 def read_records(
   path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = ''
 ) -> list[Record]:
-  """The records of a file, read by its suffix: Parquet, JSON lines, otherwise CSV.
+  """Reads the records of a file, by its suffix: Parquet, JSON lines, otherwise CSV.
 
   Args:
     path: of the file.
@@ -25,7 +25,7 @@ def read_records(
     delimiter: between the fields of a CSV file; '': a tab in .tsv, otherwise a comma.
 
   Raises:
-    InputError: the file is missing, damaged or empty; a cell that is no text, number or date;
+    InputError: the file is missing, damaged or empty; a cell that is not text, a number or a date;
       `columns` or `delimiter` for a file that is not CSV.
   """
   suffix = path.suffix.lower()
@@ -54,7 +54,7 @@ def _read_parquet(path: pathlib.Path) -> list[Record]:
 
 
 def frame_records(frame: Any) -> list[Record]:
-  """The records of a data frame (pandas, polars, pyarrow) or of a mapping of name to column.
+  """Returns the records of a data frame (pandas, polars, pyarrow) or of a mapping of columns.
 
   Raises InputError if it is neither, is empty, or has columns of different lengths.
   """
@@ -80,7 +80,7 @@ def _plain(record: Record, where: str) -> Record:
 
 
 def _cell(value: Any, name: str, where: str) -> Any:
-  """A cell as text, number or None. Raises InputError if it is a list, a structure or bytes."""
+  """Returns a cell as text, number or None. Raises InputError for a list, a structure or bytes."""
   if value is None or (isinstance(value, float) and math.isnan(value)):
     return None
   if isinstance(value, str | bool | int | float):

@@ -1,4 +1,4 @@
-"""Images: normalisation, and augmentation that is a function of (seed, position)."""
+"""Images: normalization, and augmentation that is a function of (seed, position)."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from bmx.core.types import Batch, HostBatch
 
 @dataclasses.dataclass(frozen=True)
 class Normalise:
-  """image / scale, minus `mean`, over `std`, per channel or for all; numpy and jax arrays alike.
+  """Computes (image / scale - mean) / std, per channel or for all; for numpy and jax arrays.
 
   Raises InputError for a number that is not finite, or a scale or std that is not above 0.
   """
@@ -67,6 +67,7 @@ class Augment:
 
 
 def augment(crop: int, flip: bool) -> Augment | None:
+  """Returns the augmentation, None without any. Raises InputError for a negative `crop`."""
   if crop < 0:
-    raise InputError(f'crop={crop} is no number of pixels: 0 is no crop')
+    raise InputError(f'crop={crop}: expected a number of pixels, at least 0')
   return Augment(crop, flip) if crop or flip else None

@@ -99,7 +99,7 @@ class Mix:
     return shared | {k: v for k, v in sizes.items() if v} | {'source': share}
 
   def state(self) -> dict[str, Any]:
-    """Everything fitted: the same for all sources."""
+    """Returns the fitted values, which all sources share."""
     return _state(next(iter(self.sources.values())))
 
   def digest(self) -> str:
@@ -110,7 +110,7 @@ class Mix:
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
   def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, None]:
-    """Positions int64 [n] -> indices int64 [n]: number of the source · 2^40 + its own index."""
+    """Maps positions int64 [n] to indices int64 [n]: number of the source · 2^40 + its index."""
     if not self.train:
       return self._one_after_another(positions % self.size), None
     blocks, places = np.divmod(positions, BLOCK)
@@ -144,7 +144,7 @@ class Mix:
 
   @functools.cached_property
   def _block(self) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """Block -> (source of each place, how many of this source stand before it in the block)."""
+    """Draws a block -> (source of each position, count of this source before it in the block)."""
     plain = np.repeat(np.arange(len(self.counts)), list(self.counts.values()))
 
     def block(number):
@@ -178,5 +178,5 @@ def _state(examples: Examples) -> dict[str, Any]:
 def mix(
   sources: Mapping[str, Examples], weights: Mapping[str, float], seed: int = 0, train: bool = True
 ) -> Mix:
-  """A mixture of data parts, for recipes: see `Mix`."""
+  """Mixes data parts, for recipes: see `Mix`."""
   return Mix(sources, weights, seed, train)

@@ -16,7 +16,7 @@ LINE_END = re.compile('\r\n|\n|\r')  # not \v, \f, U+0085 or U+2028, as str.spli
 
 
 def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = ',') -> list[Record]:
-  """Rows by column name; the first line names the columns unless `columns` does.
+  """Reads rows by column name; the first line names the columns unless `columns` does.
 
   Blanks around a cell are cut, blanks inside its quotes are kept. A field may have any length.
 
@@ -51,14 +51,14 @@ def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = '
 
 
 def _recorded(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
-  """The lines, each also appended to `raw` as it is read."""
+  """Yields the lines, and appends each to `raw`."""
   for line in lines:
     raw.append(line)
     yield line
 
 
 def _cell(cell: str, raw: str) -> str:
-  """A cell of the record `raw` without the blanks around it, unless they stand inside quotes."""
+  """Returns a cell of the record `raw` without the blanks around it, except inside quotes."""
   bare = cell.strip()
   if cell == bare:
     return cell
@@ -68,13 +68,15 @@ def _cell(cell: str, raw: str) -> str:
 
 
 def read_json_lines(path: pathlib.Path) -> list[Record]:
-  """One object a line; see `numbered_json_lines`."""
+  """Reads one object a line; see `numbered_json_lines`."""
   return [record for _, record in numbered_json_lines(path)]
 
 
 def numbered_json_lines(path: pathlib.Path) -> list[tuple[int, Record]]:
-  """One object a line, with the line's number. Raises InputError naming file and line where one is
-  not."""
+  """Reads one object a line, with the line's number.
+
+  Raises InputError naming file and line of another value.
+  """
   records = []
   for number, line in enumerate(LINE_END.split(read_text(path)), 1):
     if not line.strip():
@@ -92,7 +94,7 @@ def numbered_json_lines(path: pathlib.Path) -> list[tuple[int, Record]]:
 
 
 def read_text(path: pathlib.Path) -> str:
-  """A whole text file. Raises InputError: no such file, not UTF-8 (offset named)."""
+  """Reads a whole text file. Raises InputError: no such file, not UTF-8 (offset named)."""
   if not path.is_file():
     raise InputError(f'no file {path}')
   try:
@@ -103,7 +105,7 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def number(value: Any) -> float | None:
-  """The float that a field holds; None if it is not a number."""
+  """Returns the float that a field holds; None if it is not a number."""
   if isinstance(value, bool) or not isinstance(value, str | int | float):
     return None
   try:

@@ -11,7 +11,7 @@ from bmx.data.records import Record, number
 
 
 def row_weights(records: Sequence[Record], name: str, path: str) -> HostBatch:
-  """`weights` float32 [N] of the column `name`; {} without one, or in a file to predict.
+  """Returns `weights` float32 [N] of the column `name`; {} without one, or in a file to predict.
 
   Raises InputError naming the first record whose weight is not a finite number of at least 0.
   """
@@ -30,15 +30,16 @@ def row_weights(records: Sequence[Record], name: str, path: str) -> HostBatch:
 def class_weights_of(
   label: np.ndarray | None, names: Sequence[str], given: str | Mapping[str, float]
 ) -> np.ndarray:
-  """The weight of each class, float32 [classes].
+  """Returns the weight of each class, float32 [classes].
 
   Args:
     label: int [N] of the training data.
     names: of the classes.
     given: 'balanced' (every class has the same total weight, all together N), or class -> weight.
 
-  Raises InputError for a regression, an unknown word or class, a class without a weight, or a
-  weight below 0.
+  Raises:
+    InputError: a regression, an unknown word or class, a class without a weight, or a weight
+      below 0.
   """
   if label is None or not names:
     raise InputError(f'class_weights={given!r}: expected a table with classes; use weights=COLUMN')

@@ -1,4 +1,4 @@
-"""Data sets of which only shapes are known: enough to plan, or to restore a run, not to train."""
+"""Data sets known by their shapes only: enough to plan, or to restore a run, not to train."""
 
 import dataclasses
 from typing import Any
@@ -12,13 +12,13 @@ from bmx.core.types import HostBatch, Metadata
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """Stands for a data set that is not read.
+  """Placeholder for a data set that is not read.
 
   Attributes:
     spec: arrays of one example.
-    metadata: what is known; tasks are not validated against it.
+    metadata: known facts; tasks are not validated against them.
     size: number of examples.
-    fitted: what `state` returns.
+    fitted: result of `state`.
   """
 
   spec: dict[str, Spec]
@@ -27,7 +27,7 @@ class Shapes:
   fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def state(self) -> dict[str, Any]:
-    """Everything that was fitted when the data was read."""
+    """Returns the values that were fitted when the data was read."""
     return self.fitted
 
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
@@ -36,5 +36,5 @@ class Shapes:
 
 
 def shapes(spec: dict[str, Spec], **metadata: Any) -> Shapes:
-  """What a data factory with a parameter `read` returns for read=False."""
+  """Returns the data set that a factory with a parameter `read` returns for read=False."""
   return Shapes(spec, {'source': 'shapes only', **metadata})

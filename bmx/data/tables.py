@@ -1,4 +1,4 @@
-"""Tables: CSV, Parquet, JSON lines and data frames, encoded by what the training part holds."""
+"""Tables: CSV, Parquet, JSON lines and data frames, encoded by the encoder of the training data."""
 
 import dataclasses
 import logging
@@ -24,7 +24,7 @@ SPLITS = ('all', 'train', 'valid')
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-  """How a table is read, see `table`."""
+  """Options of reading a table, see `table`."""
 
   target: str
   kind: TargetKind
@@ -118,7 +118,7 @@ def table(
 def _fit(
   records: Sequence[Record], source: str, words: Words, strip: str
 ) -> tuple[TabularEncoder, Target]:
-  """What is fitted to the training part: columns and target. Classes are those of all records."""
+  """Fits columns and target to the training part; classes are those of all records."""
   known = names_of(records)
   for word, name in (('target', words.target), ('weights', words.weights)):
     if (name or word == 'target') and name not in known:

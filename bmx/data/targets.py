@@ -1,4 +1,4 @@
-"""The target of a table: a class or a number, and how it is read."""
+"""The target of a table: a class or a number."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ SHOWN = 6  # classes that the line of a target names
 
 
 def kind_of_target(values: Sequence[Any]) -> Literal['class', 'number']:
-  """How a target is read: numbers that are not all whole, or whole ones of many values -> 'number'.
+  """Returns the kind of a target: 'number' for fractions, or for whole numbers of many values.
 
   Everything else is a class, also up to `MAX_CLASSES` distinct whole numbers.
 
@@ -37,15 +37,15 @@ def kind_of_target(values: Sequence[Any]) -> Literal['class', 'number']:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What is fitted to the target of a table.
+  """The fitted encoder of the target of a table.
 
   Attributes:
     name: of the column.
     class_names: of its classes, in order; () for a number.
     mean: of a number, over the training part.
-    std: standard deviation of a number over the training part; 1 where it does not vary.
+    std: standard deviation of a number over the training part; 1 if it is constant.
     strip: characters that are cut from the ends of a class.
-    line: how it was read, for people; '' where it was restored.
+    line: the kind of the target, for the log; '' after `restore`.
   """
 
   name: str
@@ -123,7 +123,7 @@ class Target:
     return {'num_targets': 1, 'target_mean': self.mean, 'target_std': self.std}
 
   def state(self) -> dict[str, Any]:
-    """What was learned, as JSON holds it."""
+    """Returns the fitted values, as JSON holds them."""
     if self.class_names:
       return {'target': self.name, 'class_names': list(self.class_names), 'strip': self.strip}
     return {'target': self.name, 'target_mean': self.mean, 'target_std': self.std}
@@ -140,9 +140,9 @@ class Target:
     )
 
   def encode(self, values: Sequence[Any], source: str) -> HostBatch:
-    """`label` int32 [N] or `y` float32 [N, 1]; {} if no record has a target (a file to predict).
+    """Returns `label` int32 [N] or `y` float32 [N, 1]; {} without targets (a file to predict).
 
-    Raises InputError naming the first record whose class is unknown or whose number is none.
+    Raises InputError naming the first record with an unknown class or an invalid number.
     """
     if self.class_names:
       return encode_classes([clean(v, self.strip) for v in values], self.class_names, source)
@@ -152,12 +152,12 @@ class Target:
 
 
 def clean(value: Any, strip: str) -> str | None:
-  """The text of a class: without blanks and `strip` at its ends; None if it is missing."""
+  """Returns the text of a class, without blanks and `strip` at its ends; None if it is missing."""
   return None if value is None else str(value).strip(strip + ' ')
 
 
 def numbers(values: Sequence[Any], name: str, source: str) -> np.ndarray:
-  """Targets float32 [N]. Raises InputError naming the first that is not a finite number."""
+  """Converts targets to float32 [N]. Raises InputError naming the first that is not finite."""
   found = [number(v) for v in values]
   for row, value in enumerate(found, 1):
     if value is None or not math.isfinite(value):

@@ -27,7 +27,7 @@ def tfds(
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData | SourceData:
-  """Images and labels of a prepared TFDS data set.
+  """Reads images and labels of a prepared TFDS data set.
 
   Args:
     name: 'mnist', or with a version or config, 'mnist:3.0.1'.
@@ -38,7 +38,7 @@ def tfds(
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
     seed: of augmentation.
-    train: augmented.
+    train: whether examples are augmented.
 
   Raises:
     InputError: the data set is unknown, is not prepared, or has no images with labels.
@@ -59,7 +59,7 @@ def tfds(
 
 
 def tfds_source(name: str, split: str, data_dir: str = '') -> tuple[Any, Any]:
-  """-> (records by number, the builder's info).
+  """Opens a prepared split -> (records by number, the builder's info).
 
   Raises InputError if the data set is unknown or not prepared.
   """
@@ -92,7 +92,7 @@ def _decode(records: Sequence[Record]) -> HostBatch:
 def _unreadable(
   library: Any, name: str, split: str, folder: str | None, error: Exception
 ) -> InputError:
-  """The error if TFDS cannot read a split: not prepared, or no such split."""
+  """Returns the error if TFDS cannot read a split: not prepared, or no such split."""
   place = folder or str(library.core.constants.DATA_DIR)
   try:
     builder = library.builder(name, data_dir=folder)

@@ -17,7 +17,7 @@ TOKENWISE = ('tokens', 'targets', 'weights', 'positions', 'segment_ids')  # int 
 
 
 class Around:
-  """Examples around `inner`: what a subclass does not define is the inner one's.
+  """Examples around `inner`; a subclass inherits the members that it does not define.
 
   Indices keep their meaning, so the composition of a batch is the inner one's, too.
   """
@@ -50,11 +50,11 @@ class Around:
 
 @dataclasses.dataclass(frozen=True)
 class Map(Around):
-  """A host function of every row.
+  """Examples through a host function.
 
   Attributes:
     inner: the examples.
-    function: (rows, positions int64 [n]) -> rows; what is random varies with positions only.
+    function: (rows, positions int64 [n]) -> rows; random choices vary with positions only.
     names: array -> logical names of its dimensions, for arrays that the function adds.
   """
 
@@ -80,14 +80,14 @@ class Map(Around):
 
 @dataclasses.dataclass(frozen=True)
 class Filter(Around):
-  """The examples that a function of a row keeps; all of them are read once, at the start.
+  """The examples that a predicate keeps; it reads all of them once, at the start.
 
   Attributes:
     inner: the examples.
     keep: rows -> bool [n].
 
   Raises:
-    InputError: nothing is kept.
+    InputError: no example is kept.
   """
 
   inner: Examples
@@ -122,7 +122,7 @@ class Filter(Around):
 
 @dataclasses.dataclass(frozen=True)
 class Reorder(Around):
-  """Rows whose 'length' dimension is in another order, with the `positions` they had.
+  """Rows in another order along their 'length' dimension, with the original `positions`.
 
   Labels were shifted before, so every token keeps its own.
 

@@ -1,0 +1,1 @@
+"""Models: MLP, CNN, GPT, BERT, mixture of experts, and their layers."""

@@ -25,7 +25,9 @@ from bmx.parallel import constrain, gather, named
 
 
 class BERT(nn.Module):
-  """tokens -> hidden states, each token seeing all of its segment (Devlin et al. 2019).
+  """An encoder: tokens -> hidden states; each token attends to all of its segment.
+
+  Source: Devlin et al. 2019.
 
   Attributes:
     vocab_size: tokens the model knows; `vocab_pad` more rows are stored, see `gpt.GPT`.
@@ -34,9 +36,9 @@ class BERT(nn.Module):
     depth: number of blocks.
     heads: attention heads.
     mlp_dim: width of the feed-forward layers; 0 is 4 × width.
-    types: kinds of segment that a token can be in; 0 is none.
-    pooler_activation: name in `layers.ACTIVATIONS`, of `pool` ('relu' in DistilBERT).
+    types: number of token types; 0: the model has no table of them.
     activation: of the feed-forward layers: gelu, gelu_exact, relu, silu, tanh or sigmoid.
+    pooler_activation: of the summary of a sequence ('relu' in DistilBERT), likewise.
     eps: added to the variance in a norm.
     dropout: share of units that training drops.
     first_position: the row of the position table that a sequence begins with (2 in RoBERTa).
@@ -116,7 +118,15 @@ class BERT(nn.Module):
     *,
     train: bool = False,
   ) -> jax.Array:
-    """tokens, positions, segment_ids (0 is padding), types int [B, T] -> [B, T, D]."""
+    """Encodes tokens int [B, T] -> [B, T, D]; the other arrays are int [B, T], too.
+
+    Args:
+      tokens: ids.
+      positions: None: 0, 1, 2, ...
+      segment_ids: 0 is padding; None: every row is one segment.
+      types: None: 0.
+      train: whether dropout is active.
+    """
     positions = token_positions(tokens, positions, self.max_seq_len)
     if types is None or self.types == 1:  # RoBERTa reads pairs, too, as of one kind
       types = jnp.zeros_like(tokens)
@@ -130,17 +140,16 @@ class BERT(nn.Module):
     return self.stack(x, positions, segment_ids, train=train)[0]
 
   def pool(self, hidden: jax.Array) -> jax.Array:
-    """Summary of a sequence, read from its first token: [B, T, D] -> [B, D]."""
+    """Summarizes each sequence by its first token: [B, T, D] -> [B, D]."""
     return activation(self.pooler_activation)(self.pooler(hidden[:, 0]))
 
 
 class Pretraining(nn.Module):
-  """Scores of the tokens at masked positions, and (`next_sentence`) of whether the second segment
-  follows the first.
+  """BERT's two heads: scores of the masked tokens, and of the second segment.
 
   Attributes:
-    encoder: tokens -> hidden states.
-    next_sentence: adds the second head.
+    encoder: tokens -> hidden states; its token table is the output table, too.
+    next_sentence: adds the second head: does the second segment follow the first?
   """
 
   encoder: BERT
@@ -148,7 +157,7 @@ class Pretraining(nn.Module):
 
   @property
   def facts(self) -> Facts:
-    """Those of the encoder; the padding has rows of the output bias, too."""
+    """Facts of the encoder; its padding has rows of the output bias, too."""
     padded = self.encoder.vocab_pad * (self.encoder.width + 1)
     return dataclasses.replace(self.encoder.facts, padded_parameters=padded)
 
@@ -176,9 +185,20 @@ class Pretraining(nn.Module):
     *,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array | None]:
-    """tokens int [B, T], masked_positions int [B, M] (None: all of T) -> (logits [B, M, V + pad],
-    with no probability on the padding; scores that the second segment follows (0) or not (1),
-    [B, 2], or None without that head)."""
+    """Scores tokens, and the second segment.
+
+    Args:
+      tokens: int [B, T].
+      positions: see `BERT`.
+      segment_ids: see `BERT`.
+      types: see `BERT`.
+      masked_positions: int [B, M], the positions to score; None: all of T.
+      train: whether dropout is active.
+
+    Returns:
+      Logits [B, M, V + pad], without probability on the padding; and scores that the second segment
+      follows (0) or not (1), [B, 2], None without that head.
+    """
     e = self.encoder
     hidden = e(tokens, positions, segment_ids, types, train=train)
     x = hidden
@@ -194,7 +214,7 @@ class Pretraining(nn.Module):
 
 
 def _head(equation: str, encoder: BERT, num_outputs: int) -> Einsum:
-  """The projection to outputs, with BERT's initialization; called inside a compact method."""
+  """Makes the projection to outputs, with BERT's initialization; call it in a compact method."""
   return Einsum(
     equation,
     (encoder.width, num_outputs),
@@ -206,7 +226,7 @@ def _head(equation: str, encoder: BERT, num_outputs: int) -> Einsum:
 
 
 class Classifier(nn.Module):
-  """tokens -> scores of the whole sequence [B, num_outputs], read from its first token.
+  """An encoder and a head: tokens -> scores of the whole sequence [B, num_outputs].
 
   Attributes:
     encoder: tokens -> hidden states.
@@ -218,7 +238,7 @@ class Classifier(nn.Module):
 
   @property
   def facts(self) -> Facts:
-    """Those of the encoder, and the outputs of the head."""
+    """Facts of the encoder, and the outputs of the head."""
     return dataclasses.replace(self.encoder.facts, num_outputs=self.num_outputs)
 
   @nn.compact
@@ -230,7 +250,7 @@ class Classifier(nn.Module):
 
 
 class Tagger(nn.Module):
-  """tokens -> scores of each token [B, T, num_outputs].
+  """An encoder and a head: tokens -> scores of each token [B, T, num_outputs].
 
   Attributes:
     encoder: tokens -> hidden states.
@@ -242,7 +262,7 @@ class Tagger(nn.Module):
 
   @property
   def facts(self) -> Facts:
-    """Those of the encoder, and the outputs of the head."""
+    """Facts of the encoder, and the outputs of the head."""
     return dataclasses.replace(self.encoder.facts, num_outputs=self.num_outputs)
 
   @nn.compact

@@ -50,7 +50,7 @@ class BlockConfig:
     norm_bias: whether layer norms have one.
     post_norm: whether norms follow the residual sum (Vaswani et al. 2017, BERT) or precede
       attention and feed-forward (GPT-2, Llama).
-    dropout: rate, on what is added to the residual stream.
+    dropout: rate, on the terms that are added to the residual stream.
     dtype: of the computation.
   """
 
@@ -65,14 +65,14 @@ class BlockConfig:
 
 
 class FeedForward(nn.Module):
-  """D -> F -> D; gated, the activation of one projection multiplies another (Shazeer 2020)."""
+  """Computes D -> F -> D; gated: one projection's activation multiplies another (Shazeer 2020)."""
 
   config: MlpConfig
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """x [B, T, D] -> [B, T, D]."""
+    """Maps [B, T, D] to [B, T, D]."""
     c, width = self.config, x.shape[-1]
     init = nn.initializers.normal(c.stddev)
 
@@ -88,9 +88,9 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), then x + feed_forward(norm(x)); norms last with `post_norm`.
+  """Adds attention(norm(x)) to x, then feed_forward(norm(x)); norms last with `post_norm`.
 
-  Attention weights have no dropout, since no fused kernel offers it.
+  Attention weights have no dropout, since fused kernels do not offer it.
   """
 
   config: BlockConfig
@@ -142,7 +142,7 @@ class Block(nn.Module):
     return x, (aux, cache)
 
   def _feed(self) -> Callable[[jax.Array], tuple[jax.Array, Aux]]:
-    """Returns [B, T, D] -> ([B, T, D], aux)."""
+    """Returns the feed-forward function: [B, T, D] -> ([B, T, D], aux)."""
     c = self.config
     if isinstance(c.mlp, MoEConfig):
       return MoE(c.mlp, c.dtype, name='experts')

@@ -12,12 +12,11 @@ from bmx.parallel import constrain
 
 
 class CNN(nn.Module):
-  """For each of `features`: convolution, optional batch norm, activation, 2×2 max pool; then an
-  MLP.
+  """Convolutions with 2×2 max pools, then an MLP.
 
   Attributes:
     num_outputs: classes, or 1 for a binary task.
-    features: channels of each convolution.
+    features: channels of each convolution, which optional batch norm, activation and pool follow.
     kernel_size: side of the square kernels, in pixels.
     widths: hidden layers of the MLP on the flattened last map.
     activation: gelu, gelu_exact, relu, silu, tanh or sigmoid.
@@ -44,7 +43,7 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
-    """inputs [B, I, J, C] -> [B, num_outputs]."""
+    """Maps images [B, I, J, C] to [B, num_outputs]."""
     if inputs.ndim != 4:
       raise InputError(f'CNN reads images [B, I, J, C], not an array of shape {inputs.shape}')
     if self.norm not in ('', 'batch'):
@@ -65,10 +64,10 @@ class CNN(nn.Module):
 
 
 def halve(x: jax.Array) -> jax.Array:
-  """2×2 max pool: [B, I, J, C] -> [B, I // 2, J // 2, C]; an odd last row or column is left out.
+  """Computes a 2×2 max pool: [B, I, J, C] -> [B, I // 2, J // 2, C]; omits odd last rows, columns.
 
-  As maxima of halves: the gradient of a window reduction (select and scatter) is slow on CPUs, and
-  that of a maximum over axes takes 2.5 times as long. Equal maxima share the gradient.
+  It takes maxima of halves: the gradient of a window reduction (select and scatter) is slow on
+  CPUs, and that of a maximum over axes takes 2.5 times as long. Equal maxima share the gradient.
   """
   batch, rows, columns, channels = x.shape
   x = x[:, : rows // 2 * 2, : columns // 2 * 2]

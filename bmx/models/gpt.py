@@ -180,7 +180,7 @@ class GPT(nn.Module):
     *,
     train: bool = False,
   ) -> jax.Array:
-    """Hidden states that the head reads. tokens, positions, segment_ids int [B, T] -> [B, T, D]."""
+    """Returns the inputs of the head; tokens, positions, segment_ids int [B, T] -> [B, T, D]."""
     positions = token_positions(tokens, positions, self.max_seq_len)
     x = self._embed(tokens, positions, train)
     return self.norm_out(self.stack(x, positions, segment_ids, train=train)[0])
@@ -224,12 +224,12 @@ class GPT(nn.Module):
     return hidden[:, -1:], cache
 
   def empty_cache(self, batch: int, slots: int, first: jax.Array) -> Cache:
-    """For `extend`. first int [B]: the slots of rows' first tokens, see `ops.cache`."""
+    """Returns a cache for `extend`. first int [B]: the slots of rows' first tokens."""
     heads, size = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
     return Cache.empty(self.depth, batch, slots, heads, size, self.dtype, first)
 
   def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """The next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""
+    """Reads the next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""
     positions = cache.positions(tokens.shape[1])
     x, new = self.stack(self._embed(tokens, positions), positions, cache=cache)
     return self.norm_out(x), cast(Cache, new)
@@ -242,13 +242,15 @@ class GPT(nn.Module):
     *,
     train: bool = False,
   ) -> tuple[jax.Array, jax.Array]:
-    """For losses that never hold all logits: hidden [B, T, D] and the head's table [V + pad, D], as
-    it is stored."""
+    """Returns hidden states [B, T, D] and the head's table [V + pad, D], as it is stored.
+
+    For losses that never hold all logits.
+    """
     hidden = self.hidden_states(tokens, positions, segment_ids, train=train)
     return hidden, (self.embed if self.tied else self.head).stored_weight()
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """hidden [B, T, D] -> [B, T, V + pad], with no probability on the padding."""
+    """Maps hidden states [B, T, D] to logits [B, T, V + pad]; the padding has no probability."""
     y = (self.embed if self.tied else self.head).attend(hidden)
     y = constrain(y, 'batch', 'length', 'vocab')
     if not self.vocab_pad:
@@ -264,5 +266,5 @@ class GPT(nn.Module):
     *,
     train: bool = False,
   ) -> jax.Array:
-    """tokens int [B, T] -> logits [B, T, V + pad]."""
+    """Maps tokens int [B, T] to logits [B, T, V + pad]."""
     return self.logits(self.hidden_states(tokens, positions, segment_ids, train=train))

@@ -1,4 +1,4 @@
-"""The layers every model is made of. Each parameter's dimensions are named where it is created."""
+"""Layers of all models. Each parameter's dimensions are named where it is created."""
 
 import math
 from collections.abc import Callable
@@ -42,13 +42,13 @@ def check_sizes(**sizes: tuple[int, ...]) -> None:
 
 
 def check_rate(dropout: float) -> None:
-  """Raises InputError if `dropout` is not a share of units."""
+  """Raises InputError unless `dropout` is a rate, 0 <= dropout < 1."""
   if not 0 <= dropout < 1:
     raise InputError(f'dropout={dropout}: expected 0 <= dropout < 1')
 
 
 def token_positions(tokens: jax.Array, positions: jax.Array | None, max_seq_len: int) -> jax.Array:
-  """Where tokens [B, T] stand in their sequences: `positions`, or 0, 1, 2, ... int [B, T].
+  """Returns the positions of tokens [B, T]: `positions`, or 0, 1, 2, ... int [B, T].
 
   Raises InputError for more tokens than a model of `max_seq_len` positions has.
   """
@@ -141,10 +141,10 @@ class Embed(nn.Module):
     self.table = self.param('table', named(padded, self.axes), (rows, self.width), jnp.float32)
 
   def __call__(self, ids: jax.Array) -> jax.Array:
-    """ids int [B, T] -> [B, T, D]; NaN where an id is not of the `size` rows.
+    """Looks up ids int [B, T] -> [B, T, D]; NaN for an id outside the `size` rows.
 
-    Each device looks up the rows that it has. Left to the compiler, the table's gradient would
-    travel whole, or by all-to-all.
+    Each device looks up the rows that it has. The compiler alone would send the table's gradient
+    whole, or by all-to-all.
     """
     place, axes = Stored(self.axes), axes_of(self.axes[0] or '')
     if self.pad:
@@ -177,11 +177,11 @@ class Embed(nn.Module):
     return self.table.astype(self.dtype)
 
   def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [B, T, D], w [V, D] -> [B, T, V]."""
+    """Multiplies x [B, T, D] with w [V, D] -> [B, T, V]."""
     return contract('btd,dv->btv', x, w.T)
 
   def attend(self, x: jax.Array) -> jax.Array:
-    """Scores of every row: x [B, T, D] -> [B, T, V]."""
+    """Scores every row of the table: x [B, T, D] -> [B, T, V]."""
     return self.product(x.astype(self.dtype), self.weight())
 
 
@@ -243,7 +243,7 @@ class BatchNorm(nn.Module):
 
 
 class Conv(nn.Module):
-  """Two-dimensional convolution, [B, I, J, C] -> [B, I', J', features]."""
+  """A two-dimensional convolution, [B, I, J, C] -> [B, I', J', features]."""
 
   features: int
   kernel_size: tuple[int, int] = (3, 3)

@@ -49,7 +49,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
-    """inputs [B, ...] -> [B, num_outputs]."""
+    """Maps inputs [B, ...] to [B, num_outputs]."""
     if len(self.activations) not in (1, len(self.widths)):
       raise InputError(f'{len(self.activations)} activations for {len(self.widths)} hidden layers')
     check_sizes(num_outputs=(self.num_outputs,), widths=self.widths)

@@ -44,7 +44,7 @@ class MoEConfig:
 
 
 class MoE(nn.Module):
-  """D -> F -> D by the chosen experts, weighted by the router's probabilities of them.
+  """Computes D -> F -> D by the chosen experts, weighted by the router's probabilities of them.
 
   Interceptors see `weight(name)` of each kernel, and `product` if experts have a capacity.
   """
@@ -104,8 +104,11 @@ class MoE(nn.Module):
     )
 
   def _within_capacity(self, x, weights, chosen, kernels):
-    """Puts tokens into E × C slots, row by row, so that dropping does not depend on the layout;
-    the two changes of place around the experts are the all-to-alls."""
+    """Applies experts of limited capacity.
+
+    Puts tokens into E × C slots, row by row, so that dropping does not depend on the layout; the
+    two changes of placement around the experts are the all-to-alls.
+    """
     batch, length, width = x.shape
     k, e = self.config.top_k, self.config.experts
     c = min(math.ceil(length * k / e * self.config.capacity_factor), length)
@@ -136,8 +139,11 @@ class MoE(nn.Module):
     return y, (place == e * c).mean(dtype=jnp.float32)
 
   def _dropless(self, x, weights, chosen, kernels):
-    """Every device gathers the tokens of its expert group and multiplies those that chose one of
-    its experts; the results are summed back to the tokens' devices."""
+    """Applies experts that accept every token.
+
+    Every device gathers the tokens of its expert group and multiplies those that chose one of its
+    experts; the results are summed back to the tokens' devices.
+    """
     experts, k = axes_of('expert'), self.config.top_k
     parts = experts + axes_of('mlp')  # devices along these compute parts of one token's sum
     cuts = [tuple(a for a in axes_of(name) if a in parts) for name in ('batch', 'length')]
@@ -177,11 +183,15 @@ class MoE(nn.Module):
 
 
 def route(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array, Aux]:
-  """The k likeliest experts of every token.
+  """Chooses the k most likely experts of every token.
 
-  scores float32 [B, T, E] -> weights float32 [B, T, k] that sum to 1, experts int32 [B, T, k], and
-  'balance' (Fedus et al. 2022, eq. 4: 1 where all experts are chosen alike) and 'router_z' (Zoph et
-  al. 2022, eq. 5).
+  Args:
+    scores: float32 [B, T, E].
+    k: number of experts of a token.
+
+  Returns:
+    Weights float32 [B, T, k] that sum to 1, experts int32 [B, T, k], and 'balance' (Fedus et al.
+    2022, eq. 4: 1 if all experts are chosen alike) and 'router_z' (Zoph et al. 2022, eq. 5).
   """
   probability = jax.nn.softmax(scores)
   weights, chosen = jax.lax.top_k(probability, k)

@@ -16,8 +16,11 @@ STACKED, ONE = 'blocks/', 'block_'  # how a Stack names its layers, see `Stack.s
 
 
 def layers_apart(params: Any) -> dict[str, tuple[jax.Array, int | None]]:
-  """Parameters as a Stack without scan names them: 'stack/block_3/...' -> (the stacked leaf, 3);
-  a parameter outside stacks -> (the leaf, None). Nothing is copied."""
+  """Names parameters as a Stack without scan does, without copies.
+
+  Returns:
+    'stack/block_3/...' -> (the stacked leaf, 3); a parameter outside stacks -> (the leaf, None).
+  """
   found = {}
   for name, leaf in tree.named(params).items():
     if f'/{STACKED}' not in name:
@@ -29,7 +32,7 @@ def layers_apart(params: Any) -> dict[str, tuple[jax.Array, int | None]]:
 
 
 def unstacked(params: Any) -> dict[str, Any]:
-  """Parameters of a scanned Stack as those of one without scan.
+  """Converts parameters of a scanned Stack to those of one without scan.
 
   'blocks/...' [L, ...] become 'block_0/...', 'block_1/...', ...
   """
@@ -41,8 +44,11 @@ KERNELS = ('dot_product_attention_fwd_wrapper', 'pallas_call')  # jax's cuDNN at
 
 
 def _gives_product(primitive: Any, *_: Any, **params: Any) -> bool:
-  """A policy of `jax.checkpoint`: keep products with weights, which have no batch dimension, and
-  results of attention kernels. Scores of plain attention, [B, N, T, S], are not kept."""
+  """Policy of `jax.checkpoint`: keeps products with weights and results of attention kernels.
+
+  Products with weights have no batch dimension. Scores of plain attention, [B, N, T, S], are not
+  kept.
+  """
   if primitive.name == 'dot_general':
     return not any(params['dimension_numbers'][1])
   return primitive.name in KERNELS
@@ -52,7 +58,7 @@ REMAT = {'none': None, 'dots': _gives_product, 'full': None}
 
 
 class Stack(nn.Module):
-  """`depth` Blocks; in stages if the mesh has an axis 'pipe'.
+  """A sequence of `depth` Blocks; in stages if the mesh has an axis 'pipe'.
 
   Auxiliary values of experts are sown into the collection 'aux', each the mean over layers.
 
@@ -61,7 +67,7 @@ class Stack(nn.Module):
     block: configuration of each.
     scan: one compiled block over stacked parameters ('blocks', a leading layer dimension) instead
       of `depth` copies ('block_0', ...). A pipeline requires it.
-    remat: what the backward pass computes again: 'none'; 'dots', all but the results of products
+    remat: recomputation in the backward pass: 'none'; 'dots', all but the results of products
       with weights and of fused attention (a ring and experts run again); 'full', all of a block.
     microbatches: of a pipeline; 0 is twice its stages, which leaves a third of the time as bubble.
   """

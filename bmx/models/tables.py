@@ -33,7 +33,7 @@ class Table(nn.Module):
 
   @nn.compact
   def __call__(self, ids: jax.Array) -> jax.Array:
-    """ids int [B, ...] -> [B, ..., D]; NaN where an id is not of the table.
+    """Looks up ids int [B, ...] -> [B, ..., D]; NaN for an id outside the table.
 
     Raises InputError if it is called twice: concatenate the ids instead.
     """

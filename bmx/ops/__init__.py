@@ -1,0 +1,1 @@
+"""Operations: attention, losses, positions, caches; functions of arrays on any mesh."""

@@ -30,20 +30,26 @@ def attend(
   impl: str = 'xla',
   interpret: bool = False,
 ) -> jax.Array:
-  """softmax(q kᵀ / √H) v, over the positions that each query may see.
+  """Computes softmax(q kᵀ / √H) v, over the positions that each query attends to.
 
-  q [B, T, N, H], k and v [B, S, K, H] with N a multiple of K (grouped-query heads: query head n
-  reads key head n // (N / K)) -> [B, T, N, H] in q's dtype. Scores and softmax are float32.
+  N is a multiple of K (grouped-query heads): query head n reads key head n // (N / K). Scores and
+  softmax are float32.
 
   Args:
-    causal: a query sees keys at its own index and before; T == S.
+    q: queries [B, T, N, H].
+    k: keys [B, S, K, H].
+    v: values [B, S, K, H].
+    causal: a query attends to keys at its own index and before; T == S.
     window: with `causal`, of these the nearest `window` only, its own included; 0 is all.
-    segment_ids: int [B, T]; a query sees keys of its own segment only. Needs T == S.
-    positions: int [B, T], read by 'ring' alone: there tokens may lie in any order, and a query sees
-      keys at its own position and before. None is the order in which they lie.
+    segment_ids: int [B, T]; a query attends to keys of its own segment only. Needs T == S.
+    positions: int [B, T], read by 'ring' alone: there tokens may lie in any order, and a query
+      attends to keys at its own position and before. None is the order of the tokens.
     impl: 'xla' (anywhere), 'cudnn' (GPU), 'splash' (TPU), 'ring' (a sequence cut over the mesh axis
       'seq').
     interpret: 'splash' on any device, slowly.
+
+  Returns:
+    [B, T, N, H] in q's dtype.
 
   Raises:
     InputError: `impl` cannot compute this (see `impossible`), heads that do not group, a window
@@ -77,8 +83,7 @@ def _cudnn(q, k, v, mask):
 
 
 def _splash(q, k, v, mask, interpret):
-  """Segments are an operand only where there are any: without, the kernel is a simpler one."""
-
+  """Calls the kernel; segments are an operand only if given, as the kernel is simpler without."""
   pick = _key_heads(q.shape[2], k.shape[2])
 
   def kernel(q, k, v, *ids):
@@ -102,7 +107,7 @@ def _ring(q, k, v, mask):
 
 
 def _key_heads(heads: int, keys: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """A function of one device's (q, k, v) -> k and v of the heads that its query heads read.
+  """Returns a function: one device's (q, k, v) -> k and v of the heads that its query heads read.
 
   They are all that the device has, unless query heads are cut and key heads are not.
 
@@ -136,8 +141,10 @@ _counting: contextvars.ContextVar[bool] = contextvars.ContextVar('counting', def
 
 @contextlib.contextmanager
 def reference_attention() -> Iterator[None]:
-  """Inside, every `impl` is traced as 'xla', and all of causal attention: for counting FLOPs, which
-  no kernel changes, as others count them (PaLM, appendix B)."""
+  """Context in which every `impl` is traced as 'xla', without skipping masked blocks.
+
+  For counting FLOPs, which no kernel changes, by the usual convention (PaLM, appendix B).
+  """
   token = _counting.set(True)
   try:
     yield
@@ -146,18 +153,23 @@ def reference_attention() -> Iterator[None]:
 
 
 def counting() -> bool:
-  """Whether FLOPs or shapes are taken: then nothing is recomputed and no kernel is chosen."""
+  """Returns whether FLOPs or shapes are computed, without recomputation or kernels."""
   return _counting.get()
 
 
 def impossible(
   impl: str, platform: str, dtype: str, length: int, keys: int, size: int, shards: int = 1
 ) -> str:
-  """Why `impl` cannot compute this attention, with the nearest that can; '' where it can.
+  """Returns why `impl` cannot compute this attention, with the nearest that can; '' if it can.
 
   Args:
+    impl: see `attend`.
     platform: of the devices that will compute: 'cpu', 'gpu', 'tpu'.
-    length, keys, size: T, S and H. shards: of the sequence.
+    dtype: of q, k and v.
+    length: T.
+    keys: S.
+    size: H.
+    shards: number of parts of the sequence.
   """
   if impl not in IMPLEMENTATIONS:
     return f'attention={impl!r}: expected one of {", ".join(IMPLEMENTATIONS)}'
@@ -180,8 +192,11 @@ def impossible(
 
 
 def _blocks(q, k, v, mask):
-  """Causal attention a block of queries at a time, each against the keys it can see: (ROWS + 1) /
-  (2·ROWS) of the work. Slices of a sharded length would move data, so only on one device."""
+  """Computes causal attention a block of queries at a time, each against the keys before its end.
+
+  That is (ROWS + 1) / (2·ROWS) of the work. Slices of a sharded length would move data, so only on
+  one device.
+  """
   length, window, ids = q.shape[1], mask.window, mask.segment_ids
   n = ROWS if one_device() and length % ROWS == 0 and not _counting.get() else 1
   step = length // n
@@ -197,8 +212,15 @@ def _blocks(q, k, v, mask):
 
 
 def _rows(q, k, v, segment_ids, mask=None):
-  """q [B, T, K, G, H], k v [B, S, K, H], segment ids of all or of (queries, keys), mask bool [T, S]
-  -> like q."""
+  """Computes attention of some queries, like q.
+
+  Args:
+    q: [B, T, K, G, H].
+    k: [B, S, K, H].
+    v: [B, S, K, H].
+    segment_ids: of all tokens, or of (queries, keys).
+    mask: bool [T, S].
+  """
   scores = jnp.einsum('btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32)
   if mask is not None:
     scores = jnp.where(mask[None, None, None], scores, MASK_VALUE)

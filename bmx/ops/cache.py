@@ -117,8 +117,7 @@ class Cache(struct.PyTreeNode):
     return self.replace(keys=keys, values=values, at=self.at + length)
 
   def positions(self, length: int) -> jax.Array:
-    """Returns the positions of the next `length` tokens in their rows: int32 [B, T]; 0 on
-    padding."""
+    """Returns positions of the next `length` tokens in their rows: int32 [B, T]; 0 on padding."""
     return jnp.maximum(self.at + jnp.arange(length)[None, :] - self.first[:, None], 0)
 
   def rows(self, order: jax.Array) -> 'Cache':

@@ -1,4 +1,4 @@
-"""Host checks of labels that no device refuses: a gather clamps or wraps, a mask is finite."""
+"""Host checks of labels that devices accept: a gather clamps or wraps, a mask is finite."""
 
 import numpy as np
 

@@ -11,13 +11,15 @@ from bmx.parallel import one_device, platform
 
 
 def contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-  """einsum; where no multi-device mesh is in context, a product of two matrices.
+  """Computes an einsum; without a multi-device mesh in context, as a product of two matrices.
 
   There XLA:CPU computes the backward pass twice as fast; elsewhere merging a sharded B with a
   sharded T would gather the whole sequence.
 
   Args:
     equation: 'btd,dnh->btnh': x's leading labels, then the contracted ones, which lead w.
+    x: input.
+    w: kernel.
   """
   inputs, weights = equation.split('->')[0].split(',')
   lead = len([c for c in inputs if c not in weights])
@@ -31,10 +33,10 @@ def contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _copying(x: jax.Array, w: jax.Array) -> jax.Array:
-  """x [R, D] · w [D, F] -> [R, F], whose gradient for w is quick on XLA:CPU.
+  """Multiplies x [R, D] · w [D, F] -> [R, F], with a gradient for w that is quick on XLA:CPU.
 
-  That gradient, xᵀ g, reads one operand across its rows, which costs XLA:CPU 1.1 to 1.5 times what
-  a copied transpose and a plain product do. The narrower of x and g is copied.
+  That gradient, xᵀ g, reads one operand across its rows, which costs XLA:CPU 1.1 to 1.5 times the
+  time of a copied transpose and a plain product. The narrower of x and g is copied.
   """
   return x @ w
 
@@ -52,8 +54,10 @@ def _copying_jvp(primals, tangents):
 
 
 def _times_tangent(x: jax.Array, dw: jax.Array) -> jax.Array:
-  """x · dw, written so that its transpose copies a transpose; the barrier keeps XLA from folding
-  the copy into the product."""
+  """Multiplies x · dw, written so that its transpose copies a transpose.
+
+  The barrier keeps XLA from folding the copy into the product.
+  """
   if x.shape[1] <= dw.shape[1]:
     return jax.lax.dot_general(jax.lax.optimization_barrier(x.T), dw, (((0,), (0,)), ((), ())))
   across = jax.lax.dot_general(dw, x, (((0,), (1,)), ((), ())))

@@ -13,7 +13,7 @@ BLOCKS = (512, 256, LANES)  # of splash, in tokens: the largest that divides the
 
 
 def cudnn(q, k, v, causal: bool, window: int, segment_ids) -> jax.Array:
-  """cuDNN's flash attention, through jax. Segments travel as a mask [B, 1, T, S]."""
+  """Computes attention by cuDNN's flash attention. Segments are passed as a mask [B, 1, T, S]."""
   mask = None
   if segment_ids is not None:
     mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
@@ -31,8 +31,11 @@ def cudnn(q, k, v, causal: bool, window: int, segment_ids) -> jax.Array:
 
 
 def splash(q, k, v, causal: bool, window: int, segment_ids, interpret: bool = False) -> jax.Array:
-  """Pallas' splash attention on the TPU, one device's part: all of the length, its share of batch
-  and heads. `interpret` runs the kernel step by step anywhere."""
+  """Computes one device's part by Pallas' splash attention on the TPU.
+
+  The part has all of the length, and its share of batch and heads. `interpret` runs the kernel step
+  by step anywhere.
+  """
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
   heads, length, size = q.shape[2], q.shape[1], q.shape[3]
@@ -47,7 +50,7 @@ def splash(q, k, v, causal: bool, window: int, segment_ids, interpret: bool = Fa
 
 @functools.lru_cache(maxsize=16)
 def _splash(heads: int, length: int, causal: bool, window: int, interpret: bool) -> Any:
-  """The kernel of a mask. Its tables take O(T²) time on the host, so each is made once."""
+  """Makes the kernel of a mask, once: its tables take O(T²) time on the host."""
   from jax.experimental.pallas.ops.tpu import splash_attention as package
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

@@ -4,5 +4,5 @@ import jax
 
 
 def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
-  """table [V, D], ids int [...] -> [..., D]; NaN where an id is negative or at least V."""
+  """Looks up rows: table [V, D], ids int [...] -> [..., D]; NaN for an id below 0 or from V on."""
   return table.at[ids].get(mode='fill', wrap_negative_indices=False)

@@ -1,4 +1,4 @@
-"""Losses of single predictions; the weighted sum is the task's business."""
+"""Losses of single predictions; tasks compute the weighted sum."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ TABLE = Stored(('vocab', 'embed'))
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-  """-log softmax(logits)[label], in nats and float32.
+  """Computes -log softmax(logits)[label], in nats and float32.
 
   logits [..., V], labels int [...] -> [...]. `smoothing` moves that share of the target to the
   uniform distribution (Szegedy et al. 2016, section 7). NaN for a label that is not of the V.
@@ -37,20 +37,26 @@ def chunked_cross_entropy(
   vocab_size: int,
   chunks: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Weighted cross-entropy of `hidden · tableᵀ` whose logits exist for one chunk of tokens at a
-  time, and once: a forward pass that will be differentiated computes the gradients beside them
-  (Hsu et al. 2024, section 3.2).
+  """Computes the weighted cross-entropy of `hidden · tableᵀ`, chunk by chunk.
 
-  hidden [B, T, D], table [V + pad, D] as it is stored, of which `vocab_size` rows count, labels int
-  [B, T], weights [B, T] -> (Σ weight · loss, float32; whether the label is the likeliest, bool
-  [B, T]). NaN for a label outside the vocabulary. A weight of 0 hides even a NaN loss. Weights are
-  data: they get no gradient.
+  Logits exist for one chunk of tokens at a time, and once: a forward pass that will be
+  differentiated computes the gradients beside them (Hsu et al. 2024, section 3.2). Logits are
+  float32; their gradient is rounded to hidden's dtype before it meets hidden and table (float16
+  loses values below 6e-8). Each device works on its own tokens and rows of the table, sums the
+  table's gradient over its chunks in float32, and only then do devices add theirs: a reduction for
+  every chunk would be most of the step's communication.
 
-  Logits are float32; their gradient is rounded to hidden's dtype before it meets hidden and table
-  (float16 loses what is below 6e-8).
-  Each device works on its own tokens and rows of the table, sums the table's gradient over its
-  chunks in float32, and only then do devices add theirs: a reduction for every chunk would be most
-  of what the step sends.
+  Args:
+    hidden: [B, T, D].
+    table: [V + pad, D], as it is stored.
+    labels: int [B, T].
+    weights: [B, T]; 0 hides even a NaN loss. They are data, without gradient.
+    vocab_size: rows of the table that count.
+    chunks: of the tokens.
+
+  Returns:
+    Σ weight · loss, float32, NaN for a label outside the vocabulary; and whether the label is the
+    most likely token, bool [B, T].
   """
   axes = axes_of('vocab')
   token = ('batch', 'length')
@@ -81,7 +87,7 @@ class VocabShard(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed(shard, hidden, table, labels, weights):
-  """One device's tokens against its rows of the table -> (Σ weight · loss, hits)."""
+  """Computes one device's tokens against its rows of the table -> (Σ weight · loss, hits)."""
   one = lambda carry, item: (carry, _chunk(shard, table, *item)[:2])
   loss, hit = jax.lax.scan(one, None, _cut(shard, (hidden, labels, weights)))[1]
   return loss.sum(), _join(hit)
@@ -101,7 +107,7 @@ def _summed_forward(shard, hidden, table, labels, weights):
 
 
 def _summed_backward(shard, kept, cotangent):
-  """Devices that share tokens were each given a part of the sum's cotangent."""
+  """Computes the gradients; devices that share tokens hold parts of the sum's cotangent."""
   g = jax.lax.psum(cotangent[0], shard.axes) if shard.axes else cotangent[0]
   return *((x * g).astype(x.dtype) for x in kept), None, None
 
@@ -110,7 +116,7 @@ _summed.defvjp(_summed_forward, _summed_backward)
 
 
 def _chunk(shard, table, hidden, labels, weights):
-  """-> (weight · loss [B, t], hits [B, t], a function for the gradient of the logits)."""
+  """Returns weight · loss [B, t], hits [B, t], and a function for the gradient of the logits."""
   rows, axes = table.shape[0], shard.axes
   everywhere = lambda fn, x: fn(x, axes) if axes else x
   first = jax.lax.axis_index(axes) * rows if axes else 0
@@ -135,7 +141,7 @@ def _chunk(shard, table, hidden, labels, weights):
 
 
 def _cut(shard, arrays):
-  """[B, T, ...] -> [chunks, B, T / chunks, ...]."""
+  """Splits [B, T, ...] into [chunks, B, T / chunks, ...]."""
   batch, length = arrays[0].shape[:2]
   chunks = math.gcd(shard.chunks, length)
   cut = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunks, *x.shape[2:]), 2, 0)
@@ -149,12 +155,12 @@ def _join(x):
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """-log sigmoid(±logit), in nats and float32. logits [...], labels 0 or 1 [...] -> [...]."""
+  """Computes -log sigmoid(±logit), float32, in nats; logits [...], labels 0 or 1 [...] -> [...]."""
   logits, labels = logits.astype(jnp.float32), labels.astype(jnp.float32)
   return jax.nn.softplus(logits) - labels * logits
 
 
 def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
-  """Mean over the last axis of the squared difference. [..., D], [..., D] -> [...]."""
+  """Computes the mean squared difference over the last axis: [..., D], [..., D] -> [...]."""
   difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
   return jnp.square(difference).mean(-1)

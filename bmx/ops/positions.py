@@ -137,7 +137,7 @@ def yarn(
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
-  """positions int [B, T] -> float32 [B, T, D]: sines in the even columns, cosines in the odd.
+  """Maps positions int [B, T] to float32 [B, T, D]: sines in the even columns, cosines in the odd.
 
   Source: Vaswani et al. 2017, section 3.5.
   """

@@ -1,10 +1,10 @@
 """Context parallelism: exact attention over a sequence that is cut over the mesh axis 'seq'.
 
-Each device keeps its queries; keys and values travel round the ring (Liu et al. 2023), and a
+Each device keeps its queries; keys and values pass around the ring (Liu et al. 2023), and a
 running softmax joins the contributions of the steps. Positions and segments decide which keys a
-query attends to; they travel with the tokens, so the tokens may lie in any order: in zig-zag order,
-where shard i holds chunks i and 2n - 1 - i, causal work is equal on all devices (Brandon et al.
-2023).
+query attends to; they are sent with the tokens, so the tokens may lie in any order: in zig-zag
+order, where shard i holds chunks i and 2n - 1 - i, causal work is equal on all devices (Brandon et
+al. 2023).
 
 B batch, T local length, K key heads, G query heads of each, H head size, c tokens of a block.
 """
@@ -24,7 +24,7 @@ BLOCK = 1024  # tokens: scores of BLOCK × BLOCK are the largest array
 
 
 def zigzag(length: int, shards: int) -> np.ndarray:
-  """The order of tokens in which causal work is equal: int64 [T].
+  """Returns the order of tokens in which causal work is equal: int64 [T].
 
   >>> zigzag(8, 2).tolist()
   [0, 1, 6, 7, 2, 3, 4, 5]
@@ -39,7 +39,7 @@ def zigzag(length: int, shards: int) -> np.ndarray:
 
 
 def ring(q, k, v, positions, segment_ids, causal: bool, window: int) -> jax.Array:
-  """One device's part, inside a shard_map that is manual over 'seq'.
+  """Computes one device's part, inside a shard_map that is manual over 'seq'.
 
   q [B, T, N, H], k and v [B, T, K, H], positions and segment_ids int [B, T] -> [B, T, N, H].
   """
@@ -51,31 +51,31 @@ def ring(q, k, v, positions, segment_ids, causal: bool, window: int) -> jax.Arra
 
 
 def _cut(x: jax.Array, block: int) -> jax.Array:
-  """[B, T, ...] -> [T / c, B, c, ...]."""
+  """Splits [B, T, ...] into [T / c, B, c, ...]."""
   return jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0)
 
 
 def _join(x: jax.Array) -> jax.Array:
-  """[T / c, B, c, ...] -> [B, T, ...]."""
+  """Inverse of `_cut`: [T / c, B, c, ...] -> [B, T, ...]."""
   return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
 def _pass_on(x: jax.Array) -> jax.Array:
-  """To the next device of the ring."""
+  """Sends arrays to the next device of the ring."""
   n = jax.lax.axis_size(AXIS)
   return jax.lax.ppermute(x, AXIS, [(i, (i + 1) % n) for i in range(n)])
 
 
 def _everywhere(positions, segments):
-  """Positions and segments of all shards, int [n, 2, B, T]: small, so they travel once."""
+  """Gathers positions and segments of all shards, int [n, 2, B, T]; small, they are sent once."""
   return jax.lax.all_gather(jnp.stack([positions, segments]), AXIS)
 
 
 def _here(marks, kv, step):
-  """The keys that are here after so many steps, with their marks: (k, v, positions, segments).
+  """Returns the keys on this device after `step` steps: (k, v, positions, segments).
 
-  The barrier keeps the compiler from computing the masks of all steps ahead of the loop,
-  which would take the memory that the ring is there to save.
+  The barrier keeps the compiler from computing the masks of all steps before the loop, which would
+  take the memory that the ring saves.
   """
   owner = (jax.lax.axis_index(AXIS) - step) % jax.lax.axis_size(AXIS)
   mark, kv = jax.lax.optimization_barrier((marks[owner], kv))
@@ -83,8 +83,14 @@ def _here(marks, kv, step):
 
 
 def _scores(q, k, at, rule):
-  """q [B, c, K, G, H], k [B, s, K, H], at (query and key positions, query and key segments) ->
-  float32 [B, K, G, c, s], MASK_VALUE where a query may not look."""
+  """Computes scores float32 [B, K, G, c, s]; MASK_VALUE for keys that a query may not attend to.
+
+  Args:
+    q: [B, c, K, G, H].
+    k: [B, s, K, H].
+    at: (query and key positions, query and key segments).
+    rule: the mask.
+  """
   _, causal, window = rule
   qp, kp, qs, ks = at
   scores = jnp.einsum('bqkgh,bskh->bkgqs', q, k, preferred_element_type=jnp.float32)
@@ -98,7 +104,7 @@ def _scores(q, k, at, rule):
 
 
 def _any_visible(qp, kp, rule):
-  """Whether a block of queries can see anything of a block of keys, by positions alone."""
+  """Returns whether a block of queries attends to a block of keys, by positions alone."""
   _, causal, window = rule
   seen = jnp.bool_(True)
   if causal:
@@ -118,7 +124,7 @@ def _forward(q, k, v, positions, segments, rule):
   queries = jax.tree.map(lambda x: _cut(x, block), (q, positions, segments))
 
   def block_update(sums, query, keys):
-    """One block of queries against one of keys, added to (out, largest score, weight)."""
+    """Adds one block of queries against one of keys to (out, largest score, weight)."""
     (qi, qp, qs), (ki, vi, kp, ks) = query, keys
     out, largest, weight = sums
     scores = _scores(qi, ki, (qp, kp, qs, ks), rule)

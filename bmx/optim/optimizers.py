@@ -1,4 +1,4 @@
-"""Optimizers: optax transforms, with what every recipe wants around them.
+"""Optimizers: optax transforms, with clipping, freezing and masked decay around them.
 
 Any optax callable is an optimizer by its import path, `dict(call='optax:lion', b1=0.9)`; `wrap`
 gives it clipping and freezing: `dict(call='bmx.optim.optimizers:wrap', clip=1.0,
@@ -33,7 +33,7 @@ def sgd(
   clip: float = 0.0,
   freeze: str = '',
 ) -> optax.GradientTransformation:
-  """Stochastic gradient descent; weight decay is added to the gradient, as in PyTorch.
+  """Stochastic gradient descent; adds weight decay to the gradient, as PyTorch does.
 
   Args:
     learning_rate: of a step.
@@ -41,8 +41,8 @@ def sgd(
     nesterov: follows the gradient at the point that the momentum leads to.
     weight_decay: share of a parameter that is added to its gradient.
     decay: regex of the parameters that decay.
-    clip: the gradient's global norm is at most this; 0 is no clipping.
-    freeze: regex of parameters that stay as they are, and have no moments; '' is none.
+    clip: largest global norm of the gradient; 0 disables clipping.
+    freeze: regex of parameters that stay as they are, and have no moments; '' freezes none.
 
   Raises InputError for Nesterov's method without momentum, which it extrapolates.
   """
@@ -89,8 +89,8 @@ def adamw(
     weight_decay: share of a parameter that is subtracted, times the learning rate.
     decay: regex of the parameters that decay.
     layer_decay: factor of the learning rate for each block below the head, see `by_layer`.
-    clip: the gradient's global norm is at most this; 0 is no clipping.
-    freeze: regex of parameters that stay as they are, and have no moments; '' is none.
+    clip: largest global norm of the gradient; 0 disables clipping.
+    freeze: regex of parameters that stay as they are, and have no moments; '' freezes none.
   """
   check_moments(b1, b2, eps)
   core = optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay, decay, freeze))
@@ -112,10 +112,11 @@ BELOW = re.compile(r'(^|/)(embed/table|position|type|encoder/norm/\w+)$')
 
 
 def by_layer(rate: float) -> optax.GradientTransformation:
-  """Layer-wise learning rates: the update of block i of L is multiplied by rate^(L - i), that of
-  embeddings by rate^(L + 1); heads keep theirs (Howard & Ruder 2018; Clark et al. 2020).
+  """Scales updates by layer: block i of L by rate^(L - i), embeddings by rate^(L + 1), heads by 1.
 
-  Raises InputError where no parameter is in a block.
+  Source: Howard & Ruder 2018; Clark et al. 2020.
+
+  Raises InputError if no parameter is in a block.
   """
   if not 0 < rate <= 1:
     raise InputError(f'layer_decay={rate}: expected 0 < layer_decay <= 1')
@@ -125,7 +126,7 @@ def by_layer(rate: float) -> optax.GradientTransformation:
     found = [int(m[2]) + 1 for m in map(BLOCK.search, names) if m]
     found += [v.shape[0] for name, v in names.items() if BLOCKS.search(name)]
     if not found:
-      raise InputError(f'layer_decay={rate}: no parameter is in a block, so there are no layers')
+      raise InputError(f'layer_decay={rate}: expected parameters in blocks; set layer_decay=1')
     return max(found)
 
   def scale(name, update, layers):
@@ -151,7 +152,7 @@ def by_layer(rate: float) -> optax.GradientTransformation:
 def wrap(
   inner: optax.GradientTransformation, clip: float = 0.0, freeze: str = ''
 ) -> optax.GradientTransformation:
-  """Any transform, with clipping by global norm before it and some parameters frozen."""
+  """Wraps any transform: clipping by global norm before it, and some parameters frozen."""
   check_number('clip', clip, at_least=0)
   tx = optax.chain(optax.clip_by_global_norm(clip), inner) if clip else inner
   if not freeze:

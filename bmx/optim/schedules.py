@@ -1,8 +1,8 @@
 """Learning-rate schedules: functions of the step (0 for the first update).
 
 Every one starts with `warmup` steps on a line that ends at its peak: step s has (s + 1) / warmup of
-it, so the first update is already a small one and not none. Each raises InputError for a number
-that is not finite or is out of its range: a rate is never negative or NaN.
+it, so the first update is small but not zero. Each raises InputError for a number that is not
+finite or is out of its range: a rate is never negative or NaN.
 """
 
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def _warm(schedule: Schedule, warmup: int) -> Schedule:
 
 
 def constant(peak: float, warmup: int = 0) -> Schedule:
-  """`peak`, always.
+  """Stays at `peak`.
 
   Args:
     peak: the learning rate.
@@ -35,7 +35,7 @@ def constant(peak: float, warmup: int = 0) -> Schedule:
 
 
 def step_decay(peak: float, every: int, factor: float = 0.1, warmup: int = 0) -> Schedule:
-  """Times `factor` after every `every` steps."""
+  """Multiplies by `factor` after every `every` steps."""
   _check(peak, warmup)
   check_number('every', every, at_least=1)
   check_number('factor', factor, at_least=0)
@@ -43,7 +43,7 @@ def step_decay(peak: float, every: int, factor: float = 0.1, warmup: int = 0) ->
 
 
 def exponential(peak: float, every: int, factor: float = 0.5, warmup: int = 0) -> Schedule:
-  """Times `factor` over every `every` steps, smoothly."""
+  """Multiplies by `factor` over every `every` steps, smoothly."""
   _check(peak, warmup)
   check_number('every', every, above=0)
   check_number('factor', factor, at_least=0)
@@ -51,14 +51,15 @@ def exponential(peak: float, every: int, factor: float = 0.5, warmup: int = 0) -
 
 
 def cosine(peak: float, steps: int, warmup: int = 0, floor: float = 0.0) -> Schedule:
-  """Half a cosine from `peak`, which would reach `floor` after the last of `steps` (Loshchilov &
-  Hutter 2017, eq. 5).
+  """Follows half a cosine from `peak`, which would reach `floor` after the last of `steps`.
 
   Args:
     peak: the highest learning rate.
     steps: of the run.
     warmup: steps of the line that leads to `peak`.
     floor: the learning rate at the end.
+
+  Source: Loshchilov & Hutter 2017, eq. 5.
   """
   _check(peak, warmup)
   check_number('floor', floor, at_least=0, at_most=peak)
@@ -74,7 +75,10 @@ def cosine(peak: float, steps: int, warmup: int = 0, floor: float = 0.0) -> Sche
 def warmup_stable_decay(
   peak: float, steps: int, warmup: int = 0, decay: float = 0.2, floor: float = 0.0
 ) -> Schedule:
-  """`peak` until the last `decay` share of the steps, then a line to `floor` (Hu et al. 2024)."""
+  """Stays at `peak`, then follows a line to `floor` in the last `decay` share of the steps.
+
+  Source: Hu et al. 2024.
+  """
   _check(peak, warmup)
   check_number('decay', decay, at_least=0, at_most=1)
   check_number('floor', floor, at_least=0, at_most=peak)

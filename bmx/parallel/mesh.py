@@ -15,10 +15,11 @@ SLOW = ('pipe', 'data', 'fsdp')  # axes that may cross the network between slice
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh with all six axes over `devices` (all of them by default).
+  """Makes a mesh with all six axes.
 
   Args:
-    shape: axis -> size; -1 (one at most) takes the devices that are left, a missing axis is 1.
+    shape: axis -> size; -1 (one at most) takes the remaining devices, a missing axis is 1.
+    devices: default: all.
 
   Raises:
     InputError: an unknown axis, or sizes whose product is not the number of devices.
@@ -45,8 +46,11 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 
 def _grid(sizes: Mapping[str, int], devices: Sequence[Any]) -> Any:
-  """Devices in the order of the axes; slices lie along the first axis that they divide, of those
-  that talk least: pipeline, data, then FSDP."""
+  """Returns the devices in the order of the axes.
+
+  Slices lie along the first axis that they divide, of those that communicate least: pipeline, data,
+  then FSDP.
+  """
   split = devices[0].platform == 'tpu'
   slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if slices == 1:
@@ -67,7 +71,7 @@ def _grid(sizes: Mapping[str, int], devices: Sequence[Any]) -> Any:
 
 
 def describe_place(spec: Any) -> str:
-  """A PartitionSpec for people.
+  """Formats a PartitionSpec.
 
   >>> from jax.sharding import PartitionSpec as P
   >>> describe_place(P(None, ('data', 'fsdp'), 'model')), describe_place(P())
@@ -78,7 +82,8 @@ def describe_place(spec: Any) -> str:
 
 
 def describe(mesh: Mesh) -> str:
-  """
+  """Formats a mesh.
+
   >>> describe(make_mesh({}, jax.devices()[:1]))
   '1 device'
   """

@@ -1,7 +1,7 @@
 """Pipeline parallelism: stages over the leading (layer) axis of stacked parameters.
 
-GPipe (Huang et al. 2019) as one loop: a buffer holds what each stage works on, all stages compute
-at once under `vmap`, and a roll, which the compiler makes a collective-permute, hands it on.
+GPipe (Huang et al. 2019) as one loop: a buffer holds the input of each stage, all stages compute
+at once under `vmap`, and a roll, which the compiler makes a collective-permute, passes it on.
 M microbatches through S stages take M + S - 1 ticks, of which S - 1 are the bubble.
 """
 
@@ -19,7 +19,7 @@ AXIS = 'pipe'
 
 
 def stages() -> int:
-  """Number of stages of the layout in context; 1 without one."""
+  """Returns the number of stages of the layout in context; 1 without one."""
   layout = current()
   return layout.mesh.shape[AXIS] if layout else 1
 
@@ -30,14 +30,14 @@ def pipeline(
   x: Any,
   microbatches: int,
 ) -> tuple[Any, Any]:
-  """`depth` blocks in a row, spread over the stages.
+  """Computes `depth` blocks in sequence, spread over the stages.
 
   Args:
     block: (parameters of a layer, number of this call, x) -> (x, aux); aux is a tree of scalars.
-      The number is the same for no two (layer, microbatch), so that noise can be keyed by it.
+      The number is unique to each (layer, microbatch), so that noise can be keyed by it.
     params: leaves [L, ...], layer-major; 'layers' lies on the mesh axis 'pipe'.
     x: leaves [B, ...], the batch sharded as the layout says.
-    microbatches: M, which divides B. Row i goes to microbatch i mod M: a strided split moves no row
+    microbatches: M, which divides B. Row i is in microbatch i mod M: a strided split moves no row
       of a sharded batch.
 
   Returns:
@@ -83,7 +83,7 @@ def pipeline(
     buffer = jax.tree.map(lambda b: _place(b, AXIS), buffer)
     real = (item >= 0) & (item < m)
     total = jax.tree.map(lambda s, a: s + jnp.where(real, a, 0).sum(), total, aux)
-    row = jnp.where(t >= n - 1, t - (n - 1), m)  # row m is the bin for what is no result yet
+    row = jnp.where(t >= n - 1, t - (n - 1), m)  # row m is the bin of early ticks
     put = lambda o, b: _place(jax.lax.dynamic_update_index_in_dim(o, b[-1], row, 0), None)
     return (buffer, jax.tree.map(put, out, buffer), total), None
 
@@ -97,7 +97,7 @@ def pipeline(
 
 
 def _place(x: jax.Array, first: str | None) -> jax.Array:
-  """The first dimension on `first`, the second is the batch, the third the length."""
+  """Constrains arrays: dimension 1 on `first`, 2 on the batch's axes, 3 on the length's."""
   layout = current()
   if layout is None:
     return x

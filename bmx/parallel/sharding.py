@@ -1,9 +1,9 @@
-"""Placement of arrays: names of dimensions, one table of rules, and the shardings that follow.
+"""Placement of arrays: names of dimensions, one table of rules, and the resulting shardings.
 
 A parameter's dimensions are named once, where it is created. `Layout.rules` says on which mesh axes
 a named dimension is *stored*, `Layout.compute` where it is while it is *used* (by default the same,
-without `fsdp` on parameters). Nothing is silent: an unknown name, two dimensions on one axis and an
-indivisible dimension are errors that name the array.
+without `fsdp` on parameters). Errors name the array: an unknown name, two dimensions on one axis,
+an indivisible dimension.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ ACCIDENT = 0.02  # share of parameter bytes that may be replicated because nothi
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A mesh and two tables: where named dimensions are stored, and where they are computed with."""
+  """A mesh and two tables: placement of named dimensions in storage, and in computation."""
 
   mesh: Mesh
   rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: dict(RULES))
@@ -56,7 +56,7 @@ class Layout:
   def pspec(
     self, names: Names, shape: Sequence[int] | None = None, what: str = 'an array', compute=False
   ) -> PartitionSpec:
-    """The PartitionSpec of an array whose dimensions have these names (None replicates).
+    """Returns the PartitionSpec of an array whose dimensions have these names (None replicates).
 
     Raises:
       InputError: unknown name; two dimensions on one mesh axis; a dimension its axes do not divide.
@@ -100,12 +100,13 @@ _layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar('layout'
 
 
 def current() -> Layout | None:
+  """Returns the layout in context; None without one."""
   return _layout.get()
 
 
 @contextlib.contextmanager
 def use(layout: Layout | None) -> Iterator[None]:
-  """Sets the layout that `constrain` and `gather` obey inside."""
+  """Context that sets the layout of `constrain` and `gather`."""
   token = _layout.set(layout)
   try:
     yield
@@ -163,25 +164,27 @@ class Named(struct.PyTreeNode, meta.AxisMetadata[Any]):
 
 
 def named(init: Callable[..., jax.Array], names: Names) -> Callable[..., Any]:
-  """An initializer whose result carries the names of its dimensions."""
+  """Returns an initializer whose result carries the names of its dimensions."""
   return lambda *args: Named(init(*args), tuple(names))
 
 
 def is_named(x: Any) -> bool:
+  """Returns whether a value is `Named`."""
   return isinstance(x, Named)
 
 
 def unbox(variables: Any) -> Any:
+  """Replaces each `Named` of a tree by its value."""
   return jax.tree.map(lambda x: x.value if is_named(x) else x, variables, is_leaf=is_named)
 
 
 def param_pspecs(params: Any, layout: Layout) -> Any:
-  """PartitionSpecs of abstract, boxed parameters.
+  """Returns the PartitionSpecs of abstract, boxed parameters.
 
   Leaves of stock linen modules carry no names: they get FSDP on their largest divisible dimension.
 
   Raises:
-    InputError: see `Layout.pspec`; and where more than 2 % of the parameters' bytes would be
+    InputError: see `Layout.pspec`; and if more than 2 % of the parameters' bytes would be
       replicated only because no dimension divides.
   """
   accidents: dict[str, int] = {}
@@ -209,8 +212,11 @@ def param_pspecs(params: Any, layout: Layout) -> Any:
 
 
 def like_params(leaves: Any, params: Any, specs: Any) -> Any:
-  """PartitionSpecs of optimizer state: a leaf whose path ends as a parameter's does, and has its
-  shape, lies where the parameter lies; every other is replicated."""
+  """Returns the PartitionSpecs of optimizer state.
+
+  A leaf whose path ends as a parameter's does, and has its shape, is placed like the parameter;
+  every other leaf is replicated.
+  """
   shapes = {k: v.shape for k, v in tree.named(params).items()}
   places = tree.named(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
@@ -226,6 +232,7 @@ def like_params(leaves: Any, params: Any, specs: Any) -> Any:
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
+  """Converts PartitionSpecs to shardings of a mesh."""
   return jax.tree.map(
     lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
   )

@@ -27,7 +27,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def gather(w: jax.Array, names: Names) -> jax.Array:
-  """A stored weight as the computation wants it; its gradient goes back the way it is stored.
+  """Gathers a stored weight for the computation; its gradient is reduced to the stored placement.
 
   This is the whole of FSDP: all-gather forward, reduce-scatter backward. A plain constraint would
   be its own transpose, and all-reduce whole gradients.
@@ -49,7 +49,7 @@ def gather(w: jax.Array, names: Names) -> jax.Array:
 
 
 def axes_of(name: str) -> tuple[str, ...]:
-  """The mesh axes that cut a named dimension where it is computed with; () without a layout."""
+  """Returns the mesh axes that cut a named dimension in computation; () without a layout."""
   layout = current()
   if layout is None or not name:
     return ()
@@ -58,13 +58,15 @@ def axes_of(name: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """A place of `shard_map`: the operand comes as it is stored, and `fn` calls `fetch` on it."""
+  """An argument of `shard_map` in its stored placement; `fn` calls `fetch` on it."""
 
   names: Names
 
   def fetch(self, w: jax.Array) -> jax.Array:
-    """One device's part as it is computed with: `gather`, inside a shard_map. Its transpose adds
-    and scatters the gradients of all devices."""
+    """Gathers one device's part for the computation: `gather`, inside a shard_map.
+
+    Its transpose adds and scatters the gradients of all devices.
+    """
     layout = current()
     if layout is None or layout.devices == 1:
       return w
@@ -81,11 +83,12 @@ class Stored:
 def shard_map(fn: Callable[..., Any], places: Sequence[Names | Stored], out: Any) -> Any:
   """Applies `fn` to each device's part of its arguments, cut by the compute rules of their names.
 
-  Args:
-    places: the names of the dimensions of each argument, or `Stored` with them.
-    out: those of the result, or a tuple of such where there are several.
-
   Without a layout, or on one device, it is `fn` itself.
+
+  Args:
+    fn: of one device's parts.
+    places: the names of the dimensions of each argument, or `Stored` with them.
+    out: those of the result, or a tuple of such if there are several.
   """
   layout = current()
   if layout is None or layout.devices == 1:
@@ -109,7 +112,7 @@ def shard_map(fn: Callable[..., Any], places: Sequence[Names | Stored], out: Any
 
 @contextlib.contextmanager
 def per_example() -> Iterator[None]:
-  """Enters the layout of one example, for functions under `jax.vmap` over the batch.
+  """Context of the layout of one example, for functions under `jax.vmap` over the batch.
 
   The mesh axes of the batch belong to `vmap` (its `spmd_axis_name`), so no dimension of a single
   example or of a parameter lies on them: parameters are gathered whole. The other axes (tensor and
@@ -158,12 +161,12 @@ def vmap_examples(fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any
 
 
 def one_device() -> bool:
-  """True where no mesh of more than one device is in context, so any reshape is free."""
+  """Returns whether no mesh of several devices is in context, so that any reshape is free."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.empty or mesh.size == 1
 
 
 def platform() -> str:
-  """Platform of the devices being compiled for: 'cpu', 'gpu' or 'tpu'."""
+  """Returns the platform of the devices being compiled for: 'cpu', 'gpu' or 'tpu'."""
   layout = current()
   return layout.mesh.devices.flat[0].platform if layout else jax.default_backend()

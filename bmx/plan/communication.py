@@ -1,4 +1,4 @@
-"""What a step must send, counted by hand: the compiler is held against it."""
+"""Communication of a training step, counted by hand: a test of the compiler's result."""
 
 import math
 from typing import Any
@@ -11,23 +11,23 @@ from bmx.train.gradients import described
 
 
 def expected(x: Experiment, params: Any) -> int | None:
-  """Bytes of the arrays that one device receives in a training step.
+  """Returns the bytes of the arrays that one device receives in a training step.
 
-  None: the mesh cuts activations of a model other than `GPT`, which nobody has counted.
+  None: the mesh cuts activations of a model other than `GPT`, without a known count.
 
   Args:
     x: the experiment.
-    params: the abstract parameters, with their places.
+    params: the abstract parameters, with their placement.
 
   - FSDP: every weight is gathered for the forward pass and again for the backward pass; its
     gradient is reduced and scattered. In the dtype of the computation, for every micro-batch.
   - data: every gradient is all-reduced, for every micro-batch.
   - tensor: a block sums its output twice forward and twice backward (Shoeybi et al. 2019), and
-    twice more where it is recomputed; the head sums its input's gradient.
-  - seq: keys and values travel round the ring in the forward pass; in the backward pass they and
+    twice more if it is recomputed; the head sums its input's gradient.
+  - seq: keys and values pass around the ring in the forward pass; in the backward pass they and
     their gradients, in float32, do.
-  - expert: with a capacity, what is sent to the experts and back, forward and backward, and twice
-    more where blocks are recomputed.
+  - expert: with a capacity, tokens are sent to the experts and back, forward and backward, and
+    twice more if blocks are recomputed.
   """
   choices, batch = x.choices, x.layout.rules['batch']
   width = 2 if choices.get('dtype') in ('bfloat16', 'float16') else 4
@@ -40,7 +40,7 @@ def expected(x: Experiment, params: Any) -> int | None:
 
 
 def _weight(leaf: Any, mesh: Any, batch: tuple[str, ...]) -> float:
-  """Elements that arrive for one weight: twice gathered and once reduced, or once all-reduced."""
+  """Returns the received elements of one weight: twice gathered, once reduced, or all-reduced."""
   axes = [
     a for part in leaf.sharding.spec for a in ([part] if isinstance(part, str) else part or ())
   ]

@@ -21,13 +21,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """A training step for devices that need not be here.
+  """A training step compiled for devices that may be absent.
 
   Attributes:
-    program: the compiled executable. params: its abstract parameters, with their places.
-    seconds: it took to compile.
-    peak: bytes on one device at the worst moment, arguments included; `arguments`: of these alone.
-    collectives: what the step sends.
+    program: the compiled executable.
+    params: its abstract parameters, with their placement.
+    seconds: duration of the compilation.
+    peak: largest bytes on one device at a time, arguments included.
+    arguments: bytes of the arguments alone.
+    collectives: communication of the step.
     kernels: calls of Pallas or vendor kernels.
   """
 
@@ -43,7 +45,7 @@ class Compiled:
 def compile_step(x: Experiment) -> Compiled:
   """Compiles one training step of an experiment that was built on a topology's devices.
 
-  Raises InputError where it does not fit the memory of a device.
+  Raises InputError if it does not fit the memory of a device.
   """
   plan = state_spec(x)
   step = train_step(x)
@@ -83,9 +85,9 @@ def _too_large(x: Experiment, error: Exception) -> Exception:
 
 
 def whole_parameters(params: Any, found: list[hlo.Collective]) -> list[str]:
-  """All-reduces that carry a whole sharded parameter: gradients that should have been scattered.
+  """Counts all-reduces of a whole sharded parameter: gradients that should have been scattered.
 
-  Where one axis spans a whole TPU slice, libtpu writes even an explicit reduce-scatter so.
+  If one axis spans a whole TPU slice, libtpu writes even an explicit reduce-scatter so.
   """
   shapes = set()
   for name, leaf in tree.named(params).items():
@@ -100,7 +102,7 @@ def _squeezed(shape: Any) -> tuple[int, ...]:
 
 
 def summarize(x: Experiment, made: Compiled) -> dict[str, Any]:
-  """A compiled step in figures, as JSON holds it; sizes in GiB on one device."""
+  """Summarizes a compiled step, as JSON holds it; sizes in GiB on one device."""
   sent, hand = hlo.total(made.collectives), communication.expected(x, made.params)
   received = sum(sent.values())
   return {

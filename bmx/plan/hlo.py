@@ -1,4 +1,4 @@
-"""What a compiled program sends: its collectives, with loops multiplied out."""
+"""Communication of a compiled program: its collectives, with loops multiplied out."""
 
 import collections
 import dataclasses
@@ -42,8 +42,11 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-  """Of an HLO module's text. The TPU writes a reduce-scatter as a fusion around an all-reduce: it
-  is counted as what it is."""
+  """Returns the collectives of an HLO module's text.
+
+  The TPU writes a reduce-scatter as a fusion around an all-reduce: it is counted as a
+  reduce-scatter.
+  """
   bodies, entry = _computations(text)
   found: dict[tuple[str, int], Collective] = {}
 
@@ -87,8 +90,10 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-  """How often a loop runs: the compiler says so, or its condition compares with a constant; 1 where
-  neither tells."""
+  """Returns the trips of a loop: the compiler's annotation, or the constant of its condition.
+
+  1 if neither is known.
+  """
   told = _TRIPS.search(line)
   if told:
     return int(told.group(1))
@@ -123,7 +128,7 @@ def _moved(kind: str, operation: str, text: str) -> tuple[str, int]:
 
 
 def total(found: list[Collective]) -> dict[str, int]:
-  """Bytes by kind, loops multiplied out: kind -> bytes on one device."""
+  """Sums bytes by kind, loops multiplied out: kind -> bytes on one device."""
   result: dict[str, int] = dict.fromkeys(KINDS, 0)
   for c in found:
     result[c.kind] += c.bytes * c.times

@@ -1,4 +1,4 @@
-"""Where every array of a recipe lies, as text that a person can read in a diff."""
+"""Placement of every array of a recipe, as text for diffs."""
 
 from typing import Any
 
@@ -10,8 +10,10 @@ from bmx.train.state import state_spec
 
 
 def placement(x: Experiment) -> str:
-  """One line for every leaf of the state and of a batch: name, shape, dtype, place, bytes of one
-  device."""
+  """Formats one line for every leaf of the state and of a batch.
+
+  Each has name, shape, dtype, placement and bytes of one device.
+  """
   plan = state_spec(x)
   leaves = tree.named(plan.abstract)
   at = x.layout.batch(x.data.spec, x.data.batch_size)

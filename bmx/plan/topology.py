@@ -1,4 +1,4 @@
-"""Devices that are not here: TPU slices and GPU nodes, as the real compilers know them.
+"""Absent devices: TPU slices and GPU nodes, as the real compilers know them.
 
 libtpu and jax's CUDA plugin (the extra `aot`) compile for them on any machine.
 """
@@ -36,16 +36,16 @@ runtime_version { major: 12 minor: 9 } device_description_str: "NVIDIA H200"
 
 
 def prepare() -> None:
-  """What the compilers read from the environment; before jax is imported."""
+  """Sets the environment of the compilers; call it before jax is imported."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 
 
 def devices(name: str) -> list[Any]:
-  """The devices of a topology: 'v5e:4x4', two slices of it 'v5e:4x4@2', 'h200:8', 'h200:32x8'.
+  """Returns the devices of a topology: 'v5e:4x4', two slices 'v5e:4x4@2', 'h200:8', 'h200:32x8'.
 
-  Raises InputError: a name that is none, a shape the compiler refuses, a compiler that is missing.
+  Raises InputError: an unknown name, a shape the compiler refuses, a compiler that is missing.
   """
   match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)(?:@(\d+))?', name)
   kind = name.partition(':')[0]
@@ -54,7 +54,7 @@ def devices(name: str) -> list[Any]:
     shapes = '; '.join(f'{k}:{v}' for k, v in known.items())
     near = did_you_mean(kind, known) if kind not in known else ''
     raise InputError(
-      f'--topology={name!r} is no topology{near}\nthere are {shapes}; @2 is two slices'
+      f'--topology={name!r} is not a topology{near}\nexpected {shapes}; @2 is two slices'
     )
   _, shape, slices = match.groups()
   return _gpus(shape) if kind in GPUS else _tpus(name, kind, shape, int(slices or 1))

@@ -1,0 +1,1 @@
+"""Generation with decoders: sampling, beam search, text, and training hooks."""

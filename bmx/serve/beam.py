@@ -174,5 +174,5 @@ class BeamSearch:
 
 
 def _take(values: jax.Array, order: jax.Array) -> jax.Array:
-  """values [B, K, ...], order int [B, M] -> the chosen ones of each row [B, M, ...]."""
+  """Takes the chosen items of each row: values [B, K, ...], order int [B, M] -> [B, M, ...]."""
   return jnp.take_along_axis(values, order.reshape(*order.shape, *[1] * (values.ndim - 2)), axis=1)

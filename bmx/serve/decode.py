@@ -100,7 +100,7 @@ def pad(
   """Pads inputs: prompts on the left to one length, rows to a multiple that the mesh divides.
 
   Args:
-    inputs: token prompts; or a mapping of what `Decoder.prefill` reads, each a pytree of arrays
+    inputs: token prompts; or a mapping of the inputs of `Decoder.prefill`, each a pytree of arrays
       with a leading batch dimension. A mapping may hold prompts as 'tokens'.
     model: a decoder.
     layout: mesh and rules.
@@ -108,7 +108,7 @@ def pad(
     row: number of the first row, for messages.
 
   Raises:
-    InputError: there is no row, a prompt is empty, leaves no free position or has an id outside the
+    InputError: no rows, a prompt is empty, leaves no free position or has an id outside the
       vocabulary, or the inputs differ in their number of rows.
   """
   given = dict(inputs) if isinstance(inputs, Mapping) else {'tokens': inputs}
@@ -181,7 +181,7 @@ def room(model: Any, prompt_lengths: np.ndarray, max_new_tokens: int) -> np.ndar
 
 
 def steps_for(free: np.ndarray, max_new_tokens: int) -> int:
-  """Returns the decoding steps of a program for rows with `free` positions (see `room`).
+  """Returns the decoding steps of a program for rows with `free` positions.
 
   It is a multiple of `PROMPT_MULTIPLE`, so that few programs are compiled, at most max_new_tokens.
   """

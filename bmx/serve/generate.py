@@ -87,14 +87,14 @@ class Generator:
   ) -> Iterator[tuple[np.ndarray, Callable[[Sequence[int]], None]]]:
     """Yields the new tokens chunk by chunk.
 
-    What a row draws depends on (seed, its number, its inputs), not on the rows beside it. A row
+    The draws of a row depend on (seed, its number, its inputs), not on the rows beside it. A row
     also ends with the last of the model's `max_seq_len` positions.
 
     Args:
       inputs: see `decode.pad`.
       max_new_tokens: per row.
       seed: of the draws.
-      stats: is added to.
+      stats: counts are added to it.
       chunk: tokens generated per call of the compiled program.
       row: number of the first row.
 
@@ -147,7 +147,7 @@ class Generator:
     return jit(lambda p, arrays: self._prefill(p, arrays, limit), self.layout)
 
   def _more(self, where: Any, chunk: int) -> jit:
-    """The state keeps the sharding of prefill, step after step."""
+    """Compiles decoding; the state keeps the sharding of prefill in every step."""
     everywhere = self.layout.sharding()
     decode = lambda *args: self._decode(*args, chunk=chunk)
     out = (where, everywhere, everywhere)

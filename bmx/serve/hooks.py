@@ -81,7 +81,7 @@ class SampleTexts:
 
 
 def _tokenizer(data: Any, vocab_size: int) -> Tokenizer:
-  """The tokenizer of the data; bytes without one. Raises InputError if it cannot be known."""
+  """Returns the tokenizer of the data; bytes without one. Raises InputError if it is unknown."""
   text = datafile.tokenizer_of(data)
   if text:
     return Subwords(text)

@@ -12,7 +12,7 @@ from bmx.ops.masks import MASK_VALUE
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the next token is drawn.
+  """Options of drawing the next token.
 
   Attributes:
     temperature: divides the logits; 0 is greedy and draws nothing.
@@ -44,14 +44,14 @@ class Sampling:
 
 
 def adjust(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array:
-  """Returns the logits that tokens are drawn from, float32 [B, V].
+  """Returns the adjusted logits, float32 [B, V], whose softmax is drawn from.
 
   The order is that of Hugging Face's generate: penalty, temperature, top_k, top_p.
 
   Args:
     logits: [B, V].
     seen: bool [B, V], the tokens that each row contains.
-    sampling: how to draw.
+    sampling: the options.
   """
   logits = logits.astype(jnp.float32)
   if sampling.repetition_penalty != 1:

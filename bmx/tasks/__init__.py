@@ -1,0 +1,1 @@
+"""Tasks: losses, predictions and metrics over models."""

@@ -1,4 +1,4 @@
-"""Classification: which class, or yes and no."""
+"""Classification: of several classes, or binary."""
 
 import dataclasses
 from typing import Any
@@ -88,7 +88,9 @@ class BinaryClassification(ModelTask):
 
 
 def auc(rows: HostBatch) -> float:
-  """Area under the ROC curve: the chance that a positive scores above a negative, ties half.
+  """Computes the area under the ROC curve.
+
+  It is the probability that a positive scores above a negative; ties count half.
 
   Source: Mann & Whitney 1947, by ranks.
 

@@ -1,4 +1,4 @@
-"""What every task shares: a task over one linen model, and a task around a task."""
+"""Bases of tasks: a task over one linen model, and a task around a task."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ from bmx.core.types import (
 
 
 class BaseTask:
-  """`loss` and `predict`, built from the task's own methods, so that a wrapper's are used."""
+  """`loss` and `predict`, which call the task's own methods, those of a wrapper included."""
 
   def loss(self: Any, variables: Variables, batch: Batch, noise: Noise, *, train: bool) -> Loss:
     """Returns the weighted sum of the batch, with the auxiliary losses of the model."""
@@ -155,7 +155,7 @@ class ModelTask(BaseTask):
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(BaseTask):
-  """A task around a task: everything is the inner task's unless a subclass defines it.
+  """A task around a task; a subclass inherits the inner task's methods unless it defines them.
 
   A collection that the wrapper adds ('frozen', 'teacher') is its own: `forward` passes the inner
   task the variables without it.
@@ -228,7 +228,7 @@ class Wrapper(BaseTask):
 
 
 def _matching(patterns: tuple[str, ...]) -> Any:
-  """A filter for linen's `capture_intermediates`: modules whose path a regex matches."""
+  """Returns a filter for linen's `capture_intermediates`: modules whose path a regex matches."""
   regexes = [re.compile(p) for p in patterns]
 
   def matches(module: nn.Module, method: str) -> bool:
@@ -239,9 +239,9 @@ def _matching(patterns: tuple[str, ...]) -> Any:
 
 
 def _captured(collection: Mapping[str, Any]) -> dict[str, Any]:
-  """What modules sowed once each: path -> value; '__call__' of an output is left out.
+  """Returns the values that modules sowed once each, by path, without '__call__' of an output.
 
-  Raises InputError for a module that is called more than once: it has no one value.
+  Raises InputError for a module that is called more than once: its value is ambiguous.
   """
   once = lambda x: isinstance(x, tuple)
   leaves = jax.tree_util.tree_flatten_with_path(collection, is_leaf=once)[0]
@@ -262,7 +262,7 @@ def _check_captured(patterns: tuple[str, ...], captured: Mapping[str, Any]) -> N
 
 
 def _sown(collection: Mapping[str, Any]) -> dict[str, Array]:
-  """The values that modules sowed into 'aux', by their last name: float32 [], summed."""
+  """Sums the values that modules sowed into 'aux', by their last name: float32 []."""
   found: dict[str, Array] = {}
   for path, value in jax.tree_util.tree_flatten_with_path(collection)[0]:
     name = path[-2].key
@@ -282,10 +282,10 @@ def find(batch: Mapping[str, Any], *names: str) -> Any:
 
 
 def num_outputs(model: nn.Module) -> int:
-  """Number of outputs that a model declares; 0 if they are not fixed."""
+  """Returns the number of outputs that a model declares; 0 if they are not fixed."""
   return facts_of(model).num_outputs
 
 
 def counts(hits: jax.Array, weights: jax.Array) -> jax.Array:
-  """(sum, count) of booleans under weights of the same shape: float32 [2]."""
+  """Returns (sum, count) of booleans under weights of the same shape: float32 [2]."""
   return jnp.stack([jnp.where(hits, weights, 0).sum(), weights.sum()]).astype(jnp.float32)

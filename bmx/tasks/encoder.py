@@ -49,18 +49,19 @@ def _fitting(real, unit, budget):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(ModelTask):
-  """Masked language modelling (Devlin et al. 2019, section 3.1), in nats per masked token, and
-  next-sentence prediction where the model has that head.
+  """Masked language modeling, in nats per masked token, with next-sentence prediction if possible.
 
   Each time a row is read, other tokens of it are chosen: `rate` of the real ones; of these 80 % are
   replaced by [MASK], 10 % by a random token, 10 % stay. Reads `tokens` and `segment_ids` int
-  [B, T] (0 is padding); `words` where whole words are masked; `next` int [B] for the second head.
+  [B, T] (0 is padding); `words` to mask whole words; `next` int [B] for the second head.
 
   Attributes:
     mask: id of [MASK].
     special: ids that are never chosen, and never drawn.
     rate: share of the real tokens that are chosen.
     whole: choose whole words; of a word of more tokens than are to be chosen, single tokens.
+
+  Source: Devlin et al. 2019, section 3.1.
   """
 
   mask: int = 4
@@ -90,7 +91,7 @@ class MaskedLM(ModelTask):
     return self.corrupt(batch, noise.key)
 
   def corrupt(self, batch: Batch, key: Array) -> Batch:
-    """Masks tokens, and adds what is predicted at the M = rate·T masked positions of each row.
+    """Masks tokens, and adds the targets of the M = rate·T masked positions of each row.
 
     Returns:
       The batch with masked `tokens`, `masked_positions` int [B, M], `targets` int [B, M] and
@@ -127,7 +128,7 @@ class MaskedLM(ModelTask):
     return ids
 
   def _choose(self, real, batch, key, room):
-    """-> (positions int [B, M], which of them count bool [B, M])."""
+    """Chooses positions int [B, M], and which of them count bool [B, M]."""
     score = jax.random.uniform(key, real.shape)
     budgets = [max(1, round(self.rate * n)) for n in range(real.shape[1] + 1)]
     budget = jnp.array(budgets)[real.sum(1, keepdims=True)]
@@ -145,7 +146,7 @@ class MaskedLM(ModelTask):
     return tuple(jnp.take_along_axis(x, first, axis=1) for x in (order, chosen))
 
   def _units(self, real, words, budget):
-    """Numbers what is chosen together: int [B, T], the first position of the token's word.
+    """Numbers units that are chosen together: int [B, T], the first position of the token's word.
 
     A word of more tokens than the budget could never be chosen: each of its tokens is a unit. In
     text without spaces a tokenizer's word may be a sentence.
@@ -174,8 +175,7 @@ class MaskedLM(ModelTask):
     return total, loss[1], metrics
 
   def postprocess(self, out: Any, batch: Batch) -> dict[str, Array]:
-    """Returns the most likely token at every position; nothing is masked but the [MASK] of a
-    text."""
+    """Returns the most likely token at every position; only the text's own [MASK] is masked."""
     return {'prediction': out[0].argmax(-1)}
 
 
@@ -192,18 +192,21 @@ class ReadsText(ModelTask):
 
 @dataclasses.dataclass(frozen=True)
 class TextClassification(ReadsText, Classification):
-  """Which class a text is of. Reads `tokens` int [B, T] and `label` int [B]."""
+  """Classification of texts. Reads `tokens` int [B, T] and `label` int [B]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TextRegression(ReadsText, Regression):
-  """A number for a text. Reads `tokens` int [B, T] and `y` float [B, 1]."""
+  """Regression from texts. Reads `tokens` int [B, T] and `y` float [B, 1]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenClassification(ModelTask):
-  """A class for each token, named entities for instance. Reads `tokens`, `targets` int [B, T];
-  `weights` [B, T] is 0 at tokens that have no label of their own (later parts of a word)."""
+  """Classification of tokens, such as named entities.
+
+  Reads `tokens`, `targets` int [B, T]; `weights` [B, T] is 0 at tokens without a label of their own
+  (later parts of a word).
+  """
 
   @property
   def labels_for_metrics(self) -> tuple[str, ...]:
@@ -235,12 +238,15 @@ class TokenClassification(ModelTask):
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnswering(ModelTask):
-  """Where the answer stands: its first and its last token (Devlin et al. 2019, section 4.2). Reads
-  `tokens` int [B, T], `first` and `last` int [B] (0, the first token, where a row has no answer)
-  and `context` int [B, T], 1 where an answer may stand.
+  """Extraction of an answer: its first and its last token.
+
+  Reads `tokens` int [B, T], `first` and `last` int [B] (0, the first token, for a row without an
+  answer) and `context` int [B, T], 1 at tokens that an answer may contain.
 
   Attributes:
-    longest: tokens that a predicted answer has at most.
+    longest: largest number of tokens of a predicted answer.
+
+  Source: Devlin et al. 2019, section 4.2.
   """
 
   longest: int = 30
@@ -281,21 +287,23 @@ class QuestionAnswering(ModelTask):
     return total, count, {'accuracy': counts(hits, weights)}
 
   def _in_order(self, out: Array, batch: Batch) -> Array:
-    """Scores float32 [B, T, 2] of the tokens as they were counted, where a layout has reordered
-    them."""
+    """Returns scores float32 [B, T, 2] in the original order, if a layout has reordered tokens."""
     out = out.astype(jnp.float32)
     if 'positions' not in batch:
       return out
     return jnp.take_along_axis(out, jnp.argsort(batch['positions'], axis=1)[..., None], axis=1)
 
   def _allowed(self, batch: Batch) -> Array:
-    """The context, and the first token, which says that there is no answer."""
+    """Returns the mask of the context and the first token (no answer): bool [B, T]."""
     context = find(batch, 'context') > 0
     return context.at[:, 0].set(True)
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
-    """The best span [B, 2] in the context, how much better than no answer it scores [B], and the
-    score of no answer [B]: that of the first token."""
+    """Returns the best span [B, 2] in the context, and scores [B].
+
+    They are the span's score minus that of no answer, and the score of no answer, which is that of
+    the first token.
+    """
     start, end = jnp.moveaxis(self._in_order(out, batch), -1, 0)
     context = find(batch, 'context') > 0
     span = start[:, :, None] + end[:, None, :]

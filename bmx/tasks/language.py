@@ -1,4 +1,4 @@
-"""Language modelling."""
+"""Language modeling."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ class CausalLM(ModelTask):
   """Next-token cross-entropy, in nats per token.
 
   Reads `tokens`, `targets` int [B, T] (already shifted) and `weights` [B, T]; `positions` and
-  `segment_ids` where rows are packed.
+  `segment_ids` if rows are packed.
 
   Attributes:
     chunks: number of parts that tokens are cut into above a vocabulary of `CHUNKED_VOCAB`; the
@@ -97,7 +97,7 @@ def check_text(model: nn.Module, metadata: Metadata) -> None:
 
 
 def perplexity(rows: HostBatch) -> float:
-  """exp of the mean negative log-likelihood of the tokens.
+  """Computes exp of the mean negative log-likelihood of the tokens.
 
   Args:
     rows: 'log_likelihood' and 'weights', float [N, T].
@@ -114,7 +114,9 @@ def perplexity(rows: HostBatch) -> float:
 
 
 def bits_per_byte(rows: HostBatch, data: Data) -> float:
-  """Bits that the model needs for a byte of the text, whatever its tokenizer (Gao et al. 2020).
+  """Computes the bits that the model needs for a byte of the text (Gao et al. 2020).
+
+  The value does not depend on the tokenizer.
 
   Args:
     rows: 'log_likelihood' and 'weights', float [N, T].
@@ -129,7 +131,7 @@ def bits_per_byte(rows: HostBatch, data: Data) -> float:
 
 
 def _log_likelihood(rows: HostBatch) -> float:
-  """Nats, summed in float64."""
+  """Sums the log-likelihood in float64, in nats."""
   missing = {'log_likelihood', 'weights'} - set(rows)
   if missing:
     raise InputError(

@@ -1,7 +1,7 @@
 """Metrics that are not means: host functions of all predictions of a split.
 
 A config names them by import path, 'bmx.tasks.metrics:f1'; the function's name is the metric's.
-Those of `(rows, data)` also read what only the data set knows.
+Those of `(rows, data)` also read facts that only the data set has.
 """
 
 import collections
@@ -20,9 +20,9 @@ PUNCTUATION = str.maketrans('', '', string.punctuation)
 
 
 def f1(rows: HostBatch) -> float:
-  """F1 of class 1, as GLUE's MRPC and QQP report it; 0 where class 1 neither occurs nor is told.
+  """Computes F1 of class 1, as GLUE's MRPC and QQP report it; 0 if class 1 never occurs.
 
-  rows: 'prediction' and 'label', each 0 or 1, [N]. Raises InputError where there are other classes.
+  rows: 'prediction' and 'label', each 0 or 1, [N]. Raises InputError if there are other classes.
   Source: van Rijsbergen 1979.
   """
   prediction, label = _classified(rows)
@@ -37,7 +37,7 @@ def f1(rows: HostBatch) -> float:
 
 
 def macro_f1(rows: HostBatch) -> float:
-  """The unweighted mean of the F1 of each class that occurs in label or prediction.
+  """Computes the unweighted mean of the F1 of each class that occurs in label or prediction.
 
   rows: 'prediction' and 'label', int [N].
   """
@@ -46,7 +46,7 @@ def macro_f1(rows: HostBatch) -> float:
 
 
 def matthews(rows: HostBatch) -> float:
-  """Matthews correlation of any number of classes, -1 to 1; 0 where one side is constant.
+  """Computes Matthews correlation of any number of classes, -1 to 1; 0 if one side is constant.
 
   rows: 'prediction' and 'label', int [N].
   Source: Matthews 1975; Gorodkin 2004 for more than two classes.
@@ -59,18 +59,18 @@ def matthews(rows: HostBatch) -> float:
 
 
 def pearson(rows: HostBatch) -> float:
-  """Pearson correlation, -1 to 1; 0 where the prediction is constant.
+  """Computes Pearson correlation, -1 to 1; 0 if the prediction is constant.
 
-  rows: 'prediction' and 'y', [N] or [N, 1]. Raises InputError where it is undefined: fewer than two
+  rows: 'prediction' and 'y', [N] or [N, 1]. Raises InputError if it is undefined: fewer than two
   examples, a constant y, NaN or infinity.
   """
   return _correlation(*_numbers(rows))
 
 
 def spearman(rows: HostBatch) -> float:
-  """Spearman rank correlation, -1 to 1; ties share the mean of their ranks.
+  """Computes Spearman rank correlation, -1 to 1; ties share the mean of their ranks.
 
-  rows: 'prediction' and 'y', [N] or [N, 1]. Raises InputError where `pearson` does.
+  rows: 'prediction' and 'y', [N] or [N, 1]. Raises InputError if `pearson` does.
   Source: Spearman 1904.
   """
   prediction, y = _numbers(rows)
@@ -78,14 +78,14 @@ def spearman(rows: HostBatch) -> float:
 
 
 def entity_f1(rows: HostBatch, data: Data) -> float:
-  """F1 of named entities over the whole split; one is right where type, first and last word are.
+  """Computes F1 of named entities over the whole split.
 
-  Tags are IOB2, read leniently: an I- after O or after another type starts an entity. 0 where no
-  entity is right, so too where there is none.
+  A prediction is right if type, first and last word are. Tags are IOB2, read leniently: an I- after
+  O or after another type starts an entity. 0 if no entity is right, or the split has none.
 
   Args:
     rows: 'prediction' and 'targets', tag ids int [N, T], and 'weights' [N, T], above 0 at the first
-      sub-word of each word. Everything else is dropped before entities are read.
+      sub-word of each word. All other tokens are dropped before entities are read.
     data: its `metadata['class_names']` are the tags by id: ('O', 'B-person', 'I-person', ...).
 
   Raises:
@@ -109,16 +109,16 @@ def entity_f1(rows: HostBatch, data: Data) -> float:
 
 
 def exact_match(rows: HostBatch, data: Data) -> float:
-  """Share of questions whose answer is one of the true ones, 0 to 1 (SQuAD reports percent).
+  """Computes the share of questions whose answer is a true one, 0 to 1 (SQuAD reports percent).
 
-  Compared without case, punctuation, articles and extra whitespace.
+  Answers are compared without case, punctuation, articles and extra whitespace.
 
   Args:
-    rows: whatever the data reads answers from.
+    rows: predictions, from which the data reads answers.
     data: its `answers(rows)` gives (predicted text, true texts) for each question.
 
   Raises:
-    InputError: the data has no answers, there is no question, or one without true texts.
+    InputError: the data has no answers or no questions, or a question without true texts.
 
   Source: SQuAD v1.1, Rajpurkar et al. 2016.
   """
@@ -126,10 +126,10 @@ def exact_match(rows: HostBatch, data: Data) -> float:
 
 
 def answer_f1(rows: HostBatch, data: Data) -> float:
-  """Mean over questions of the F1 of an answer's words, against the true one nearest, 0 to 1.
+  """Computes the mean over questions of the F1 of an answer's words against the most similar truth.
 
-  Words are compared as in `exact_match` and count as often as they occur. Two answers without any
-  word match, as in the script of SQuAD v2.0; that of v1.1 gives them 0.
+  From 0 to 1. Words are compared as in `exact_match` and count as often as they occur. Two answers
+  without any word match, as in the script of SQuAD v2.0; that of v1.1 gives them 0.
 
   Args and Raises: as in `exact_match`.
 
@@ -139,7 +139,7 @@ def answer_f1(rows: HostBatch, data: Data) -> float:
 
 
 def _f1(hits: int, total: int) -> float:
-  """total: what was told and what is true, together."""
+  """Computes F1. total: number of predicted and true items together."""
   return float(2 * hits / total) if total else 0.0
 
 
@@ -164,7 +164,7 @@ def _classified(rows: HostBatch) -> list[np.ndarray]:
 
 
 def _class_counts(rows: HostBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """-> how often each class that occurs is right, told and true: int [K] each."""
+  """Counts how often each class that occurs is right, predicted and true: int [K] each."""
   prediction, label = _classified(rows)
   classes, index = np.unique(np.concatenate([prediction, label]), return_inverse=True)
   told, true = np.split(index, 2)
@@ -174,7 +174,7 @@ def _class_counts(rows: HostBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _numbers(rows: HostBatch) -> list[np.ndarray]:
-  """-> prediction and y, float64 [N]: two columns whose correlation is defined."""
+  """Returns prediction and y, float64 [N]: two columns whose correlation is defined."""
   columns = _read(rows, 'prediction', 'y')
   shapes = [c.shape[:1] if c.shape[1:] == (1,) else c.shape for c in columns]
   if shapes[0] != shapes[1] or len(shapes[0]) != 1:
@@ -196,13 +196,13 @@ def _numbers(rows: HostBatch) -> list[np.ndarray]:
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
   if (a == a[0]).all():
-    return 0.0  # a model that has not learned yet says one number, which is no mistake of input
+    return 0.0  # an untrained model may predict a constant
   a, b = _centred(a), _centred(b)
   return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
-  """Scaled too, so that squares of tiny values do not vanish."""
+  """Subtracts the mean, and scales so that squares of tiny values do not vanish."""
   values = values - values.mean()
   return values / np.abs(values).max()
 
@@ -213,7 +213,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _tags(data: Data) -> tuple[np.ndarray, np.ndarray]:
-  """-> 'O', 'B' or 'I', and the type, of each tag id: str [K] each."""
+  """Returns 'O', 'B' or 'I', and the type, of each tag id: str [K] each."""
   if not data.metadata.get('class_names'):
     raise InputError(
       "entity_f1 expects the tags by id as the data's metadata['class_names'], not only "
@@ -229,9 +229,13 @@ def _tags(data: Data) -> tuple[np.ndarray, np.ndarray]:
 def _entities(
   ids: np.ndarray, row: np.ndarray, kinds: np.ndarray, types: np.ndarray
 ) -> set[tuple[int, int, str]]:
-  """-> (first, last, type) of each entity; words are counted through the whole split.
+  """Returns (first, last, type) of each entity; words are numbered over the whole split.
 
-  ids: the tag of each word; row: the sentence it is in, both [W].
+  Args:
+    ids: the tag of each word, [W].
+    row: the sentence of each word, [W].
+    kinds: see `_tags`.
+    types: see `_tags`.
   """
   odd = np.unique(ids[(ids < 0) | (ids >= len(kinds))])
   if len(odd):
@@ -245,7 +249,7 @@ def _entities(
 
 
 def _best(rows: HostBatch, data: Data, score: Callable[[list[str], list[str]], float]) -> float:
-  """The mean over questions of the best score of the answer's words with a true answer's."""
+  """Averages over questions the best score of the answer's words with a true answer's."""
   if not isinstance(data.examples, Presenting):
     raise InputError(
       f'{type(data.examples).__name__} has no answers in words: this metric expects questions'
@@ -259,7 +263,7 @@ def _best(rows: HostBatch, data: Data, score: Callable[[list[str], list[str]], f
 
 
 def _words(text: str) -> list[str]:
-  # In the order of SQuAD's script: punctuation first, so that 'a.m.' is no article.
+  # In the order of SQuAD's script: punctuation first, so that 'a.m.' is not an article.
   return re.sub(r'\b(a|an|the)\b', ' ', text.lower().translate(PUNCTUATION)).split()
 
 
@@ -269,7 +273,8 @@ def _word_f1(told: list[str], true: list[str]) -> float:
 
 
 def _brief(values: Sequence | np.ndarray) -> str:
-  """
+  """Formats the first values.
+
   >>> _brief(['S-x', 'E-x'])
   'S-x, E-x'
   """

@@ -308,7 +308,7 @@ def test_rates_that_are_none(rate):
 
 
 def test_layers_that_are_not_there():
-  with pytest.raises(InputError, match='layer_decay=0.5: no parameter is in a block'):
+  with pytest.raises(InputError, match='layer_decay=0.5: expected parameters in blocks'):
     adamw(constant(0.1), layer_decay=0.5).init(values(0))
 
 

@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_said():
 
 @pytest.mark.parametrize(('name', 'message'), [
   ('v5x:2x2', "did you mean 'v5p'"),
-  ('v5e', 'is no topology'),
+  ('v5e', 'is not a topology'),
   ('v5e:3x7', 'v5e has shapes 2x2, 4x4'),
   ('h200:2x2x2', 'devices, or hosts x devices'),
 ])  # fmt: skip

@@ -1,0 +1,1 @@
+"""Text: documents, tokenizers, corpora, and the rows that models read."""

@@ -1,6 +1,6 @@
-"""Cleaning of text documents: steps that drop or normalise them, and counts of what each did.
+"""Cleaning of text documents: steps that drop or normalize them, and counts of their effect.
 
-A step takes documents and returns those that are left, in their order. Recipes name one as
+A step maps documents to the kept ones, in their order. Recipes name one as
 `{'call': 'bmx.data.text.clean:Length', 'least': 200}`; any function of the same form will do.
 """
 
@@ -27,7 +27,7 @@ NO_TEXT = re.compile('[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 
 @dataclasses.dataclass(frozen=True)
 class Unicode:
-  """Characters in one form; removes no document.
+  """Normalizes characters; removes no document.
 
   CR and CR LF become a newline; form feed, vertical tab and NEL, which end no line, become a
   space. The other control characters but the tab are dropped, and so are halves of surrogate pairs,
@@ -44,7 +44,7 @@ class Unicode:
     return [self._normalised(d) for d in documents]
 
   def _normalised(self, document: str) -> str:
-    # Composed last: what is dropped may stand between a letter and its accent.
+    # Composed last: dropped characters may stand between a letter and its accent.
     return unicodedata.normalize(
       self.form, NO_TEXT.sub('', BLANK.sub(' ', LINE_END.sub('\n', document)))
     )
@@ -66,7 +66,7 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-  """What one step did, in documents. `changed` ones are among those that are `left`."""
+  """The effect of one step, in documents. `left` counts the `changed` ones, too."""
 
   step: str
   removed: int
@@ -75,14 +75,14 @@ class Count:
 
 
 def clean(documents: Sequence[str], steps: Sequence[Step]) -> tuple[list[str], list[Count]]:
-  """-> the documents after all steps, and one count per step, in the order of `steps`.
+  """Cleans documents -> (kept documents, one count per step, in the order of `steps`).
 
   Raises:
-    InputError: there are no documents, or a step leaves none (the step named).
+    InputError: `documents` is empty, or a step removes all of them (the step is named).
   """
   left, counts = list(documents), []
   if not left:
-    raise InputError('there is no document to clean')
+    raise InputError('steps: expected at least one document to clean')
   for step in steps:
     given, left = left, step(left)
     removed = len(given) - len(left)
@@ -91,7 +91,7 @@ def clean(documents: Sequence[str], steps: Sequence[Step]) -> tuple[list[str], l
         f'no document is left after {step}, which removed {removed} of {len(given)}; '
         'loosen it or leave it out'
       )
-    # What is left and was not given. Exact for any step that changes nothing when done twice.
+    # Documents that are left and were not given. Exact for idempotent steps.
     changed = (collections.Counter(left) - collections.Counter(given)).total()
     name = getattr(step, '__name__', type(step).__name__)
     counts.append(Count(name, removed, changed, len(left)))
@@ -99,10 +99,11 @@ def clean(documents: Sequence[str], steps: Sequence[Step]) -> tuple[list[str], l
 
 
 def report(counts: Sequence[Count]) -> str:
-  """One line per step.
+  """Formats one line per step.
 
-  >>> report([Count('Unicode', 0, 12, 90), Count('Length', 15, 0, 75)])
-  'Unicode: 0 of 90 documents removed, 12 changed\\nLength: 15 of 90 documents removed, 0 changed'
+  >>> print(report([Count('Unicode', 0, 12, 90), Count('Length', 15, 0, 75)]))
+  Unicode: 0 of 90 documents removed, 12 changed
+  Length: 15 of 90 documents removed, 0 changed
   """
   return '\n'.join(
     f'{c.step}: {c.removed} of {c.removed + c.left} documents removed, {c.changed} changed'

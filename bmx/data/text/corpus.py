@@ -1,4 +1,4 @@
-"""Tokenised documents: one long row of ids, kept in the cache folder and memory-mapped."""
+"""Tokenized documents: one long row of ids, kept in the cache folder and memory-mapped."""
 
 import dataclasses
 import hashlib
@@ -36,7 +36,7 @@ class Corpus:
   loss_mask: np.ndarray
 
   def part(self, first: int, last: int) -> 'Corpus':
-    """Documents first to last - 1."""
+    """Returns documents first to last - 1."""
     a, b = (int(self.ends[i - 1]) if i else 0 for i in (first, last))
     cut = lambda x: x[a:b]
     ends = self.ends[first:last] - a
@@ -44,9 +44,9 @@ class Corpus:
 
 
 def encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:
-  """The tokens of all documents, without special tokens; made once for a text and a tokenizer.
+  """Tokenizes documents, without special tokens; cached by text and tokenizer.
 
-  Raises InputError where there is not one token.
+  Raises InputError if they have no token.
   """
   layout = [f.name for f in dataclasses.fields(Corpus)]
   kind = type(tokenizer).__qualname__, tokenizer.size, tokenizer.special, tokenizer.text, layout
@@ -85,7 +85,7 @@ def _encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:
 
 
 def _write(folder: pathlib.Path, corpus: Corpus) -> None:
-  """Whole or not at all, whoever else writes the same."""
+  """Writes atomically; concurrent writers of the same corpus are safe."""
   part = folder.with_name(f'{folder.name}.{os.getpid()}')
   part.mkdir(parents=True, exist_ok=True)
   for field in dataclasses.fields(corpus):

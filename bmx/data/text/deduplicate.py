@@ -19,12 +19,12 @@ class Deduplicate:
 
   With `near` also the first of those whose sets of word n-grams have a Jaccard similarity of at
   least `near`, as MinHash estimates it (Broder 1997): the share of hashes that agree, with a
-  standard error of sqrt(near (1 - near) / hashes). A document falls to one that was kept only, so
-  of a chain of small differences more than its first link may stay. The hashes are fixed: what is
-  kept depends on the documents and their order alone.
+  standard error of sqrt(near (1 - near) / hashes). A document is compared with kept documents only,
+  so of a chain of small differences more than its first link may stay. The hashes are fixed: the
+  result depends on the documents and their order alone.
 
   Attributes:
-    near: 0 is exact duplicates only. Below 0.5 it is slow where many documents share passages.
+    near: 0 is exact duplicates only. Below 0.5 it is slow if many documents share passages.
     ngram: words. A document that is shorter is one n-gram.
     hashes: per document.
 
@@ -57,10 +57,14 @@ def _words(document: str) -> list[str]:
 
 
 def _apart(signatures: np.ndarray, near: float) -> np.ndarray:
-  """Which rows agree with no earlier such row in a share `near`. [N, hashes] -> bool [N]
+  """Returns the rows that agree with no earlier such row in a share `near`: bool [N].
 
   Two rows that agree in all but `misses` hashes agree in at least one of `misses + 1` bands: so
-  many bands find every pair, where fewer would find it with some probability.
+  many bands find every pair; fewer would find it with some probability.
+
+  Args:
+    signatures: uint32 [N, hashes].
+    near: share of equal hashes.
   """
   hashes = signatures.shape[1]
   least = max(1, math.ceil(near * hashes - 1e-9))  # 0.07 * 100 is a little more than 7
@@ -80,7 +84,7 @@ def _apart(signatures: np.ndarray, near: float) -> np.ndarray:
 
 
 def _bands(signatures: np.ndarray, bands: int) -> np.ndarray:
-  """One hash for each band of each row. uint32 [N, hashes] -> uint64 [N, bands]"""
+  """Hashes each band of each row: uint32 [N, hashes] -> uint64 [N, bands]."""
   rows = signatures.shape[1] // bands
   parts = signatures[:, : bands * rows].reshape(-1, bands, rows).astype(np.uint64)
   keys = np.broadcast_to(np.arange(bands, dtype=np.uint64), parts.shape[:2])
@@ -90,7 +94,7 @@ def _bands(signatures: np.ndarray, bands: int) -> np.ndarray:
 
 
 def _signature(words: list[str], ngram: int, hashes: int) -> np.ndarray:
-  """MinHash of the n-grams: the least of each of many hashes over them. -> uint32 [hashes]"""
+  """Returns the MinHash of the n-grams, the least of each of many hashes: uint32 [hashes]."""
   ids = np.array([_word(w) for w in words], np.uint64)
   n = min(ngram, len(ids))
   grams = np.zeros(len(ids) - n + 1, np.uint64)
@@ -105,7 +109,7 @@ def _signature(words: list[str], ngram: int, hashes: int) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-  """The output function of SplitMix64 (Steele et al. 2014). uint64 -> uint64, one to one."""
+  """Applies the output function of SplitMix64 (Steele et al. 2014), a bijection of uint64."""
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
@@ -117,5 +121,5 @@ def _word(word: str) -> int:
 
 
 def _digest(text: str, size: int) -> bytes:
-  """Not Python's `hash`, which differs between processes."""
+  """Hashes a text; unlike Python's `hash`, equal in all processes."""
   return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=size).digest()

@@ -29,17 +29,21 @@ def documents(
   data_dir: str = '',
   steps: Sequence[Step] = (),
 ) -> list[str]:
-  """Documents of all paths, in order, cleaned by `steps`; what each step removed is logged.
+  """Reads documents of all paths, in order, and cleans them by `steps`; logs what each removed.
 
   Args:
     paths: NAME.jsonl and NAME.csv (a document is the `field` of a record), NAME.json (SQuAD's
       format: a document is a paragraph), 'tfds:NAME/SPLIT', anything else is plain text; () is the
       source of the installed Python's standard library.
-    unit: what one document of a plain text is: the 'file', a 'paragraph' (between empty lines), or
-      a 'line'.
+    field: of a record that holds the text.
+    unit: one document of a plain text is the 'file', a 'paragraph' (between empty lines), or a
+      'line'.
+    data_dir: of TFDS.
+    steps: see `clean`.
 
-  Raises InputError: no such file, empty, not UTF-8 (file and offset), no such field, half of a
-  surrogate pair (which JSON can hold and UTF-8 cannot) after all steps.
+  Raises:
+    InputError: no such file, empty, not UTF-8 (file and offset), no such field, half of a
+      surrogate pair (which JSON can hold and UTF-8 cannot) after all steps.
   """
   arguments = (tuple(paths), field, unit, data_dir, tuple(steps))
   try:
@@ -50,7 +54,7 @@ def documents(
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-  """Another one where a file was changed."""
+  """Returns time and size of a file, which differ once it has changed."""
   try:
     found = os.stat(path)
   except OSError:
@@ -77,7 +81,7 @@ def _documents(paths, field, unit, data_dir, steps):
 
 
 def read(path: str, field: str = 'text', unit: str = 'file', data_dir: str = '') -> list[str]:
-  """The documents of one path, see `documents`."""
+  """Reads the documents of one path, see `documents`."""
   return [text for _, text in located(path, field, unit, data_dir)]
 
 
@@ -107,7 +111,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
-  """(where it stands, the record) of .jsonl, .csv or 'tfds:NAME/SPLIT'."""
+  """Yields (origin, record) of .jsonl, .csv or 'tfds:NAME/SPLIT'."""
   if path.startswith('tfds:'):
     return _tfds(path, data_dir)
   file = local(path)
@@ -134,7 +138,7 @@ def _tfds(path: str, data_dir: str) -> list[tuple[str, Record]]:
 
 
 def _plain(value: Any) -> Any:
-  """Texts and numbers as Python has them; what else TFDS gives (images) as it is."""
+  """Converts texts and numbers to Python's types; keeps other values of TFDS (images)."""
   if isinstance(value, bytes):
     try:
       return value.decode()
@@ -144,7 +148,7 @@ def _plain(value: Any) -> Any:
 
 
 def whole(text: str, where: str) -> str:
-  """The text. Raises InputError where UTF-8 cannot hold it."""
+  """Returns the text. Raises InputError if UTF-8 cannot hold it."""
   try:
     text.encode()
   except UnicodeEncodeError as error:
@@ -156,7 +160,7 @@ def whole(text: str, where: str) -> str:
 
 
 def said(record: Record, field: str, where: str) -> str:
-  """The text of a field. Raises InputError where there is none."""
+  """Returns the text of a field. Raises InputError if the field holds no text."""
   value = record.get(field)
   if not isinstance(value, str):
     what = f'; it is {value!r:.40}' if field in record else did_you_mean(field, record)
@@ -165,9 +169,9 @@ def said(record: Record, field: str, where: str) -> str:
 
 
 def squad_paragraphs(path: str) -> list[tuple[str, dict[str, Any]]]:
-  """(title, paragraph with 'context' and 'qas') of a file in SQuAD's format.
+  """Reads (title, paragraph with 'context' and 'qas') of a file in SQuAD's format.
 
-  Raises InputError where it is not one.
+  Raises InputError if the file has another format.
   """
   text = read_text(local(path))
   try:
@@ -184,22 +188,23 @@ def squad_paragraphs(path: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def library_files() -> list[pathlib.Path]:
-  """The top-level modules of the installed Python's standard library, in the order of their names.
+  """Returns the top-level modules of the installed Python's standard library, by name.
 
-  Text that every machine has. It differs between versions of Python, so its SHA-256 is recorded.
+  Every machine has this text. It differs between versions of Python, so its SHA-256 is recorded.
   """
   return sorted(pathlib.Path(sysconfig.get_paths()['stdlib']).glob('*.py'))
 
 
 def describe(paths: Sequence[str]) -> str:
+  """Returns the origin of documents, for messages and metadata."""
   library = f'the standard library of Python {sys.version.split()[0]}'
   return ', '.join(paths) or library
 
 
 def part_of(items: Any, split: str, what: str) -> Any:
-  """'train' is the first 90 %, 'valid' the rest, 'all' both; of a list or an array.
+  """Splits a list or an array: 'train' is the first 90 %, 'valid' the rest, 'all' both.
 
-  Raises InputError where nothing is in it.
+  Raises InputError if the part is empty.
   """
   edge = int(len(items) * (1 - VALID))
   parts = {'train': items[:edge], 'valid': items[edge:], 'all': items}

@@ -38,19 +38,19 @@ ROWS = ('tokens', 'segment_ids', 'types', 'targets', 'weights')
 
 
 def text_spec(length: int, *more: tuple[str, Spec]) -> dict[str, Spec]:
-  """The arrays of one encoded text, and more."""
+  """Returns the specs of one encoded text, and `more` ones."""
   rows = {k: along(length) for k in ('tokens', 'segment_ids', 'types')}
   weights = {'weights': Spec((), np.dtype(np.float32))}
   return weights | rows | dict(more)
 
 
 def text_metadata(tokenizer: Subwords, length: int, source: str) -> dict[str, Any]:
-  """Facts of encoded texts."""
+  """Returns the facts of encoded texts."""
   return {'vocab_size': tokenizer.size, 'length': length, 'source': source}
 
 
 def encode_rows(tokenizer: Subwords, texts: Sequence[Any], length: int) -> tuple[HostBatch, int]:
-  """Texts, or pairs of texts, encoded and padded -> (arrays [N, length], number of cut texts)."""
+  """Encodes and pads texts, or pairs of texts -> (arrays [N, length], number of cut texts)."""
   found = encode(tokenizer, texts, length)
   rows = [fill_row(tokenizer, one.ids, one.type_ids, length) for one in found]
   arrays = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
@@ -78,9 +78,9 @@ def pad(values: Sequence[int], length: int, value: int = 0) -> np.ndarray:
 def encode(
   tokenizer: Subwords, texts: Sequence[Any], length: int, words: bool = False
 ) -> Sequence[Any]:
-  """Encodings of texts, pairs of texts or lists of `words`, with special tokens, cut to `length`.
+  """Encodes texts, pairs of texts or lists of `words`, with special tokens, cut to `length`.
 
-  Raises InputError if a row has no room for a token, or the tokenizer fails.
+  Raises InputError if `length` leaves no position for a token, or the tokenizer fails.
   """
   inner, pair = tokenizer.inner, isinstance(next(iter(texts), None), tuple)
   least = inner.num_special_tokens_to_add(pair) + 1 + pair

@@ -1,4 +1,4 @@
-"""Documents in rows of one length: packed next to each other, and never seeing each other."""
+"""Documents in rows of one length: packed next to each other, without attention between them."""
 
 import bisect
 import dataclasses
@@ -24,19 +24,24 @@ from bmx.data.text.windows import token_spec, tokenizer_state
 KEYS = ('tokens', 'segment_ids', 'positions')
 
 
-def best_fit(lengths: np.ndarray, room: int) -> tuple[np.ndarray, int]:
-  """Best-fit-decreasing bin packing, in O(N log room) (Ding et al. 2024).
+def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+  """Packs bins by best-fit-decreasing, in O(N log capacity) (Ding et al. 2024).
 
-  lengths int [N], each at most `room` -> (row of each int32 [N], number of rows).
+  Args:
+    lengths: int [N], each at most `capacity`.
+    capacity: capacity of a row.
+
+  Returns:
+    Row of each length, int32 [N], and the number of rows.
   """
-  space: list[list[int]] = [[] for _ in range(room + 1)]  # rows by the room that they have left
-  free: list[int] = []  # rooms that some row has left, sorted
+  space: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by their free positions
+  free: list[int] = []  # numbers of free positions that some row has, sorted
   row, count = np.empty(len(lengths), np.int32), 0
   order = np.argsort(-lengths, kind='stable')
   for i, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
     k = bisect.bisect_left(free, length)
     if k == len(free):
-      r, left, count = count, room, count + 1
+      r, left, count = count, capacity, count + 1
     else:
       left = free[k]
       r = space[left].pop()
@@ -52,16 +57,22 @@ def best_fit(lengths: np.ndarray, room: int) -> tuple[np.ndarray, int]:
 
 @dataclasses.dataclass
 class PackedData:
-  """Rows [T] of whole documents, `segment_ids` 1, 2, ... (0 is padding) and `positions` from 0 in
-  each; documents longer than a row are cut.
+  """Rows [T] of whole documents; documents longer than a row are cut.
 
-  `targets` are the tokens that follow; `weights` is 0 where nothing of the same document follows,
-  where what follows is not a target of the loss, and on padding.
+  `segment_ids` are 1, 2, ... (0 is padding); `positions` count from 0 in each. `targets` are the
+  following tokens; `weights` is 0 if no token of the same document follows, if the next token is
+  not a target of the loss, and on padding.
 
   Attributes:
-    prefix, suffix: ids around every piece of a document ([CLS], [SEP]), or (`whole` False) before
-      its first and after its last piece.
+    corpus: the documents.
+    vocab_size: token ids are below it.
+    length: T.
+    prefix: ids before every piece of a document ([CLS]), or (`whole` False) before its first.
+    suffix: ids after every piece ([SEP]), or (`whole` False) after its last.
+    whole: see `tokenizer.Frame`.
     words: also give `words`, the number of the word in the row that a token belongs to.
+    more: metadata besides.
+    tokenizer: of the corpus.
   """
 
   corpus: Corpus
@@ -75,10 +86,12 @@ class PackedData:
   tokenizer: Tokenizer | None = None
 
   def __post_init__(self):
-    room = self.length - len(self.prefix) - len(self.suffix)
-    if room < 1:
-      raise InputError(f'length={self.length}: a row has no room for a token')
-    self.pieces = _pieces(self.corpus.ends, room)  # [P, 4]: first, last, begins, ends a document
+    capacity = self.length - len(self.prefix) - len(self.suffix)
+    if capacity < 1:
+      raise InputError(f'length={self.length}: expected more than the special tokens')
+    self.pieces = _pieces(
+      self.corpus.ends, capacity
+    )  # [P, 4]: first, last, begins, ends a document
     if not len(self.pieces):
       raise InputError('the text has not one token')
     self.sizes = np.diff(self.pieces[:, :2], axis=1)[:, 0] + self._frame(self.pieces).sum(1)
@@ -93,15 +106,15 @@ class PackedData:
     self.spec = packed_spec(self.length, self.words)
 
   def state(self) -> dict[str, Any]:
-    """The tokenizer."""
+    """Returns the state of the tokenizer."""
     return tokenizer_state(self.tokenizer)
 
   def digest(self) -> str:
-    """SHA-256 of the tokens."""
+    """Returns the SHA-256 of the tokens."""
     return digest_arrays({'tokens': self.corpus.tokens, 'ends': self.corpus.ends})
 
   def _frame(self, pieces: np.ndarray) -> np.ndarray:
-    """Ids before and after each piece: int [P, 2]."""
+    """Counts the ids before and after each piece: int [P, 2]."""
     sides = pieces[:, 2:] if not self.whole else np.ones_like(pieces[:, 2:])
     return sides * np.array([len(self.prefix), len(self.suffix)])
 
@@ -109,7 +122,7 @@ class PackedData:
     return self.gather(self._rows(indices), np.arange(len(indices)))
 
   def _rows(self, indices: np.ndarray) -> HostBatch:
-    """What `gather` reads, made from the corpus."""
+    """Returns the inputs of `gather`, made from the corpus."""
     keys = (*KEYS, 'loss_mask', *['word_starts'] * self.words)
     rows = {k: np.zeros((len(indices), self.length), np.int32) for k in keys}
     for n, index in enumerate(indices):
@@ -119,7 +132,7 @@ class PackedData:
     return rows
 
   def _put(self, rows: HostBatch, n: int, place: int, segment: int, piece: np.ndarray) -> int:
-    """Writes a piece into row n at `place` -> the place after it."""
+    """Writes a piece into row n at `place`; returns the position after it."""
     first, last = piece[:2]
     before, after = self._frame(piece[None])[0]
     ids = [*self.prefix[:before], *self.corpus.tokens[first:last], *self.suffix[:after]]
@@ -158,19 +171,21 @@ class PackedData:
 
 
 def packed_spec(length: int, words: bool = False) -> dict[str, Spec]:
-  """The arrays of one row."""
+  """Returns the specs of one row."""
   return token_spec(length, ('segment_ids', 'positions', *['words'] * words))
 
 
-def _pieces(ends: np.ndarray, room: int) -> np.ndarray:
-  """Documents cut to at most `room` tokens -> int64 [P, 4]: first token, the one after the last,
-  whether a document begins there, whether one ends."""
+def _pieces(ends: np.ndarray, capacity: int) -> np.ndarray:
+  """Cuts documents to at most `capacity` tokens -> int64 [P, 4].
+
+  The columns: first token, the one after the last, whether a document begins, whether one ends.
+  """
   firsts = np.concatenate([[0], ends[:-1]])
-  counts = -(-(ends - firsts) // room)  # an empty document has no piece
+  counts = -(-(ends - firsts) // capacity)  # an empty document has no piece
   document = np.repeat(np.arange(len(ends)), counts)
   number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-  first = firsts[document] + number * room
-  last = np.minimum(first + room, ends[document])
+  first = firsts[document] + number * capacity
+  last = np.minimum(first + capacity, ends[document])
   begins, finishes = number == 0, number == counts[document] - 1
   return np.stack([first, last, begins, finishes], axis=1).astype(np.int64)
 
@@ -188,15 +203,14 @@ def packed(
   data_dir: str = '',
   read: bool = True,
 ) -> Examples:
-  """Documents packed into rows, for masked and for causal language models.
+  """Packs documents into rows, for masked and for causal language models.
 
   Args:
     length: tokens of a row.
     paths: files of text, see `documents.documents`; () is the standard library's source.
     split: 'train' is the first 90 % of the documents, 'valid' the rest, 'all' both.
     field: of the text in a record of .jsonl, .csv and TFDS.
-    prompt: a second field, which precedes `field` and is not in the loss: for
-      instructions.
+    prompt: a second field, which precedes `field` and is not in the loss: for instructions.
     unit: of plain text that is one document: 'file', 'paragraph' or 'line'.
     tokenizer: of the text; None is bytes.
     words: gives word numbers, for masking whole words.
@@ -230,7 +244,7 @@ def packed(
 
 
 def _instructions(paths: Sequence[str], prompt: str, field: str, data_dir: str) -> list[Parts]:
-  """Documents of two parts; only the second is a target of the loss."""
+  """Reads documents of two parts; only the second is a target of the loss."""
   result: list[Parts] = []
   for path in paths:
     for where, record in records(path, data_dir):

@@ -26,13 +26,13 @@ END = re.compile(r'(?<=[.!?])\s+|\n+')  # where a sentence ends
 class PairData:
   """Rows of two texts, joined as the tokenizer joins them ([CLS] A [SEP] B [SEP]).
 
-  They are `tokens`, `segment_ids`, `types`, and `next`: 0 where B follows A in its document (half
-  of the rows), 1 where B is from another document (Devlin et al. 2019).
-
-  B is drawn anew each time that a row is read in training, and always the same in evaluation.
+  The arrays are `tokens`, `segment_ids`, `types`, and `next`: 0 if B follows A in its document
+  (half of the rows), 1 if B is from another document (Devlin et al. 2019). In training B is drawn
+  anew each time that a row is read, in evaluation it is always the same.
 
   Attributes:
-    corpus: sentences. document: int [S], of each sentence, ascending.
+    corpus: sentences.
+    document: int [S], of each sentence, ascending.
   """
 
   corpus: Corpus
@@ -81,7 +81,7 @@ class PairData:
     return rows | {'weights': np.ones(len(indices), np.float32)}
 
   def _elsewhere(self, first: np.ndarray, draw: np.ndarray) -> np.ndarray:
-    """A sentence of another document, each as likely."""
+    """Draws a sentence of another document, uniformly."""
     begin = np.searchsorted(self.document, self.document[first], 'left')
     end = np.searchsorted(self.document, self.document[first], 'right')
     place = (draw * (len(self.document) - (end - begin))).astype(np.int64)
@@ -92,12 +92,12 @@ class PairData:
     return self.corpus.tokens[first : self.corpus.ends[number]]
 
   def _put(self, rows: HostBatch, n: int, a: np.ndarray, b: np.ndarray) -> None:
-    """Both texts, the longer one cut where they do not fit."""
+    """Writes both texts; cuts the longer one if they do not fit."""
     assert self.tokenizer is not None
     template = self.tokenizer.template
-    room = self.length - template.added
-    a = a[: max(room - len(b), room // 2)]
-    b = b[: room - len(a)]
+    capacity = self.length - template.added
+    a = a[: max(capacity - len(b), capacity // 2)]
+    b = b[: capacity - len(a)]
     joined = template.join(a.tolist(), b.tolist())
     size = len(joined.ids)
     rows['tokens'][n, :size] = joined.ids
@@ -106,7 +106,7 @@ class PairData:
 
 
 def pair_spec(length: int) -> dict[str, Spec]:
-  """The arrays of one row."""
+  """Returns the specs of one row."""
   rows = {k: along(length) for k in ('tokens', 'segment_ids', 'types')}
   return rows | {'next': Spec((), np.dtype(np.int32)), 'weights': Spec((), np.dtype(np.float32))}
 
@@ -123,7 +123,7 @@ def pairs(
   seed: int = 0,
   train: bool = True,
 ) -> Examples:
-  """Documents cut into sentences, in pairs.
+  """Cuts documents into sentences, and pairs them.
 
   Args:
     length: tokens of a row.

@@ -17,18 +17,18 @@ STOP_WORDS = ('the', 'be', 'to', 'of', 'and', 'that', 'have', 'with')
 
 
 class _Rules(abc.ABC):
-  """Drops the documents that break a rule."""
+  """Drops documents that break a rule."""
 
   def __call__(self, documents: list[str]) -> list[str]:
     return [d for d in documents if not self.broken(d)]
 
   def broken(self, document: str) -> str:
-    """The name of the first rule that the document breaks, '' where it keeps all."""
+    """Returns the name of the first rule that the document breaks, '' if it keeps all."""
     return next((name for name, kept in self._rules(document) if not kept), '')
 
   @abc.abstractmethod
   def _rules(self, document: str) -> Iterator[tuple[str, bool]]:
-    """Each rule's name and whether the document keeps it."""
+    """Yields each rule's name and whether the document keeps it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Repetition(_Rules):
 
 
 def _top_bigram(words: list[str]) -> float:
-  """The share of characters in the most frequent pair of neighbours; 0 where none is repeated.
+  """Returns the share of characters in the most frequent pair of neighbors; 0 without repetition.
 
   A word that two occurrences share, as in 'ha ha ha', counts once.
   """

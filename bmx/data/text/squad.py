@@ -44,14 +44,14 @@ class QuestionData(TextData):
   no_answer: bool = False
 
   def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
-    """The answer of each question: {'id': of the file, 'answer': text, 'known': [right texts]}."""
+    """Returns the answers: {'id': of the file, 'answer': text, 'known': [right texts]} of each."""
     answers = zip(self.ids, self.answers(predictions), strict=True)
     return [{'id': i, 'answer': a, 'known': known} for i, (a, known) in answers]
 
   def answers(self, rows: HostBatch) -> list[tuple[str, list[str]]]:
-    """(predicted text, right texts) of each question, from the predictions of all windows in order.
+    """Returns (predicted text, right texts) of each question, from all its windows in order.
 
-    The answer is the span with the highest score of all windows. Where `no_answer`, it is '' if the
+    The answer is the span with the highest score of all windows. With `no_answer`, it is '' if the
     lowest score that any window gives to no answer is higher.
 
     Source: `postprocess_qa_predictions` of transformers' examples, Rajpurkar et al. 2018.
@@ -83,9 +83,11 @@ def squad(
   seed: int = 0,
   train: bool = True,
 ) -> Examples:
-  """A file in SQuAD's format -> rows of a question and a part of the paragraph, joined as the
-  tokenizer joins a pair ("[CLS] question [SEP] part [SEP]"): `tokens`, `segment_ids`, `types`,
-  `context`, and the answer's `first` and `last` token, 0 where the part does not hold it.
+  """Reads a file in SQuAD's format -> rows of a question and a part of the paragraph.
+
+  The tokenizer joins both as a pair ("[CLS] question [SEP] part [SEP]"). The arrays are `tokens`,
+  `segment_ids`, `types`, `context`, and the answer's `first` and `last` token, 0 if the part does
+  not hold it.
 
   Args:
     path: of the file. `is_impossible` marks a question without an answer (SQuAD 2.0).
@@ -101,9 +103,9 @@ def squad(
     train: training data.
 
   Raises:
-    InputError: a file that cannot be read; an answer that does not stand at its `answer_start`; in
-      training, a question with neither an answer nor `is_impossible`; a tokenizer that puts nothing
-      before or between two texts.
+    InputError: a file that cannot be read; an answer that differs from the text at its
+      `answer_start`; in training, a question with neither an answer nor `is_impossible`; a
+      tokenizer that puts nothing before or between two texts.
   """
   if not read:
     place = Spec((), np.dtype(np.int32))
@@ -146,9 +148,9 @@ def _windows(
   rows, windows = [], []
   for n, (context, qa) in enumerate(asked):
     question, text = questions[n][: length // 2].tolist(), encoded[context]
-    room = length - tokenizer.template.added - len(question)
-    for start in _starts(len(text.ids), room, min(stride or max(room // 2, 1), room)):
-      part = slice(start, start + room)
+    capacity = length - tokenizer.template.added - len(question)
+    for start in _starts(len(text.ids), capacity, min(stride or max(capacity // 2, 1), capacity)):
+      part = slice(start, start + capacity)
       joined = tokenizer.template.join(question, text.ids[part])
       stands = iter(text.offsets[part])
       windows.append(Window(n, tuple(next(stands) if p == 2 else (0, 0) for p in joined.parts)))
@@ -158,17 +160,17 @@ def _windows(
   return rows, windows
 
 
-def _starts(size: int, room: int, stride: int) -> list[int]:
-  """Windows of `room` tokens that cover `size`.
+def _starts(size: int, capacity: int, stride: int) -> list[int]:
+  """Returns the starts of windows of `capacity` tokens that cover `size`.
 
   >>> _starts(10, 6, 3), _starts(4, 6, 3)
   ([0, 3, 6], [0])
   """
-  return list(range(0, max(size - room, 0) + stride, stride)) if size > room else [0]
+  return list(range(0, max(size - capacity, 0) + stride, stride)) if size > capacity else [0]
 
 
 def _place(qa: Any, offsets: Sequence[tuple[int, int]], parts: Sequence[int]) -> HostBatch:
-  """Tokens of the first answer; 0 and 0 where it is not whole in the window."""
+  """Returns first and last token of the first answer; 0 and 0 if the window lacks a part of it."""
   place = lambda first, last: {'first': np.array(first, np.int32), 'last': np.array(last, np.int32)}
   if not qa.get('answers'):
     return place(0, 0)

@@ -1,4 +1,4 @@
-"""Steps that clean documents: what they are, and checks of their arguments."""
+"""Steps that clean documents: their type, and checks of their arguments."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,7 @@ Step = Callable[[list[str]], list[str]]
 
 
 def check_between(step: Any, least: float, most: float, *names: str) -> None:
+  """Raises InputError unless the named arguments of a step lie within `least` and `most`."""
   for name in names:
     value = getattr(step, name)
     if not least <= value <= most:
@@ -18,6 +19,7 @@ def check_between(step: Any, least: float, most: float, *names: str) -> None:
 
 
 def check_range(step: Any, least: str, most: str) -> None:
+  """Raises InputError unless two arguments of a step, from 0 on, are in ascending order."""
   check_between(step, 0, math.inf, least, most)
   low, high = getattr(step, least), getattr(step, most)
   if low > high:

@@ -37,13 +37,13 @@ def text_classification(
   seed: int = 0,
   train: bool = True,
 ) -> Examples:
-  """Texts -> `tokens`, `segment_ids`, `types`, and `label` or `y`.
+  """Reads texts -> `tokens`, `segment_ids`, `types`, and `label` or `y`.
 
   Args:
     path: .jsonl, .csv or 'tfds:NAME/SPLIT'.
     text: field of the text.
-    label: field of the class or number. No record has one in a file to predict; -1 in all of them
-      is a hidden test set.
+    label: field of the class or number. A file to predict lacks it in all records; -1 in all of
+      them is a hidden test set.
     tokenizer: of the text.
     length: tokens of a row; longer texts are cut (of a pair the longer one), and counted.
     pair: field of a second text; '' without.
@@ -119,7 +119,7 @@ def library(
   seed: int = 0,
   train: bool = True,
 ) -> Examples:
-  """Lines of the installed Python's standard library: comments (1) without their mark, code (0).
+  """Reads lines of the installed Python's standard library: comments (1) without mark, code (0).
 
   Args:
     tokenizer: of the text.

@@ -28,7 +28,7 @@ def token_classification(
   seed: int = 0,
   train: bool = True,
 ) -> Examples:
-  """Sentences whose words have tags -> `tokens`, `segment_ids`, `targets` and `weights`.
+  """Reads sentences whose words have tags -> `tokens`, `segment_ids`, `targets` and `weights`.
 
   `weights` is 1 at the first token of each word. The file is in CoNLL's format: a word a line, its
   tag last, an empty line between sentences.
@@ -81,7 +81,7 @@ def token_classification(
 
 
 def read_conll(path: str) -> list[list[tuple[str, str]]]:
-  """Sentences of (word, tag). Raises InputError naming file and line."""
+  """Reads sentences of (word, tag). Raises InputError naming file and line."""
   sentences: list[list[tuple[str, str]]] = [[]]
   for n, line in enumerate(LINE_END.split(read_text(local(path))), 1):
     cells = [c.strip() for c in line.split('\t')] if '\t' in line else line.split()

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, or sub-words by Hugging Face `tokenizers`."""
+"""Tokenizers, text to ids and back: bytes, or sub-words by Hugging Face `tokenizers`."""
 
 import dataclasses
 import functools
@@ -28,8 +28,13 @@ ENDS = ('<|endoftext|>', '<|end_of_text|>', '<|eot_id|>', '<|im_end|>', '<eos>',
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """What stands around a document: ids before and after it; `whole`: also around its parts, where
-  it is cut."""
+  """Ids around a document.
+
+  Attributes:
+    prefix: ids before it.
+    suffix: ids after it.
+    whole: whether they frame each part of a document that is cut.
+  """
 
   prefix: tuple[int, ...]
   suffix: tuple[int, ...]
@@ -37,7 +42,7 @@ class Frame:
 
 
 def frame(tokenizer: 'Tokenizer') -> Frame:
-  """What the tokenizer's post-processor adds to a text; where that has no end, the end of text.
+  """Returns the tokens that the post-processor adds to a text; without an end, the end of text.
 
   >>> frame(Bytes())
   Frame(prefix=(), suffix=(), whole=False)
@@ -48,7 +53,7 @@ def frame(tokenizer: 'Tokenizer') -> Frame:
 
 
 def special_facts(special: Mapping[str, int]) -> dict[str, Any]:
-  """What a task that masks must agree with: all special ids, and that of [MASK] (-1 is none).
+  """Returns the facts that a task that masks must agree with: special ids, and [MASK] (or -1).
 
   >>> special_facts({'cls': 2, 'pad': 0})
   {'special': (0, 2), 'mask': -1}
@@ -56,7 +61,7 @@ def special_facts(special: Mapping[str, int]) -> dict[str, Any]:
   return {'special': tuple(sorted({*special.values()})), 'mask': special.get('mask', -1)}
 
 
-BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4 of what is trained here
+BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4
 
 
 @runtime_checkable
@@ -70,7 +75,7 @@ class Tokenizer(Protocol):
 
   @property
   def special(self) -> dict[str, int]:
-    """Role -> id of the special tokens there are; roles are the keys of `ROLES`."""
+    """Role -> id of the special tokens; roles are the keys of `ROLES`."""
     ...
 
   @property
@@ -80,7 +85,7 @@ class Tokenizer(Protocol):
 
   @property
   def text(self) -> str:
-    """As `tokenizer.json` holds it; '' where there is no such file."""
+    """Content of `tokenizer.json`; '' if the tokenizer has no such file."""
     ...
 
   @property
@@ -89,11 +94,11 @@ class Tokenizer(Protocol):
     ...
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Ids of each text, int32 [n], without special tokens."""
+    """Returns the ids of each text, int32 [n], without special tokens."""
     ...
 
   def word_starts(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """For each id of `encode`, whether a word begins there: bool [n]."""
+    """Returns for each id of `encode` whether a word begins there: bool [n]."""
     ...
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
@@ -105,7 +110,7 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-  """One token a byte: needs no file and loses nothing."""
+  """One token a byte: needs no file and is lossless."""
 
   @property
   def size(self) -> int:
@@ -144,7 +149,8 @@ class Bytes:
 class Subwords:
   """A `tokenizer.json` of Hugging Face's `tokenizers`.
 
-  Raises InputError: it is none, or the library is not installed.
+  Raises:
+    InputError: the text is not a valid tokenizer.json, or `tokenizers` is not installed.
   """
 
   def __init__(self, text: str, source: str = 'tokenizer.json'):
@@ -154,7 +160,7 @@ class Subwords:
     except InputError:
       raise
     except Exception as error:  # the library raises plain Exceptions
-      raise InputError(f'{source} is no tokenizer.json: {error}') from None
+      raise InputError(f'{source} is not a tokenizer.json: {error}') from None
     self.inner.no_truncation()
     self.inner.no_padding()
 
@@ -231,14 +237,16 @@ class Subwords:
 
   @functools.cached_property
   def _invalid(self) -> int | None:
-    """A token of a byte that ends no character. Decoders with byte fallback spell a whole run of
-    bytes anew where one of them is not valid."""
+    """Returns a token of a byte that ends no character; None without one.
+
+    Decoders with byte fallback spell a whole run of bytes anew if one of them is not valid.
+    """
     found = (self.inner.token_to_id(f'<0x{byte:02X}>') for byte in range(0xFF, 0x7F, -1))
     return next((i for i in found if i is not None), None)
 
 
 def _common(a: str, b: str) -> str:
-  """The longest text that both begin with."""
+  """Returns the longest text that both begin with."""
   if b.startswith(a):
     return a
   return a[: next(i for i, letter in enumerate(a) if b[i : i + 1] != letter)]
@@ -249,6 +257,7 @@ def _word_starts(words: Sequence[int | None]) -> np.ndarray:
 
 
 def library() -> Any:
+  """Imports `tokenizers`. Raises InputError if it is not installed."""
   try:
     import tokenizers
   except ImportError:
@@ -259,7 +268,7 @@ def library() -> Any:
 
 
 def load(path: str) -> Subwords:
-  """A `tokenizer.json`, or the one in a folder (a run's, or a Hugging Face model's).
+  """Loads a `tokenizer.json`, or that of a folder (a run's, or a Hugging Face model's).
 
   Args:
     path: of the file or the folder.
@@ -270,7 +279,7 @@ def load(path: str) -> Subwords:
     raise InputError('no folder of a tokenizer is named: set --config.init.path=DIR of the run or '
                      'the Hugging Face model to start from')  # fmt: skip
   if not local(path).exists():
-    raise InputError(f'there is no {path}, which is to hold a tokenizer.json{how_to_fetch(path)}')
+    raise InputError(f'{path} does not exist: expected a tokenizer.json{how_to_fetch(path)}')
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')
   return Subwords(read_text(file), str(file))

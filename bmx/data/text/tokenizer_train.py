@@ -28,10 +28,9 @@ def trained(
   lowercase: bool = True,
   steps: Sequence[Step] = (),
 ) -> Subwords:
-  """A tokenizer learned from texts; kept in the cache folder, so that it is learned once.
+  """Trains a tokenizer on texts, once: the cache folder keeps it.
 
-  The same texts give the same tokenizer, but for 'unigram': its training sums in another order each
-  time.
+  The same texts give the same tokenizer, except for 'unigram': the order of its sums varies.
 
   Args:
     kind: 'wordpiece' (BERT's; ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]), 'bpe' (on bytes, as
@@ -79,8 +78,11 @@ def trained(
 
 
 def _wordpiece(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
-  """The library numbers the letters within words in the order in which it meets them, another one
-  each time, and breaks ties by number. So their list is learned first, and given to it sorted."""
+  """Trains WordPiece, deterministically.
+
+  The library numbers the letters within words in the order in which it meets them, which varies,
+  and breaks ties by number. So their list is learned first, and given to it sorted.
+  """
   t, special = library(), list[str](BERT_SPECIAL)
   inner, letters = _letters(texts, _wordpieces(lowercase), special)
   limits: dict[str, Any] = {}
@@ -110,7 +112,7 @@ def _wordpieces(lowercase: bool, vocab: dict[str, int] | None = None) -> Any:
 def _letters(
   texts: Sequence[str], inner: Any, special: list[str], **limits: Any
 ) -> tuple[Any, list[str]]:
-  """The letters that begin words, then those within them (##a), each sorted."""
+  """Returns the letters that begin words, then those within them (##a), each sorted."""
   trainer = library().trainers.WordPieceTrainer(
     vocab_size=0, special_tokens=special, show_progress=False, **limits
   )
@@ -152,7 +154,7 @@ def _unigram(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
 
 
 def _framed(inner: Any) -> Any:
-  """One sequence is [CLS] A [SEP], two are [CLS] A [SEP] B [SEP] with types 0 and 1."""
+  """Frames one sequence as [CLS] A [SEP], two as [CLS] A [SEP] B [SEP] with types 0 and 1."""
   inner.post_processor = library().processors.TemplateProcessing(
     single='[CLS] $A [SEP]',
     pair='[CLS] $A [SEP] $B:1 [SEP]:1',

@@ -31,13 +31,13 @@ class TokenData:
   last one lacks have weight 0.
 
   Attributes:
-    tokens: uint8, uint16 or int32 [N], maybe a memory map.
+    tokens: uint8, uint16 or int32 [N], perhaps a memory map.
     vocab_size: token ids are below this.
     length: tokens of a window.
     seed: of the order and the shifts.
-    train: shuffled and shifted.
+    train: whether windows are shuffled and shifted.
     more: metadata besides.
-    tokenizer: that made the tokens.
+    tokenizer: of the tokens.
 
   Raises:
     InputError: fewer tokens than a window.
@@ -88,11 +88,11 @@ class TokenData:
     return self.gather({'tokens': self.tokens}, indices)
 
   def resident(self) -> HostBatch | None:
-    """All tokens, if they are few."""
+    """Returns all tokens, if they are few."""
     return {'tokens': self.tokens} if self.tokens.nbytes <= RESIDENT_BYTES else None
 
   def gather(self, arrays: Any, indices: Any) -> Batch:
-    """Windows of tokens on the device."""
+    """Gathers windows of tokens on the device."""
     last = len(self.tokens) - 1
     places = indices[:, None] + np.arange(self.length + 1, dtype=np.int32)[None, :]
     window = arrays['tokens'][places.clip(0, last)].astype(np.int32)
@@ -104,18 +104,18 @@ class TokenData:
 
 
 def token_spec(length: int, more: Sequence[str] = ()) -> dict[str, Spec]:
-  """Specs of `tokens`, `targets` and `weights` of a row, and of more integers along it."""
+  """Returns the specs of `tokens`, `targets` and `weights` of a row, and of `more` integers."""
   integers = {k: along(length) for k in ('tokens', 'targets', *more)}
   return integers | {'weights': along(length, np.float32)}
 
 
 def along(length: int, dtype: Any = np.int32) -> Spec:
-  """The spec of one value for each token of a row."""
+  """Returns the spec of one value for each token of a row."""
   return Spec((length,), np.dtype(dtype), ('length',))
 
 
 def tokenizer_state(tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """The state of data made by a tokenizer: {'tokenizer': text of tokenizer.json, '' of bytes}.
+  """Returns the state of tokenized data: {'tokenizer': text of tokenizer.json, '' of bytes}.
 
   Data without a tokenizer (ids of a file) have no such entry.
   """
@@ -133,13 +133,13 @@ def text(
   seed: int = 0,
   train: bool = True,
 ) -> Examples:
-  """The tokens of a text; its bytes (vocabulary 256) unless a `tokenizer` is given.
+  """Tokenizes a text: its bytes (vocabulary 256) unless a `tokenizer` is given.
 
   Args:
     length: tokens of a row.
     path: plain text, .jsonl or .csv of which `field` is read, or 'tfds:NAME/SPLIT'; '' is the
       source of the installed Python's standard library. See `documents.documents`. Documents
-      stand one after another, the tokenizer's end of text between them (a line end between bytes).
+      are joined by the tokenizer's end of text (bytes: by a line end).
     split: 'train' is the first 90 % of the tokens, 'valid' the rest, 'all' both.
     field: of the text in a record of .jsonl, .csv and TFDS.
     tokenizer: of the text; None is bytes.

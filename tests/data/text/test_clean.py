@@ -398,7 +398,7 @@ def test_nothing_left_is_told():
   message = r'no document is left after Length\(least=100, .*\), which removed 2 of 2'
   with pytest.raises(InputError, match=message):
     clean(['a', 'bb', 'cc'], steps)
-  with pytest.raises(InputError, match='no document to clean'):
+  with pytest.raises(InputError, match='expected at least one document to clean'):
     clean([], steps)
 
 

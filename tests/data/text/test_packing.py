@@ -265,7 +265,7 @@ def test_evaluation_reads_rows_in_order():
 
 @pytest.mark.parametrize('length', [0, 1, 2])
 def test_a_row_without_room(length):
-  with pytest.raises(InputError, match=f'length={length}: a row has no room for a token'):
+  with pytest.raises(InputError, match=f'length={length}: expected more than the special tokens'):
     rows_of(written([5]), length)
   assert rows_of(written([5]), 3)[0].size == 5
 

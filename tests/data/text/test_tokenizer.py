@@ -199,8 +199,8 @@ def test_load_reads_a_file_and_a_folder(tmp_path, coders):
 
 UNREADABLE = {
   'not there': (None, 'no tokenizer.json in .*'),
-  'not JSON': (b'hello', r'tokenizer\.json is no tokenizer\.json'),
-  'other JSON': (b'{"a": 1}', r'tokenizer\.json is no tokenizer\.json'),
+  'not JSON': (b'hello', r'tokenizer\.json is not a tokenizer\.json'),
+  'other JSON': (b'{"a": 1}', r'tokenizer\.json is not a tokenizer\.json'),
   'not UTF-8': (b'{"a\xff', r'tokenizer\.json is not UTF-8: byte 0xff at offset 3'),
 }
 
