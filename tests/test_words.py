@@ -22,8 +22,11 @@ DENIED = (
 )
 PATTERN = re.compile('|'.join(DENIED), re.IGNORECASE)
 
-SOURCES = sorted([*(ROOT / 'bmx').rglob('*.py'), *(ROOT / 'configs').glob('*.py')])
-PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')])
+SOURCES = sorted(p for folder in ('bmx', 'configs', 'experiments')
+                 for p in (ROOT / folder).rglob('*.py'))  # fmt: skip
+PAGES = sorted([
+  *ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md'), *(ROOT / 'experiments').rglob('*.md')
+])  # fmt: skip
 TEXTS = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, 'FSTRING_MIDDLE', tokenize.STRING)}
 
 

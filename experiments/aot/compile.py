@@ -52,7 +52,7 @@ CASES = {
 
 
 def compile_case(recipe: str, topology: str, overrides: list[str]) -> dict:
-  """In this process; see `main` for the others."""
+  """Compiles one case in this process; `run` starts one for each."""
   from bmx.plan import topology as topologies
 
   topologies.prepare()
@@ -68,6 +68,7 @@ def compile_case(recipe: str, topology: str, overrides: list[str]) -> dict:
 
 
 def run(case: str) -> dict:
+  """Compiles a case in its own process -> its line of the table, or the error."""
   command = [sys.executable, __file__, '--one', case]
   result = subprocess.run(command, capture_output=True, text=True, check=False)
   if result.returncode:
@@ -77,6 +78,7 @@ def run(case: str) -> dict:
 
 
 def main() -> None:
+  """Compiles the chosen cases and updates results.json."""
   if sys.argv[1:2] == ['--one']:
     sys.stdout.write(json.dumps(compile_case(*CASES[sys.argv[2]])) + '\n')
     return

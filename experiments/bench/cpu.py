@@ -4,10 +4,10 @@
     python experiments/bench/cpu.py wall [NAME ...]                   # wall time, all cores
     BMX_TEST_DATA=DIR python experiments/bench/cpu.py epoch           # MNIST, DataLoader and all
 
-float32, AdamW, batches that lie ready. PyTorch is eager, and compiled (torch.compile as it comes),
-its AdamW fused; bmx is what its loop dispatches: guard, metrics and schedule included, several
+float32, AdamW, prepared batches. PyTorch is eager, and compiled (torch.compile with its defaults),
+its AdamW fused; bmx runs the dispatch of its loop: guard, metrics and schedule included, several
 steps a call. Extra `reference`. Writes cpu.json here: the median over windows of the ratio of
-neighbouring windows, bmx over PyTorch, and the middle half of the ratios; below 1 bmx is faster.
+neighboring windows, bmx over PyTorch, and the middle half of the ratios; below 1 bmx is faster.
 """
 
 import datetime
@@ -50,6 +50,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def images(batch: int, shape: tuple[int, ...]) -> Batches:
+  """Returns random images with 10 classes."""
   n = 16 * batch
   arrays = {'image': RANDOM.normal(size=(n, *shape)).astype(np.float32)}
   arrays['label'] = RANDOM.integers(0, 10, n).astype(np.int32)
@@ -57,11 +58,13 @@ def images(batch: int, shape: tuple[int, ...]) -> Batches:
 
 
 def tokens(batch: int, length: int) -> Batches:
+  """Returns random bytes in windows."""
   ids = RANDOM.integers(0, 256, 200_000).astype(np.uint8)
   return Batches(TokenData(ids, 256, length), batch)
 
 
 def gpt(width: int, depth: int, heads: int, length: int) -> GPT:
+  """Returns a GPT of bytes without biases."""
   sizes = {'width': width, 'depth': depth, 'heads': heads}
   return GPT(vocab_size=256, max_seq_len=length, bias=False, **sizes)
 
@@ -103,8 +106,10 @@ MODELS = {
 
 
 def ours(task, data, count: int, steps: int = 0) -> Window:
-  """What the loop dispatches: `count` steps on data that lie ready; or `steps` in calls of `count`,
-  on data as the feed makes them."""
+  """Returns a window of bmx: the dispatch of its loop.
+
+  It runs `count` steps on prepared data; or `steps` in calls of `count`, on data from the feed.
+  """
   tx = adamw(constant(1e-3), b2=0.99, weight_decay=0.1)
   plan = plan_state(task, tx, data.abstract, LAYOUT)
   feed = Feed(data, LAYOUT, count)
@@ -131,6 +136,7 @@ def ours(task, data, count: int, steps: int = 0) -> Window:
 
 
 def theirs(model, data, count: int, compiled: bool) -> Window:
+  """Returns a window of PyTorch: `count` steps on one prepared batch."""
   rows = data.rows(data.indices(0)[0], np.arange(data.batch_size))
   x, y = (torch.tensor(rows[k]) for k in (('image', 'label') if 'image' in rows else
                                           ('tokens', 'targets')))  # fmt: skip
@@ -151,6 +157,7 @@ def theirs(model, data, count: int, compiled: bool) -> Window:
 
 
 def compare(name: str, clock: Callable[[], float], windows: int) -> dict:
+  """Times windows of all in turn -> ratios of bmx to PyTorch."""
   keep_freed_memory()  # as a run does; PyTorch's blocks are kept too
   task, data, model, count = MODELS[name]
   runs = {
@@ -174,8 +181,10 @@ def compare(name: str, clock: Callable[[], float], windows: int) -> dict:
 
 
 def epoch() -> dict:
-  """The published MLP 784-256-128-10 with batch 64: one epoch of MNIST from start to end, data and
-  all, compilation apart, wall time."""
+  """Times one epoch of MNIST by the published MLP 784-256-128-10 with batch 64.
+
+  Wall time from start to end, data included, compilation apart.
+  """
   from bmx.data.tfds import tfds
 
   folder = os.environ['BMX_TEST_DATA'] + '/tfds'
@@ -198,7 +207,7 @@ def epoch() -> dict:
 
 
 def processor() -> str:
-  """Its name and the widest vectors it has, which decide most ratios."""
+  """Returns the name of the CPU and its widest vectors, which decide most ratios."""
   try:
     text = pathlib.Path('/proc/cpuinfo').read_text()
   except OSError:
@@ -209,6 +218,7 @@ def processor() -> str:
 
 
 def main() -> None:
+  """Runs the chosen comparisons and updates cpu.json."""
   kind, names = sys.argv[1], sys.argv[2:]
   path = pathlib.Path(__file__).with_suffix('.json')
   every = json.loads(path.read_text()) if path.exists() else {}

@@ -1,9 +1,9 @@
-"""Has a commit made anything slower? Ratios only, of things that run in one go.
+"""Detects commits that make bmx slower: ratios only, of programs that run side by side.
 
     taskset -c 0 python experiments/bench/gate.py        # extra `reference`
 
 Writes gate/COMMIT.json here (commit it), with the ratios of bmx to PyTorch in CPU time, of the loop
-to the bare step, and compares with the newest one there: exit code 1 where a ratio grew by more
+to the bare step, and compares with the newest one there: exit code 1 if a ratio grew by more
 than 5 % and by more than its own spread.
 """
 
@@ -30,7 +30,7 @@ MODELS = (
 
 
 def measure() -> dict[str, list[float]]:
-  """name -> median ratio and the middle half of the windows."""
+  """Measures the ratios: name -> median ratio and the middle half of the windows."""
   torch.set_num_threads(1)
   ratios: dict[str, list[float]] = {}
   for name in MODELS:
@@ -42,7 +42,7 @@ def measure() -> dict[str, list[float]]:
 
 
 def slower(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-  """What grew by more than 5 % and more than the two spreads allow.
+  """Lists the ratios that grew by more than 5 % and more than the two spreads allow.
 
   >>> slower({'a': [1.0, 0.9, 1.1]}, {'a': [1.2, 1.15, 1.3]})
   ['a: 1.000 -> 1.200']
@@ -56,6 +56,7 @@ def slower(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
+  """Measures, writes the record and compares -> exit code."""
   logging.getLogger('bmx').setLevel(logging.WARNING)
   git = lambda *words: subprocess.run(
     ['git', *words], capture_output=True, text=True, check=True, cwd=FOLDER.parent

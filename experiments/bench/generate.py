@@ -4,8 +4,8 @@
 
 GPT-2s of random weights, batch 8, prompts of 32 tokens, 200 more, greedy, float32, windows of both
 in turn; prompts are read anew in every window. Writes generate.json here: the median of each, the
-ratio of the medians, the range of the ratios of neighbouring windows, and the share of tokens that
-both said alike.
+ratio of the medians, the range of the ratios of neighboring windows, and the share of tokens that
+are equal in both.
 """
 
 import datetime
@@ -44,6 +44,7 @@ MODELS = {
 
 
 def theirs(folder: str, prompts: np.ndarray):
+  """Returns a function that generates with transformers."""
   model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
   ids = torch.tensor(prompts)
   options = {'do_sample': False, 'max_new_tokens': TOKENS, 'min_new_tokens': TOKENS}
@@ -58,6 +59,7 @@ def theirs(folder: str, prompts: np.ndarray):
 
 
 def ours(folder: str, prompts: np.ndarray):
+  """Returns a function that generates with bmx."""
   layout = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
   model = restore.model(folder)
   task = CausalLM(model)
@@ -75,6 +77,7 @@ def ours(folder: str, prompts: np.ndarray):
 
 
 def compare(sizes: dict[str, int]) -> dict:
+  """Compares both on one model of random weights."""
   torch.manual_seed(0)
   config = transformers.GPT2Config(
     **sizes, bos_token_id=None, eos_token_id=None, initializer_range=0.1
@@ -101,6 +104,7 @@ def compare(sizes: dict[str, int]) -> dict:
 
 
 def main() -> None:
+  """Runs the chosen models and updates generate.json."""
   path = pathlib.Path(__file__).with_suffix('.json')
   results = json.loads(path.read_text()) if path.exists() else {}
   for name in sys.argv[1:] or MODELS:

@@ -11,7 +11,7 @@ would train it, on a batch that lies ready (torch.compile, flash attention, fuse
 bfloat16). Also attention forward and backward at head sizes 64 and 128, and matrix products at
 widths 768, 2048 and 8192. Nothing is saved: a checkpoint of 15 GB would measure a disk. Writes
 gpu.json here. `--small` is a size for any CPU, which writes nothing: it shows that the script
-runs. Needs a CUDA build of torch; without torch there is no other side.
+runs. Needs a CUDA build of torch; without torch, bmx runs alone.
 """
 
 import argparse
@@ -68,7 +68,7 @@ STEPS, LOG = 60, 10
 
 
 def seconds(fn: Callable[[], Any], times: int) -> float:
-  """Of one call, the median of windows that end when the device has finished."""
+  """Times one call: the median of windows that end when the device has finished."""
   jax.block_until_ready(fn())
   took = []
   for _ in range(5):
@@ -81,7 +81,7 @@ def seconds(fn: Callable[[], Any], times: int) -> float:
 
 
 def matmul_rate(width: int, rows: int, times: int) -> float:
-  """FLOP/s of [rows, width] x [width, 4 width] in bfloat16."""
+  """Returns the FLOP/s of [rows, width] x [width, 4 width] in bfloat16."""
   keys = jax.random.split(jax.random.PRNGKey(0))
   a = jax.random.normal(keys[0], (rows, width), jnp.bfloat16)
   b = jax.random.normal(keys[1], (width, 4 * width), jnp.bfloat16)
@@ -90,7 +90,7 @@ def matmul_rate(width: int, rows: int, times: int) -> float:
 
 
 def attention_rate(size: int, length: int, impl: str, dtype: Any, times: int) -> dict[str, float]:
-  """FLOP/s of causal attention, half of the full count, forward and with its gradient."""
+  """Returns the FLOP/s of causal attention, half of the full count, forward and with gradient."""
   batch, heads = 8, 16
   q, k, v = jax.random.normal(jax.random.PRNGKey(0), (3, batch, length, heads, size), dtype)
   forward = jax.jit(lambda q, k, v: attend(q, k, v, causal=True, impl=impl))
@@ -104,8 +104,10 @@ def attention_rate(size: int, length: int, impl: str, dtype: Any, times: int) ->
 
 
 def attention_error(impl: str, dtype: Any) -> dict[str, float]:
-  """Of `impl` against 'xla' in float32: ‖difference‖ / ‖float32‖, the largest of the output's and
-  the three gradients'."""
+  """Returns the error of `impl` against 'xla' in float32: ‖difference‖ / ‖float32‖.
+
+  The largest of the output's and the three gradients'.
+  """
   keys = jax.random.split(jax.random.PRNGKey(1), 4)
   q, out = jax.random.normal(keys[0], (2, 2, 256, 8, 64))
   k, v = jax.random.normal(keys[1], (2, 2, 256, 2, 64))
@@ -129,7 +131,7 @@ def attention_error(impl: str, dtype: Any) -> dict[str, float]:
 
 
 def rates(small: bool) -> dict[str, Any]:
-  """Of matrix products and attention."""
+  """Measures matrix products and attention."""
   device = jax.devices()[0]
   widths = (64,) if small else (768, 2048, 8192)
   impl, dtype = ('xla', jnp.float32) if small else ('cudnn', jnp.bfloat16)
@@ -144,7 +146,7 @@ def rates(small: bool) -> dict[str, Any]:
 
 
 def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
-  """bmx's own loop, without its checkpoints."""
+  """Runs bmx's own loop, without its checkpoints."""
   from bmx import config as recipes
   from bmx import experiment
   from bmx.core import hardware
@@ -188,7 +190,7 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
 
 
 def theirs(name: str) -> dict[str, Any]:
-  """A step as nanoGPT has it, on the same shape and one batch that lies ready."""
+  """Runs nanoGPT's step, on the same shape and one prepared batch."""
   import torch
   import torch_models
 
@@ -222,12 +224,13 @@ def theirs(name: str) -> dict[str, Any]:
 
 
 def apart(*words: str) -> dict[str, Any]:
-  """A part in a process of its own, so that it has the device's memory to itself."""
+  """Runs a part in its own process, which has the device's memory to itself."""
   out = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE)
   return json.loads(out.stdout.splitlines()[-1])
 
 
 def compare(name: str, ceiling: float, folder: str) -> dict[str, Any]:
+  """Runs one model by bmx and PyTorch -> their figures."""
   part = lambda kind, *words: apart(f'--part={kind}', f'--folder={folder}', name, *words)
   cold, warm = part('ours'), part('ours')
   found = {'bmx': warm | {'compile_seconds': [cold['compile_seconds'], warm['compile_seconds']]}}
@@ -240,6 +243,7 @@ def compare(name: str, ceiling: float, folder: str) -> dict[str, Any]:
 
 
 def main() -> None:
+  """Runs one part, or all models, and writes gpu.json."""
   parser = argparse.ArgumentParser()
   parser.add_argument('--small', action='store_true')
   parser.add_argument('--part', choices=('rates', 'ours', 'theirs'))

@@ -46,11 +46,12 @@ MODELS = {
 
 
 def unguarded(update, state, grads, spike=0.0):
+  """Updates without a guard."""
   return update(state, grads.sum, grads.collections), grads.metrics
 
 
 def selecting(update, state, grads, spike=0.0):
-  """The guard that bmx has not: it decides by the new state, so it holds the old one beside it."""
+  """Guards by the new state, and holds the old one beside it; bmx does not do this."""
   new = update(state, grads.sum, grads.collections)
   ok = all_finite((new.params, new.opt_state))
   return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state), grads.metrics
@@ -60,7 +61,7 @@ GUARDS = {'plain': unguarded, 'guarded': steps.guarded, 'selecting': selecting}
 
 
 def compiled(x, guard, count):
-  """-> (the compiled program of `count` steps, its first arguments)."""
+  """Compiles `count` steps -> (program, its first arguments)."""
   plan, feed = state_spec(x), Feed(x.data, x.layout, count)
   kept, steps.guarded = steps.guarded, guard
   try:
@@ -77,7 +78,7 @@ def compiled(x, guard, count):
 
 
 def window(x, guard, count):
-  """-> a function that runs `count` steps and returns its CPU seconds per step."""
+  """Returns a function that runs `count` steps and returns its CPU seconds per step."""
   program, (plan, constants, group) = compiled(x, guard, count)
   state = plan.create()
 
@@ -92,18 +93,19 @@ def window(x, guard, count):
 
 
 def build(overrides):
+  """Builds gpt_char with overrides, on one device."""
   config, _ = recipes.load(str(ROOT / 'configs/gpt_char.py'), overrides)
   return experiment.build(config, devices=jax.devices()[:1])
 
 
 def memory(overrides, count):
-  """Of programs of one step and of several: see `extra_memory`."""
+  """Measures programs of one step and of several: see `extra_memory`."""
   x = build([*overrides, *ONE_ROW])
   return {f'steps a call: {n}': extra_memory(x, n) for n in (1, count)}
 
 
 def extra_memory(x, count):
-  """Temporaries in bytes without a guard, and the share of the state that each guard adds."""
+  """Returns temporaries in bytes without a guard, and each guard's share of the state."""
   size = tree.nbytes(state_spec(x).abstract)
   temporaries = {
     name: compiled(x, guard, count)[0].memory_analysis().temp_size_in_bytes
@@ -115,7 +117,7 @@ def extra_memory(x, count):
 
 
 def ratios(overrides, windows, count):
-  """Guarded over plain CPU time per step."""
+  """Returns guarded over plain CPU time per step."""
   x = build(overrides)
   plain, guarded = window(x, unguarded, count), window(x, steps.guarded, count)
   for _ in range(2):
@@ -125,6 +127,7 @@ def ratios(overrides, windows, count):
 
 
 def main():
+  """Measures memory, and time unless `--memory`; updates guard.json."""
   parser = argparse.ArgumentParser()
   parser.add_argument('--memory', action='store_true', help='compiled memory alone')
   only = parser.parse_args().memory

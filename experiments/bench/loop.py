@@ -1,11 +1,12 @@
-"""What the framework adds to the bare jitted step: the loop with its feed, metrics, guard of the
-clock, log lines, against the same dispatch called again and again on one group of data.
+"""Overhead of the loop over the bare jitted step.
 
     python experiments/bench/loop.py [NAME ...]
 
-Windows of both in turn, wall time. Writes loop.json here: the median of the ratios, framework over
-bare, and the middle half of them; `save_stall`: the share of time that the loop stands still for
-checkpoints, as often as the recipe saves; `data_wait`: the share that it waits for data.
+The loop has its feed, metrics, guard of the clock and log lines; the bare step is the same dispatch
+called again and again on one group of data. Windows of both in turn, wall time. Writes loop.json
+here: the median of the ratios, framework over bare, and the middle half of them; `save_stall`: the
+share of time that the loop waits for checkpoints, as often as the recipe saves; `data_wait`: the
+share that it waits for data.
 """
 
 import dataclasses
@@ -92,7 +93,7 @@ def ratio(recipe: str, overrides: list[str], window: int, windows: int = WINDOWS
 
 
 def shares(recipe: str, overrides: list[str]) -> dict[str, Any]:
-  """Shares of the time of a run without evaluations: of two saves, or of the whole recipe."""
+  """Returns shares of the time of a run without evaluations: of two saves, or the whole recipe."""
   config, name = recipes.load(str(ROOT / 'configs' / recipe), ['every.eval=0'])
   if config.every.save:
     recipes.apply(config, [*overrides, f'steps={2 * config.every.save}'])
@@ -109,6 +110,7 @@ def shares(recipe: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+  """Runs the chosen recipes and updates loop.json."""
   logging.getLogger('bmx').setLevel(logging.WARNING)
   path = pathlib.Path(__file__).with_suffix('.json')
   results = json.loads(path.read_text()) if path.exists() else {}

@@ -39,6 +39,8 @@ LAYOUT = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
 
 
 class FromHost(ArrayData):
+  """Arrays that are fed from the host although they are small."""
+
   def resident(self) -> None:
     return None
 
@@ -61,6 +63,8 @@ def window(examples: Any) -> Callable[[], None]:
 
 
 def torch_window(loader: Any) -> Callable[[], None]:
+  """Returns a function that reads STEPS batches of a DataLoader."""
+
   def forever() -> Iterator[Any]:
     while True:
       yield from loader
@@ -70,6 +74,7 @@ def torch_window(loader: Any) -> Callable[[], None]:
 
 
 def pipelines(folder: str) -> dict[str, dict[str, Callable[[], None]]]:
+  """Returns the windows of each pipeline: name -> {side: window}."""
   place = f'{folder}/tfds'
   mnist = tfds('mnist', data_dir=place, mean=(0.1307,), std=(0.3081,))
   cifar = tfds('cifar10_jpeg', data_dir=place, crop=4, flip=True)
@@ -87,6 +92,7 @@ def pipelines(folder: str) -> dict[str, dict[str, Callable[[], None]]]:
 
 
 def measure(runs: dict[str, Callable[[], None]]) -> dict[str, Any]:
+  """Times windows in turn -> examples a second."""
   took: dict[str, list[float]] = {kind: [] for kind in runs}
   for number in range(WINDOWS + 1):
     for kind, run in runs.items():
@@ -105,6 +111,7 @@ def measure(runs: dict[str, Callable[[], None]]) -> dict[str, Any]:
 
 
 def main() -> None:
+  """Measures all pipelines and writes pipeline.json."""
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   results: dict[str, Any] = {
     name: measure(runs) for name, runs in pipelines(os.environ['BMX_TEST_DATA']).items()

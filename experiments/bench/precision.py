@@ -27,6 +27,7 @@ COLOURS = ('#1f77b4', '#7fb8e0', '#d62728', '#f0a0a0')
 
 
 def curve(dtype: str, seed: int, path: str) -> dict[int, float]:
+  """Trains gpt_char -> loss by step."""
   with tempfile.TemporaryDirectory() as folder:
     words = [f'dtype={dtype}', f'seed={seed}', f'steps={STEPS}', 'every.log=25', 'every.eval=0',
              'every.save=0', f'data.path={path}']  # fmt: skip
@@ -38,7 +39,7 @@ def curve(dtype: str, seed: int, path: str) -> dict[int, float]:
 
 
 def picture(series: dict[str, list[tuple[int, float]]]) -> str:
-  """A chart of its own: the curves over steps, below what they are."""
+  """Draws the curves over steps, below their legend, as SVG."""
   colours = dict(zip(series, COLOURS, strict=True))
   keys = ''.join(
     f'<rect x="{62 + 125 * n}" y="24" width="10" height="10" fill="{colours[name]}"/>'
@@ -54,6 +55,7 @@ def picture(series: dict[str, list[tuple[int, float]]]) -> str:
 
 
 def main() -> None:
+  """Trains all curves; writes precision.json and precision.svg."""
   path = str(pathlib.Path(sys.argv[1]).absolute()) if len(sys.argv) > 1 else ''
   curves = {d: [curve(d, seed, path) for seed in SEEDS] for d in DTYPES}
   steps = sorted(curves['float32'][0])

@@ -1,4 +1,4 @@
-"""How soon a person sees something: seconds from the command to its first training step.
+"""Time to the first step: seconds from the command to its first training step.
 
     python experiments/bench/start.py
 
@@ -23,7 +23,7 @@ RECIPES = ('digits_mlp', 'gpt_char')
 
 
 def first_step(recipe: str, cache: str) -> dict[str, float]:
-  """Of a run that ends after its first step, and logs it."""
+  """Times a run that ends after its first step, and logs it."""
   with tempfile.TemporaryDirectory() as folder:
     words = ['steps=1', 'epochs=0.0', 'schedule.warmup=0', f'cache={cache}']
     command = [sys.executable, '-m', 'bmx.main', f'--config=configs/{recipe}.py']
@@ -43,6 +43,7 @@ def first_step(recipe: str, cache: str) -> dict[str, float]:
 
 
 def main() -> None:
+  """Times the recipes and writes start.json."""
   began = time.perf_counter()
   subprocess.run([sys.executable, '-m', 'bmx.main', '--help'], cwd=ROOT, check=True,
                  capture_output=True)  # fmt: skip

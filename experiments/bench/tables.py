@@ -59,7 +59,7 @@ class Squares(ModelTask):
 
 
 def steps(sparse: tuple[str, ...], tx: optax.GradientTransformation) -> Any:
-  """-> a function that runs STEPS steps in one dispatch."""
+  """Returns a function that runs STEPS steps in one dispatch."""
   task, layout = Squares(Click(sparse)), Layout(make_mesh({}, jax.devices()[:1]))
   random = np.random.default_rng(0)
   group = {
@@ -84,6 +84,7 @@ def steps(sparse: tuple[str, ...], tx: optax.GradientTransformation) -> Any:
 
 
 def main() -> None:
+  """Times both in turn and writes tables.json."""
   schedule = lambda step: jnp.float32(1e-3)
   rows = steps(('item/table',), with_tables(optax.adam(schedule), lazy_adam(schedule), 'table'))
   dense = steps((), optax.adam(schedule))

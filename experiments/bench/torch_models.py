@@ -1,4 +1,4 @@
-"""The same models as people write them in PyTorch."""
+"""The same models in plain PyTorch."""
 
 import itertools
 
@@ -8,6 +8,7 @@ from torch import nn
 
 
 def mlp(widths: tuple[int, ...]) -> nn.Module:
+  """Returns an MLP with ReLU."""
   layers: list[nn.Module] = [nn.Flatten()]
   for a, b in itertools.pairwise(widths):
     layers += [nn.Linear(a, b), nn.ReLU()]
@@ -15,6 +16,7 @@ def mlp(widths: tuple[int, ...]) -> nn.Module:
 
 
 def cnn() -> nn.Module:
+  """Returns the CNN for MNIST."""
   return nn.Sequential(
     nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
     nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
@@ -23,7 +25,7 @@ def cnn() -> nn.Module:
 
 
 class Block(nn.Module):
-  """nanoGPT's, without biases, with flash attention where PyTorch has it."""
+  """A block of nanoGPT, without biases, with flash attention if PyTorch has it."""
 
   def __init__(self, width: int, heads: int):
     super().__init__()
@@ -59,6 +61,8 @@ class GPT(nn.Module):
 
 
 class LlamaBlock(nn.Module):
+  """A block of Llama, with grouped-query attention."""
+
   def __init__(self, width: int, heads: int, kv_heads: int, hidden: int):
     super().__init__()
     self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
@@ -105,7 +109,7 @@ class Llama(nn.Module):
 
 
 def mnist_loader(image: np.ndarray, label: np.ndarray, batch: int):
-  """As torchvision's MNIST reads: a PIL image, a tensor, a normalised one, example by example."""
+  """Loads MNIST as torchvision does: PIL image, tensor, normalized tensor, example by example."""
   from PIL import Image
 
   class Digits(torch.utils.data.Dataset):
@@ -121,7 +125,7 @@ def mnist_loader(image: np.ndarray, label: np.ndarray, batch: int):
 
 
 def cifar_loader(image: np.ndarray, label: np.ndarray, batch: int):
-  """torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip, in its own steps."""
+  """Loads CIFAR-10 with the steps of torchvision's RandomCrop(32, padding=4) and flip."""
 
   class Pictures(torch.utils.data.Dataset):
     def __len__(self) -> int:
@@ -140,7 +144,7 @@ def cifar_loader(image: np.ndarray, label: np.ndarray, batch: int):
 
 
 def epoch(model: nn.Module, loader):
-  """The loop of every tutorial."""
+  """Trains one epoch with the usual loop."""
   optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), weight_decay=0.1)
 
   def run() -> None:

@@ -1,10 +1,10 @@
-"""A BERT of 11.8 M parameters that starts with no weights of others: pre-trained on a million
-words, fine-tuned three ways, beside the same model from scratch and beside a regression on bigrams.
+"""A BERT of 11.8 M parameters without foreign weights: pre-trained, then fine-tuned three ways.
 
     BMX_TEST_DATA=DIR python experiments/bert_finetune/run.py WORK [STAGE ...]
 
-DIR holds wikitext2/valid.txt, tfds/ (sst2_rebuilt), xquad/xquad.en.json, ner_wnut17/. Runs live in
-WORK and are taken up again. Stages: pretrain, sst2, ner, qa, bigrams (all by default). Writes
+Pre-training reads a million words. Baselines are the same model from scratch and a regression on
+bigrams. DIR holds wikitext2/valid.txt, tfds/ (sst2_rebuilt), xquad/xquad.en.json, ner_wnut17/. Runs
+are stored in WORK and resumed. Stages: pretrain, sst2, ner, qa, bigrams (all by default). Writes
 results.json beside this file; README.md reads it.
 """
 
@@ -53,7 +53,7 @@ KINDS = {
 
 
 def train(recipe: str, workdir: pathlib.Path, overrides: list[str]) -> dict:
-  """One run (or what is left of it) -> its summary."""
+  """Runs or resumes one run -> its summary."""
   command = [sys.executable, '-m', 'bmx.main', f'--config=configs/{recipe}', f'--workdir={workdir}']
   command += [f'--config.{o}' for o in overrides]
   subprocess.run(command, check=True, cwd=ROOT)
@@ -61,7 +61,7 @@ def train(recipe: str, workdir: pathlib.Path, overrides: list[str]) -> dict:
 
 
 def finetune(stage: str, work: pathlib.Path) -> dict:
-  """Pre-trained and from scratch, every seed -> metrics of the last step."""
+  """Fine-tunes pre-trained and from scratch, with every seed -> metrics of the last step."""
   variant, data, seeds, metrics = TASKS[stage]
   result = {}
   for kind, differs in KINDS.items():
@@ -80,14 +80,17 @@ def finetune(stage: str, work: pathlib.Path) -> dict:
 
 
 def pretrain(work: pathlib.Path) -> dict:
+  """Pre-trains the model -> metrics, parameters, steps, seconds."""
   summary = train('bert_small.py', work / 'pretrain', PRETRAIN)
   metrics = {k: round(v, 4) for k, v in summary['metrics'].items() if k.startswith('eval/')}
   return metrics | {k: summary[k] for k in ('parameters', 'steps', 'seconds')}
 
 
 def bigrams(_: pathlib.Path) -> dict:
-  """Logistic regression on words and pairs of words, the same training and validation texts; the
-  best of a dozen settings that were tried (81 to 82.6 %)."""
+  """Fits a logistic regression on words and pairs of words, on the same texts.
+
+  The best of a dozen settings that were tried (81 to 82.6 %).
+  """
   from sklearn.feature_extraction.text import TfidfVectorizer
   from sklearn.linear_model import LogisticRegression
 
@@ -105,6 +108,7 @@ def bigrams(_: pathlib.Path) -> dict:
 
 
 def main() -> None:
+  """Runs the chosen stages and updates results.json."""
   work, stages = pathlib.Path(sys.argv[1]).absolute(), sys.argv[2:]
   path = HERE / 'results.json'
   results = json.loads(path.read_text()) if path.exists() else {}

@@ -14,13 +14,14 @@ from bmx.data.tfds import tfds
 
 
 def split(folder: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-  """All images [N, 784], pixels in 0..1, and labels [N]."""
+  """Reads all images [N, 784], pixels in 0..1, and labels [N]."""
   data = tfds('mnist', name, folder, train=False)
   rows = data.gather(data.arrays, slice(None))
   return torch.tensor(rows['image']).flatten(1), torch.tensor(rows['label']).long()
 
 
 def train(seed: int, images: torch.Tensor, labels: torch.Tensor) -> torch.nn.Module:
+  """Trains the MLP for 10 epochs."""
   torch.manual_seed(seed)
   model = torch.nn.Sequential(
     torch.nn.Linear(784, 256), torch.nn.ReLU(),
@@ -36,6 +37,7 @@ def train(seed: int, images: torch.Tensor, labels: torch.Tensor) -> torch.nn.Mod
 
 
 def main() -> None:
+  """Trains three seeds and prints their test accuracy."""
   folder = sys.argv[1]
   images, labels = split(folder, 'train')
   test_images, test_labels = split(folder, 'test')

@@ -1,4 +1,4 @@
-"""What the recipes reach: runs each one whole and writes results.json beside this file.
+"""Results of the recipes: runs each one whole and writes results.json beside this file.
 
     BMX_TEST_DATA=DIR python experiments/recipes/run.py [NAME ...]
 
@@ -37,7 +37,7 @@ RUNS = {
 
 
 def train(recipe: str, arguments: list[str], seed: int) -> dict:
-  """One run in a folder of its own -> its summary, with the seconds of the whole process."""
+  """Runs a recipe in its own folder -> its summary, with the seconds of the whole process."""
   file, _, variant = recipe.partition(':')
   config = f'configs/{file}.py' + (f':{variant}' if variant else '')
   with tempfile.TemporaryDirectory() as workdir:
@@ -52,6 +52,7 @@ def train(recipe: str, arguments: list[str], seed: int) -> dict:
 
 
 def main() -> None:
+  """Runs the chosen recipes and updates results.json."""
   path = HERE / 'results.json'
   results = json.loads(path.read_text()) if path.exists() else {}
   for name in sys.argv[1:] or RUNS:

@@ -36,6 +36,7 @@ SIZES = {
 
 
 def one(recipe, topology, overrides):
+  """Compiles one case in this process -> its figures."""
   from bmx.plan import topology as topologies
 
   topologies.prepare()
@@ -65,6 +66,7 @@ def one(recipe, topology, overrides):
 
 
 def run(what, case):
+  """Compiles a case in its own process."""
   command = [sys.executable, __file__, '--one', what, str(case)]
   result = subprocess.run(command, capture_output=True, text=True, check=False)
   if result.returncode:
@@ -73,7 +75,7 @@ def run(what, case):
 
 
 def draw(record):
-  """Two panels of log-log lines, as SVG."""
+  """Draws two panels of log-log lines, as SVG."""
   head = 'xmlns="http://www.w3.org/2000/svg" width="960" height="400" font-family="sans-serif"'
   parts = [f'<svg {head} font-size="12">', '<rect width="960" height="400" fill="#fff"/>']
   for left, what, label in ((60, 'devices', 'devices (llama_8b)'), (540, 'size', 'parameters')):
@@ -87,6 +89,7 @@ LINES = {'flops': '#1f77b4', 'bytes_accessed': '#2ca02c', 'received': '#d62728',
 
 
 def panel(left, rows, across, label):
+  """Draws one panel, from x = `left` on."""
   import math
 
   xs = [math.log10(r[across]) for r in rows]
@@ -107,6 +110,7 @@ def panel(left, rows, across, label):
 
 
 def main():
+  """Compiles the chosen cases; updates results.json and scaling.svg."""
   if sys.argv[1:2] == ['--one']:
     cases = DEVICES if sys.argv[2] == 'devices' else SIZES
     case = int(sys.argv[3]) if sys.argv[2] == 'devices' else sys.argv[3]

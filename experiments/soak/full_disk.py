@@ -85,6 +85,7 @@ class Complete:
 
 
 def build():
+  """Builds the run on one device."""
   words = ['mesh.data=1', 'steps=40', 'every.save=10', 'every.eval=10', 'every.log=10']
   config, name = recipes.load(f'{RECIPE}:tiny', words)
   config.eval.held = {'split': 'test'}
@@ -121,6 +122,7 @@ def judge(x, workdir: pathlib.Path, expected: str, complete: int) -> dict[str, b
 
 
 def hooked(disk: Disk, complete: Complete, every: int, folder: pathlib.Path) -> dict:
+  """Fails every `every`-th write in turn -> counts of ends, lost checkpoints and differences."""
   x = build()
   disk.begin(folder / 'straight')
   expected, writes = loop.run(x, folder / 'straight')['state_digest'], disk.count
@@ -144,6 +146,7 @@ def hooked(disk: Disk, complete: Complete, every: int, folder: pathlib.Path) -> 
 
 
 def small(complete: Complete, folder: pathlib.Path) -> dict:
+  """Trains on small disks -> ends, lost checkpoints and differences."""
   x, ends, lost, different = build(), {}, 0, 0
   expected = loop.run(x, folder / 'straight2')['state_digest']
   for size in SIZES:
@@ -164,6 +167,7 @@ def small(complete: Complete, folder: pathlib.Path) -> dict:
 
 
 def main() -> None:
+  """Runs both parts and writes full_disk.json."""
   every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
   logging.getLogger('bmx').setLevel(logging.CRITICAL)
   hooks.RETRY_SECONDS = checkpoint.RETRY_SECONDS = 0.01

@@ -1,8 +1,8 @@
-"""Starts of two real processes that go wrong: each ends in time, with a message that says why.
+"""Starts of two real processes with faults: each ends in time, with a message that names the fault.
 
     python experiments/soak/peers.py OUT.json
 
-The preflight alone is tried over sockets in tests/runtime/test_preflight.py and test_strangers.py.
+tests/runtime/test_preflight.py and test_strangers.py try the preflight alone, over sockets.
 """
 
 import json
@@ -49,7 +49,7 @@ class Start:
     return any(p.poll() is not None for p in self.running)
 
   def end(self, names):
-    """Exit codes and the lines of bmx on stderr that hold a word of `names`."""
+    """Returns exit codes, and the lines of bmx on stderr that hold a word of `names`."""
     codes, lines = [], []
     for process in self.running:
       try:
@@ -79,13 +79,14 @@ def free_port() -> int:
 
 
 def wait(condition, seconds=40):
+  """Waits for a condition."""
   end = time.monotonic() + seconds
   while not condition() and time.monotonic() < end:
     time.sleep(0.002)
 
 
 def signalled(which, number):
-  """A signal to one process as soon as the preflight has released it."""
+  """Sends a signal to one process as soon as the preflight has released it."""
 
   def act(start):
     start.released()
@@ -99,7 +100,7 @@ def signalled(which, number):
 
 
 def strangers(start):
-  """Garbage and silence at both ports until the run has ended."""
+  """Sends garbage and silence to both ports until the run has ended."""
 
   def bother():
     kept = []
@@ -119,6 +120,8 @@ def strangers(start):
 
 
 def taken(offset):
+  """Returns a function that makes a start whose port + `offset` is taken."""
+
   def make():
     start = Start()
     start.server = socket.create_server(('', start.port + offset))
@@ -129,14 +132,14 @@ def taken(offset):
 
 nothing = lambda start: None
 two = {0: {'XLA_FLAGS': ''}, 1: {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}}
-# name -> (start, what is done to it, exit codes, words of the message)
+# name -> (start, action on it, exit codes, words of the message)
 CASES = {
   'as it should be': (Start, nothing, [0, 0], ['']),
   'strangers at both ports': (Start, strangers, [0, 0], ['not counted']),
   'seed': (lambda: Start({1: ['--config.seed=7']}), nothing, [2, 2], ['config.seed: 0 on']),
   'batch size': (lambda: Start({1: ['--config.batch_size=32']}), nothing, [2, 2], ['batch_size']),
   'devices': (lambda: Start(flags=two), nothing, [2, 2], ['XLA_FLAGS']),
-  'a recipe that is none': (lambda: Start({1: ['--config=nine']}), nothing, [2, 2], ['nine']),
+  'an unknown recipe': (lambda: Start({1: ['--config=nine']}), nothing, [2, 2], ['nine']),
   'no process 1': (lambda: Start(numbers=(0,)), nothing, [78], ['process 1 did not connect']),
   'no process 0': (lambda: Start(numbers=(1,)), nothing, [78], ['process 0 is missing']),
   'process 0 twice': (lambda: Start(numbers=(0, 0)), nothing, [2, 78], ['cannot be used']),
@@ -154,6 +157,7 @@ CASES = {
 
 
 def main(out):
+  """Runs all cases and writes their results."""
   results = {}
   for name, (make, act, expected, words) in CASES.items():
     start, began = make(), time.monotonic()

@@ -2,7 +2,7 @@
 
     python experiments/soak/restart.py
 
-Writes restart.json here. What is timed is what a restart does before it can dispatch: find the
+Writes restart.json here. The time covers the work of a restart before it can dispatch: find the
 newest checkpoint, hash all of its files, restore them, make the batch of that step.
 """
 
@@ -28,12 +28,13 @@ SIZE = ['task.model.width=1024', 'task.model.depth=7', 'task.model.heads=16']
 
 
 def filled(state):
-  """Zeros would be compressed to nothing."""
+  """Fills arrays with random numbers: zeros would be compressed to nothing."""
   draw = lambda x: jax.random.normal(state.key, x.shape, x.dtype) if x.ndim > 1 else x
   return jax.tree.map(draw, state)
 
 
 def main():
+  """Times the restart and writes restart.json."""
   config, _ = recipes.load(str(HERE.parent.parent / 'configs/gpt_char.py'), SIZE)
   x = experiment.build(config, devices=jax.devices()[:1])
   plan = state_spec(x)

@@ -100,7 +100,7 @@ class Case:
     return json.loads((self.folder / run / 'summary.json').read_text())
 
   def kill(self, run: str, aim: str, last: int) -> bool:
-    """-> whether SIGKILL came before the end. One of several processes is killed."""
+    """Kills a run; returns whether SIGKILL came before its end. Kills one of several processes."""
     processes = self.start(run)
     victim, waits = self.draw.choice(processes), self.events(self.folder / run, last)[aim]
     alive = lambda: all(p.poll() is None for p in processes)
@@ -113,7 +113,7 @@ class Case:
     return -signal.SIGKILL in codes
 
   def events(self, workdir: pathlib.Path, last: int) -> dict[str, list[tuple[Callable, float]]]:
-    """Aim -> (what is waited for, seconds at most), in order."""
+    """Maps an aim to its (condition, seconds at most), in order."""
     metrics, folder = workdir / 'metrics.jsonl', workdir / 'checkpoints'
     size = metrics.stat().st_size if metrics.exists() else 0
     never, some = (lambda: False), self.draw.uniform(0, 0.6)
@@ -136,6 +136,7 @@ class Case:
 
 
 def soak(case: Case, kills: int) -> dict:
+  """Kills a case `kills` times, and compares its end with that of an undisturbed run."""
   expected = case.finish('straight')
   aims = ['first write', *itertools.islice(itertools.cycle(AIMS), max(kills - 3, 0)), 'end', 'end']
   done = dict.fromkeys(('first write', *AIMS, 'end'), 0)
@@ -153,11 +154,13 @@ def soak(case: Case, kills: int) -> dict:
 
 
 def layout_case(model: str, layout: str) -> tuple[str, list[str]]:
+  """Returns recipe and overrides of a model on a layout."""
   small = model == 'digits_mlp' and layout != 'one'
   return model, MODELS['digits_mlp on 8' if small else model] + LAYOUTS[layout]
 
 
 def main() -> None:
+  """Runs the chosen cases and writes results.json."""
   kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
   cases = EXTRA | {f'{m} {k}': layout_case(m, k) for m, k in itertools.product(RECIPES, LAYOUTS)}
   chosen = sys.argv[2:] or list(cases)
