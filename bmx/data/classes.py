@@ -1,7 +1,8 @@
 """Classes: their names, in one order for every file format and every process."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,25 @@ def class_names(values: Iterable[str | None]) -> tuple[str, ...]:
   """
   distinct = {v for v in values if v not in (None, '')}
   return tuple(sorted(distinct, key=_by_number))
+
+
+def ordered_names(
+  found: Sequence[str], classes: Sequence[str], fitted: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+  """Names in the order of the numbers of classes.
+
+  Args:
+    found: those of a training file, in its order.
+    classes: the wanted order, which may hold more names; () takes `found`.
+    fitted: `state()` of the training data, which decides.
+
+  Raises InputError if a name stands twice in `classes`.
+  """
+  if fitted and 'class_names' in fitted:
+    return tuple(fitted['class_names'])
+  if len(set(classes)) < len(classes) or not all(isinstance(c, str) for c in classes):
+    raise InputError(f'classes={tuple(classes)}: expected different names')
+  return tuple(classes or found)
 
 
 def _by_number(name: str) -> tuple[float, str]:

@@ -8,13 +8,14 @@ import collections
 import math
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from bmx.core.data import Data, Presenting
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch
+from bmx.tasks.entities import brief, check_tags, entities, tag_parts, word_tags
 
 PUNCTUATION = str.maketrans('', '', string.punctuation)
 
@@ -29,7 +30,7 @@ def f1(rows: HostBatch) -> float:
   classes = np.union1d(prediction, label)
   if not np.isin(classes, (0, 1)).all():
     raise InputError(
-      f'f1 is of class 1 against class 0, but label and prediction have {_brief(classes)}; '
+      f'f1 is of class 1 against class 0, but label and prediction have {brief(classes)}; '
       'bmx.tasks.metrics:macro_f1 reads several classes'
     )
   told, true = prediction == 1, label == 1
@@ -86,7 +87,8 @@ def entity_f1(rows: HostBatch, data: Data) -> float:
   Args:
     rows: 'prediction' and 'targets', tag ids int [N, T], and 'weights' [N, T], above 0 at the first
       sub-word of each word. All other tokens are dropped before entities are read.
-    data: its `metadata['class_names']` are the tags by id: ('O', 'B-person', 'I-person', ...).
+    data: its `metadata['class_names']` are the tags by id: ('O', 'B-person', 'I-person', ...). If
+      it presents sentences, all their words count, with and without a sub-word.
 
   Raises:
     InputError: a key, the names or every word is missing, a tag is not IOB2 or has no name.
@@ -99,12 +101,20 @@ def entity_f1(rows: HostBatch, data: Data) -> float:
       'entity_f1 reads prediction, targets and weights of one shape [N, T]; '
       f'they are {prediction.shape}, {targets.shape} and {weights.shape}'
     )
-  kinds, types = _tags(data)
+  kinds, types = tag_parts(data)
   word = weights > 0
   if not word.any():
     raise InputError('entity_f1 counts words with a weight above 0; the split has none')
-  row = np.nonzero(word)[0]
-  told, true = (_entities(ids[word], row, kinds, types) for ids in (prediction, targets))
+  row, columns, names = (
+    np.nonzero(word)[0],
+    (prediction[word], targets[word]),
+    data.metadata['class_names'],
+  )
+  for ids in columns:
+    check_tags(ids, len(names))
+  if isinstance(data.examples, Presenting):
+    row, *columns = word_tags(data.examples.present(rows), names)
+  told, true = (entities(ids, row, kinds, types) for ids in columns)
   return _f1(len(told & true), len(told) + len(true))
 
 
@@ -212,42 +222,6 @@ def _ranks(values: np.ndarray) -> np.ndarray:
   return (np.cumsum(count) - (count - 1) / 2)[inverse]
 
 
-def _tags(data: Data) -> tuple[np.ndarray, np.ndarray]:
-  """Returns 'O', 'B' or 'I', and the type, of each tag id: str [K] each."""
-  if not data.metadata.get('class_names'):
-    raise InputError(
-      "entity_f1 expects the tags by id as the data's metadata['class_names'], not only "
-      f'{sorted(data.metadata)}'
-    )
-  parts = [name.partition('-') for name in data.metadata['class_names']]
-  odd = [''.join(p) for p in parts if p[0] not in ('O', 'B', 'I')]
-  if odd:
-    raise InputError(f'entity_f1 reads tags O, B-TYPE and I-TYPE; the data has {_brief(odd)}')
-  return np.array([p[0] for p in parts]), np.array([p[2] for p in parts])
-
-
-def _entities(
-  ids: np.ndarray, row: np.ndarray, kinds: np.ndarray, types: np.ndarray
-) -> set[tuple[int, int, str]]:
-  """Returns (first, last, type) of each entity; words are numbered over the whole split.
-
-  Args:
-    ids: the tag of each word, [W].
-    row: the sentence of each word, [W].
-    kinds: see `_tags`.
-    types: see `_tags`.
-  """
-  odd = np.unique(ids[(ids < 0) | (ids >= len(kinds))])
-  if len(odd):
-    raise InputError(f'the data names {len(kinds)} tags, but there are words of tag {_brief(odd)}')
-  kind, kind_of = kinds[ids], types[ids]
-  inside = kind != 'O'
-  goes_on = inside[:-1] & (kind[1:] == 'I') & (kind_of[1:] == kind_of[:-1]) & (row[1:] == row[:-1])
-  first = np.flatnonzero(inside & ~np.append(False, goes_on))
-  last = np.flatnonzero(inside & ~np.append(goes_on, False))
-  return set(zip(first.tolist(), last.tolist(), kind_of[first].tolist(), strict=True))
-
-
 def _best(rows: HostBatch, data: Data, score: Callable[[list[str], list[str]], float]) -> float:
   """Averages over questions the best score of the answer's words with a true answer's."""
   if not isinstance(data.examples, Presenting):
@@ -270,12 +244,3 @@ def _words(text: str) -> list[str]:
 def _word_f1(told: list[str], true: list[str]) -> float:
   common = collections.Counter(told) & collections.Counter(true)
   return _f1(common.total(), len(told) + len(true)) if told or true else 1.0
-
-
-def _brief(values: Sequence | np.ndarray) -> str:
-  """Formats the first values.
-
-  >>> _brief(['S-x', 'E-x'])
-  'S-x, E-x'
-  """
-  return ', '.join(map(str, values[:8])) + (', ...' if len(values) > 8 else '')

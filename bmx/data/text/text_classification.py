@@ -8,7 +8,7 @@ import numpy as np
 from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.arrays import split_indices
-from bmx.data.classes import class_names
+from bmx.data.classes import class_names, ordered_names
 from bmx.data.records import LINE_END, number
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import describe, documents, records, said, whole
@@ -32,6 +32,7 @@ def text_classification(
   data_dir: str = '',
   split: str = 'all',
   holdout: float = 0.0,
+  classes: Sequence[str] = (),
   fitted: Mapping[str, Any] | None = None,
   read: bool = True,
   seed: int = 0,
@@ -51,6 +52,7 @@ def text_classification(
     data_dir: of TFDS.
     split: 'all', 'train' or 'valid'.
     holdout: share of 'valid'.
+    classes: names in the order of the model's outputs; default: sorted.
     fitted: `state()` of the training data, whose classes count.
     read: False returns shapes only.
     seed: of the run.
@@ -79,7 +81,7 @@ def text_classification(
     metadata['num_targets'] = 1
     arrays |= {} if hidden else {'y': _numbers(given, where, label)}
   else:
-    names = tuple(fitted['class_names']) if fitted else _classes([r.get(label) for _, r in every])
+    names = ordered_names(_classes([r.get(label) for _, r in every]), classes, fitted)
     state['class_names'] = list(names)
     metadata |= {'num_classes': len(names), 'class_names': names}
     arrays |= {} if hidden else {'label': _labels(given, names, where)}

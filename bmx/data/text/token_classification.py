@@ -1,6 +1,7 @@
 """Sentences whose words have tags."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,42 @@ from bmx.core.errors import InputError
 from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import split_indices
+from bmx.data.classes import ordered_names
 from bmx.data.records import LINE_END, read_text
 from bmx.data.shapes import shapes
-from bmx.data.text.encoding import SPLITS, TextData, encode, text_metadata
+from bmx.data.text.encoding import SPLITS, TextData, encode, fill_row, text_metadata
 from bmx.data.text.tokenizer import Subwords
 from bmx.data.text.windows import along
+from bmx.data.text.words import space_before
+
+OUTSIDE = 'O'  # the tag of words outside all entities
+
+
+@dataclasses.dataclass
+class TagData(TextData):
+  """Sentences whose words have tags.
+
+  Attributes:
+    sentences: (word, tag) of each row, all of them.
+    heads: of each row, (token, word) for the first token of each word that has one.
+  """
+
+  sentences: Sequence[Sequence[tuple[str, str]]] = ()
+  heads: Sequence[Sequence[tuple[int, int]]] = ()
+
+  def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
+    """Each sentence: {'words': [...], 'tags': [predicted], 'known': [tags of the file]}.
+
+    A word without a token, cut off or deleted by the tokenizer, is predicted as 'O'.
+    """
+    names, result = self.metadata['class_names'], []
+    rows = zip(self.sentences, self.heads, predictions['prediction'], strict=True)
+    for sentence, heads, ids in rows:
+      found = {word: names[int(ids[token])] for token, word in heads}
+      words, known = (list(column) for column in zip(*sentence, strict=True))
+      tags = [found.get(n, OUTSIDE) for n in range(len(words))]
+      result.append({'words': words, 'tags': tags, 'known': known})
+    return result
 
 
 def token_classification(
@@ -23,6 +55,7 @@ def token_classification(
   length: int,
   split: str = 'all',
   holdout: float = 0.0,
+  classes: Sequence[str] = (),
   fitted: Mapping[str, Any] | None = None,
   read: bool = True,
   seed: int = 0,
@@ -30,8 +63,9 @@ def token_classification(
 ) -> Examples:
   """Reads sentences whose words have tags -> `tokens`, `segment_ids`, `targets` and `weights`.
 
-  `weights` is 1 at the first token of each word. The file is in CoNLL's format: a word a line, its
-  tag last, an empty line between sentences.
+  `weights` is 1 at the first token of each word. Words have the ids that they have inside a text,
+  with the space before them where the tokenizer reads it. The file is in CoNLL's format: a word a
+  line, its tag last, an empty line between sentences.
 
   Args:
     path: of the file.
@@ -39,45 +73,72 @@ def token_classification(
     length: tokens of a row.
     split: 'all', 'train' or 'valid'.
     holdout: share of the sentences in 'valid'.
+    classes: tags in the order of the model's outputs; default: 'O', then the others, sorted.
     fitted: `state()` of the training data, whose tags count.
     read: False returns shapes only.
     seed: of the run.
     train: training data.
 
   Raises:
-    InputError: a file that cannot be read, a tag that the training data lacks.
+    InputError: a file that cannot be read, a tag that the training data or `classes` lack.
   """
   if not read:
     rows = {k: along(length) for k in ('tokens', 'segment_ids', 'targets')}
     return shapes(rows | {'weights': along(length, np.float32)}, length=length)
   every = read_conll(path)
   found = [every[i] for i in split_indices(len(every), split, holdout, SPLITS)]
-  tags = {tag for words in every for _, tag in words}
-  names = tuple(fitted['class_names'] if fitted else sorted(tags, key=lambda t: (t != 'O', t)))
+  tags = sorted({tag for words in every for _, tag in words}, key=lambda t: (t != OUTSIDE, t))
+  names = ordered_names(tags, classes, fitted)
+  before = space_before(tokenizer)
+  words = [[before + word for word, _ in sentence] for sentence in found]
+  encoded = encode(tokenizer, words, length, words=True)
+  heads = [_heads(one.word_ids) for one in encoded]
+  arrays = _arrays(tokenizer, encoded, length)
   place = {name: i for i, name in enumerate(names)}
-  shape = (len(found), length)
-  arrays: HostBatch = {k: np.zeros(shape, np.int32) for k in ('tokens', 'segment_ids', 'targets')}
-  arrays['weights'] = np.zeros(shape, np.float32)
-  lost = 0
-  encoded = encode(tokenizer, [[w for w, _ in words] for words in found], length, words=True)
-  for n, (words, one) in enumerate(zip(found, encoded, strict=True)):
-    size = len(one.ids)
-    arrays['tokens'][n, :size] = one.ids
-    arrays['segment_ids'][n, :size] = 1
-    seen: set[int] = set()
-    for t, word in enumerate(one.word_ids):
-      if word is None or word in seen:
-        continue
-      seen.add(word)
-      tag = words[word][1]
+  for n, (sentence, firsts) in enumerate(zip(found, heads, strict=True)):
+    for _, tag in sentence:
       if tag not in place:
         raise InputError(f'{path}: tag {tag!r}; expected one of {", ".join(names)}')
-      arrays['targets'][n, t], arrays['weights'][n, t] = place[tag], 1.0
-    lost += len(words) - len(seen)
-  source = f'{path}: {len(found):,} sentences, {lost:,} words cut off'
+    for token, word in firsts:
+      arrays['targets'][n, token], arrays['weights'][n, token] = place[sentence[word][1]], 1.0
+  cut, deleted = _lost(encoded, heads, found)
+  source = f'{path}: {len(found):,} sentences, {cut:,} words cut off'
+  source += f', {deleted:,} without a token' if deleted else ''
   metadata = text_metadata(tokenizer, length, source) | {'class_names': names}
-  state = {'class_names': list(names)}
-  return TextData(arrays, metadata, seed, train, fitted=state, tokenizer=tokenizer)
+  return TagData(
+    arrays, metadata, seed, train, fitted={'class_names': list(names)}, tokenizer=tokenizer,
+    sentences=found, heads=heads,
+  )  # fmt: skip
+
+
+def _arrays(tokenizer: Subwords, encoded: Sequence[Any], length: int) -> HostBatch:
+  """Rows without tags; none of them has types."""
+  rows = [fill_row(tokenizer, one.ids, one.type_ids, length) for one in encoded]
+  arrays: HostBatch = {k: np.stack([row[k] for row in rows]) for k in ('tokens', 'segment_ids')}
+  shape = (len(rows), length)
+  return arrays | {'targets': np.zeros(shape, np.int32), 'weights': np.zeros(shape, np.float32)}
+
+
+def _heads(words: Sequence[int | None]) -> list[tuple[int, int]]:
+  """(token, word) of the first token of each word.
+
+  >>> _heads([None, 0, 0, 2, None])
+  [(1, 0), (3, 2)]
+  """
+  first: dict[int, int] = {}
+  for token, word in enumerate(words):
+    if word is not None:
+      first.setdefault(word, token)
+  return [(token, word) for word, token in first.items()]
+
+
+def _lost(
+  encoded: Sequence[Any], heads: Sequence[Any], sentences: Sequence[Any]
+) -> tuple[int, int]:
+  """Words whose tokens do not fit the row, and words of which the tokenizer makes no token."""
+  made = [{w for e in (one, *one.overflowing) for w in e.word_ids} - {None} for one in encoded]
+  cut = sum(len(m) - len(h) for m, h in zip(made, heads, strict=True))
+  return cut, sum(len(s) - len(m) for s, m in zip(sentences, made, strict=True))
 
 
 def read_conll(path: str) -> list[list[tuple[str, str]]]:
