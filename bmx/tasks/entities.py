@@ -53,7 +53,8 @@ def entities(
   Args:
     ids: the tag of each word, int [W].
     row: the sentence of each word, int [W].
-    kinds, types: see `tag_parts`.
+    kinds: see `tag_parts`.
+    types: see `tag_parts`.
   """
   kind, kind_of = kinds[ids], types[ids]
   inside = kind != 'O'
