@@ -108,7 +108,7 @@ def data_dir() -> pathlib.Path:
 
 @pytest.fixture
 def bmx():
-  """Runs `python -m bmx.main` -> CompletedProcess, on one device unless told otherwise."""
+  """Runs `python -m bmx.main` -> CompletedProcess, on one device by default."""
 
   def run(*arguments, devices=1, env=None, cwd=ROOT, timeout=300):
     flags = FLAGS.replace('count=8', f'count={devices}')

@@ -1,4 +1,4 @@
-"""The floors of the house: what may import what, read from the syntax of every file."""
+"""The floors of the package: allowed imports, read from the syntax of every file."""
 
 import ast
 import pathlib
@@ -8,7 +8,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / 'bmx'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
-# A room may import from lower floors only. Rooms of one floor never import each other.
+# A package may import from lower floors only. Packages of one floor never import each other.
 FLOORS = [
   ['core'],
   ['config'],
@@ -83,8 +83,7 @@ def test_no_room_for_leftovers():
 
 
 def test_one_jit():
-  """`jax.jit` appears in parallel/sharding.py alone: elsewhere its cache would not see the
-  rules."""
+  """`jax.jit` appears in parallel/sharding.py alone: elsewhere its cache would miss the rules."""
   users = {
     path.relative_to(PACKAGE).as_posix()
     for path in FILES

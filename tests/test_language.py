@@ -1,5 +1,7 @@
-"""A model of language through its life: text, tokenizer, pre-training, three ways to fine-tune,
-predictions, weights out to another format and in again, text from it."""
+"""A language model from text to text.
+
+Tokenizer, pre-training, three ways to fine-tune, predictions, export and import, generation.
+"""
 
 import json
 import math

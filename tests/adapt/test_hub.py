@@ -102,7 +102,7 @@ CASES = {
 
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
-  """case -> (a folder that transformers wrote, its model)."""
+  """Returns a function: case -> (a folder that transformers wrote, its model)."""
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
   transformers.logging.set_verbosity_error()
@@ -291,7 +291,7 @@ MODELS = {
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
-  """kind -> (folder, model, params)."""
+  """Returns a function: kind -> (folder, model, params)."""
 
   @functools.cache
   def make(kind):

@@ -36,7 +36,7 @@ def test_positions_of_long_runs(start):
 
 
 def test_against_philox_by_hand():
-  """numpy's generator steps its counter before it draws: position p is block p + 1."""
+  """The generator of numpy steps its counter before it draws: position p is block p + 1."""
   key = np.array([3, streams.AUGMENTATION], np.uint64)
   bits = np.random.Philox(key=key).advance(41)
   np.testing.assert_array_equal(draws([41])[0], np.random.Generator(bits).random(4))

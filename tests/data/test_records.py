@@ -25,7 +25,7 @@ def write(path, content):
 
 @pytest.fixture
 def path(tmp_path):
-  """content -> the path of a file that has it."""
+  """Returns a function: content -> the path of a file with it."""
   return lambda content, name='a.csv': write(tmp_path / name, content)
 
 

@@ -127,7 +127,7 @@ def test_a_set_without_images(folder):
 
 @pytest.fixture
 def archive(tmp_path):
-  """arrays -> the path of an archive that holds them."""
+  """Returns a function: arrays -> the path of an archive with them."""
 
   def make(**arrays):
     np.savez(tmp_path / 'a.npz', **arrays)
@@ -164,7 +164,7 @@ def test_archive_holds_out(archive):
 
 
 def test_numpys_own_float_is_one_that_jax_has(archive):
-  """jax warns of float64, which it does not have."""
+  """Float64 becomes float32, without a warning of jax."""
   data = batched(arrays, 4, archive(x=np.random.default_rng(0).normal(size=(8, 3))))
   assert data.abstract['x'].dtype == np.float32
   assert rows(data)['x'].dtype == np.float32

@@ -1,4 +1,4 @@
-"""Examples around examples: mixtures are exact, and no wrapper changes what is read."""
+"""Examples around examples: mixtures are exact, and wrappers do not change the rows."""
 
 import jax
 import numpy as np

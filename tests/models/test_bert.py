@@ -61,7 +61,7 @@ def run(model, ids, positions=COUNT, segment_ids=ZEROS + 1, types=ZEROS, params=
 
 
 def segments(*sizes, batch=B):
-  """segment_ids and positions of documents in a row; what is left over is padding."""
+  """Returns segment_ids and positions of documents in a row; the rest is padding."""
   ids = np.concatenate([np.full(n, i, np.int32) for i, n in enumerate(sizes, 1)])
   places = np.concatenate([np.arange(n, dtype=np.int32) for n in sizes])
   pad = lambda x: np.tile(np.pad(x, (0, T - len(x))), (batch, 1))
@@ -69,8 +69,10 @@ def segments(*sizes, batch=B):
 
 
 def test_a_token_sees_its_segment_and_no_other():
-  """Row s has another token at s: what changes is what sees s, before it and behind it. The last
-  segment is padding."""
+  """Row s has another token at s: the changed outputs are those that attend to s.
+
+  The last segment is padding.
+  """
   ids, places = segments(5, 4)
   base = np.tile(tokens(1), (T, 1))
   changed = np.where(np.eye(T, dtype=bool), (base + 1) % V, base)
@@ -172,7 +174,7 @@ def test_a_scan_is_a_loop(remat):
 
 
 def test_the_vocabulary_may_be_padded():
-  """The same scores of the same tokens, and no probability for what is none."""
+  """The same scores of the same tokens, and no probability for the padding."""
   params = start(Pretraining(bert()))
   wider = dict(params) | {'bias': np.pad(params['bias'], (0, 8), constant_values=9.0)}
   table = np.pad(params['encoder']['embed']['table'], ((0, 8), (0, 0)), constant_values=1.0)

@@ -131,7 +131,7 @@ def test_a_scan_is_a_loop():
 @pytest.mark.parametrize('remat', ['dots', 'full'])
 @pytest.mark.parametrize('scan', [False, True])
 def test_remat_changes_nothing(scan, remat):
-  """Dropout included: what is computed again drops the same units."""
+  """Dropout included: a recomputed block drops the same units."""
   kept, again = (gpt(dropout=0.3, scan=scan, remat=remat) for remat in ('none', remat))
   params = start(kept)
   assert_same(value_and_gradient(again, params), value_and_gradient(kept, params))

@@ -1,5 +1,7 @@
-"""Interceptors find the kernel, the product and the result of every dense layer; outputs of modules
-are captured by path."""
+"""Interceptors find the kernel, the product and the result of every dense layer.
+
+Outputs of modules are captured by path.
+"""
 
 import re
 

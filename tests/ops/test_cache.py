@@ -1,4 +1,4 @@
-"""The key-value cache: what is decoded token by token is what the whole forward says."""
+"""The key-value cache: decoding token by token equals the whole forward pass."""
 
 import functools
 

@@ -48,7 +48,7 @@ def test_squared_error(torch):
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.2])
 def test_the_gradient_is_probability_minus_target(smoothing):
-  """d loss / d logits = softmax − target: Bishop 2006, eq. 4.109."""
+  """The gradient of the logits is softmax − target: Bishop 2006, eq. 4.109."""
   logits, label = scores(6, 5), labels(6, classes=5)
   given = jax.grad(lambda x: cross_entropy(x, label, smoothing).sum())(logits)
   probability = np.exp(logits.astype(np.float64))

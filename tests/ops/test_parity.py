@@ -1,5 +1,7 @@
-"""Every implementation of attention × every rule of what is seen, values and gradients, against the
-formula in float64. `cudnn` computes on a GPU only: here its cells are errors."""
+"""Every implementation of attention × every mask, values and gradients.
+
+The reference is the formula in float64. `cudnn` computes on a GPU only: here its cells are errors.
+"""
 
 import math
 

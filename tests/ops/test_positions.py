@@ -50,7 +50,7 @@ def test_rotary_scores_depend_on_the_distance(shift):
 
 
 def test_rotary_keeps_the_dtype_and_turns_in_float32():
-  """Position 1001 is no bfloat16 number: angles in it would be off by radians."""
+  """Position 1001 is not a bfloat16 number: angles in it would be off by radians."""
   x, positions = jnp.asarray(heads(), jnp.bfloat16), rows(9, 1001)
   given = rotary(x, positions)
   assert given.dtype == jnp.bfloat16

@@ -146,8 +146,10 @@ def test_batch_is_where_the_rules_say():
 
 
 def test_collectives_of_fsdp():
-  """No gradient of a whole parameter is all-reduced where it is stored in shards (CPU compiles the
-  reduce-scatter as an all-reduce and a slice, so only the gathers can be seen here)."""
+  """No gradient of a whole parameter is all-reduced if it is stored in shards.
+
+  CPU compiles the reduce-scatter as an all-reduce and a slice, so only the gathers are visible.
+  """
   x = make('gpt', 'sgd', {'data': 1, 'fsdp': 8})
   plan = state_spec(x)
   feed = Feed(x.data, x.layout, 1)

@@ -204,7 +204,7 @@ def test_the_page_says_what_happened(tmp_path):
 
 
 def test_figures_are_plotlys_and_hold_every_point(tmp_path):
-  """plotly's own classes refuse a property that it does not know."""
+  """The classes of plotly refuse an unknown property."""
   graphs = pytest.importorskip('plotly.graph_objects', reason='the extra `report` is missing')
   long = [{'step': s, 'long': float(s % 5)} for s in range(1, 2001)]
   starts.begin(tmp_path, 0, 0.0)

@@ -125,7 +125,7 @@ def test_a_window_of_no_time_has_finite_rates():
 
 
 def test_a_window_too_short_to_time_is_part_of_the_next():
-  """Two dispatches whose ends are told at one moment: no million steps a second."""
+  """Two dispatches that end at one moment do not give a million steps a second."""
   now = [0.0]
   throughput = Throughput(100, {'examples': 10}, now=lambda: now[0])
   throughput.begin(0)

@@ -114,8 +114,10 @@ MESHES = [{'data': 4, 'model': 2}, {'fsdp': 8}, {'model': 4, 'data': 2}]
 
 @pytest.mark.parametrize('mesh', MESHES)
 def test_devices_agree(mesh):
-  """Three prompts over as many parts as the mesh has: the rest is padding. In several chunks, and
-  with a row that is stopped: what decoding starts from is always in one place."""
+  """Three prompts over the parts of the mesh, the rest is padding, in several chunks.
+
+  One row is stopped. The initial state of decoding always has the same placement.
+  """
   model = gpt(positions='rotary', kv_heads=4, vocab_pad=1, scan=True)
   layout = Layout(make_mesh(mesh))
   alone = generate(model, PROMPTS[:3], 10)

@@ -170,7 +170,7 @@ def workdir(tmp_path_factory):
 
 
 def test_the_door(bmx, workdir):
-  """The same seed gives the same text; the prompt comes first; the speed is told."""
+  """The same seed gives the same text; the prompt comes first; the speed is known."""
   command = (
     '--workdir',
     workdir,

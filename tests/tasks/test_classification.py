@@ -1,4 +1,4 @@
-"""Classification, binary and not: weighted sums, accuracy, what is refused, AUC by scikit-learn."""
+"""Classification, binary and not: weighted sums, accuracy, refusals, AUC by scikit-learn."""
 
 import flax.linen as nn
 import jax

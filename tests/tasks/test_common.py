@@ -1,4 +1,4 @@
-"""What a model sows and what is captured of it."""
+"""Sown and captured values of a model."""
 
 import flax.linen as nn
 import jax

@@ -74,7 +74,7 @@ def drawn_once():
 
 
 def chosen_of(new):
-  """bool [B, T]: the places that are to be told."""
+  """Returns the positions to predict, bool [B, T]."""
   there = np.zeros(new['tokens'].shape, bool)
   np.put_along_axis(there, new['masked_positions'], new['weights'] > 0, axis=1)
   return there

@@ -26,8 +26,7 @@ NAMES = ('O', 'B-person', 'I-person', 'B-place', 'I-place', 'B-art-work', 'I-art
 
 
 def labelled(n, classes, seed, right=0.3):
-  """-> prediction and label: some right, the others at random; of few examples classes are
-  absent."""
+  """Returns prediction and label: some right, the others random; few examples lack classes."""
   random = np.random.default_rng([n, seed])
   label = random.choice(classes, n)
   prediction = np.where(random.random(n) < right, label, random.choice(classes, n))
@@ -249,7 +248,7 @@ def tagged(prediction, targets, names=NAMES):
   # An entity ends with its sentence.
   ('O B-person / I-person O', 'O B-person / B-person O', 1),
   ('O B-person / I-person O', 'O B-person / O O', 2 / 3),
-  # The same place in another sentence is no hit.
+  # The same place in another sentence is not a hit.
   ('B-person O / O O', 'O O / B-person O', 0),
   # A type with a hyphen.
   ('B-art-work I-art-work', 'B-art-work I-art-work', 1),

@@ -176,8 +176,7 @@ def test_a_damaged_step_is_written_anew(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A run directory whose checkpoints lie on a disk of their own, nearly full -> (workdir,
-  filler)."""
+  """Makes a run directory whose checkpoints lie on their own, nearly full disk -> (it, filler)."""
   place = tmp_path / 'run/checkpoints'
   place.mkdir(parents=True)
   command = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(place)]

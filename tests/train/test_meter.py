@@ -65,8 +65,10 @@ def test_every_line_says_how_fast(tmp_path):
 
 
 def test_the_work_of_a_known_product():
-  """One matrix product of 64 × 10 for each of B examples, forward and for the kernel's gradient;
-  the input needs none."""
+  """One matrix product of 64 × 10 for each of B examples, forward and for the kernel's gradient.
+
+  The input needs no gradient.
+  """
   x = digits('task.model.widths=()', 'task.model.activations=("relu",)')
   plan = state_spec(x)
   batch = x.data.batch_size

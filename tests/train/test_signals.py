@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, that are told twice, and that hang."""
+"""Runs that are asked to stop, once or twice, and runs that hang."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is chosen before the first step: how many share a call, and the rates of the log."""
+"""Choices before the first step: steps per call, and the rates of the log."""
 
 import dataclasses
 

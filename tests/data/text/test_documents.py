@@ -1,4 +1,4 @@
-"""Texts from files: every format, every unit, and what is refused by name."""
+"""Texts from files: every format, every unit, and refusals by name."""
 
 import json
 import os
