@@ -57,6 +57,7 @@ SLOW = (
   'test_bad_input.py::test_the_same_command_again_is_well',
   'test_bench.py',
   'test_configs.py::test_tiny_trains',
+  'test_docs.py::test_python_of_the_table_page',
   'test_docs.py::test_run_commands_of_the_readme',
   'test_first_hour.py::test_commands_of_the_page',
   'test_hostile.py',

@@ -1,7 +1,9 @@
 """README and docstrings say what runs."""
 
+import ast
 import doctest
 import importlib
+import json
 import pathlib
 import pkgutil
 import re
@@ -12,6 +14,8 @@ import pytest
 import bmx as package
 from bmx import cli, main, modes
 from bmx import config as recipes
+from bmx.core import hardware
+from bmx.data.text.tokenizer_train import trained
 from tests.conftest import ROOT
 
 README = (ROOT / 'README.md').read_text()
@@ -66,6 +70,75 @@ def test_short_commands_of_the_readme_are_understood():
     assert {k for k in given if 'config.' not in k} <= set(main.FLAGS)
     if 'config' in given:
       recipes.load(given['config'], words)
+
+
+START = r'(?:bmx|python -m bmx\.main|RUN=1 scripts/\S+ run)'
+COMMAND = re.compile(rf'^(?:    )?({START} .*)$|`({START} [^`]*)`', re.MULTILINE)
+DOCS = {
+  p.name: [a or b for a, b in COMMAND.findall(p.read_text())] for p in (ROOT / 'docs').glob('*.md')
+}
+
+
+@pytest.mark.parametrize('page', sorted(name for name, commands in DOCS.items() if commands))
+def test_commands_of_the_docs_are_understood(page):
+  """Mode, flags, recipe and words exist; the words of a run's own recipe are those of gpt_char."""
+  for command in DOCS[page]:
+    words = shlex.split(command, comments=True)
+    flagged = [word for word in words if word.startswith('--')]
+    arguments = cli.translate(words[1:]) if words[0] == 'bmx' else flagged
+    args, overrides = main._parse(arguments, 'bmx')
+    if args.config or overrides:
+      recipes.load(args.config or 'gpt_char', overrides)
+    flags = args.step, args.input, tuple(args.prompt), args.topology, args.words, tuple(args.run)
+    modes.check_flags(args.mode, modes.Request(None, '', args.workdir, *flags))
+
+
+def python_of(page: str) -> list[str]:
+  return re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / page).read_text(), re.DOTALL)
+
+
+def test_every_page_with_python_is_tested():
+  """Blocks of language.md that import are executed in test_language.py."""
+  pages = [p.name for p in (ROOT / 'docs').glob('*.md')]
+  assert {p for p in pages if python_of(p)} == {'language.md', 'tables.md'}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+  """A folder with the files that the pages name."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  (tmp_path / 'a.jsonl').write_text('{"text": "One text, and some words of it."}\n' * 9)
+  (tmp_path / 'DIR').mkdir()
+  coder = trained('bpe', 300, ('a.jsonl',))
+  (tmp_path / 'DIR/tokenizer.json').write_text(coder.text)
+  hub_config = {'model_type': 'gpt2', 'vocab_size': 300, 'n_positions': 8, 'n_embd': 8,
+                'n_layer': 1, 'n_head': 2, 'architectures': ['GPT2LMHeadModel']}  # fmt: skip
+  (tmp_path / 'DIR/config.json').write_text(json.dumps(hub_config))
+
+
+def test_parts_of_the_language_page_are_built(here):
+  """Every part that a block assigns to a word of the config `c`."""
+  blocks = [code for code in python_of('language.md') if code.startswith('c.')]
+  assert len(blocks) >= 3
+  for code in blocks:
+    c, _ = recipes.load('gpt_char:tiny')
+    c.init.path = 'DIR'
+    for statement in ast.parse(code).body:
+      assert isinstance(statement, ast.Assign)
+      with c.unlocked():
+        exec(compile(ast.Module([statement], []), 'language.md', 'exec'), {'c': c})
+      part = eval(ast.unparse(statement.targets[0]), {'c': c}).to_dict()
+      settled = recipes.settle(part, hardware.preset('cpu', 'float32'))
+      assert recipes.build(settled, ast.unparse(statement.targets[0])) is not None
+
+
+def test_python_of_the_table_page(here):
+  frame = {'age': [*range(20, 84)], 'churned': ['yes', 'no', 'no', 'no'] * 16}
+  scope: dict = {'frame': frame}
+  for code in python_of('tables.md'):
+    exec(compile(code, 'tables.md', 'exec'), scope)
+  assert 0 <= scope['metrics']['eval/valid/accuracy'] <= 1
 
 
 def test_run_commands_of_the_readme(bmx, tmp_path):

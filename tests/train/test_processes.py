@@ -18,19 +18,20 @@ RECIPE = 'configs/gpt_char.py:tiny'
 MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1']
 
 
-def launch(workdir, processes, devices, overrides=(), own=None):
+def launch(workdir, processes, devices, overrides=(), own=None, flags=()):
   """Starts all processes of a run, some with overrides of their `own`, on `devices` in all."""
   address = f'localhost:{free_port()}'
-  flags = FLAGS.replace('count=8', f'count={devices // processes}')
+  xla = FLAGS.replace('count=8', f'count={devices // processes}')
   command = [sys.executable, '-m', 'bmx.main', f'--config={RECIPE}', f'--workdir={workdir}']
   command += [f'--config.{o}' for o in (*MORE, *overrides)]
   command += [f'--config.cache={workdir.parent / "programs"}']
   if processes > 1:
     command += [f'--processes={processes}', f'--coordinator={address}']
+  command += flags
   more = lambda i: [f'--config.{o}' for o in (own or {}).get(i, ())]
   return [
     subprocess.Popen(
-      [*command, *more(i), f'--process={i}'], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': flags},
+      [*command, *more(i), f'--process={i}'], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': xla},
       stderr=subprocess.PIPE, text=True,
     )
     for i in range(processes)
@@ -82,6 +83,18 @@ def assert_equal_one(workdir, alone, processes):
 
 def test_two_processes_equal_one(two, alone):
   assert_equal_one(two, alone, 2)
+
+
+@pytest.mark.nightly
+def test_two_processes_predict_and_evaluate_as_one(two):
+  results = []
+  for processes in (1, 2):
+    for mode in ('predict', 'eval'):
+      finish(launch(two, processes, 4, ['mesh.fsdp=2'], flags=[f'--mode={mode}']))
+    results.append((two / 'predictions.jsonl').read_text().splitlines())
+    results.append(json.loads((two / 'evaluation.40.json').read_text())['metrics'])
+  assert len(results[0]) == len(results[2]) > 0
+  assert results[3] == pytest.approx(results[1], rel=1e-5)
 
 
 @pytest.mark.nightly
