@@ -23,7 +23,8 @@ from bmx.core.terminal import printable
 from bmx.plan import topology
 
 FLAGS = (
-  'config', 'workdir', 'mode', 'step', 'input', 'prompt', 'topology', 'words', 'run', 'allow',
+  'config', 'workdir', 'mode', 'step', 'input', 'output', 'prompt', 'topology', 'words', 'run',
+  'allow',
   'processes', 'process', 'coordinator', 'help',
 )  # fmt: skip
 USAGE = {
@@ -32,7 +33,8 @@ USAGE = {
                         '[--config.WORD=VALUE ...] [--FLAG=VALUE ...]',
 }  # fmt: skip
 
-SHARED_FLAGS = ('mode', 'step', 'input', 'prompt', 'topology', 'allow')  # equal on all processes
+# Equal on all processes.
+SHARED_FLAGS = ('mode', 'step', 'input', 'output', 'prompt', 'topology', 'allow')
 FAILED_SECONDS = 5.0  # to reach the others, for a process that cannot start
 
 
@@ -103,6 +105,8 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
                       'read: latest, best or a step')  # fmt: skip
   parser.add_argument('--input', default='', help='predict: file of examples (default: the '
                       'test set); generate: file of prompts, a line each, or .jsonl')  # fmt: skip
+  parser.add_argument('--output', default='', help='predict: file to write, .jsonl, .csv or '
+                      '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl)')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '
@@ -182,9 +186,17 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
   else:
     config, name = _stored(paths.local(args.workdir), overrides)
   return modes.Request(
-    config, name, args.workdir, args.step, args.input, tuple(args.prompt), args.topology,
-    args.words, tuple(args.run),
-  )  # fmt: skip
+    config,
+    name,
+    workdir=args.workdir,
+    step=args.step,
+    input=args.input,
+    output=args.output,
+    prompts=tuple(args.prompt),
+    topology=args.topology,
+    words=args.words,
+    runs=tuple(args.run),
+  )
 
 
 def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:

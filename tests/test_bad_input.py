@@ -445,7 +445,7 @@ def test_input_that_cannot_be_predicted(refused, run, tmp_path, name):
   write(tmp_path / name)
   said = refused(f'--workdir={run}', '--mode=predict', f'--input={tmp_path / name}')
   assert message in said
-  assert not (run / 'predictions.jsonl').exists()
+  assert not (run / 'predictions').exists()
 
 
 USAGE = {

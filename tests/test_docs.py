@@ -151,5 +151,6 @@ def test_run_commands_of_the_readme(bmx, tmp_path):
     words = [w.replace('--step=best', '--step=latest') for w in words]
     result = bmx(*words, '--config.every.save=10' if 'configs' in line else '--step=20')
     assert result.returncode == 0, (words, result.stderr)
-  predicted = pathlib.Path(tmp_path, 'first', 'predictions.jsonl').read_text().splitlines()
+  (path,) = pathlib.Path(tmp_path, 'first', 'predictions').glob('valid.*.jsonl')
+  predicted = path.read_text().splitlines()
   assert len(predicted) > 1000

@@ -58,6 +58,11 @@ def start(folder):
   return f'init.path={folder / "bert"}', 'epochs=0.0', 'steps=60', 'schedule.warmup=2'
 
 
+def told_lines(run):
+  (path,) = (run / 'predictions').glob('*.jsonl')
+  return path.read_text().splitlines()
+
+
 def test_classes(folder):
   data = (f'data.path={folder}/train.csv', 'length=16')
   held = f'eval.valid.path={folder}/valid.csv'
@@ -95,7 +100,7 @@ def test_answers(bmx, folder):
   assert metrics['eval/valid/answer_f1'] > 0
   done = bmx('--workdir', folder / 'qa', '--mode=predict')
   assert done.returncode == 0, done.stderr
-  lines = (folder / 'qa' / 'predictions.jsonl').read_text().splitlines()
+  lines = told_lines(folder / 'qa')
   told = [json.loads(line) for line in lines]
   assert len(told) == 2 and all(t['known'][0].isdigit() and t['answer'] for t in told)
 
@@ -107,8 +112,9 @@ def test_predictions_are_json_lines(bmx, folder):
   (folder / 'new.csv').write_text('sentence\nbad film number 3\ngood film number 99\n')
   done = bmx('--workdir', folder / 'sst2', '--mode=predict', '--input', folder / 'new.csv')
   assert done.returncode == 0, done.stderr
-  lines = (folder / 'sst2' / 'predictions.jsonl').read_text().splitlines()
-  assert [json.loads(line)['prediction'] for line in lines] == [0, 1]
+  told = [json.loads(line) for line in told_lines(folder / 'sst2')]
+  assert [line['prediction'] for line in told] == ['0', '1']
+  assert told[1]['sentence'] == 'good film number 99' and set(told[1]['probability']) == {'0', '1'}
 
 
 def test_perplexity_and_bits_per_byte(tmp_path):

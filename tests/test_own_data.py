@@ -10,7 +10,6 @@ import bmx
 from bmx import experiment
 from bmx import main as entry
 from bmx.core.errors import InputError
-from bmx.experiment import input_data
 from bmx.tasks.classification import Classification
 from bmx.tasks.regression import Regression
 
@@ -46,10 +45,13 @@ def test_classes_of_a_frame(frame, tmp_path):
   metrics = bmx.train(x, tmp_path / 'run')['metrics']
   assert metrics['eval/valid/accuracy'] > 0.75
   assert bmx.evaluate(x, tmp_path / 'run')['eval/valid/loss'] == metrics['eval/valid/loss']
-  rows, _ = bmx.predict(x, tmp_path / 'run', input_data(x, frame))
-  right = [
-    row['prediction'] == (label == 'yes') for row, label in zip(rows, frame['dear'], strict=True)
-  ]
+  rows = list(bmx.predict(x, tmp_path / 'run', frame))
+  assert rows[0]['price'] == frame['price'][0]  # a column that is no input names the row
+  assert [row['row'] for row in rows] == list(range(1, N + 1))
+  assert set(rows[0]['probability']) == {'no', 'yes'}
+  assert sum(rows[0]['probability'].values()) == pytest.approx(1)
+  assert [row['label'] for row in rows] == frame['dear'].tolist()
+  right = [row['prediction'] == label for row, label in zip(rows, frame['dear'], strict=True)]
   assert np.mean(right) > 0.9
   stored = json.loads((tmp_path / 'run/config.json').read_text())
   assert stored['resolved']['num_outputs'] == 2

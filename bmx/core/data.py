@@ -114,6 +114,24 @@ class Presenting(Protocol):
     ...
 
 
+@runtime_checkable
+class Described(Protocol):
+  """Examples that say what each of them is to people: its text, columns that are not inputs."""
+
+  def describe(self, indices: np.ndarray) -> list[dict[str, Any]]:
+    """Returns a JSON object for each of the examples `indices` int64 [n]."""
+    ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+  """A task whose predictions have names: of classes, of their probabilities."""
+
+  def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
+    """Returns predictions of n rows -> n JSON objects, named as the data's metadata name them."""
+    ...
+
+
 class Data(Protocol):
   """Batches of examples as functions of the step, see `data.batches.Batches`."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class ArrayData:
     preprocess: function of every batch; works on numpy and on jax arrays.
     names: array -> logical names of the dimensions of one example, see `Spec`.
     fitted: result of `state`, see `core.data.Stateful`.
+    described: result of `describe` for each example, see `core.data.Described`.
 
   Raises:
     InputError: no examples, arrays of different lengths, NaN or infinity, labels that are not one
@@ -57,6 +58,7 @@ class ArrayData:
   preprocess: Callable[[Batch], Batch] = unchanged
   names: dict[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
   fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
+  described: Sequence[dict[str, Any]] = ()
 
   def __post_init__(self):
     check_arrays(self.arrays, self.metadata)
@@ -67,6 +69,10 @@ class ArrayData:
   def state(self) -> dict[str, Any]:
     """Returns the values that were fitted to the data."""
     return self.fitted
+
+  def describe(self, indices: np.ndarray) -> list[dict[str, Any]]:
+    """What the examples are to people; {} where nothing is known."""
+    return [dict(self.described[int(i)]) if self.described else {} for i in indices]
 
   def digest(self) -> str:
     """Returns the SHA-256 of the arrays."""

@@ -112,7 +112,8 @@ def table(
     arrays['weights'] = arrays.get('weights', np.float32(1)) * by_class[arrays['label']]
   metadata = {'columns': arrays['x'].shape[1], 'source': source, **goal.metadata}
   state = {'encoder': encoder.state(), **goal.state()}
-  return ArrayData(arrays, metadata, seed=seed, train=train, fitted=state)
+  described = [{k: r[k] for k in encoder.dropped if k in r} for r in records]
+  return ArrayData(arrays, metadata, seed=seed, train=train, fitted=state, described=described)
 
 
 def _fit(

@@ -20,7 +20,9 @@ MODES = {
   'train': Mode('bmx.modes.train', 'trains; the same --workdir resumes'),
   'eval': Mode('bmx.modes.evaluate', 'evaluates a checkpoint on every `eval` entry', ('--step',)),
   'predict': Mode(
-    'bmx.modes.predict', 'writes predictions of --input or of the test set', ('--step', '--input')
+    'bmx.modes.predict',
+    'writes predictions of --input or of the test set to --output',
+    ('--step', '--input', '--output'),
   ),
   'generate': Mode(
     'bmx.modes.generate',
@@ -49,6 +51,7 @@ class Request:
     workdir: run directory; '' where none was given.
     step: checkpoint to read: 'latest', 'best' or a step.
     input: file to predict, or of prompts.
+    output: file of predictions; its suffix says its format.
     prompts: texts to continue.
     topology: devices to plan for, such as 'v5e:4x4'.
     words: part of the names of the words to print; 'all' prints them all; '' adds an outline.
@@ -64,6 +67,7 @@ class Request:
   topology: str = ''
   words: str = ''
   runs: tuple[str, ...] = ()
+  output: str = ''
 
 
 def check_flags(mode: str, request: Request) -> None:
@@ -71,6 +75,7 @@ def check_flags(mode: str, request: Request) -> None:
   given = {
     '--step': request.step != 'latest',
     '--input': request.input,
+    '--output': request.output,
     '--prompt': request.prompts,
     '--topology': request.topology,
     '--words': request.words,

@@ -1,8 +1,9 @@
-"""Mode `predict`: predictions of a file or of the test set, one JSON object an example."""
+"""Mode `predict`: predictions of a file or of the test set, one row an example."""
 
 import logging
 import os
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,78 +11,110 @@ import jax
 
 from bmx import experiment as experiments
 from bmx.core import errors
-from bmx.core.data import Data, Presenting
+from bmx.core.data import Data, Described, Presenting, Readable
 from bmx.core.experiment import Experiment
 from bmx.core.paths import local
-from bmx.core.types import HostBatch
+from bmx.core.types import HostBatch, Task
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
-from bmx.runtime.files import replacing, to_json
+from bmx.runtime.rows import check_output, unique, write_rows
 from bmx.train.evaluate import join, predictions
 from bmx.train.run import restored
 
 log = logging.getLogger('bmx')
+EVERY = 10.0  # seconds between two lines of progress
 
 
 def run(request: Request) -> int:
-  """Writes WORKDIR/predictions.jsonl, in the order of the examples.
+  """Writes --output, or WORKDIR/predictions/NAME.STEP.jsonl, in the order of the examples.
 
   Every process computes its rows; process 0 writes.
   """
   need_run('predict', request)
+  if request.output:
+    check_output(local(request.output))
   experiment, workdir, stored = open_run(request, evals=not request.input, labels=False)
   data = experiments.input_data(experiment, request.input, stored) if request.input else None
-  lines, step = predict(experiment, workdir, data, request.step)
-  path = workdir / 'predictions.jsonl'
-  count = sum(1 for _ in lines) if jax.process_index() else _write(path, lines)
-  log.info('%d predictions of step %d in %s', count, step, path)
+  lines, step = _predicted(experiment, workdir, data, request.step)
+  name = pathlib.Path(request.input).stem if request.input else entry_of(experiment)
+  path = local(request.output or workdir / 'predictions' / f'{name}.{step}.jsonl')
+  if jax.process_index():
+    for _ in lines:
+      pass
+    return errors.DONE
+  if not request.output:
+    path.parent.mkdir(exist_ok=True)
+    path = unique(path)
+  log.info('%d predictions of step %d in %s', write_rows(path, lines), step, path)
   return errors.DONE
 
 
-def _write(path: pathlib.Path, lines: Iterator[dict[str, Any]]) -> int:
-  """Writes JSON lines; returns their number."""
-  count = 0
-  with replacing(path) as file:
-    for line in lines:
-      file.write(to_json(line) + '\n')
-      count += 1
-  return count
-
-
 def predict(
-  experiment: Experiment,
-  workdir: str | os.PathLike[str],
-  data: Data | None = None,
-  step: str = 'latest',
-) -> tuple[Iterator[dict[str, Any]], int]:
+  experiment: Experiment, workdir: str | os.PathLike[str], data: Any = None, step: str = 'latest'
+) -> Iterator[dict[str, Any]]:
   """Predicts with a checkpoint of a run.
 
   Args:
     experiment: the run's experiment.
     workdir: run directory.
-    data: what to predict; by default the `eval` entry `test`, or the first one.
+    data: what to predict: a file, or data in memory as `bmx.build` takes them; by default the
+      `eval` entry `test`, or the first one.
     step: 'latest', 'best' or a step.
 
   Returns:
-    One plain dict for each example, in order, and the step of the checkpoint.
+    One JSON object for each example, in order: its number in the data from 1 (`row`), what the data
+    say of it (its text, columns that are not inputs), the prediction and its probabilities by the
+    names of the classes.
 
   Raises:
     InputError: there is nothing to predict, or the run has no such checkpoint.
   """
+  if data is not None:
+    data = experiments.input_data(experiment, data)
+  return _predicted(experiment, local(workdir), data, step)[0]
+
+
+def _predicted(
+  experiment: Experiment, workdir: pathlib.Path, data: Data | None, step: str
+) -> tuple[Iterator[dict[str, Any]], int]:
+  """Returns the rows, and the step of the checkpoint."""
   if data is None:
     if not experiment.evals:
       raise errors.InputError('give --input=FILE: the config has no `eval` entry to predict')
-    name = 'test' if 'test' in experiment.evals else next(iter(experiment.evals))
-    data = experiment.evals[name].data
-  state, number = restored(experiment, local(workdir), step)
-  return _lines(data, predictions(data, experiment.task, experiment.layout, state)), number
+    data = experiment.evals[entry_of(experiment)].data
+  state, number = restored(experiment, workdir, step)
+  parts = predictions(data, experiment.task, experiment.layout, state)
+  return _lines(data, experiment.task, parts), number
 
 
-def _lines(data: Data, parts: Iterator[HostBatch]) -> Iterator[dict[str, Any]]:
-  """Plain values of each example; for questions, the best answer over a paragraph's windows."""
+def entry_of(experiment: Experiment) -> str:
+  """Returns the `eval` entry that is predicted by default: `test`, or the first one."""
+  return 'test' if 'test' in experiment.evals else next(iter(experiment.evals))
+
+
+def _lines(data: Data, task: Task, parts: Iterator[HostBatch]) -> Iterator[dict[str, Any]]:
+  """Yields the rows; for questions, the best answer over a paragraph's windows."""
   if isinstance(data.examples, Presenting):
     yield from data.examples.present(join(list(parts)))
     return
-  for rows in parts:
-    for i in range(len(rows['prediction'])):
-      yield {k: v[i].tolist() for k, v in rows.items()}
+  done, told = 0, time.monotonic()
+  for step, rows in enumerate(parts):
+    lines = task.readable(rows, data.metadata) if isinstance(task, Readable) else _plain(rows)
+    described = _described(data, step, len(lines))
+    for n, (about, line) in enumerate(zip(described, lines, strict=True), done + 1):
+      yield {'row': n, **about, **line}
+    done += len(lines)
+    if time.monotonic() - told > EVERY:
+      log.info('predicted %d of %d', done, data.size)
+      told = time.monotonic()
+
+
+def _plain(rows: HostBatch) -> list[dict[str, Any]]:
+  return [{k: v[i].tolist() for k, v in rows.items()} for i in range(len(rows['prediction']))]
+
+
+def _described(data: Data, step: int, n: int) -> list[dict[str, Any]]:
+  examples = data.examples
+  if not isinstance(examples, Described):
+    return [{}] * n
+  return examples.describe(data.indices(step)[0, :n])

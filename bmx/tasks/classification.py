@@ -13,6 +13,7 @@ from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, HostBatch, Metadata
 from bmx.ops.checks import check_ids
 from bmx.ops.losses import binary_cross_entropy, cross_entropy
+from bmx.tasks import readable
 from bmx.tasks.common import ModelTask, counts, find, num_outputs
 
 
@@ -56,6 +57,9 @@ class Classification(ModelTask):
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     return {'prediction': out.argmax(-1), 'probability': jax.nn.softmax(out.astype(jnp.float32))}
 
+  def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
+    return readable.classes(rows, rows['probability'], metadata)
+
 
 @dataclasses.dataclass(frozen=True)
 class BinaryClassification(ModelTask):
@@ -85,6 +89,9 @@ class BinaryClassification(ModelTask):
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     score = jax.nn.sigmoid(out[:, 0].astype(jnp.float32))
     return {'prediction': (score > 0.5).astype(jnp.int32), 'score': score}
+
+  def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
+    return readable.classes(rows, np.stack([1 - rows['score'], rows['score']], 1), metadata)
 
 
 def auc(rows: HostBatch) -> float:

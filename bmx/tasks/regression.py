@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.ranges import check_number
-from bmx.core.types import Array, Batch, Metadata
+from bmx.core.types import Array, Batch, HostBatch, Metadata
 from bmx.ops.losses import squared_error
+from bmx.tasks import readable
 from bmx.tasks.common import ModelTask, find, num_outputs
 
 
@@ -60,3 +61,6 @@ class Regression(ModelTask):
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     return {'prediction': out * self.std + self.mean}
+
+  def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
+    return readable.numbers(rows)

@@ -59,7 +59,8 @@ def build(recipe, path, *words, **options):
 def predicted(bmx, workdir, file, cwd):
   done = bmx(f'--workdir={workdir}', '--mode=predict', f'--input={file}', cwd=cwd)
   assert done.returncode == 0, done.stderr
-  return (workdir / 'predictions.jsonl').read_text(), done.stderr
+  newest = max((workdir / 'predictions').iterdir(), key=lambda path: path.stat().st_mtime_ns)
+  return newest.read_text(), done.stderr
 
 
 def test_a_moved_run_predicts_without_its_training_data(recipe, tmp_path, bmx):

@@ -85,7 +85,10 @@ def text_classification(
     state['class_names'] = list(names)
     metadata |= {'num_classes': len(names), 'class_names': names}
     arrays |= {} if hidden else {'label': _labels(given, names, where)}
-  return TextData(arrays, metadata, seed, train, fitted=state, tokenizer=tokenizer)
+  described = [{k: r[k] for k in (text, pair) if k} for _, r in found]
+  return TextData(
+    arrays, metadata, seed, train, fitted=state, tokenizer=tokenizer, described=described
+  )
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
