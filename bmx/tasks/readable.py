@@ -6,7 +6,7 @@ import numpy as np
 
 from bmx.core.types import HostBatch, Metadata
 
-TOP = 20  # classes up to which all probabilities are told; of more, the largest `TOP`
+TOP = 20  # classes up to which all probabilities are given; of more, the largest `TOP`
 
 
 def classes(rows: HostBatch, probability: np.ndarray, metadata: Metadata) -> list[dict[str, Any]]:

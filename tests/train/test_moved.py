@@ -169,12 +169,12 @@ def test_generation_needs_no_training_file(tmp_path, monkeypatch, capsys):
 def test_all_processes_predict_and_evaluate_and_the_first_writes(tmp_path, monkeypatch):
   consumed = []
   lines = lambda: (consumed.append(n) or {'prediction': n} for n in range(3))
-  monkeypatch.setattr(predict, 'open_run', lambda *_, **__: (None, tmp_path, None))
-  monkeypatch.setattr(predict, 'predict', lambda *_: (lines(), 4))
-  monkeypatch.setattr(evaluate, 'restored', lambda *_: (None, 4))
   metrics = {'valid': lambda state: consumed.append('valid') or {'eval/valid/loss': 1.0}}
-  monkeypatch.setattr(evaluate, 'evaluations', lambda x: metrics)
   x = types.SimpleNamespace(evals=metrics)
+  monkeypatch.setattr(predict, 'open_run', lambda *_, **__: (x, tmp_path, None))
+  monkeypatch.setattr(predict, '_predicted', lambda *_: (lines(), 4))
+  monkeypatch.setattr(evaluate, 'restored', lambda *_: (None, 4))
+  monkeypatch.setattr(evaluate, 'evaluations', lambda x: metrics)
   for process in (1, 0):
     monkeypatch.setattr(jax, 'process_index', lambda number=process: number)
     predict.run(Request(None, 'run', str(tmp_path)))
@@ -182,4 +182,5 @@ def test_all_processes_predict_and_evaluate_and_the_first_writes(tmp_path, monke
     assert consumed == [0, 1, 2, 'valid']
     consumed.clear()
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == (set() if process else {'predictions.jsonl', 'evaluation.4.json'})
+    assert names == (set() if process else {'predictions', 'evaluation.4.json'})
+  assert len((tmp_path / 'predictions/valid.4.jsonl').read_text().splitlines()) == 3
