@@ -132,7 +132,7 @@ def test_words_of_a_config(capsys):
   assert code == 0
   rows = {line.split()[0]: line for line in out.splitlines()}
   assert set(rows) >= {'optimizer.call', 'optimizer.b1', 'optimizer.clip', 'optimizer.freeze'}
-  assert re.search(r'clip +0\.5 +0\.0 +float +The gradient', rows['optimizer.clip'])
+  assert re.search(r'clip +0\.5 +0\.0 +float +Largest global', rows['optimizer.clip'])
   assert not [name for name in rows if 'learning_rate' in name]  # `experiment.build` gives it
 
 

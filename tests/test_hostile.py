@@ -72,7 +72,7 @@ BYTES = st.binary(max_size=60)
 @FUZZ
 @given(st.one_of(BYTES, TABLE.map(lambda rows: '\n'.join(['a,b,c', *rows]).encode())))
 def test_csv(tmp_path, content):
-  check(lambda p: batched(source.csv, 2, p, 'c'), tmp_path / 'x.csv', content)
+  check(lambda p: batched(source.table, 2, p, 'c'), tmp_path / 'x.csv', content)
 
 
 JSON = st.recursive(
@@ -87,7 +87,7 @@ LINES = st.lists(JSON, max_size=5).map(lambda x: '\n'.join(map(json.dumps, x)).e
 @FUZZ
 @given(st.one_of(BYTES, LINES))
 def test_json_lines(tmp_path, content):
-  check(lambda p: batched(source.json_lines, 2, p, 'c'), tmp_path / 'x.jsonl', content)
+  check(lambda p: batched(source.table, 2, p, 'c'), tmp_path / 'x.jsonl', content)
 
 
 @FUZZ
