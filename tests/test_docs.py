@@ -135,7 +135,7 @@ def test_parts_of_the_language_page_are_built(here):
 
 def test_python_of_the_table_page(here):
   frame = {'age': [*range(20, 84)], 'churned': ['yes', 'no', 'no', 'no'] * 16}
-  scope: dict = {'frame': frame}
+  scope: dict = {'frame': frame, 'new_frame': {'age': [30, 40]}}
   for code in python_of('tables.md'):
     exec(compile(code, 'tables.md', 'exec'), scope)
   assert 0 <= scope['metrics']['eval/valid/accuracy'] <= 1
