@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from bmx import config as recipes
 from bmx.adapt import hub
+from bmx.adapt.classes import check_order
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.paths import local
@@ -36,7 +37,9 @@ def is_run(folder: str) -> bool:
   return (path / 'checkpoints').is_dir()
 
 
-def start(task: Task, spec: StateSpec, init: Mapping[str, str]) -> TrainState:
+def start(
+  task: Task, spec: StateSpec, init: Mapping[str, str], classes: Sequence[str] = ()
+) -> TrainState:
   """Makes a new state from the folders that the config word `init` names.
 
   `Task.take` receives the plain weights of init.path; running statistics of a run are read with
@@ -46,10 +49,11 @@ def start(task: Task, spec: StateSpec, init: Mapping[str, str]) -> TrainState:
     task: of the run.
     spec: shapes and placement of its state.
     init: 'path', 'reinit' (regex of parameters that are not read) and folders by collection.
+    classes: of the data, by number.
 
   Raises:
     InputError: a source without a folder, a folder without a source; parameters that are missing
-      or have another shape (all are listed).
+      or have another shape (all are listed); a head for the same classes in another order.
   """
   folders = {k: v for k, v in init.items() if k not in ('path', 'reinit')}
   for name in folders:
@@ -66,6 +70,7 @@ def start(task: Task, spec: StateSpec, init: Mapping[str, str]) -> TrainState:
   plain: dict[str, jax.Array] = {}
   if init['path']:
     plain = load(init['path'], spec.plain, init['reinit'])
+    check_order(init['path'], is_run(init['path']), plain, classes)
     total = len(tree.named(spec.plain))
     log.info('weights    %d of %d parameters from %s', len(plain), total, init['path'])
     collections = {k: v for k, v in spec.abstract.collections.items() if k in task.averaged}

@@ -127,7 +127,7 @@ def build(
     watchdog=c['watchdog']['seconds'],
     generate=c['generate'],
     weights=c['init']['path'],
-    init=functools.partial(_init, c['init'], task, spec),
+    init=functools.partial(_init, c['init'], data.metadata.get('class_names', ()), task, spec),
     rebuild=rebuild,
     hooks={key: hook(c, key, part) for key, part in c['hooks'].items()},
     profile=_profile(c, steps),
@@ -138,10 +138,14 @@ def build(
 
 
 def _init(
-  init: Mapping[str, Any], task: Task, planned: StateSpec, spec: StateSpec | None = None
+  init: Mapping[str, Any],
+  classes: Sequence[str],
+  task: Task,
+  planned: StateSpec,
+  spec: StateSpec | None = None,
 ) -> Any:
   """A new state, as it was planned or (another optimizer, say) as `spec` has it."""
-  return restore.start(task, spec or planned, init)
+  return restore.start(task, spec or planned, init, classes)
 
 
 def _preset(

@@ -75,6 +75,8 @@ class PairData:
     second = np.where(follows, first + 1, self._elsewhere(first, draws[:, 1]))
     shape = (len(indices), self.length)
     rows = {k: np.zeros(shape, np.int32) for k in ('tokens', 'segment_ids', 'types')}
+    assert self.tokenizer is not None
+    rows['tokens'][:] = self.tokenizer.special.get('pad', 0)
     for n, (a, b) in enumerate(zip(first, second, strict=True)):
       self._put(rows, n, self._sentence(a), self._sentence(b))
     rows['next'] = (~follows).astype(np.int32)  # as published weights have it
