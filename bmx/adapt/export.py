@@ -22,6 +22,8 @@ from bmx.adapt.tensors import INDEX, SINGLE, target_of
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.paths import local
+from bmx.data.text.special import CONFIG, GENERATION
+from bmx.data.text.tokenizer import Subwords
 from bmx.models import bert
 from bmx.models.gpt import GPT
 from bmx.models.stack import layers_apart
@@ -37,7 +39,7 @@ def save(
   folder: Folder,
   model: nn.Module,
   params: tree.Tree,
-  tokenizer: str = '',
+  tokenizer: str | Subwords = '',
   dtype: str = 'float32',
   shard_bytes: int = 5 * 2**30,
   labels: Sequence[str] = (),
@@ -52,7 +54,8 @@ def save(
     folder: must be missing or empty; it appears when all of it is written.
     model: a GPT, a BERT, or one with a head.
     params: of the model, stacked or not.
-    tokenizer: the text of a tokenizer.json. Transformers encodes with it as it is.
+    tokenizer: a tokenizer, such as `bmx.data.text.tokenizer.load` reads, or the text of a
+      tokenizer.json. Transformers encodes with it as it is.
     dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
     shard_bytes: largest size of a file; a larger tensor has a file of its own.
     labels: names of the classes or tags by number, `id2label`; default LABEL_0, LABEL_1, ...
@@ -72,7 +75,8 @@ def save(
   if processes.anywhere(there):
     raise InputError(f'{folder} is there already: name another folder, or remove it')
   config = describe(model, labels, architecture) | {'dtype': dtype}
-  ids = meta.special_ids(tokenizer) if special is None else meta.plain_ids(special)
+  coder = Subwords(tokenizer) if isinstance(tokenizer, str) and tokenizer else tokenizer or None
+  ids = meta.special_ids(coder) if special is None else meta.plain_ids(special)
   # RoBERTa's says where its positions begin.
   keys = ARCHITECTURES[config['architectures'][0]].family.keys
   config |= meta.token_keys(ids, pad='first_position' not in keys)
@@ -88,9 +92,9 @@ def save(
   for file, names in files.items():
     _write(draft / file if first else None, {name: pieces[name] for name in names}, dtype)
   if first:
-    _finish(draft, config, files, sum(sizes.values()), tokenizer, _kinds(model) > 1)
+    _finish(draft, config, files, sum(sizes.values()), coder, _kinds(model) > 1)
     if isinstance(model, GPT):
-      write_json(draft / meta.GENERATION, {f'{k}_token_id': v for k, v in ids.items()})
+      write_json(draft / GENERATION, {f'{k}_token_id': v for k, v in ids.items()})
     draft.replace(folder)
 
 
@@ -189,13 +193,13 @@ def _finish(
   config: Mapping[str, Any],
   files: Mapping[str, list[str]],
   total: int,
-  tokenizer: str,
+  tokenizer: Subwords | None,
   types: bool,
 ) -> None:
   """Writes all but the tensors. total: their bytes; types: whether the model reads types."""
   if tokenizer:
-    (draft / 'tokenizer.json').write_text(tokenizer, encoding='utf-8')
-    write_json(draft / 'tokenizer_config.json', meta.tokenizer_config(tokenizer, types))
+    (draft / 'tokenizer.json').write_text(tokenizer.text, encoding='utf-8')
+    write_json(draft / CONFIG, meta.tokenizer_config(tokenizer, types))
   if len(files) > 1:
     places = {name: file for file, names in files.items() for name in names}
     write_json(draft / INDEX, {'metadata': {'total_size': total}, 'weight_map': places})

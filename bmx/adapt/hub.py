@@ -11,7 +11,7 @@ import jax
 from bmx.adapt.configs import architecture, translate
 from bmx.adapt.export import save
 from bmx.adapt.families import ARCHITECTURES, Family
-from bmx.adapt.meta import read_ids, read_labels
+from bmx.adapt.meta import read_labels
 from bmx.adapt.tensors import (
   INDEX,
   SINGLE,
@@ -25,6 +25,7 @@ from bmx.adapt.tensors import (
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.paths import how_to_fetch, local
+from bmx.data.text.special import read_ids
 
 __all__ = ['labels', 'load', 'part', 'read_ids', 'save']
 

@@ -184,17 +184,17 @@ def _read(
   **memory: Any,
 ) -> Batches:
   if stored is not None and stored.state.get('tokenizer'):
-    part = _with_tokenizer(part, stored.state['tokenizer'])
+    own = {'text': stored.state['tokenizer'], 'names': stored.state.get('special_tokens')}
+    part = _with_tokenizer(part, own | {'call': TOKENIZER, 'source': 'the tokenizer in data.json'})
   injected = memory | ({'fitted': fitted} if fitted else {})
   own = {k: v for k, v in part.items() if k != 'batch_size'}
   examples = recipes.build(own, where, seed=c['seed'], train=False, read=True, **injected)
   return _batches(c, examples, part, where, layout, train=False)
 
 
-def _with_tokenizer(part: Mapping[str, Any], text: str) -> dict[str, Any]:
+def _with_tokenizer(part: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
   """A data part whose tokenizers, those of parts inside it too, are the one that the run keeps."""
-  own = {'call': TOKENIZER, 'text': text, 'source': 'the tokenizer in data.json'}
-  found = {k: _with_tokenizer(v, text) for k, v in part.items() if isinstance(v, Mapping)}
+  found = {k: _with_tokenizer(v, own) for k, v in part.items() if isinstance(v, Mapping)}
   return {**part, **found} | ({'tokenizer': own} if 'tokenizer' in found else {})
 
 

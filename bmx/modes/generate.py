@@ -4,16 +4,16 @@ import json
 import logging
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bmx.adapt import meta, restore
+from bmx.adapt import restore
 from bmx.core import errors, tree
 from bmx.core.experiment import Experiment
 from bmx.core.paths import local
 from bmx.core.terminal import printable
 from bmx.core.types import Decoder, facts_of
-from bmx.data.text import documents, tokenizer
+from bmx.data.text import documents, special, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
@@ -53,7 +53,7 @@ def run(request: Request) -> int:
   else:
     names, prompts = zip(*documents.located(request.input, 'prompt', 'line'), strict=True)
   folder, params = _weights(x, workdir, request.step)
-  known = stored.state.get('tokenizer') if stored is not None and folder == workdir else None
+  known = stored.state if stored is not None and folder == workdir else {}
   coder = _tokenizer(x, folder, known)
   generator = TextGenerator(model, params, x.layout, coder, options, ends_of(x, folder, coder))
   del params  # the generator has its own
@@ -85,15 +85,15 @@ def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.
   return workdir, restore.merged_params(x.task, spec, str(workdir), which, x.layout)
 
 
-def _tokenizer(x: Experiment, folder: pathlib.Path, own: str | None = None) -> Tokenizer:
-  """The run's tokenizer `own`; else the tokenizer.json of the weights or of `init.path`, or bytes.
+def _tokenizer(x: Experiment, folder: pathlib.Path, state: Mapping[str, Any]) -> Tokenizer:
+  """The run's tokenizer, in the `state` of its data; else that of the weights, or bytes.
 
-  Raises InputError if tokenizer.json differs from `own`, or is missing and the model's vocabulary
-  is not that of bytes.
+  Raises InputError if tokenizer.json differs from the run's, or is missing and the model's
+  vocabulary is not that of bytes.
   """
-  if own:
+  if own := state.get('tokenizer'):
     datafile.check_tokenizer(folder, own)
-    return tokenizer.Subwords(own)
+    return tokenizer.Subwords(own, names=state.get('special_tokens'))
   for place in (folder, local(x.weights or folder)):
     if (place / 'tokenizer.json').is_file():
       return tokenizer.load(str(place))
@@ -109,13 +109,15 @@ def _tokenizer(x: Experiment, folder: pathlib.Path, own: str | None = None) -> T
 def ends_of(x: Experiment, folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, ...]:
   """Ids that end a text by the files of a Hugging Face folder; () where they name none.
 
-  A run that began with such a folder may have trained on documents that its tokenizer ends: both
-  kinds of end count.
+  A run that began with such a folder keeps them, and may have trained on documents that its
+  tokenizer ends: both kinds of end count.
   """
-  own = meta.read_ids(folder)['eos']
-  if own or not x.weights:
+  own = special.read_ids(folder)['eos']
+  if own:
     return own
-  return tuple(dict.fromkeys((*meta.read_ids(x.weights)['eos'], *tokenizer.ends)))
+  stored = datafile.read(folder)
+  kept = (stored.ends if stored else ()) or datafile.ends_of(x.weights)
+  return tuple(dict.fromkeys((*kept, *tokenizer.ends))) if kept or x.weights else ()
 
 
 def _print(

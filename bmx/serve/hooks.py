@@ -66,7 +66,9 @@ class SampleTexts:
     params = self.merge(eval_variables(event.state))
     if self.generator is None:
       tokenizer = _tokenizer(x.data, facts_of(x.task.model).vocab_size)
-      self.generator = TextGenerator(x.task.model, params, x.layout, tokenizer, self.options)
+      stored = datafile.read(event.workdir)
+      ends = *(stored.ends if stored else ()), *tokenizer.ends
+      self.generator = TextGenerator(x.task.model, params, x.layout, tokenizer, self.options, ends)
     else:
       self.generator.load(params)
     texts = self.generator.generate(self.prompts, self.seed)
@@ -84,7 +86,7 @@ def _tokenizer(data: Any, vocab_size: int) -> Tokenizer:
   """Returns the tokenizer of the data; bytes without one. Raises InputError if it is unknown."""
   text = datafile.tokenizer_of(data)
   if text:
-    return Subwords(text)
+    return Subwords(text, names=datafile.names_of(data))
   if vocab_size != 256:
     raise InputError(f'vocab_size={vocab_size}: expected data with a tokenizer, or 256, the bytes')
   return Bytes()

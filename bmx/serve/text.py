@@ -93,7 +93,7 @@ class TextGenerator:
     params = self.convert(params)
     self.model, self.tokenizer, self.options = model, tokenizer, options
     self.begin = list(frame(tokenizer).prefix)
-    self.ends = *(ends or tokenizer.ends), *_special(tokenizer, options.stop)
+    self.ends = *(ends or tokenizer.ends), *stop_ids(tokenizer, options.stop)
     ends, begin = self.ends, self.begin
     self.generator = Generator(model, params, layout, options.sampling, ends, begin)
     self.search = BeamSearch(
@@ -214,10 +214,19 @@ def encode_prompts(
   return ids
 
 
-def _special(tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
-  """Returns the ids of the stop texts that are one special token, which no decoded text shows."""
-  ids = [i.tolist() for i in tokenizer.encode(stop)] if stop else []
-  return [i[0] for i in ids if len(i) == 1 and not tokenizer.decode(i)]
+def stop_ids(tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
+  """Returns the ids of the stop texts that are special tokens, which no decoded text shows.
+
+  Raises InputError if a stop text holds a special token and more: no decoded text holds both.
+  """
+  for text in stop:
+    inside = [token for token in tokenizer.hidden if token in text]
+    if inside and text not in inside:
+      raise InputError(
+        f'generate.stop={text!r}: expected a text, or one special token; {inside[0]!r} is special: '
+        'name it as a stop of its own'
+      )
+  return [tokenizer.hidden[text] for text in stop if text in tokenizer.hidden]
 
 
 def _rows(inputs: Mapping[str, Any]) -> int:

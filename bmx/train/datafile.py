@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from bmx.core.data import Data, Digested, Spec, Stateful
 from bmx.core.errors import InputError
+from bmx.core.paths import local
+from bmx.data.text import special
 from bmx.runtime.files import read_json, replacing, to_json, write_json
 from bmx.train.manifest import SEAL, seal
 
@@ -28,6 +31,7 @@ class DataFile:
     size: examples. spec: arrays of one example. metadata: facts.
     state: everything fitted (means, categories, class names, tokenizer).
     digest: SHA-256 of the examples; '' if they have none.
+    ends: ids that end a text by the files of the weights that the run began with.
   """
 
   size: int
@@ -35,6 +39,7 @@ class DataFile:
   metadata: Mapping[str, Any]
   state: dict[str, Any]
   digest: str = ''
+  ends: tuple[int, ...] = ()
 
 
 def describe(data: Data) -> dict[str, Any]:
@@ -69,6 +74,12 @@ def tokenizer_of(data: Data) -> str | None:
   """The text of the tokenizer that made the data: '' of bytes, None if it is not known."""
   examples = data.examples
   return examples.state().get('tokenizer') if isinstance(examples, Stateful) else None
+
+
+def names_of(data: Data) -> dict[str, str]:
+  """Role -> special token of that tokenizer, as files beside its tokenizer.json name them."""
+  examples = data.examples
+  return examples.state().get('special_tokens', {}) if isinstance(examples, Stateful) else {}
 
 
 def check(workdir: pathlib.Path, data: Data, changed: bool = False) -> None:
@@ -112,14 +123,36 @@ def _check_classes(workdir: pathlib.Path, source: str, old: Any, new: Any) -> No
     )
 
 
-def write(workdir: pathlib.Path, data: Data) -> None:
-  """Writes data.json, with the SHA-256 of its own content, and tokenizer.json."""
-  text = tokenizer_of(data)
+def write(workdir: pathlib.Path, data: Data, weights: str = '') -> None:
+  """Writes data.json, with the SHA-256 of its own content, and the files of the tokenizer.
+
+  Args:
+    workdir: run directory.
+    data: training data.
+    weights: folder that the run's weights began with, or ''. What generation reads there is kept,
+      as the folder may be gone then: its ends of text, and its tokenizer where the data have none.
+  """
+  old, text = read(workdir), tokenizer_of(data)
+  ends = ends_of(weights) or (old.ends if old else ())
   if text:
     with replacing(workdir / TOKENIZER) as file:
       file.write(text)
-  content = json.loads(to_json(describe(data)))
+    if names := names_of(data):
+      write_json(workdir / special.CONFIG, {f'{k}_token': v for k, v in names.items()})
+  elif weights and not (workdir / TOKENIZER).is_file():
+    for name in (special.MAP, special.CONFIG, TOKENIZER):
+      if (local(weights) / TOKENIZER).is_file() and (local(weights) / name).is_file():
+        shutil.copyfile(local(weights) / name, workdir / name)
+  content = json.loads(to_json(describe(data) | {'ends': list(ends)}))
   write_json(workdir / NAME, content | {SEAL: seal(content)})
+
+
+def ends_of(weights: str) -> tuple[int, ...]:
+  """Ids that end a text by the files beside weights, of a Hugging Face model or a run."""
+  if not weights:
+    return ()
+  stored = read(local(weights))
+  return special.read_ids(weights)['eos'] or (stored.ends if stored else ())
 
 
 def check_tokenizer(workdir: pathlib.Path, text: str | None) -> None:
@@ -148,6 +181,7 @@ def read(workdir: pathlib.Path) -> DataFile | None:
             for k, (shape, dtype, names) in stored['spec'].items()}  # fmt: skip
     size, digest = int(stored['size']), str(stored['digest'])
     metadata, state = dict(stored['metadata']), dict(stored['state'])
+    ends = special.checked_ids('ends', stored.get('ends'))
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise InputError(f'{path} is not the data.json of a run: {error}') from None
   if not whole:
@@ -157,7 +191,7 @@ def read(workdir: pathlib.Path) -> DataFile | None:
     )
   if size < 1:
     raise InputError(f'{path}: size={size}: expected at least 1')
-  return DataFile(size, spec, metadata, state, digest)
+  return DataFile(size, spec, metadata, state, digest, ends)
 
 
 def _brief(value: Any) -> str:

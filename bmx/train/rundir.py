@@ -47,9 +47,9 @@ FREE = [
   'allow_changed_data',
 ]
 # Files and folders that bmx writes in a run directory: a link there would lead a write elsewhere.
-OWN = ('lock', 'config.json', 'data.json', 'tokenizer.json', 'metrics.jsonl', 'summary.json',
-       'sections.json', 'starts.json', 'report.html', 'checkpoints', 'constants', 'tensorboard',
-       'logs', 'profile')  # fmt: skip
+OWN = ('lock', 'config.json', 'data.json', 'tokenizer.json', 'tokenizer_config.json',
+       'special_tokens_map.json', 'metrics.jsonl', 'summary.json', 'sections.json', 'starts.json',
+       'report.html', 'checkpoints', 'constants', 'tensorboard', 'logs', 'profile')  # fmt: skip
 PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
 
@@ -219,7 +219,7 @@ class RunDir:
       if old is not None:
         write_json(self.path / f'config.{step}.json', old)
       write_json(self.config, new)  # first: it marks the directory as a run
-    datafile.write(self.path, self.experiment.data)
+    datafile.write(self.path, self.experiment.data, self.experiment.weights)
 
   def summary(self) -> dict[str, Any] | None:
     """Returns the summary of a finished run, None if there is more to do.

@@ -19,6 +19,14 @@ class Letters:
   text: str = ''
 
   @property
+  def names(self) -> dict[str, str]:
+    return {}
+
+  @property
+  def hidden(self) -> dict[str, int]:
+    return {}
+
+  @property
   def template(self) -> Template:
     """[CLS] A [SEP] B [SEP], or a begin of text before each text, as far as there are."""
     encoder = {'cls', 'sep'} <= set(self.special)

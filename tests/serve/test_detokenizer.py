@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmx.data.text.tokenizer import Bytes, Subwords
-from bmx.serve.text import Detokenizer
+from bmx.core.errors import InputError
+from bmx.data.text.tokenizer import Bytes, Subwords, load
+from bmx.serve.text import Detokenizer, stop_ids
+from tests.data.text.kinds import write
 
 tokenizers = pytest.importorskip('tokenizers')
 decoders = tokenizers.decoders
@@ -165,3 +167,17 @@ def test_characters_come_as_soon_as_they_are_whole(coders):
   assert np.size(ids) == 5  # a blank, three bytes and a letter, which ends the run of bytes
   parts = Detokenizer(llama, ())
   assert [parts.add([i]) for i in ids] == ['', '', '', '', '€a']
+
+
+@pytest.mark.parametrize('kind', ['Llama 2', 'DeepSeek', 'CamemBERT', 'words'])
+def test_stop_texts_that_are_special_tokens(tmp_path, kind):
+  """Alone they end a row; with other text they are refused, as no decoded text shows both."""
+  coder = load(str(write(kind, tmp_path)))
+  end = coder.names['eos']
+  assert stop_ids(coder, (end, 'and')) == [coder.special['eos']]
+  assert stop_ids(coder, ('and', '\n')) == []
+  for text in (f'{end}\n', f'and{end}', f'{end}{end}'):
+    with pytest.raises(
+      InputError, match=r'generate\.stop=.*: expected a text, or one special token'
+    ):
+      stop_ids(coder, (text,))

@@ -1,19 +1,24 @@
 """Runs that are used where their training data, or the texts of their tokenizer, are gone."""
 
 import json
+import shutil
 import types
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 import tokenizers
 
 from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
+from bmx.data.text.tokenizer import Subwords, frame, load
 from bmx.experiment.data import check_tokenizers
 from bmx.modes import Request, evaluate, generate, predict, start
 from bmx.train import datafile
 from tests.conftest import ROOT
+from tests.data.text.kinds import write
 
 LENGTH = 16
 
@@ -99,8 +104,9 @@ def test_an_input_that_another_tokenizer_cuts_is_refused(tmp_path, cache, monkey
 def test_bytes_are_not_evaluated_with_a_tokenizer(tmp_path):
   """Nor with one that has 256 ids, as bytes have; ids of a file are compared by their number."""
   inner = tokenizers.Tokenizer(
-    tokenizers.models.WordLevel({f'w{i}' if i else 'Ab': i for i in range(256)}, 'w1')
+    tokenizers.models.WordLevel({f'w{i}' if i else 'Ab': i for i in range(255)}, 'w1')
   )
+  inner.add_special_tokens(['<|endoftext|>'])
   inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()  # type: ignore
   inner.save(str(tmp_path / 'tokenizer.json'))
   plain = text(tmp_path / 'a.txt')
@@ -184,3 +190,37 @@ def test_all_processes_predict_and_evaluate_and_the_first_writes(tmp_path, monke
     names = {p.name for p in tmp_path.iterdir()}
     assert names == (set() if process else {'predictions', 'evaluation.4.json'})
   assert len((tmp_path / 'predictions/valid.4.jsonl').read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_generation_needs_no_weights_that_the_run_began_with(tmp_path, cache, own):
+  """The run keeps their ends of text, and their tokenizer where its data have none."""
+  folder = write('DeepSeek', tmp_path / 'weights')
+  (folder / 'config.json').write_text('{"eos_token_id": 5}')
+  (folder / 'generation_config.json').write_text('{"eos_token_id": [1, 7]}')
+  ids = np.arange(200, dtype=np.uint16) % 250
+  ids.tofile(tmp_path / 'ids.bin')
+  data = {'call': 'bmx.data.text.windows:tokens', 'path': str(tmp_path / 'ids.bin'),
+          'vocab_size': 300, 'length': LENGTH, 'split': 'all'}  # fmt: skip
+  if own:
+    coder = {'call': 'bmx.data.text.tokenizer:load', 'path': str(folder)}
+    data = text(tmp_path / 'a.txt') | {'tokenizer': coder}
+  config, name = recipe(data=data, eval={'valid': data} if own else {})
+  x = build(config, name)
+  run = tmp_path / 'run'
+  run.mkdir()
+  datafile.write(run, x.data, str(folder))
+  shutil.rmtree(folder)
+  datafile.write(run, x.data, str(folder))  # a resumed run, which cannot read them again
+  stored = datafile.read(run)
+  assert stored is not None and stored.ends == (1, 7, 5)
+  begun = types.SimpleNamespace(weights=str(folder))
+  coder = load(str(run))
+  assert (frame(coder).prefix, frame(coder).suffix, coder.ends) == ((0,), (1,), (1,))
+  assert generate.ends_of(begun, run, coder) == (1, 7, 5)
+  assert datafile.ends_of(str(run)) == (1, 7, 5)  # of a run that begins with this one
+  if own:
+    known = Subwords(stored.state['tokenizer'], names=stored.state['special_tokens'])
+    assert (known.ends, frame(known)) == (coder.ends, frame(coder))
+    entry: Any = build(config, name, stored=stored).evals['valid'].data.examples
+    assert (entry.prefix, entry.suffix) == ((0,), (1,))

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bmx.core.errors import InputError
-from bmx.data.text.tokenizer import Tokenizer
+from bmx.data.text.template import Frame
+from bmx.data.text.tokenizer import Tokenizer, frame
 from bmx.runtime import cache
 
 BATCH = 4096  # documents that are tokenised at once
@@ -41,6 +42,71 @@ class Corpus:
     cut = lambda x: x[a:b]
     ends = self.ends[first:last] - a
     return Corpus(cut(self.tokens), ends, cut(self.word_starts), cut(self.loss_mask))
+
+
+def document_frame(tokenizer: Tokenizer, separator: str, documents: int) -> Frame:
+  """Returns the ids that stand around documents which are read one after another.
+
+  Args:
+    tokenizer: of the documents.
+    separator: text after each document instead of the tokenizer's own end; '' keeps that.
+    documents: number of documents.
+
+  Raises:
+    InputError: the tokenizer has no known end, so that nothing would separate documents.
+  """
+  around = frame(tokenizer)
+  if separator:
+    ids = tokenizer.encode([separator])[0].tolist()
+    if not ids:
+      raise InputError(f'data.separator={separator!r}: expected a text of at least one token')
+    return dataclasses.replace(around, suffix=tuple(ids))
+  if tokenizer.text and documents > 1 and not around.suffix:
+    raise InputError(
+      'data.tokenizer: expected one with a known end of text, which separates documents: its '
+      'post_processor adds none, and neither eos_token of tokenizer_config.json nor eos_token_id '
+      'of config.json names one; name a text with --config.data.separator'
+    )
+  return around
+
+
+def bounds(corpus: Corpus, around: Frame) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the first token of each document and the one after its last, int64 [D] each.
+
+  Ids of the frame that a document spells itself are left out: none stands there twice.
+  """
+  firsts = np.concatenate([[0], corpus.ends[:-1]]).astype(np.int64)
+  ends = corpus.ends.astype(np.int64)
+  begins = _spelled(corpus.tokens, firsts, ends - firsts, around.prefix)
+  firsts = firsts + begins * len(around.prefix)
+  after = len(around.suffix)
+  return firsts, ends - after * _spelled(corpus.tokens, ends - after, ends - firsts, around.suffix)
+
+
+def _spelled(
+  tokens: np.ndarray, places: np.ndarray, lengths: np.ndarray, ids: tuple[int, ...]
+) -> np.ndarray:
+  """Whether documents of so many tokens have `ids` at places: bool [D]."""
+  found = lengths >= len(ids)
+  inside = places[found][:, None] + np.arange(len(ids))
+  found[found] = (tokens[inside] == np.array(ids, np.int64)).all(1)
+  return found
+
+
+def stream(corpus: Corpus, around: Frame) -> np.ndarray:
+  """Returns the tokens of all documents one after another, each within its frame: [N]."""
+  firsts, ends = bounds(corpus, around)
+  sizes = ends - firsts
+  kept = np.zeros(len(corpus.tokens) + 1, np.int64)
+  np.add.at(kept, firsts, 1)
+  np.add.at(kept, ends, -1)
+  text = corpus.tokens[kept.cumsum()[:-1] > 0]
+  last = sizes.cumsum()
+  before, after = len(around.prefix), len(around.suffix)
+  places = np.concatenate([(last - sizes)[:, None].repeat(before, 1),
+                           last[:, None].repeat(after, 1)], axis=1)  # fmt: skip
+  ids = np.tile(np.array([*around.prefix, *around.suffix], text.dtype), (len(sizes), 1))
+  return np.insert(text, places.ravel(), ids.ravel())
 
 
 def encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:

@@ -15,10 +15,12 @@ from bmx.core.types import Batch, HostBatch
 from bmx.data.arrays import RESIDENT_BYTES
 from bmx.data.digests import digest_arrays
 from bmx.data.shapes import shapes
-from bmx.data.text.corpus import Corpus, Parts, encode
+from bmx.data.text.corpus import Corpus, Parts, bounds, document_frame, encode
 from bmx.data.text.documents import describe, documents, part_of, records, said, whole
+from bmx.data.text.special import special_facts
 from bmx.data.text.steps import Step
-from bmx.data.text.tokenizer import Bytes, Tokenizer, frame, special_facts
+from bmx.data.text.template import Frame
+from bmx.data.text.tokenizer import Bytes, Tokenizer
 from bmx.data.text.windows import token_spec, tokenizer_state
 
 KEYS = ('tokens', 'segment_ids', 'positions')
@@ -89,9 +91,9 @@ class PackedData:
     capacity = self.length - len(self.prefix) - len(self.suffix)
     if capacity < 1:
       raise InputError(f'length={self.length}: expected more than the special tokens')
-    self.pieces = _pieces(
-      self.corpus.ends, capacity
-    )  # [P, 4]: first, last, begins, ends a document
+    around = Frame(self.prefix, self.suffix, self.whole)
+    # [P, 4]: first, last, begins, ends a document
+    self.pieces = _pieces(*bounds(self.corpus, around), capacity)
     if not len(self.pieces):
       raise InputError('the text has not one token')
     self.sizes = np.diff(self.pieces[:, :2], axis=1)[:, 0] + self._frame(self.pieces).sum(1)
@@ -110,8 +112,11 @@ class PackedData:
     return tokenizer_state(self.tokenizer)
 
   def digest(self) -> str:
-    """Returns the SHA-256 of the tokens."""
-    return digest_arrays({'tokens': self.corpus.tokens, 'ends': self.corpus.ends})
+    """Returns the SHA-256 of the tokens and of what stands around them."""
+    around = np.array([*self.prefix, -1, *self.suffix, -1, self.whole], np.int64)
+    return digest_arrays({
+      'tokens': self.corpus.tokens, 'ends': self.corpus.ends, 'around': around,
+    })  # fmt: skip
 
   def _frame(self, pieces: np.ndarray) -> np.ndarray:
     """Counts the ids before and after each piece: int [P, 2]."""
@@ -175,12 +180,11 @@ def packed_spec(length: int, words: bool = False) -> dict[str, Spec]:
   return token_spec(length, ('segment_ids', 'positions', *['words'] * words))
 
 
-def _pieces(ends: np.ndarray, capacity: int) -> np.ndarray:
+def _pieces(firsts: np.ndarray, ends: np.ndarray, capacity: int) -> np.ndarray:
   """Cuts documents to at most `capacity` tokens -> int64 [P, 4].
 
   The columns: first token, the one after the last, whether a document begins, whether one ends.
   """
-  firsts = np.concatenate([[0], ends[:-1]])
   counts = -(-(ends - firsts) // capacity)  # an empty document has no piece
   document = np.repeat(np.arange(len(ends)), counts)
   number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -199,6 +203,7 @@ def packed(
   unit: str = 'paragraph',
   tokenizer: Tokenizer | None = None,
   words: bool = False,
+  separator: str = '',
   steps: Sequence[Step] = (),
   data_dir: str = '',
   read: bool = True,
@@ -214,9 +219,14 @@ def packed(
     unit: of plain text that is one document: 'file', 'paragraph' or 'line'.
     tokenizer: of the text; None is bytes.
     words: gives word numbers, for masking whole words.
+    separator: text after each document, instead of the end of text that the tokenizer adds or is
+      known to have. Documents of bytes have neither.
     steps: functions that clean the documents, see `documents.documents`.
     data_dir: of TFDS.
     read: False returns shapes only.
+
+  Raises:
+    InputError: several documents, and a tokenizer without a known end.
   """
   if not read:
     return shapes(packed_spec(length, words), length=length)
@@ -230,7 +240,7 @@ def packed(
   corpus = encode(found, chosen)
   part = part_of(range(len(found)), split, describe(paths))
   corpus = corpus.part(part[0], part[-1] + 1)
-  around = frame(chosen)
+  around = document_frame(chosen, separator, len(found))
   more = {'bytes': sum(len(t.encode()) for i in part for t, learn in found[i] if learn)}
   more |= special_facts(chosen.special)
   data = PackedData(

@@ -15,8 +15,9 @@ from bmx.data.digests import digest_arrays
 from bmx.data.shapes import shapes
 from bmx.data.text.corpus import Corpus, encode
 from bmx.data.text.documents import describe, documents, part_of
+from bmx.data.text.special import special_facts
 from bmx.data.text.template import need_prefix
-from bmx.data.text.tokenizer import Subwords, special_facts
+from bmx.data.text.tokenizer import Subwords
 from bmx.data.text.windows import along, tokenizer_state
 
 END = re.compile(r'(?<=[.!?])\s+|\n+')  # where a sentence ends

@@ -72,6 +72,21 @@ class Template:
     return tuple(token for token, _ in self.single)
 
 
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """Ids around a document.
+
+  Attributes:
+    prefix: ids before it.
+    suffix: ids after it.
+    whole: whether they frame each part of a document that is cut.
+  """
+
+  prefix: tuple[int, ...]
+  suffix: tuple[int, ...]
+  whole: bool
+
+
 def read_template(inner: Any) -> Template:
   """The template of a tokenizer of the library `tokenizers`, whatever its post-processor.
 

@@ -10,35 +10,8 @@ import numpy as np
 from bmx.core.errors import InputError
 from bmx.core.paths import how_to_fetch, local
 from bmx.data.records import read_text
-from bmx.data.text.template import Template, read_template
-
-# What a special token is for -> the spellings that published tokenizers use.
-ROLES = {
-  'pad': ('[PAD]', '<pad>', '<|pad|>', '<|finetune_right_pad_id|>'),
-  'unk': ('[UNK]', '<unk>'),
-  'cls': ('[CLS]', '<s>'),
-  'sep': ('[SEP]', '</s>'),
-  'mask': ('[MASK]', '<mask>'),
-  'bos': ('<|begin_of_text|>', '<bos>'),
-  'eos': ('<|endoftext|>', '<|end_of_text|>', '<|eot_id|>', '<|im_end|>', '<eos>'),
-}
-# Tokens that end a text, whichever of them a model was trained with.
-ENDS = ('<|endoftext|>', '<|end_of_text|>', '<|eot_id|>', '<|im_end|>', '<eos>', '</s>')
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-  """Ids around a document.
-
-  Attributes:
-    prefix: ids before it.
-    suffix: ids after it.
-    whole: whether they frame each part of a document that is cut.
-  """
-
-  prefix: tuple[int, ...]
-  suffix: tuple[int, ...]
-  whole: bool
+from bmx.data.text.special import ENDS, check_names, read_ids, read_named, roles_of
+from bmx.data.text.template import Frame, Template, read_template
 
 
 def frame(tokenizer: 'Tokenizer') -> Frame:
@@ -47,21 +20,11 @@ def frame(tokenizer: 'Tokenizer') -> Frame:
   >>> frame(Bytes())
   Frame(prefix=(), suffix=(), whole=False)
   """
-  added = tokenizer.template
-  ends = tuple(tokenizer.special[role] for role in ('eos',) if role in tokenizer.special)
-  return Frame(added.prefix, added.suffix or ends, bool(added.prefix and added.suffix))
-
-
-def special_facts(special: Mapping[str, int]) -> dict[str, Any]:
-  """Returns the facts that a task that masks must agree with: special ids, and [MASK] (or -1).
-
-  >>> special_facts({'cls': 2, 'pad': 0})
-  {'special': (0, 2), 'mask': -1}
-  """
-  return {'special': tuple(sorted({*special.values()})), 'mask': special.get('mask', -1)}
-
-
-BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4
+  added, special = tokenizer.template, tokenizer.special
+  ends = (special['eos'],) if 'eos' in special else ()
+  # A decoder that learns an end of text in the middle of one would stop there.
+  encoder = 'mask' in special or added.suffix != ends
+  return Frame(added.prefix, added.suffix or ends, bool(added.prefix and added.suffix and encoder))
 
 
 @runtime_checkable
@@ -101,6 +64,16 @@ class Tokenizer(Protocol):
     """Returns for each id of `encode` whether a word begins there: bool [n]."""
     ...
 
+  @property
+  def names(self) -> dict[str, str]:
+    """Role -> special token, as files beside the `tokenizer.json` name them."""
+    ...
+
+  @property
+  def hidden(self) -> dict[str, int]:
+    """Tokens that `decode` leaves out -> their ids."""
+    ...
+
   def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
 
   def settled(self, ids: Sequence[int]) -> str:
@@ -129,6 +102,14 @@ class Bytes:
     return ''
 
   @property
+  def names(self) -> dict[str, str]:
+    return {}
+
+  @property
+  def hidden(self) -> dict[str, int]:
+    return {}
+
+  @property
   def template(self) -> Template:
     return Template()
 
@@ -149,12 +130,20 @@ class Bytes:
 class Subwords:
   """A `tokenizer.json` of Hugging Face's `tokenizers`.
 
+  Args:
+    text: of the file.
+    source: its path, for messages.
+    names: role -> special token, as files beside it name them; see `special.read_named`.
+
   Raises:
-    InputError: the text is not a valid tokenizer.json, or `tokenizers` is not installed.
+    InputError: the text is not a valid tokenizer.json, it lacks a token of `names`, or `tokenizers`
+      is not installed.
   """
 
-  def __init__(self, text: str, source: str = 'tokenizer.json'):
-    self._text = text
+  def __init__(
+    self, text: str, source: str = 'tokenizer.json', names: Mapping[str, str] | None = None
+  ):
+    self._text, self._names = text, dict(names or {})
     try:
       self.inner = library().Tokenizer.from_str(text)
     except InputError:
@@ -163,6 +152,7 @@ class Subwords:
       raise InputError(f'{source} is not a tokenizer.json: {error}') from None
     self.inner.no_truncation()
     self.inner.no_padding()
+    check_names(source, self.names, self.inner.token_to_id)
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, Subwords) and other.text == self.text
@@ -173,6 +163,10 @@ class Subwords:
   @property
   def text(self) -> str:
     return self._text
+
+  @property
+  def names(self) -> dict[str, str]:
+    return self._names
 
   @property
   def size(self) -> int:
@@ -188,7 +182,8 @@ class Subwords:
 
   @property
   def ends(self) -> tuple[int, ...]:
-    found = {self.inner.token_to_id(name) for name in ENDS} - {None}
+    named = [self.names[role] for role in ('eos',) if role in self.names]
+    found = {self.inner.token_to_id(token) for token in named or ENDS} - {None}
     return tuple(sorted({*found, *frame(self).suffix}))
 
   @property
@@ -201,9 +196,12 @@ class Subwords:
 
   @functools.cached_property
   def _special(self) -> dict[str, int]:
-    found = {role: [self.inner.token_to_id(s) for s in names] for role, names in ROLES.items()}
-    found = {role: [i for i in ids if i is not None] for role, ids in found.items()}
-    return {role: ids[0] for role, ids in found.items() if ids}
+    return roles_of(self.inner.token_to_id, self.names)
+
+  @property
+  def hidden(self) -> dict[str, int]:
+    added = self.inner.get_added_tokens_decoder()
+    return {token.content: i for i, token in added.items() if token.special}
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array(e.ids, np.int32) for e in self.encodings(texts)]
@@ -268,10 +266,17 @@ def library() -> Any:
 
 
 def load(path: str) -> Subwords:
-  """Loads a `tokenizer.json`, or that of a folder (a run's, or a Hugging Face model's).
+  """Loads a `tokenizer.json`, or the one in a folder (a run's, or a Hugging Face model's).
+
+  Files beside it name its special tokens: tokenizer_config.json, special_tokens_map.json and, for
+  the end of a text, generation_config.json and config.json. The post-processor adds
+  tokens to a text, as in transformers 5, which ignores `add_bos_token` beside a tokenizer.json.
 
   Args:
     path: of the file or the folder.
+
+  Raises:
+    InputError: the file does not exist, or a file is malformed.
   """
   file = local(path)
   file = file / 'tokenizer.json' if file.is_dir() else file
@@ -282,4 +287,11 @@ def load(path: str) -> Subwords:
     raise InputError(f'{path} does not exist: expected a tokenizer.json{how_to_fetch(path)}')
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')
-  return Subwords(read_text(file), str(file))
+  named = read_named(file.parent)
+  made = Subwords(read_text(file), str(file), named.tokens)
+  ends = [made.inner.id_to_token(i) for i in read_ids(file.parent)['eos'][:1]]
+  if ends and ends[0] and 'eos' not in named.tokens:
+    made = Subwords(made.text, str(file), {**named.tokens, 'eos': ends[0]})
+  added = {*made.template.prefix, *made.template.suffix}
+  named.check_flags(file, [role for role, i in made.special.items() if i in added])
+  return made

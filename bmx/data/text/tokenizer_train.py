@@ -12,9 +12,10 @@ from bmx.core.errors import InputError
 from bmx.data.records import read_text
 from bmx.data.text.documents import documents
 from bmx.data.text.steps import Step
-from bmx.data.text.tokenizer import BERT_SPECIAL, Subwords, library
+from bmx.data.text.tokenizer import Subwords, library
 from bmx.runtime import cache
 
+BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4
 LEARNED = 2  # raised when the same text gives another tokenizer: cached ones are then not used
 
 

@@ -17,9 +17,10 @@ from bmx.data.arrays import RESIDENT_BYTES
 from bmx.data.batches import in_order
 from bmx.data.digests import digest_arrays
 from bmx.data.shapes import shapes
-from bmx.data.text.corpus import encode
+from bmx.data.text.corpus import document_frame, encode, stream
 from bmx.data.text.documents import describe, documents, part_of
-from bmx.data.text.tokenizer import Bytes, Tokenizer, special_facts
+from bmx.data.text.special import special_facts
+from bmx.data.text.tokenizer import Bytes, Tokenizer
 
 
 @dataclasses.dataclass
@@ -115,11 +116,15 @@ def along(length: int, dtype: Any = np.int32) -> Spec:
 
 
 def tokenizer_state(tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """Returns the state of tokenized data: {'tokenizer': text of tokenizer.json, '' of bytes}.
+  """Returns the state of tokenized data: the text of its tokenizer.json, and its named tokens.
 
-  Data without a tokenizer (ids of a file) have no such entry.
+  The text is '' of bytes; tokens are named, by role, by the files beside a tokenizer.json.
+
+  Data without a tokenizer (ids of a file) have no such entries.
   """
-  return {'tokenizer': tokenizer.text} if tokenizer else {}
+  if tokenizer is None:
+    return {}
+  return {'tokenizer': tokenizer.text, 'special_tokens': tokenizer.names}
 
 
 def text(
@@ -128,6 +133,7 @@ def text(
   split: str = 'train',
   field: str = 'text',
   tokenizer: Tokenizer | None = None,
+  separator: str = '',
   data_dir: str = '',
   read: bool = True,
   seed: int = 0,
@@ -139,33 +145,35 @@ def text(
     length: tokens of a row.
     path: plain text, .jsonl or .csv of which `field` is read, or 'tfds:NAME/SPLIT'; '' is the
       source of the installed Python's standard library. See `documents.documents`. Documents
-      are joined by the tokenizer's end of text (bytes: by a line end).
+      begin and end with what the tokenizer adds to a text, and its end of text (bytes: are joined
+      by a line end).
     split: 'train' is the first 90 % of the tokens, 'valid' the rest, 'all' both.
     field: of the text in a record of .jsonl, .csv and TFDS.
     tokenizer: of the text; None is bytes.
+    separator: text after each document, instead of the tokenizer's end of text.
     data_dir: of TFDS.
     read: False returns shapes only.
     seed: of the order.
     train: training data.
+
+  Raises:
+    InputError: several documents, and a tokenizer without a known end.
   """
   if not read:
     return shapes(token_spec(length), length=length)
   paths = (path,) if path else ()
   found, chosen = documents(paths, field, data_dir=data_dir), tokenizer or Bytes()
-  name, whole = describe(paths), '\n'.join(found).encode()
+  name, whole = describe(paths), (separator or '\n').join(found).encode()
   more = {'sha256': hashlib.sha256(whole).hexdigest()}
-  ids = np.frombuffer(whole, np.uint8) if isinstance(chosen, Bytes) else _stream(found, chosen)
+  if isinstance(chosen, Bytes):
+    ids = np.frombuffer(whole, np.uint8)
+  else:
+    around = document_frame(chosen, separator, len(found))
+    ids = stream(encode([[(text, True)] for text in found], chosen), around)
   ids = part_of(ids, split, name)
   size = len(ids) if isinstance(chosen, Bytes) else len(chosen.decode(ids).encode())
   more |= {'source': name, 'bytes': size} | special_facts(chosen.special)
   return TokenData(ids, chosen.size, length, seed, train, more, chosen)
-
-
-def _stream(found: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-  corpus = encode([[(text, True)] for text in found], tokenizer)
-  if 'eos' not in tokenizer.special:
-    return corpus.tokens
-  return np.insert(corpus.tokens, corpus.ends, tokenizer.special['eos'])
 
 
 def tokens(

@@ -14,10 +14,11 @@ from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.data.text import tokenizer_train as module
 from bmx.data.text.clean import Unicode
-from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer, load
+from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer, frame, load
 from bmx.data.text.tokenizer_train import trained
 from bmx.train.rundir import RunDir
 from tests.data.letters import sentences
+from tests.data.text.kinds import write as write_kind
 
 KINDS = ('wordpiece', 'bpe', 'unigram')
 BERT = {'pad': 0, 'unk': 1, 'cls': 2, 'sep': 3, 'mask': 4}
@@ -312,3 +313,35 @@ def test_unigram_without_an_unknown_token():
   assert coder.encode(['ab'])[0].tolist() == [0, 1]
   with pytest.raises(InputError, match='cannot encode a text: .*unk'):
     coder.encode(['abc'])
+
+
+NAMES = {
+  'a token that is not there': ({'eos_token': '[stop]'}, r"expected eos_token='\[stop\]'"),
+  'a number': ({'eos_token': 3}, 'eos_token=3: expected a token, as text'),
+  'a flag': ({'add_bos_token': 'yes'}, "add_bos_token='yes': expected true or false"),
+  'no object': ([], 'tokenizer_config.json holds no object'),
+}
+
+
+@pytest.mark.parametrize(('config', 'message'), NAMES.values(), ids=NAMES)
+def test_special_tokens_that_cannot_be(tmp_path, config, message):
+  write_kind('words', tmp_path)
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  with pytest.raises(InputError, match=message):
+    load(str(tmp_path))
+
+
+def test_what_names_the_end_of_a_text(tmp_path):
+  """tokenizer_config.json, else config.json; ids that the tokenizer lacks, and [PAD], may be."""
+  write_kind('words', tmp_path)
+  file = tmp_path / 'tokenizer_config.json'
+  assert load(str(tmp_path)).ends == (1,)
+  file.write_text(json.dumps({'eos_token': {'content': 'cat'}, 'pad_token': '[PAD]'}))
+  coder = load(str(tmp_path / 'tokenizer.json'))
+  cat = coder.inner.token_to_id('cat')
+  assert (coder.ends, frame(coder).suffix) == ((cat,), (cat,))
+  file.write_text('{}')
+  (tmp_path / 'config.json').write_text('{"eos_token_id": [1, 0]}')
+  assert (load(str(tmp_path)).ends, frame(load(str(tmp_path))).suffix) == ((1,), (1,))
+  (tmp_path / 'config.json').write_text('{"eos_token_id": 50256}')
+  assert load(str(tmp_path)).ends == ()
