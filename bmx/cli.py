@@ -54,7 +54,9 @@ def _is_misspelt_flag(name: str) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
   """Runs a mode; returns the exit code as `bmx.main.main` does."""
-  arguments = sys.argv[1:] if argv is None else argv
+  if argv is None:
+    return entry.at_terminal(lambda: main(sys.argv[1:]))
+  arguments = argv
   if not arguments or '--help' in arguments or '-h' in arguments:
     sys.stdout.write(HELP.format(modes=', '.join(modes.MODES)))
     arguments = ['--help']

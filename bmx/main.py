@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from bmx import config as recipes
@@ -21,6 +22,7 @@ from bmx import modes
 from bmx.core import errors, paths
 from bmx.core.terminal import printable
 from bmx.plan import topology
+from bmx.runtime import console
 
 FLAGS = (
   'config', 'workdir', 'mode', 'step', 'input', 'output', 'prompt', 'topology', 'words', 'run',
@@ -40,7 +42,9 @@ FAILED_SECONDS = 5.0  # to reach the others, for a process that cannot start
 
 def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> int:
   """Runs a command; returns the exit code: 0 done, 2 bad input, others in bmx.core.errors."""
-  args, overrides = _parse(sys.argv[1:] if argv is None else argv, program)
+  if argv is None:
+    return at_terminal(lambda: main(sys.argv[1:], program))
+  args, overrides = _parse(argv, program)
   try:
     _choose_platform(args.mode)
     if not 0 <= args.process < args.processes:
@@ -49,7 +53,10 @@ def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> 
       )
     if args.processes > 1:
       return _run_among_peers(args, overrides)
-    return modes.run(args.mode, _request(args, overrides))
+    code = modes.run(args.mode, _request(args, overrides))
+    if args.workdir and (paths.local(args.workdir) / 'config.json').is_file():
+      console.keep(paths.local(args.workdir) / 'logs')
+    return code
   except errors.Stop as stop:
     sys.stderr.write(_last_words(stop))
     return stop.code
@@ -61,6 +68,14 @@ def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> 
   except KeyboardInterrupt:
     sys.stderr.write('interrupted: steps since the last checkpoint are lost\n')
     os._exit(errors.INTERRUPTED)  # a thread that hangs would keep the interpreter
+
+
+def at_terminal(run: Callable[[], int]) -> int:
+  """Runs a command with a terminal that is free of the log lines of libraries."""
+  console.start()
+  code = run()
+  console.finish(done=code != errors.FAILURE)
+  return code
 
 
 def _last_words(error: Exception) -> str:
