@@ -74,6 +74,7 @@ WORDS = {
   'every.log': Word(50, 'Steps between log lines; 0: at the end only.'),
   'every.eval': Word(0, 'Steps between evaluations; 0: at the end only.'),
   'every.save': Word(0, 'Steps between checkpoints; 0: at the end only.'),
+  'show_parameters': Word(8, 'Parameters that the table at the start lists; 0: all.'),
   'ema': Word(0.0, 'Decay of a moving average of the parameters, which is evaluated; 0: off.'),
   'guard.patience': Word(10, 'Consecutive non-finite updates that end the run; 0: never.'),
   'guard.spike': Word(0.0, 'Rejects gradient norms above this multiple of their mean; 0: off.'),

@@ -11,6 +11,7 @@ RANGES = {
   'seed': (0, 2**32),
   'batch_size': (-math.inf, 2**31),  # its least value depends on the mesh
   'steps_per_call': (0, math.inf),
+  'show_parameters': (0, math.inf),
   'ema': (0, 1),
   'every.log': (0, math.inf),
   'every.eval': (0, math.inf),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import time
 from typing import Any, NamedTuple
 
 from bmx.core.errors import InputError
@@ -56,6 +57,7 @@ class Request:
     topology: devices to plan for, such as 'v5e:4x4'.
     words: part of the names of the words to print; 'all' prints them all; '' adds an outline.
     runs: run directories to compare.
+    began: when the command began, in seconds of `time.perf_counter`.
   """
 
   config: Any
@@ -68,6 +70,7 @@ class Request:
   words: str = ''
   runs: tuple[str, ...] = ()
   output: str = ''
+  began: float = dataclasses.field(default_factory=time.perf_counter)
 
 
 def check_flags(mode: str, request: Request) -> None:

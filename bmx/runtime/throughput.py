@@ -31,21 +31,10 @@ class Throughput:
     self.start, self.step, self.paused = now(), 0, 0.0
     self.waits: list[tuple[int, float]] = []  # (step that waited, seconds)
     self.rate = 0.0  # steps per second of the last window
-    self.counted = self.start  # time of the last `lap`
 
   def begin(self, step: int) -> None:
     """Opens a window after `step` completed steps."""
     self.start, self.step, self.paused, self.waits = self.now(), step, 0.0, []
-    self.counted = self.start
-
-  def since(self) -> float:
-    """Returns the seconds since the last `lap`, or since `begin`."""
-    return self.now() - self.counted
-
-  def lap(self) -> float:
-    """Returns the seconds since the last call, or since `begin`."""
-    before, self.counted = self.counted, self.now()
-    return self.counted - before
 
   def wait(self, seconds: float, step: int) -> None:
     """Records that the loop waited for the data of the steps up to `step`.

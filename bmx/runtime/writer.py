@@ -81,7 +81,7 @@ class Bar:
       from rich import console, progress
 
       self.progress = progress.Progress(
-        progress.TextColumn('{task.completed}/{task.total}'),
+        progress.TextColumn('{task.completed}/{task.total}  {task.percentage:.0f} %'),
         progress.BarColumn(bar_width=None),
         progress.TextColumn('{task.fields[text]}'),
         console=console.Console(stderr=True),
@@ -209,10 +209,20 @@ class Writer:
   def length(self) -> int:
     return self.lines.length
 
-  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+  def scalars(
+    self, step: int, values: Mapping[str, float], position: str = '', left: str = ''
+  ) -> None:
+    """Writes values of a step.
+
+    Args:
+      step: completed steps.
+      values: by name.
+      position: beginning of the line on the terminal, see `progress.Progress`.
+      left: its end.
+    """
     self.lines.write({'step': step, 'time': round(time.time(), 3)} | dict(values))
     self.events.scalars(step, values)
-    log.info('step %-7d %s', step, _line(values))
+    log.info('%s  %s', position or f'step {step}', '  '.join(filter(None, [_line(values), left])))
 
   def close(self) -> None:
     self.lines.close()
@@ -234,7 +244,9 @@ class Silent:
 
   length = 0
 
-  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+  def scalars(
+    self, step: int, values: Mapping[str, float], position: str = '', left: str = ''
+  ) -> None:
     log.info('step %d %s', step, dict(values))
 
   def close(self) -> None:

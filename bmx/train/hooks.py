@@ -50,6 +50,7 @@ from bmx.train.step import step_noise
 log = logging.getLogger('bmx')
 FINAL_ATTEMPTS = 3  # to write the last checkpoint
 SAVE = 'save'
+ACCOUNTS = {SAVE: 'save', 'keep': 'save', 'evaluate': 'evaluate'}  # hook -> part of the account
 PROGRESS_SECONDS = 20.0  # between two reports at log lines
 
 
@@ -105,6 +106,9 @@ def call_due(event: Event) -> None:
     report.keep_sections(run.workdir, hook.name, sections)
     seconds = time.perf_counter() - began
     run.hook_seconds[hook.name] = run.hook_seconds.get(hook.name, 0.0) + seconds
+    compiled = loop.compile_seconds - before['compile_seconds']
+    run.account.add('compile', compiled)
+    run.account.add(ACCOUNTS.get(hook.name, 'other'), seconds - compiled)
     loop.done.append(hook.name)
     if hook.reads_state:
       run.throughput.pause(seconds)
@@ -120,7 +124,8 @@ def write_line(event: Event) -> None:
   skipped = int(run.window.sums['skipped'][0])
   line = run.window.close() | {'skipped': skipped, 'learning_rate': run.rates[event.step]}
   last, run.loop.rate = run.loop.last | line, [event.step, line['learning_rate']]
-  run.write(event.step, line | run.throughput.close(event.step, event.finished()))
+  rates = run.throughput.close(event.step, event.finished())
+  run.write(event.step, line | rates, run.left(event.step))
   run.loop.last = last  # rates of one window are not metrics of the run
 
 
@@ -133,7 +138,8 @@ def save(event: Event) -> None:
   if saver.saved == event.step and not saver.failed_anywhere():
     return
   examine(event)
-  run.loop.seconds += run.throughput.lap()
+  run.loop.spent = run.account.parts()
+  run.loop.seconds = sum(run.loop.spent.values())
   run.loop.window = run.window.json()
   saver.save(event.state, dataclasses.asdict(run.loop), event.step)
 
@@ -147,8 +153,9 @@ def save_before(event: Event, loop: dict[str, Any]) -> None:
   if event.state is None or saver.saved == event.step or jax.process_count() > 1:
     return
   if bool(run.finite(event.state)):
-    seconds = run.loop.seconds + run.throughput.lap()
-    saver.save(event.state, loop | {'seconds': seconds, 'window': run.window.json()}, event.step)
+    spent = run.account.parts()
+    more = {'seconds': sum(spent.values()), 'spent': spent, 'window': run.window.json()}
+    saver.save(event.state, loop | more, event.step)
     log.error('step %d is saved before the error that follows', event.step)
 
 

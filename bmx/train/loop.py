@@ -14,6 +14,7 @@ import numpy as np
 from bmx.core.errors import Preempted
 from bmx.core.events import Hook
 from bmx.core.experiment import Experiment
+from bmx.runtime import console
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar
 from bmx.train import hooks, start, summary
@@ -26,7 +27,10 @@ IN_FLIGHT = 2  # dispatches; fifty un-awaited ones deadlock eight virtual CPU de
 
 
 def run(
-  experiment: Experiment, workdir: str | pathlib.Path, more: Mapping[str, Hook] | None = None
+  experiment: Experiment,
+  workdir: str | pathlib.Path,
+  more: Mapping[str, Hook] | None = None,
+  began: float | None = None,
 ) -> dict[str, Any]:
   """Trains to the last step, from the newest valid checkpoint if there is one.
 
@@ -34,6 +38,7 @@ def run(
     experiment: of the run.
     workdir: the run directory; a new one, or that of the same experiment.
     more: name -> hook, besides those of the experiment.
+    began: when the command began, in seconds of `time.perf_counter`; default: now.
 
   Returns:
     The summary, as in summary.json.
@@ -43,7 +48,9 @@ def run(
     Preempted: a signal asked to stop; everything is saved.
     GuardStop: too many consecutive non-finite steps, or a state that is not finite.
   """
+  began = time.perf_counter() if began is None else began
   x, rundir = experiment, RunDir(workdir, experiment)
+  rundir.began = time.time() - (time.perf_counter() - began)
   found = rundir.summary()
   if found:
     summary.show(found, rundir.path, x.name)
@@ -53,7 +60,8 @@ def run(
   order = hooks.in_order(x, more or {})
   with rundir.locked():
     with Bar(x.steps) as bar, Signals() as signals, Watchdog(x.watchdog) as watchdog:
-      made = make_run(x, rundir, order, bar=bar, signals=signals, watchdog=watchdog)
+      made = make_run(x, rundir, order, bar=bar, signals=signals, watchdog=watchdog, began=began)
+      console.keep(rundir.path / 'logs', jax.process_index())
       try:
         summary.begin(made)
         event = train(made)
@@ -75,8 +83,9 @@ def train(run: Run) -> Event:
       break
   if asked:
     hooks.save(event)
+  began = time.perf_counter()
   hooks.save_at_last(event)
-  run.loop.seconds += run.throughput.lap()
+  run.account.add('save', time.perf_counter() - began)
   if asked and not run.loop.stopped:
     raise Preempted(f'stopped and saved at step {event.step}; the same command continues the run')
   return event
@@ -96,6 +105,7 @@ def steps(run: Run) -> Iterator[Event]:
   # One thread waits for each dispatch in turn, so that its end is known though it is read late.
   stamps = concurrent.futures.ThreadPoolExecutor(1)
   run.watchdog.pat()
+  run.account.ready()
   run.throughput.begin(step)
   try:
     for first, n, group in run.groups(step):

@@ -26,7 +26,8 @@ class LoopState:
     waited: evaluations since stop.metric improved.
     stopped: early stopping has ended the run.
     metrics_length: bytes of metrics.jsonl.
-    seconds: of training, over all starts.
+    seconds: wall time, over all starts.
+    spent: the same by part, see `runtime.account`.
     compile_seconds: over all starts.
     last: newest value of every metric.
     rate: [step, learning rate of the update before it] of the newest log line; [] before one.
@@ -46,6 +47,7 @@ class LoopState:
   rate: list[float] = dataclasses.field(default_factory=list)
   evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   done: list[str] = dataclasses.field(default_factory=list)
+  spent: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def loop_state(values: Mapping[str, Any], where: str) -> LoopState:

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core.errors import InputError
 from bmx.core.events import Hook
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.metrics import Window
-from bmx.parallel import jit
+from bmx.runtime.account import Account
+from bmx.runtime.progress import Progress, clock
 from bmx.runtime.report import starts
 from bmx.runtime.throughput import Throughput
 from bmx.runtime.watchdog import Watchdog
@@ -25,12 +24,11 @@ from bmx.train import datafile, start
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.evaluate import Evaluator, rehearse
 from bmx.train.feed import Feed
-from bmx.train.guard import all_finite, check_finite
+from bmx.train.guard import check_finite
 from bmx.train.policy import LoopState, groups, loop_state, stays_stopped
 from bmx.train.rundir import RunDir, check_links
 from bmx.train.signals import Signals
 from bmx.train.state import StateSpec, TrainState, state_spec
-from bmx.train.step import make_dispatch, train_step
 
 log = logging.getLogger('bmx')
 GROUPS_AHEAD = 4096  # that the feed gets at a time
@@ -61,6 +59,8 @@ class Run:
     loop: the host's part of the state.
     window: metric sums since the last log line.
     resumed: step of the checkpoint that the run continues from; None for a new run.
+    account: wall time by part, over all starts.
+    progress: positions of the run as text.
     hook_seconds: hook -> seconds spent in it by this start.
   """
 
@@ -83,6 +83,8 @@ class Run:
   loop: LoopState
   window: Window
   resumed: int | None
+  account: Account
+  progress: Progress
   hook_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def first_state(self) -> TrainState:
@@ -94,9 +96,9 @@ class Run:
       return state
     return self.checkpoints.restore(self.resumed, self.spec.abstract)
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, float], left: str = '') -> None:
     """Writes scalars of a step to metrics.jsonl (fsynced), TensorBoard and the terminal."""
-    self.writer.scalars(step, values)
+    self.writer.scalars(step, values, self.progress.position(step), left)
     self.loop.last |= values
     self.loop.metrics_length = self.writer.length
 
@@ -120,8 +122,12 @@ class Run:
     mean = f'loss {brief(loss[0] / loss[1])}' if loss is not None and loss[1] else ''
     if not self.throughput.rate:
       return mean
-    minutes, seconds = divmod(int(self.throughput.left(step)), 60)
-    return f'{mean}  {brief(self.throughput.rate)} steps/s  {minutes}:{seconds:02d} left'
+    return f'{mean}  {brief(self.throughput.rate)} steps/s  {self.left(step)}'
+
+  def left(self, step: int) -> str:
+    """Returns the time left at the rate of the last window, as text; '' at the end."""
+    seconds = self.throughput.left(step)
+    return f'{clock(seconds)} left' if seconds else ''
 
   def close(self) -> None:
     """Waits for the save in progress and closes files and threads."""
@@ -170,6 +176,7 @@ def make_run(
   bar: Bar | None = None,
   signals: Signals | None = None,
   watchdog: Watchdog | None = None,
+  began: float | None = None,
 ) -> Run:
   """Finds the checkpoint, opens the files and compiles the program.
 
@@ -180,11 +187,13 @@ def make_run(
     bar: entered by the caller, as `signals` and `watchdog` are; None: nothing is shown or watched.
     signals: see `bar`.
     watchdog: see `bar`.
+    began: when the command began, in seconds of `time.perf_counter`; default: now.
 
   Raises:
     InputError: every checkpoint is damaged, or the newest does not fit the experiment.
   """
   x, watchdog = experiment, watchdog or Watchdog(0)
+  account = Account(time.perf_counter() if began is None else began)
   spec = state_spec(x)
   flops = start.step_flops(x, spec)
   rates = start.learning_rates(x)
@@ -195,6 +204,7 @@ def make_run(
   checkpoints = Checkpoints(rundir.path / 'checkpoints', x.keep.last, x.task.constant)
   try:
     found, loop = _resume(x, spec, checkpoints)
+    account.before = loop.spent or {'train': loop.seconds, 'compile': loop.compile_seconds}
     changed = start.compare_rates(x, loop.rate)
     kept = start.keep_memory(x)
     log.info('%s', start.describe_start(x, spec, flops, feed.depth, found, kept))
@@ -202,7 +212,9 @@ def make_run(
     rundir.write_config(found or 0, {'steps_per_call': feed.depth, **x.choices})
     arrays = feed.constants()
     watchdog.pat()
-    program, finite = _compile(x, spec, feed, arrays, loop, found or 0)
+    compiled = loop.compile_seconds
+    program, finite = start.compile_program(x, spec, feed, arrays, loop, found or 0)
+    account.add('compile', loop.compile_seconds - compiled)
     watchdog.pat()
     first = jax.process_index() == 0
     writer = Writer(rundir.path, found or 0, loop.metrics_length) if first else Silent()
@@ -231,6 +243,8 @@ def make_run(
     loop=loop,
     window=Window(loop.window),
     resumed=found,
+    account=account,
+    progress=Progress(x.steps, x.data.size / x.data.batch_size),
   )
 
 
@@ -259,25 +273,6 @@ def evaluations(x: Experiment, looped: bool = True) -> dict[str, Evaluation]:
     name: Evaluator(name, entry, x.task, x.layout, looped) if isinstance(entry, Eval) else entry
     for name, entry in x.evals.items()
   }
-
-
-def _compile(
-  x: Experiment, spec: StateSpec, feed: Feed, arrays: Any, loop: LoopState, step: int
-) -> tuple[Any, Any]:
-  """The one program of all dispatches and the test of a state, compiled before the first."""
-  began = time.perf_counter()
-  everywhere = NamedSharding(x.layout.mesh, PartitionSpec())
-  patience = x.guard['patience']
-  dispatch = make_dispatch(train_step(x), feed.take, patience, feed.depth, x.task.constant)
-  finite = jit(all_finite, x.layout, out_shardings=everywhere).lower(spec.abstract).compile()
-  group, _ = next(feed.groups([(step, 1)]))
-  at = (spec.shardings, everywhere, everywhere)
-  program = jit(dispatch, x.layout, donate_argnums=(0,), out_shardings=at)
-  compiled = program.lower(spec.abstract, arrays, group, np.int32(0)).compile()
-  seconds = time.perf_counter() - began
-  loop.compile_seconds += seconds
-  log.info('compiled in %.1f s', seconds)
-  return compiled, finite
 
 
 def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple[TrainState, int]:

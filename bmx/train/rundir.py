@@ -40,6 +40,7 @@ FREE = [
   'compute',
   'watchdog',
   'profile',
+  'show_parameters',
   'cache',
   'generate',
   'init',

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,15 @@ from bmx.core.experiment import Experiment
 from bmx.core.paths import how_to_fetch, local
 from bmx.core.types import facts_of
 from bmx.ops.attention import reference_attention
-from bmx.parallel import describe, describe_place, jit
-from bmx.runtime.writer import table
-from bmx.train.feed import THREADS
+from bmx.parallel import describe, jit
+from bmx.train.feed import THREADS, Feed
+from bmx.train.guard import all_finite
+from bmx.train.parameters import parameter_table
+from bmx.train.policy import LoopState
 from bmx.train.state import StateSpec, variables_of
-from bmx.train.step import step_noise
+from bmx.train.step import make_dispatch, step_noise, train_step
 
 log = logging.getLogger('bmx')
-MAX_ROWS = 40
 RATES_CHECKED = 10_000  # steps whose learning rates are examined before the run
 GROUP_FLOPS = 5e9  # about a tenth of a second of one CPU: dispatching then costs little
 MAX_DEPTH = 50
@@ -177,14 +179,6 @@ def describe_start(
     step: of the checkpoint that the run resumes; None for a new run.
     kept: result of `keep_memory`.
   """
-  params = tree.named(plan.abstract.params)
-  rows = [('parameter', 'shape', 'sharding', 'count', 'bytes')]
-  rows += [_row(name, leaf) for name, leaf in list(params.items())[:MAX_ROWS]]
-  if len(params) > MAX_ROWS:
-    rest = list(params.values())[MAX_ROWS:]
-    count, size = f'{tree.count(rest):,}', f'{tree.nbytes(rest):,}'
-    rows.append((f'... {len(rest)} more', '', '', count, size))
-  rows.append(('all', '', '', f'{tree.count(params):,}', f'{tree.nbytes(params):,}'))
   device = x.layout.mesh.devices.flat[0]
   per = next(iter(units(x)))[:-1]
   resident = x.data.resident() is not None
@@ -204,7 +198,7 @@ def describe_start(
     f'start      {"a new run" if step is None else f"from the checkpoint of step {step:,}"}',
     f'run        {x.steps:,} steps, {depth} per dispatch, seed {x.seed}',
   ]
-  return table(rows) + '\n' + '\n'.join(facts)
+  return '\n'.join([parameter_table(x, tree.named(plan.abstract.params)), *facts])
 
 
 def _rules(layout: Any) -> str:
@@ -217,14 +211,27 @@ def _rules(layout: Any) -> str:
   return ', '.join(lines) or 'one device: nothing is sharded'
 
 
-def _row(name: str, leaf: Any) -> tuple[str, ...]:
-  shape = '×'.join(map(str, leaf.shape)) or '1'
-  place = describe_place(leaf.sharding.spec)
-  return name, shape, place, f'{math.prod(leaf.shape):,}', f'{tree.nbytes(leaf):,}'
-
-
 def _per_device(abstract: Any) -> int:
   """Returns the bytes of a state on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract)
   )
+
+
+def compile_program(
+  x: Experiment, spec: StateSpec, feed: Feed, arrays: Any, loop: LoopState, step: int
+) -> tuple[Any, Any]:
+  """Compiles the one program of all dispatches and the test of a state, before the first."""
+  began = time.perf_counter()
+  everywhere = NamedSharding(x.layout.mesh, PartitionSpec())
+  patience = x.guard['patience']
+  dispatch = make_dispatch(train_step(x), feed.take, patience, feed.depth, x.task.constant)
+  finite = jit(all_finite, x.layout, out_shardings=everywhere).lower(spec.abstract).compile()
+  group, _ = next(feed.groups([(step, 1)]))
+  at = (spec.shardings, everywhere, everywhere)
+  program = jit(dispatch, x.layout, donate_argnums=(0,), out_shardings=at)
+  compiled = program.lower(spec.abstract, arrays, group, np.int32(0)).compile()
+  seconds = time.perf_counter() - began
+  loop.compile_seconds += seconds
+  log.info('compiled in %.1f s', seconds)
+  return compiled, finite

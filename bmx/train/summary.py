@@ -34,8 +34,7 @@ def finish(event: Event) -> dict[str, Any]:
     'steps': event.step,
     'stopped_early': loop.stopped,
     'best_step': loop.best_step,
-    'seconds': round(loop.seconds, 3),
-    'compile_seconds': round(loop.compile_seconds, 3),
+    **times(run),
     'hook_seconds': {k: round(v, 3) for k, v in run.hook_seconds.items()},
     'parameters': start.published_parameters(x, run.spec),
     'state_digest': tree.digest(event.state),
@@ -59,6 +58,16 @@ def finish(event: Event) -> dict[str, Any]:
   return summary
 
 
+def times(run: Run) -> dict[str, Any]:
+  """Returns the wall time of a run until now, over all its starts, and its parts."""
+  spent = run.account.parts()
+  return {
+    'seconds': round(sum(spent.values()), 3),
+    'seconds_by_part': spent,
+    'compile_seconds': spent['compile'],
+  }
+
+
 def write_report(run: Run, step: int, status: str, reports: report.Reports) -> None:
   """Writes report.html of a run that has not finished, in process 0.
 
@@ -77,8 +86,7 @@ def write_report(run: Run, step: int, status: str, reports: report.Reports) -> N
     'steps': step,
     'of': run.experiment.steps,
     'best_step': loop.best_step,
-    'seconds': loop.seconds + run.throughput.since(),
-    'compile_seconds': loop.compile_seconds,
+    **times(run),
     'hook_seconds': run.hook_seconds,
   }
   starts.mark(run.workdir, step)
@@ -114,7 +122,11 @@ def closing(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:
   """Returns the closing lines: steps, seconds, metrics of evaluations, path of the report."""
   tests = {k: v for k, v in summary['metrics'].items() if k.startswith('eval/')}
   metrics = '  '.join(f'{k} {brief(v)}' for k, v in (tests or summary['metrics']).items())
+  parts = summary.get('seconds_by_part', {})
+  spent = ', '.join(f'{k} {v:.1f}' for k, v in parts.items() if v >= 0.05)
   return (
-    f'done     {summary["steps"]:,} steps in {summary["seconds"]:.1f} s: {metrics}\n'
+    f'done     {summary["steps"]:,} steps in {summary["seconds"]:.1f} s'
+    f'{f" ({spent})" if spent else ""}\n'
+    f'results  {metrics}\n'
     f'report   {workdir / "report.html"}'
   )

@@ -103,10 +103,16 @@ def shares(recipe: str, overrides: list[str]) -> dict[str, Any]:
     lines = read_metrics(pathlib.Path(folder) / 'run' / 'metrics.jsonl')
   waits = [line['data_wait_fraction'] for line in lines if 'data_wait_fraction' in line]
   return {
-    'save_stall': round(summary['hook_seconds']['save'] / summary['seconds'], 4),
+    'save_stall': round(summary['hook_seconds']['save'] / _looped(summary), 4),
     'data_wait': round(statistics.mean(waits), 4),
     'steps_a_save': config.every.save,
   }
+
+
+def _looped(summary: dict[str, Any]) -> float:
+  """Seconds of a run after its start and compilation."""
+  parts = summary['seconds_by_part']
+  return sum(parts.values()) - parts['start'] - parts['compile']
 
 
 def main() -> None:

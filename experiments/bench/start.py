@@ -35,7 +35,7 @@ def first_step(recipe: str, cache: str) -> dict[str, float]:
     for line in process.stderr:
       if found := re.search(r'compiled in ([\d.]+) s', line):
         compiled = float(found[1])
-      if line.startswith('step 1 ') and not seen:
+      if line.startswith('step 1/1 ') and not seen:
         seen = time.perf_counter() - began
     if process.wait():
       raise SystemExit(f'{command} failed')

@@ -226,7 +226,7 @@ def test_a_save_that_failed_elsewhere_is_repeated_by_all(elsewhere, monkeypatch)
   saver.save = lambda state, loop, step: saves.append(step)
   loop = LoopState()
   run = types.SimpleNamespace(
-    checkpoints=saver, loop=loop, window=Window({}), throughput=types.SimpleNamespace(lap=float)
+    checkpoints=saver, loop=loop, window=Window({}), account=types.SimpleNamespace(parts=dict)
   )
   hooks.save_at_last(types.SimpleNamespace(run=run, step=5, state=None))
   assert saves == [5] * elsewhere

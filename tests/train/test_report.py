@@ -12,6 +12,7 @@ from bmx.core.errors import Preempted
 from bmx.core.events import Hook
 from bmx.runtime.report import layout, starts
 from bmx.train import loop
+from bmx.train.summary import closing
 from tests.runtime.test_report import figures, parse
 
 
@@ -52,7 +53,15 @@ def test_a_report_at_marks_and_after_every_end(tmp_path):
   assert 'steps: 20 → 40' in page and 'learning rate there' in page
   begun = starts.read(workdir)
   assert [(s.step, s.reached) for s in begun] == [(0, reached), (reached, 16), (16, 40)]
-  assert sum(s.ended - s.began for s in begun) >= summary['seconds'] + summary['compile_seconds']
+  # What the killed starts did after their checkpoints is in no summary.
+  assert sum(s.ended - s.began for s in begun) >= summary['seconds'] - 0.1
+  parts = summary['seconds_by_part']
+  assert abs(sum(parts.values()) - summary['seconds']) < 0.002
+  assert min(parts['train'], parts['compile'], parts['save']) > 0
+  assert summary['hook_seconds']['evaluate'] < parts['evaluate'] + parts['compile']
+  assert f'({", ".join(f"{k} {v:.1f}" for k, v in parts.items() if v >= 0.05)})' in closing(
+    summary, workdir
+  )
   pytest.importorskip('plotly', reason='the extra `report` is not installed')
   marks = [(s['x0'], s['line']['dash']) for s in figures(text)[0]['layout']['shapes']]
   assert marks == [(reached, 'dot'), (reached, 'dash'), (16, 'dot')]

@@ -141,7 +141,7 @@ def _tiles(
   if 'steps' in summary:
     tiles.append(('', 'steps', f'{summary["steps"]:,}', ''))
   if begun:
-    tiles.append(('', 'wall time', duration(wall(begun)), ''))
+    tiles.append(('', 'wall time', duration(summary.get('seconds', wall(begun))), ''))
   return ''.join(
     f'<div class="tile {kind}"><span>{html.escape(label)}</span><b>{html.escape(value)}</b>'
     f'<span>{html.escape(note)}</span></div>'
@@ -163,12 +163,13 @@ def _results(results: Mapping[str, curves.Result], summary: Mapping[str, Any]) -
 def _facts(summary: Mapping[str, Any], begun: Sequence[starts.Start]) -> dict[str, Any]:
   """Facts of a run for people, durations first."""
   rest = {k: v for k, v in summary.items() if k not in ('metrics', 'status') and v is not None}
-  made: dict[str, Any] = {'wall time': duration(wall(begun))} if begun else {}
-  seconds, hooks = rest.pop('seconds', None), rest.pop('hook_seconds', None)
-  if 'compile_seconds' in rest:
-    made['compilation'] = duration(rest.pop('compile_seconds'))
-  if seconds is not None:
-    made['training, with hooks'] = duration(seconds)
+  made: dict[str, Any] = {}
+  if 'seconds' in rest or begun:
+    made['wall time'] = duration(rest.pop('seconds', wall(begun)))
+  parts, hooks = rest.pop('seconds_by_part', {}), rest.pop('hook_seconds', None)
+  rest.pop('compile_seconds', None)  # of the parts
+  if parts:
+    made['of which'] = ', '.join(f'{k} {duration(v)}' for k, v in parts.items() if v >= 0.05)
   if isinstance(hooks, Mapping):
     spent = {k: v for k, v in hooks.items() if v >= 0.05}
     made['hooks of the last start'] = ', '.join(f'{k} {duration(v)}' for k, v in spent.items())
