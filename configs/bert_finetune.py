@@ -39,7 +39,7 @@ def get_config(variant: str = ''):
   tokenizer = {'call': 'bmx.data.text.tokenizer:load', 'path': c.init.get_ref('path')}
   c.task = {
     'call': 'bmx.tasks.encoder:TextClassification',
-    'model': {'call': 'bmx.models.bert:Classifier', 'num_outputs': 2, 'encoder': encoder},
+    'model': {'call': 'bmx.models.bert:Classifier', 'num_outputs': 'auto', 'encoder': encoder},
   }
   c.data = {
     'call': 'bmx.data.text.text_classification:text_classification',
@@ -68,13 +68,12 @@ def get_config(variant: str = ''):
   c.every = {'log': 100, 'eval': 500, 'save': 500}
   c.keep = {'last': 2, 'metric': 'eval/valid/accuracy', 'mode': 'max'}
   if variant == 'regression':
-    c.task.call, c.task.model.num_outputs = 'bmx.tasks.encoder:TextRegression', 1
+    c.task.call = 'bmx.tasks.encoder:TextRegression'
     c.data.regression = True
     c.eval.valid.metrics = ('bmx.tasks.metrics:pearson', 'bmx.tasks.metrics:spearman')
     c.keep.metric = 'eval/valid/pearson'
   if variant == 'ner':
     c.task.call, c.task.model.call = 'bmx.tasks.encoder:TokenClassification', TAGGER
-    c.task.model.num_outputs = 13  # WNUT-17: six kinds of entity
     c.data = {
       'call': 'bmx.data.text.token_classification:token_classification',
       'path': 'wnut17train.conll',
@@ -88,7 +87,8 @@ def get_config(variant: str = ''):
     c.epochs = 10.0
     c.keep.metric = 'eval/valid/entity_f1'
   if variant == 'qa':
-    c.task.call, c.task.model.call = 'bmx.tasks.encoder:QuestionAnswering', TAGGER
+    c.task.call = 'bmx.tasks.encoder:QuestionAnswering'
+    c.task.model = {'call': TAGGER, 'num_outputs': 2, 'encoder': encoder}  # first and last token
     c.length = 128
     c.data = {
       'call': 'bmx.data.text.squad:squad',

@@ -69,6 +69,25 @@ def test_a_number_of_a_file_by_the_command_line(frame, tmp_path, capsys):
   assert metrics['eval/valid/mae'] < 0.5 * np.std(frame['price'])
 
 
+def test_texts_of_a_folder(tmp_path):
+  for i in range(40):
+    label = ('good', 'bad')[i % 2]
+    (tmp_path / 'texts' / label).mkdir(parents=True, exist_ok=True)
+    (tmp_path / f'texts/{label}/{i}.txt').write_text(f'a {label} film, number {i}')
+  words = ['vocab_size=300', 'length=16', 'batch_size=8', 'task.model.encoder.width=16',
+           'epochs=15', 'task.model.encoder.depth=1', 'schedule.peak=0.01']  # fmt: skip
+  config, name = bmx.load('text', [f'data.path={tmp_path}/texts', *words])
+  x = bmx.build(config, name, jax.devices()[:1])
+  assert x.choices['num_outputs'] == 2
+  summary = bmx.train(x, tmp_path / 'run')
+  assert summary['metrics']['eval/valid/accuracy'] == 1
+  (tmp_path / 'new.csv').write_text('text\na bad film\na good film\n')
+  rows = list(bmx.predict(x, tmp_path / 'run', tmp_path / 'new.csv'))
+  assert [(r['text'], r['prediction']) for r in rows] == [
+    ('a bad film', 'bad'), ('a good film', 'good'),
+  ]  # fmt: skip
+
+
 def test_sizes_follow_the_data(frame):
   x = built(frame, 'price', 'dear')
   assert isinstance(x.task, Regression)

@@ -155,7 +155,8 @@ def _preset(
   specs = [d.spec for d in (data, *(e.data for e in evals.values()))]
   lengths = [s['tokens'].shape[0] for s in specs if 'tokens' in s]
   known = data.metadata
-  outputs = known.get('num_classes') or known.get('num_targets')
+  named = len(known.get('class_names', ()))
+  outputs = known.get('num_classes') or named or known.get('num_targets')
   sizes = {'num_outputs': outputs} if outputs else {}
   return hardware.preset(platform, c['dtype'], shards, lengths) | sizes
 

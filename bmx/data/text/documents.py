@@ -13,11 +13,13 @@ from typing import Any
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.paths import local
-from bmx.data.records import LINE_END, Record, numbered_json_lines, read_csv, read_text
+from bmx.data.frames import read_records
+from bmx.data.records import LINE_END, Record, numbered_json_lines, read_text
 from bmx.data.text.clean import clean, report
 from bmx.data.text.steps import Step
 
 log = logging.getLogger('bmx')
+RECORDS = ('.csv', '.tsv', '.parquet')  # one record a row, besides JSON lines
 UNITS = ('file', 'paragraph', 'line')
 VALID = 0.1  # the share of a text, its end, that is 'valid'
 
@@ -32,9 +34,9 @@ def documents(
   """Reads documents of all paths, in order, and cleans them by `steps`; logs what each removed.
 
   Args:
-    paths: NAME.jsonl and NAME.csv (a document is the `field` of a record), NAME.json (SQuAD's
-      format: a document is a paragraph), 'tfds:NAME/SPLIT', anything else is plain text; () is the
-      source of the installed Python's standard library.
+    paths: NAME.jsonl, NAME.csv and NAME.parquet (a document is the `field` of a record), NAME.json
+      (SQuAD's format: a document is a paragraph), 'tfds:NAME/SPLIT', a folder of .txt files,
+      anything else is plain text; () is the source of the installed Python's standard library.
     field: of a record that holds the text.
     unit: one document of a plain text is the 'file', a 'paragraph' (between empty lines), or a
       'line'.
@@ -89,7 +91,10 @@ def located(
   path: str, field: str = 'text', unit: str = 'file', data_dir: str = ''
 ) -> list[tuple[str, str]]:
   """Returns (place, such as 'FILE, line 7'; text) of the documents of one path."""
-  if path.startswith('tfds:') or pathlib.Path(path).suffix.lower() in ('.jsonl', '.csv'):
+  if not path.startswith('tfds:') and local(path).is_dir():
+    files = text_files(local(path))
+    return [found for file in files for found in located(str(file), field, unit, data_dir)]
+  if path.startswith('tfds:') or pathlib.Path(path).suffix.lower() in ('.jsonl', *RECORDS):
     return [(where, said(r, field, where)) for where, r in records(path, data_dir)]
   if path.lower().endswith('.json'):
     texts = [p['context'] for _, p in squad_paragraphs(path)]
@@ -111,15 +116,42 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
-  """Yields (origin, record) of .jsonl, .csv or 'tfds:NAME/SPLIT'."""
+  """Returns (origin, record) of .jsonl, .csv, .tsv, .parquet, 'tfds:NAME/SPLIT' or a folder.
+
+  A folder holds one folder for each class, with a .txt file for each text: {'text': the file,
+  'label': the folder's name}.
+  """
   if path.startswith('tfds:'):
     return _tfds(path, data_dir)
   file = local(path)
+  if file.is_dir():
+    return _folder(file)
   if file.suffix.lower() == '.jsonl':
     return [(f'{path}, line {n}', r) for n, r in numbered_json_lines(file)]
-  if file.suffix.lower() == '.csv':
-    return [(f'{path}, record {n}', r) for n, r in enumerate(read_csv(file), 1)]
-  raise InputError(f'{path}: records are read from .jsonl, .csv or tfds:NAME/SPLIT')
+  if file.suffix.lower() in RECORDS:
+    return [(f'{path}, record {n}', r) for n, r in enumerate(read_records(file), 1)]
+  raise InputError(
+    f'{path}: records are read from .jsonl, {", ".join(RECORDS)}, tfds:NAME/SPLIT or a folder'
+  )
+
+
+def _folder(folder: pathlib.Path) -> list[tuple[str, Record]]:
+  files = text_files(folder)
+  loose = [file for file in files if file.parent == folder]
+  if loose:
+    raise InputError(f'{loose[0]}: expected a folder for each class in {folder}, not a file')
+  return [
+    (str(file), {'text': read_text(file), 'label': file.relative_to(folder).parts[0]})
+    for file in files
+  ]
+
+
+def text_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the .txt files of a folder and the folders in it. Raises InputError without any."""
+  found = sorted(file for file in folder.rglob('*') if file.suffix.lower() == '.txt')
+  if not found:
+    raise InputError(f'{folder}: expected .txt files in it, or in its folders')
+  return found
 
 
 def _tfds(path: str, data_dir: str) -> list[tuple[str, Record]]:

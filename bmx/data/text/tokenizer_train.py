@@ -28,6 +28,7 @@ def trained(
   data_dir: str = '',
   lowercase: bool = True,
   steps: Sequence[Step] = (),
+  path: str = '',
 ) -> Subwords:
   """Trains a tokenizer on texts, once: the cache folder keeps it.
 
@@ -44,6 +45,7 @@ def trained(
     unit: of plain text that is one document: 'file', 'paragraph' or 'line'.
     data_dir: of TFDS.
     steps: functions that clean the documents, see `documents.documents`.
+    path: one more file of text.
     lowercase: 'wordpiece' and 'unigram' only.
   """
   makers = {'wordpiece': _wordpiece, 'bpe': _bpe, 'unigram': _unigram}
@@ -57,6 +59,7 @@ def trained(
       'one, and name its file with bmx.data.text.tokenizer:load'
     )
   version = library().__version__
+  paths = (*paths, path) if path else paths
   texts = documents(paths, field, unit, data_dir, steps)
   identity = hashlib.sha256(repr((LEARNED, version, kind, vocab_size, lowercase)).encode())
   for text in texts:

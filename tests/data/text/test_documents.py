@@ -6,6 +6,8 @@ import pathlib
 import sysconfig
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,8 +202,39 @@ def test_tfds_without_split_or_examples(monkeypatch, path, message):
 
 
 def test_records_of_another_format(tmp_path):
-  with pytest.raises(InputError, match=r'records are read from \.jsonl, \.csv or tfds'):
+  with pytest.raises(
+    InputError, match=r'records are read from \.jsonl, \.csv, \.tsv, \.parquet, tfds'
+  ):
     records(write(tmp_path, 'a.txt', 'a'))
+
+
+def test_a_folder_of_classes(tmp_path):
+  for label, number, text in (('good', 1, 'fine'), ('bad', 2, 'dull'), ('bad', 10, 'poor')):
+    (tmp_path / label).mkdir(exist_ok=True)
+    (tmp_path / label / f'{number}.txt').write_text(text)
+  found = records(str(tmp_path))
+  assert [r for _, r in found] == [
+    {'text': 'poor', 'label': 'bad'}, {'text': 'dull', 'label': 'bad'},
+    {'text': 'fine', 'label': 'good'},
+  ]  # fmt: skip
+  assert [where for where, _ in found] == sorted(map(str, tmp_path.rglob('*.txt')))
+  assert documents((str(tmp_path),)) == ['poor', 'dull', 'fine']
+  (tmp_path / 'loose.txt').write_text('a')
+  with pytest.raises(InputError, match='expected a folder for each class'):
+    records(str(tmp_path))
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(InputError, match=r'expected \.txt files'):
+    records(str(tmp_path / 'empty'))
+
+
+def test_records_of_a_table_in_every_format(tmp_path):
+  frame = pyarrow.table({'text': ['a', 'b'], 'label': ['x', 'y']})
+  pyarrow.parquet.write_table(frame, tmp_path / 'a.parquet')
+  (tmp_path / 'a.tsv').write_text('text\tlabel\na\tx\nb\ty\n')
+  expected = [{'text': 'a', 'label': 'x'}, {'text': 'b', 'label': 'y'}]
+  for kind in ('parquet', 'tsv'):
+    assert [r for _, r in records(str(tmp_path / f'a.{kind}'))] == expected
+    assert documents((str(tmp_path / f'a.{kind}'),)) == ['a', 'b']
 
 
 def test_prepared_tfds(data_dir):
