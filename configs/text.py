@@ -18,7 +18,7 @@ from bmx.config import base, check_variant
 def get_config(variant: str = ''):
   check_variant(variant, 'regression', 'tiny')
   c = base('encoder on labelled texts')
-  c.vocab_size = 8192
+  c.vocab = 8192
   c.length = 64
   c.batch_size = 32
   c.epochs = 2.0
@@ -29,7 +29,7 @@ def get_config(variant: str = ''):
       'num_outputs': 'auto',  # the classes of the data
       'encoder': {
         'call': 'bmx.models.bert:BERT',
-        'vocab_size': c.get_ref('vocab_size'),
+        'vocab_size': c.get_ref('vocab'),
         'max_seq_len': c.get_ref('length'),
         'width': 128,
         'depth': 2,
@@ -51,7 +51,7 @@ def get_config(variant: str = ''):
   }
   c.data.tokenizer = {
     'call': 'bmx.data.text.tokenizer_train:trained',
-    'vocab_size': c.get_ref('vocab_size'),
+    'vocab_size': c.get_ref('vocab'),
     'path': c.data.get_ref('path'),
     'field': c.data.get_ref('text'),
     'unit': 'file',
@@ -65,7 +65,7 @@ def get_config(variant: str = ''):
     c.task.call = 'bmx.tasks.encoder:TextRegression'
     c.data.regression = True
   if variant == 'tiny':
-    c.vocab_size, c.length, c.epochs, c.steps = 512, 32, 0.0, 60
+    c.vocab, c.length, c.epochs, c.steps = 512, 32, 0.0, 60
     c.task.model.encoder.width = 64
     c.data = {
       'call': 'bmx.data.text.text_classification:library',
@@ -74,7 +74,7 @@ def get_config(variant: str = ''):
       'length': c.get_ref('length'),
       'tokenizer': {
         'call': 'bmx.data.text.tokenizer_train:trained',
-        'vocab_size': c.get_ref('vocab_size'),
+        'vocab_size': c.get_ref('vocab'),
         'unit': 'line',
       },
     }

@@ -74,7 +74,7 @@ def test_texts_of_a_folder(tmp_path):
     label = ('good', 'bad')[i % 2]
     (tmp_path / 'texts' / label).mkdir(parents=True, exist_ok=True)
     (tmp_path / f'texts/{label}/{i}.txt').write_text(f'a {label} film, number {i}')
-  words = ['vocab_size=300', 'length=16', 'batch_size=8', 'task.model.encoder.width=16',
+  words = ['vocab=300', 'length=16', 'batch_size=8', 'task.model.encoder.width=16',
            'epochs=15', 'task.model.encoder.depth=1', 'schedule.peak=0.01']  # fmt: skip
   config, name = bmx.load('text', [f'data.path={tmp_path}/texts', *words])
   x = bmx.build(config, name, jax.devices()[:1])
