@@ -10,14 +10,6 @@ from bmx import config as recipes
 from bmx import main as entry
 from bmx import modes
 
-HELP = """usage: bmx MODE [RECIPE[:VARIANT]] [--WORD=VALUE ...] [--FLAG=VALUE ...]
-
-MODE is {modes}; RECIPE is a name such as gpt_char or a file. WORD is a word of the config
-(--batch_size=32, --task.model.depth=8) or one of the flags below. `bmx config` lists the recipes,
-`bmx config RECIPE` the words of one; `bmx compare RUN RUN ...` compares runs.
-
-"""
-
 
 def translate(arguments: list[str]) -> list[str]:
   """Arguments of `bmx` as arguments of `bmx.main`.
@@ -58,7 +50,6 @@ def main(argv: list[str] | None = None) -> int:
     return entry.at_terminal(lambda: main(sys.argv[1:]))
   arguments = argv
   if not arguments or '--help' in arguments or '-h' in arguments:
-    sys.stdout.write(HELP.format(modes=', '.join(modes.MODES)))
     arguments = ['--help']
   first = arguments[0]
   if not first.startswith('-') and first not in modes.MODES:

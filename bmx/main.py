@@ -35,6 +35,17 @@ USAGE = {
                         '[--config.WORD=VALUE ...] [--FLAG=VALUE ...]',
 }  # fmt: skip
 
+DESCRIPTIONS = {
+  'bmx': """RECIPE is a name such as gpt_char, or a file. WORD is a word of the config
+(--batch_size=32, --task.model.depth=8); FLAG is one of those below.
+
+  bmx config                  the recipes
+  bmx config gpt_char         the words of a recipe, and what it would build
+  bmx train gpt_char:tiny     trains its smallest size
+  bmx compare RUN RUN         compares runs""",
+  'python -m bmx.main': __doc__,
+}
+
 # Equal on all processes.
 SHARED_FLAGS = ('mode', 'step', 'input', 'output', 'prompt', 'topology', 'allow')
 FAILED_SECONDS = 5.0  # to reach the others, for a process that cannot start
@@ -106,16 +117,17 @@ def refuse(program: str, message: str) -> NoReturn:
 
 
 def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]:
+  described = '\n'.join(f'  {name:9} {mode.description}' for name, mode in modes.MODES.items())
   parser = _Parser(
-    program, description=__doc__, allow_abbrev=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    program, USAGE[program].removeprefix('usage: '),
+    f'{DESCRIPTIONS[program]}\n\nmodes:\n{described}',
+    allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   parser.add_argument('--config', default='', help='recipe: NAME[:VARIANT] or '
                       'FILE.py[:VARIANT]; default: the config of --workdir')  # fmt: skip
   parser.add_argument('--workdir', default='', help='run directory; an existing one '
                       'resumes (default: runs/NAME/TIMESTAMP-RANDOM)')  # fmt: skip
-  described = '; '.join(f'{name} {mode.description}' for name, mode in modes.MODES.items())
-  parser.add_argument('--mode', default='train', help=described)
+  parser.add_argument('--mode', default='train', help='one of the modes above; default: train')
   parser.add_argument('--step', default='latest', help='checkpoint that eval, predict and generate '
                       'read: latest, best or a step')  # fmt: skip
   parser.add_argument('--input', default='', help='predict: file of examples (default: the '
@@ -144,7 +156,10 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
     parser.error(unknown_mode(args.mode))
   needs_config = overrides or args.mode not in modes.WITHOUT_CONFIG
   if not args.config and not args.workdir and needs_config:
-    parser.error('give --config=RECIPE, or --workdir=DIR of a run; `bmx config` lists the recipes')
+    parser.error(
+      f'give --config=RECIPE, or --workdir=DIR of a run{modes.newest_run()}; `bmx config` lists '
+      'the recipes'
+    )
   return args, overrides
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 
 import pytest
@@ -72,6 +73,7 @@ def test_a_wrong_input_names_the_way_forward(command, capsys, tmp_path, monkeypa
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'README.md').write_text('text')
   (tmp_path / 'configs').mkdir()
+  (tmp_path / 'runs').mkdir()
   code, out, err = call(command, capsys)
   assert code == 2
   assert not out
@@ -81,6 +83,26 @@ def test_a_wrong_input_names_the_way_forward(command, capsys, tmp_path, monkeypa
   assert len([line for line in lines if line.startswith('error: ')]) == 1
   assert 'Traceback' not in err
   assert not list(tmp_path.rglob('config.json'))
+
+
+@pytest.mark.parametrize('command', ['eval', 'predict digits_mlp:tiny'])
+def test_the_newest_run_is_named(command, capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for when, name in ((2, 'runs/first'), (3, 'runs/gpt/second'), (1, 'runs/third')):
+    path = tmp_path / name / 'config.json'
+    path.parent.mkdir(parents=True)
+    path.write_text('{}')
+    os.utime(path, (when, when))
+  code, _, err = call(command, capsys)
+  assert code == 2
+  assert 'the newest here: --workdir=runs/gpt/second' in err
+
+
+def test_help_is_one_page(capsys):
+  code, out, _ = call('', capsys)
+  assert code == 0
+  assert out.count('usage:') == 1
+  assert all(re.search(rf'^  {mode} ', out, re.MULTILINE) for mode in modes.MODES)
 
 
 def test_another_learning_rate_in_the_middle(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -71,6 +72,13 @@ class Request:
   runs: tuple[str, ...] = ()
   output: str = ''
   began: float = dataclasses.field(default_factory=time.perf_counter)
+
+
+def newest_run() -> str:
+  """Names the newest run below ./runs, for messages; '' without one."""
+  found = [p for depth in ('*', '*/*') for p in pathlib.Path('runs').glob(f'{depth}/config.json')]
+  newest = max(found, key=lambda p: p.stat().st_mtime, default=None)
+  return f' (the newest here: --workdir={newest.parent})' if newest else ''
 
 
 def check_flags(mode: str, request: Request) -> None:

@@ -12,7 +12,7 @@ from bmx import experiment as experiments
 from bmx.core.errors import InputError
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.paths import local
-from bmx.modes import Request
+from bmx.modes import Request, newest_run
 from bmx.runtime import cache, processes, writer
 from bmx.train import datafile
 from bmx.train.datafile import DataFile
@@ -29,9 +29,7 @@ def default_workdir(request: Request) -> pathlib.Path:
 def need_run(mode: str, request: Request) -> None:
   """Raises InputError if the command names no run directory."""
   if not request.workdir:
-    found = sorted(pathlib.Path('runs').glob('*/*/config.json'), key=lambda p: p.stat().st_mtime)
-    newest = f'; the newest here: --workdir={found[-1].parent}' if found else ''
-    raise InputError(f'--mode={mode} needs --workdir=DIR of a run that has trained{newest}')
+    raise InputError(f'--mode={mode} needs --workdir=DIR of a run that has trained{newest_run()}')
 
 
 def open_experiment(request: Request) -> tuple[Experiment, pathlib.Path]:

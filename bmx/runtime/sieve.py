@@ -22,7 +22,9 @@ NOISE = re.compile(
   rb'|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] '  # TensorFlow
   rb'|WARNING: All log messages before absl::InitializeLog'
   rb'|WARNING: Logging before InitGoogle'
-  rb'|Failed to find host bounds for accelerator type'  # libtpu without a TPU
+  rb'|Failed to find host bounds for accelerator type'  # libtpu without a TPU, as the next three
+  rb'|E\d{4} \S+ +\d+ common_lib\.cc:\d+\] INVALID_ARGUMENT: Error: unexpected worker hostname'
+  rb'|=== Source Location Trace: ===|learning/\w+/tfrc/\S+:\d+$'
   rb'|E\d{4} \d\d:\d\d:\d+\.\d+ +\d+ \S+:\d+\] (Unable to register cu|cuInit: .*no CUDA-capable)'
   rb'|\[Gloo\] Rank \d+ is connected to '
 )

@@ -70,6 +70,10 @@ def test_noise_is_kept(tmp_path):
   'WARNING: All log messages before absl::InitializeLog() is called are written to STDERR',
   'I0000 00:00:1795811367.729054   27514 cudart_stub.cc:31] Could not find cuda drivers',
   '2026-11-27 20:30:42.640744: I external/xla/xla/service.cc:1] XLA service',
+  'E0000 00:00:1795816425.938822   17004 common_lib.cc:554] INVALID_ARGUMENT: Error: unexpected '
+  "worker hostname 'WARNING: could not determine TPU worker hostnames or IP addresses'",
+  '=== Source Location Trace: === ',
+  'learning/45eac/tfrc/runtime/libtpu_init_utils.cc:327',
   REMAT,
   GLOO,
 ])  # fmt: skip
