@@ -37,7 +37,7 @@ from bmx.core.errors import GuardStop, Stop
 from bmx.core.events import Hook
 from bmx.core.experiment import Experiment
 from bmx.parallel import jit
-from bmx.runtime import report
+from bmx.runtime import report, trace
 from bmx.train import policy, summary
 from bmx.train.checkpoint import RETRY_SECONDS
 from bmx.train.evaluate import Evaluator
@@ -248,7 +248,9 @@ class WriteReport:
 
 @dataclasses.dataclass
 class Profile:
-  """Traces the steps between its two calls into WORKDIR/profile, for TensorBoard or Perfetto.
+  """Traces the steps between its two calls into WORKDIR/profile; shows the longest operations.
+
+  TensorBoard and Perfetto read the trace.
 
   Attributes:
     first: step after which the trace begins; a run that resumes there or later writes none.
@@ -260,13 +262,18 @@ class Profile:
   last: int
   tracing: bool = False
 
-  def __call__(self, event: Event) -> None:
+  def __call__(self, event: Event) -> report.Section | None:
+    folder = event.workdir / 'profile'
     if self.tracing:
       jax.profiler.stop_trace()
       self.tracing = False
-      log.info('profile    %s', event.workdir / 'profile')
-    elif event.step == self.first and not event.run.loop.stopped:
-      jax.profiler.start_trace(str(event.workdir / 'profile'))
+      path = trace.newest(folder)
+      operations = trace.read(path) if path else []
+      log.info('profile    %s\n%s', folder, trace.text(operations))
+      return trace.section(operations) if operations else None
+    if event.step == self.first and not event.run.loop.stopped:
+      jax.profiler.start_trace(str(folder))
       self.tracing = True
     elif event.step == self.last:
       log.warning('no profile is written: the run was resumed behind step %d', self.first)
+    return None

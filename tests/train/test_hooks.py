@@ -370,8 +370,12 @@ def test_one_process_trains_in_a_directory(tmp_path):
   loop.run(x, tmp_path / 'run')
 
 
-def test_a_profile_is_written(tmp_path):
+def test_a_profile_is_written(tmp_path, caplog):
+  caplog.set_level('INFO', 'bmx')
   loop.run(build('profile.start=4', 'profile.steps=3'), tmp_path / 'run')
+  shown = caplog.text.partition('profile    ')[2].splitlines()
+  assert shown[1].split() == ['share', 'ms', 'calls', 'operation'] and '%' in shown[2]
+  assert '<h2>Profile</h2>' in (tmp_path / 'run/report.html').read_text()
   assert list(pathlib.Path(tmp_path, 'run/profile').rglob('*.xplane.pb'))
   with pytest.raises(InputError, match=r'profile\.start=40: expected below steps='):
     build('profile.start=40', 'profile.steps=3')
