@@ -1,7 +1,7 @@
 """A GPT over bytes, in the size that nanoGPT trains on a laptop.
 
-python -m bmx.main --config=configs/gpt_char.py                                # Python's own source
-python -m bmx.main --config=configs/gpt_char.py --config.data.path=input.txt   # any text file
+    python -m bmx.main --config=configs/gpt_char.py                                # Python's source
+    python -m bmx.main --config=configs/gpt_char.py --config.data.path=input.txt   # any text file
 
 Reaches a validation loss of 1.758 nats a character on tinyshakespeare (mean of 3 seeds, 1.752 to
 1.765; 2026-11-24, two CPU cores: experiments/recipes/run.py gpt_char), in about 100 s.

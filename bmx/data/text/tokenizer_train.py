@@ -35,11 +35,11 @@ def trained(
   The same texts give the same tokenizer, except for 'unigram': the order of its sums varies.
 
   Args:
-    kind: 'wordpiece' (BERT's; ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]), 'bpe' (on bytes, as
-      GPT-2's; id 0 is <|endoftext|>) or 'unigram' (SentencePiece's, the special tokens of
+    kind: 'wordpiece' (BERT's; ids 0 to 4 are `[PAD] [UNK] [CLS] [SEP] [MASK]`), 'bpe' (on bytes,
+      as GPT-2's; id 0 is `<|endoftext|>`) or 'unigram' (SentencePiece's, the special tokens of
       'wordpiece').
     vocab_size: ids wanted; a small text gives fewer. Of more letters than fit, the rarest are
-      [UNK].
+      `[UNK]`.
     paths: files of text, see `documents.documents`; () is the standard library's source.
     field: of the text in a record of .jsonl, .csv and TFDS.
     unit: of plain text that is one document: 'file', 'paragraph' or 'line'.
