@@ -61,4 +61,12 @@ def get_config(variant: str = ''):
     c.schedule.update(peak=3e-3, warmup=2)
     c.every = {'log': 5, 'eval': 0, 'save': 10}
     c.eval.valid.batch_size = 512
+  else:
+    c.hooks.samples = {
+      'call': 'bmx.serve.hooks:SampleTexts',
+      'every': 500,
+      'prompts': ('\n',),
+      'max_new_tokens': 60,  # the context is 64
+      'optional': True,
+    }
   return c

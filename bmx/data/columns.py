@@ -17,6 +17,7 @@ DAY = 86400.0  # seconds
 MOSTLY = 0.5  # share of numbers above which the other cells of a column are mistakes
 MAX_STRANGE = 3  # cells that an error names
 MAX_LINES = 200
+MAX_NAMED = 8  # categories that the report names
 DISTINCT = 0.5  # categories for each record above which a column is likely a name or a number
 
 
@@ -88,6 +89,12 @@ def log_columns(source: str, lines: Sequence[str]) -> None:
   if len(lines) > MAX_LINES:
     shown.append(f'and {len(lines) - MAX_LINES} more columns, in data.json')
   log.info('%s: columns\n  %s', source, '\n  '.join(shown))
+
+
+def category_text(known: Sequence[str]) -> str:
+  """Number and names of categories, for people."""
+  names = ', '.join(known[:MAX_NAMED]) + (', ...' if len(known) > MAX_NAMED else '')
+  return f'{len(known)}: {names}'
 
 
 def category_line(name: str, known: Sequence[str], size: int) -> str:

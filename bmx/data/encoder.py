@@ -12,6 +12,7 @@ import numpy as np
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.columns import (
   category_line,
+  category_text,
   chosen,
   date,
   is_missing,
@@ -145,6 +146,27 @@ class TabularEncoder:
       raise InputError(f'{source} has no columns but the target: expected at least one')
     return np.concatenate(columns, 1).astype(np.float32)
 
+  def decode(self, row: np.ndarray) -> dict[str, str]:
+    """Inverse of `encode` for one row: the text of each column, for people.
+
+    Args:
+      row: float [columns], as `encode` makes it; a missing number was made the mean.
+    """
+    values = iter(np.asarray(row, np.float64))
+    found = {k: _number_text(mean, std, next(values)) for k, (mean, std) in self.numeric.items()}
+    found |= {k: str(_day(mean + std * next(values))) for k, (mean, std) in self.dates.items()}
+    for name, known in self.categories.items():
+      hot = [next(values) for _ in known]
+      found[name] = known[int(np.argmax(hot))] if any(hot) else '(unknown)'
+    return found
+
+  def table(self) -> list[tuple[str, str, str]]:
+    """Returns (column, how it is read, values) of every column, for people."""
+    rows = [(k, 'number', _describe('number', *v)) for k, v in self.numeric.items()]
+    rows += [(k, 'date', _describe('date', *v)) for k, v in self.dates.items()]
+    rows += [(k, 'category', category_text(v)) for k, v in self.categories.items()]
+    return rows + [(k, 'dropped', '') for k in self.dropped]
+
   def _check_columns(self, given: Sequence[str], source: str, optional: Sequence[str]) -> None:
     known = [*self.numeric, *self.dates, *self.categories]
     missing = [k for k in known if k not in given]
@@ -175,8 +197,19 @@ def _text(value: Any) -> str:
 def _describe(kind: str, mean: float, std: float) -> str:
   if kind == 'number':
     return f'mean {mean:.6g}, deviation {std:.6g}'
-  day = datetime.date(1970, 1, 1) + datetime.timedelta(days=round(mean))
-  return f'mean {day}, deviation {std:.6g} days'
+  return f'mean {_day(mean)}, deviation {std:.6g} days'
+
+
+def _number_text(mean: float, std: float, value: float) -> str:
+  """A standardized number in its own unit; rounding of float32 beside zero is zero."""
+  number = mean + std * value
+  return f'{0.0 if abs(number) < 1e-6 * (abs(mean) + std) else number:.6g}'
+
+
+def _day(days: float) -> datetime.date:
+  """The date so many days after 1970-01-01, within the calendar of Python."""
+  first = datetime.date(1970, 1, 1).toordinal()
+  return datetime.date.fromordinal(min(max(first + round(days), 1), datetime.date.max.toordinal()))
 
 
 def _moments(

@@ -12,7 +12,8 @@ from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import write_json
 from bmx.runtime.writer import brief
-from bmx.train.run import evaluations, restored
+from bmx.train.evaluate import evaluations
+from bmx.train.run import restored
 
 log = logging.getLogger('bmx')
 

@@ -30,6 +30,7 @@ class SampleTexts:
     temperature: of the draws; 0 is greedy.
     top_k: draws from so many of the most likely tokens; 0 is all.
     seed: of the draws, the same at each step.
+    optional: does nothing where the mesh or the number of processes excludes generation.
 
   Raises:
     InputError: no prompt, or options outside their ranges.
@@ -42,10 +43,12 @@ class SampleTexts:
     temperature: float = 0.8,
     top_k: int = 0,
     seed: int = 0,
+    optional: bool = False,
   ):
     if not prompts:
       raise InputError('hooks: SampleTexts.prompts=(): expected at least one text')
-    self.prompts, self.seed = tuple(prompts), seed
+    self.prompts, self.seed, self.optional = tuple(prompts), seed, optional
+    self.able = True
     self.options = Options(max_new_tokens, temperature, top_k)
     self.generator: TextGenerator | None = None  # made at the first call, with its programs
     self.merge: Any = None
@@ -53,14 +56,23 @@ class SampleTexts:
   def check_experiment(self, experiment: Any) -> None:
     """Raises InputError if the model, the mesh or the tokenizer exclude generation."""
     x = experiment
-    check_decoder(x.task.model, x.layout)
+    try:
+      check_decoder(x.task.model, x.layout)
+    except InputError as error:
+      if not self.optional:
+        raise
+      log.info('samples    none: %s', error)
+      self.able = False
+      return
     facts = facts_of(x.task.model)
     tokenizer = _tokenizer(x.data, facts.vocab_size)
     check_size(tokenizer, facts)
     encode_prompts(self.prompts, tokenizer, facts, [repr(p) for p in self.prompts])
 
-  def __call__(self, event: Any) -> Section:
-    """Generates, logs and returns the texts of a step."""
+  def __call__(self, event: Any) -> Section | None:
+    """Generates, logs and returns the texts of a step; None where generation is excluded."""
+    if not self.able:
+      return None
     x = event.run.experiment
     self.merge = self.merge or jit(x.task.merged_params, x.layout)
     params = self.merge(eval_variables(event.state))
@@ -76,7 +88,7 @@ class SampleTexts:
     for prompt, text in zip(self.prompts, texts, strict=True):
       log.info('sample %-6d %r', event.step, prompt + text)
     rows = ''.join(
-      f'<p><b>{html.escape(p)}</b>{html.escape(t)}</p>'
+      f'<pre><b>{html.escape(p)}</b>{html.escape(t)}</pre>'
       for p, t in zip(self.prompts, texts, strict=True)
     )
     return Section(f'Texts of step {event.step:,}', rows)

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, HostBatch, Metadata
 from bmx.ops.checks import check_ids
 from bmx.ops.losses import binary_cross_entropy, cross_entropy
-from bmx.tasks import readable
+from bmx.runtime.report import Section
+from bmx.tasks import illustrations, readable
 from bmx.tasks.common import ModelTask, counts, find, num_outputs
 
 
@@ -60,6 +62,11 @@ class Classification(ModelTask):
   def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
     return readable.classes(rows, rows['probability'], metadata)
 
+  def illustrate(self, rows: HostBatch, data: Data) -> list[Section]:
+    if 'label' not in rows:
+      return []
+    return illustrations.classes(rows['prediction'], rows['label'], rows['probability'], data)
+
 
 @dataclasses.dataclass(frozen=True)
 class BinaryClassification(ModelTask):
@@ -92,6 +99,12 @@ class BinaryClassification(ModelTask):
 
   def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
     return readable.classes(rows, np.stack([1 - rows['score'], rows['score']], 1), metadata)
+
+  def illustrate(self, rows: HostBatch, data: Data) -> list[Section]:
+    if 'label' not in rows:
+      return []
+    both = np.stack([1 - rows['score'], rows['score']], -1)
+    return illustrations.classes(rows['prediction'], rows['label'], both, data)
 
 
 def auc(rows: HostBatch) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bmx.core import streams
+from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics
 from bmx.core.types import (
@@ -27,6 +28,7 @@ from bmx.core.types import (
   Variables,
   facts_of,
 )
+from bmx.runtime.report import Illustrating, Section
 
 
 class BaseTask:
@@ -225,6 +227,9 @@ class Wrapper(BaseTask):
   def check_rows(self, rows: HostBatch, numbers: np.ndarray) -> None:
     if isinstance(self.inner, ChecksRows):
       self.inner.check_rows(rows, numbers)
+
+  def illustrate(self, rows: HostBatch, data: Data) -> Sequence[Section]:
+    return self.inner.illustrate(rows, data) if isinstance(self.inner, Illustrating) else ()
 
 
 def _matching(patterns: tuple[str, ...]) -> Any:

@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.types import Array, Batch, HostBatch, Metadata, Noise, facts_of
 from bmx.ops.checks import check_ids
 from bmx.ops.losses import cross_entropy
 from bmx.ops.masks import MASK_VALUE
+from bmx.runtime.report import Section
+from bmx.tasks import illustrations
 from bmx.tasks.classification import Classification
 from bmx.tasks.common import ModelTask, counts, find, num_outputs
 from bmx.tasks.language import check_text
@@ -234,6 +237,10 @@ class TokenClassification(ModelTask):
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     return {'prediction': out.argmax(-1)}
+
+  def illustrate(self, rows: HostBatch, data: Data) -> list[Section]:
+    names, word = data.metadata['class_names'], rows['weights'] > 0
+    return [illustrations.confusion(rows['prediction'][word], rows['targets'][word], names)]
 
 
 @dataclasses.dataclass(frozen=True)

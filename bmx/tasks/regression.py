@@ -5,12 +5,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, HostBatch, Metadata
 from bmx.ops.losses import squared_error
-from bmx.tasks import readable
+from bmx.runtime.report import Section
+from bmx.tasks import illustrations, readable
 from bmx.tasks.common import ModelTask, find, num_outputs
 
 
@@ -64,3 +66,8 @@ class Regression(ModelTask):
 
   def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
     return readable.numbers(rows)
+
+  def illustrate(self, rows: HostBatch, data: Data) -> list[Section]:
+    if 'y' not in rows:
+      return []
+    return illustrations.numbers(rows['prediction'], rows['y'], data)

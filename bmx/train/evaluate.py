@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,15 +14,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bmx.core import streams, tree
 from bmx.core.data import Data
 from bmx.core.errors import InputError
-from bmx.core.experiment import Eval
+from bmx.core.experiment import Eval, Experiment
 from bmx.core.metrics import Window, add
 from bmx.core.types import HostBatch, Noise, Task, Variables
 from bmx.parallel import Layout, jit, use
+from bmx.runtime.report import Illustrating, Section
 from bmx.train.feed import Feed
 from bmx.train.state import TrainState, eval_variables
 
 log = logging.getLogger('bmx')
 DEPTH = 16  # batches a dispatch
+Evaluation = Callable[[TrainState], dict[str, float]]
+ILLUSTRATED = 10_000  # examples of a split whose predictions the report shows
 
 
 @dataclasses.dataclass
@@ -34,6 +37,7 @@ class Evaluator:
   task: Task
   layout: Layout
   looped: bool = True  # several batches a dispatch
+  illustrated: bool = False  # calls make sections of the report
   compile_seconds: float = 0.0
 
   def __post_init__(self) -> None:
@@ -42,6 +46,8 @@ class Evaluator:
     self.feed = Feed(data, self.layout, min(DEPTH if self.looped else 1, self.batches))
     self.constants: Any = None
     self.program: Any = None  # not yet compiled
+    self.predictor: Predictor | None = None
+    self.shown: list[Section] = []
 
   def __call__(self, state: TrainState) -> dict[str, float]:
     """Returns {'eval/NAME/METRIC': value} of the whole split; pads its last batch with weight 0."""
@@ -56,10 +62,34 @@ class Evaluator:
         window.add(jax.device_get(late.pop(0)))
     window.add(jax.device_get(late.pop()))
     result = window.close()
+    rows = None
     if self.entry.metrics:
-      rows = join(list(predictions(self.entry.data, self.task, self.layout, state)))
+      rows = self._rows(state, self.entry.data.size)
       result |= {name: fn(rows) for name, fn in self.entry.metrics.items()}
+    if self.illustrated and isinstance(self.task, Illustrating):
+      rows = self._rows(state, ILLUSTRATED) if rows is None else rows
+      self.shown = self._illustrate(self.task, rows)
     return {f'eval/{self.name}/{k}': v for k, v in result.items()}
+
+  def sections(self) -> list[Section]:
+    """Returns what the task shows of the newest call."""
+    return self.shown
+
+  def _rows(self, state: TrainState, most: int) -> HostBatch:
+    """Predictions and labels of the first examples, `most` of them."""
+    if self.predictor is None:
+      self.predictor = Predictor(self.entry.data, self.task, self.layout, self.constants)
+    return {k: v[:most] for k, v in join(list(self.predictor(state, most))).items()}
+
+  def _illustrate(self, task: Illustrating, rows: HostBatch) -> list[Section]:
+    """Sections of the split; a failure is logged, as a picture must not end a training."""
+    data, count = self.entry.data, len(next(iter(rows.values())))
+    where = f'{self.name}, the first {count:,} examples' if count < data.size else self.name
+    try:
+      return [Section(f'{s.title} ({where})', s.html) for s in task.illustrate(rows, data)]
+    except Exception as error:
+      log.warning('eval.%s: the report shows no examples: %r', self.name, error)
+      return []
 
   def _compile(self, state: TrainState) -> Any:
     began = time.perf_counter()
@@ -99,20 +129,59 @@ def mask_padding(data: Data, batch: dict[str, Any], step: Any) -> dict[str, Any]
   return {**batch, 'weights': jnp.where(real, weights, 0.0)}
 
 
+def evaluations(
+  x: Experiment, looped: bool = True, illustrated: bool = False
+) -> dict[str, Evaluation]:
+  """Returns the evaluations of an experiment by name.
+
+  Args:
+    x: its `evals` hold data splits, and functions of the state.
+    looped: several batches share one dispatch.
+    illustrated: calls make sections of the report.
+  """
+  of = lambda name, entry: Evaluator(name, entry, x.task, x.layout, looped, illustrated)
+  return {k: of(k, v) if isinstance(v, Eval) else v for k, v in x.evals.items()}
+
+
+class Predictor:
+  """Predictions of a split: compiled at the first call, then called with one state after another.
+
+  Args:
+    data: the split.
+    task: makes the predictions.
+    layout: mesh and rules.
+    constants: resident arrays that are placed already; None places them.
+  """
+
+  def __init__(self, data: Data, task: Task, layout: Layout, constants: Any = None):
+    self.data, self.task, self.feed = data, task, Feed(data, layout, 1)
+    self.constants = self.feed.constants() if constants is None else constants
+    self.program = jit(
+      lambda v, constants, group: task.predict(
+        v, self.feed.take(constants, group, 0), eval_noise()
+      ),
+      layout,
+    )
+
+  def __call__(self, state: TrainState, most: int = 0) -> Iterator[HostBatch]:
+    """Yields the predictions of each batch, in file order, with its labels for metrics.
+
+    Args:
+      state: of the run.
+      most: examples, rounded up to whole batches; 0 is all.
+    """
+    data = self.data
+    batches = -(-min(data.size, most or data.size) // data.batch_size)
+    for step, (group, _) in enumerate(self.feed.groups([(s, 1) for s in range(batches)])):
+      out = self.program(eval_variables(state), self.constants, group)
+      n = min(data.batch_size, data.size - step * data.batch_size)
+      rows = {k: tree.fetch(v)[:n] for k, v in out.items()}
+      yield rows | _labels(data, self.task, step)
+
+
 def predictions(data: Data, task: Task, layout: Layout, state: TrainState) -> Iterator[HostBatch]:
   """Yields the predictions of every example, in file order, with its labels for metrics."""
-  feed = Feed(data, layout, 1)
-  constants = feed.constants()
-  program = jit(
-    lambda v, constants, group: task.predict(v, feed.take(constants, group, 0), eval_noise()),
-    layout,
-  )
-  batches = -(-data.size // data.batch_size)
-  for step, (group, _) in enumerate(feed.groups([(s, 1) for s in range(batches)])):
-    out = program(eval_variables(state), constants, group)
-    n = min(data.batch_size, data.size - step * data.batch_size)
-    rows = {k: tree.fetch(v)[:n] for k, v in out.items()}
-    yield rows | _labels(data, task, step)
+  return Predictor(data, task, layout)(state)
 
 
 def _labels(data: Data, task: Task, step: int) -> HostBatch:

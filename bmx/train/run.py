@@ -22,7 +22,7 @@ from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar, Silent, Writer, brief
 from bmx.train import datafile, start
 from bmx.train.checkpoint import Checkpoints
-from bmx.train.evaluate import Evaluator, rehearse
+from bmx.train.evaluate import Evaluation, evaluations, rehearse
 from bmx.train.feed import Feed
 from bmx.train.guard import check_finite
 from bmx.train.policy import LoopState, groups, loop_state, stays_stopped
@@ -32,7 +32,6 @@ from bmx.train.state import StateSpec, TrainState, state_spec
 
 log = logging.getLogger('bmx')
 GROUPS_AHEAD = 4096  # that the feed gets at a time
-Evaluation = Callable[[TrainState], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +231,7 @@ def make_run(
     program=program,
     finite=finite,
     rates=rates,
-    evaluations=evaluations(x, start.loops(x, spec)),
+    evaluations=evaluations(x, start.loops(x, spec), illustrated=True),
     hooks=tuple(hooks),
     checkpoints=checkpoints,
     writer=writer,
@@ -260,19 +259,6 @@ def _resume(
   loop.stopped = stays_stopped(loop, x.stop)
   log.info('resuming from the checkpoint of step %d', found)
   return found, loop
-
-
-def evaluations(x: Experiment, looped: bool = True) -> dict[str, Evaluation]:
-  """Returns the evaluations of an experiment by name.
-
-  Args:
-    x: its `evals` hold data splits, and functions of the state.
-    looped: several batches share one dispatch.
-  """
-  return {
-    name: Evaluator(name, entry, x.task, x.layout, looped) if isinstance(entry, Eval) else entry
-    for name, entry in x.evals.items()
-  }
 
 
 def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple[TrainState, int]:

@@ -14,6 +14,7 @@ from bmx.runtime.files import write_json
 from bmx.runtime.report import starts
 from bmx.runtime.throughput import peak_memory_bytes
 from bmx.runtime.writer import brief
+from bmx.tasks import illustrations
 from bmx.train import start
 from bmx.train.run import Event, Run
 
@@ -97,9 +98,7 @@ def begin(run: Run) -> None:
   """Writes sections of the training data, and a first report, in process 0."""
   if jax.process_index():
     return
-  examples = run.experiment.data.examples
-  if isinstance(examples, report.HasSections):
-    report.keep_sections(run.workdir, 'data', examples.sections())
+  report.keep_sections(run.workdir, report.DATA, illustrations.columns(run.experiment.data))
   write_report(run, run.resumed or 0, 'running', report.Reports())
 
 

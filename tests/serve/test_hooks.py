@@ -59,3 +59,16 @@ def test_samples_that_cannot_be_are_found_by_build(name):
 def test_a_hook_without_prompts_is_refused():
   with pytest.raises(InputError, match='expected at least one text'):
     SampleTexts(())
+
+
+def test_optional_samples_leave_out_meshes_that_cannot_generate():
+  part = {'prompts': ('a',), 'call': 'bmx.serve.hooks:SampleTexts', 'every': 4}
+  for optional in (False, True):
+    config, name = recipes.load('gpt_char:tiny', ['mesh.seq=2', 'steps=8'])
+    config.hooks.samples = {**part, 'optional': optional}
+    if optional:
+      x = experiment.build(config, name, jax.devices()[:2])
+      assert x.hooks['samples'].call(None) is None
+    else:
+      with pytest.raises(InputError, match=r'mesh\.seq=2: expected 1'):
+        experiment.build(config, name, jax.devices()[:2])

@@ -4,6 +4,7 @@ import os
 import signal
 
 import jax
+import numpy as np
 import pytest
 
 from bmx import config as recipes
@@ -14,6 +15,7 @@ from bmx.runtime.report import layout, starts
 from bmx.train import loop
 from bmx.train.summary import closing
 from tests.runtime.test_report import figures, parse
+from tests.tasks.test_illustrations import Cells
 
 
 def build(*words):
@@ -62,6 +64,10 @@ def test_a_report_at_marks_and_after_every_end(tmp_path):
   assert f'({", ".join(f"{k} {v:.1f}" for k, v in parts.items() if v >= 0.05)})' in closing(
     summary, workdir
   )
+  rows = Cells(text[text.index('<table class="matrix">') :].partition('</table>')[0]).rows[1:]
+  counts = np.array([[int(cell or 0) for cell in row[1:]] for row in rows])
+  assert counts.sum() == 360
+  assert counts.trace() / 360 == pytest.approx(summary['metrics']['eval/test/accuracy'], abs=1e-6)
   pytest.importorskip('plotly', reason='the extra `report` is not installed')
   marks = [(s['x0'], s['line']['dash']) for s in figures(text)[0]['layout']['shapes']]
   assert marks == [(reached, 'dot'), (reached, 'dash'), (16, 'dot')]

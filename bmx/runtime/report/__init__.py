@@ -5,9 +5,10 @@ Hooks and evaluations add to the report: a hook returns sections, an evaluation 
 """
 
 from bmx.runtime.report.page import MAX_BYTES, Reports, write
-from bmx.runtime.report.sections import HasSections, Illustrating, Section, keep_sections
+from bmx.runtime.report.sections import DATA, HasSections, Illustrating, Section, keep_sections
 
 __all__ = [
+  'DATA',
   'MAX_BYTES',
   'HasSections',
   'Illustrating',

@@ -17,7 +17,7 @@ LARGEST = 1e300  # values beyond it cannot be drawn on an axis
 RATES = ('tokens_per_second', 'examples_per_second')
 NOT_SHOWN = {'step', *TIMES} - set(RATES)
 # By the last part of a metric's name, where the config does not say which direction is better.
-LOWER = ('loss', 'error', 'perplexity', 'bits_per_byte')
+LOWER = ('loss', 'error', 'perplexity', 'bits_per_byte', 'mae', 'mse', 'rmse')
 HIGHER = ('accuracy', 'f1', 'auc', 'matthews', 'pearson', 'spearman', 'exact_match')
 FIRST = ('loss', 'accuracy')  # charts in this order, then the rest as logged
 

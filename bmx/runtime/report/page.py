@@ -10,7 +10,7 @@ from typing import Any
 from bmx.runtime.files import read_json, replacing, tolerated
 from bmx.runtime.report import curves, fragments, layout, plots, starts
 from bmx.runtime.report.layout import day, duration, facts, grid, named, number
-from bmx.runtime.report.sections import stored_sections
+from bmx.runtime.report.sections import DATA, stored_sections
 from bmx.runtime.writer import brief, read_metrics
 
 MAX_BYTES = 100_000  # of the config that is shown
@@ -60,7 +60,8 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
   results = curves.results(lines, config)
   markers = [m for start in begun[1:] for m in _markers(start)]
   shown, notes = layout.drawn(curves.charts(lines), markers)
-  sections = [s for some in stored_sections(workdir).values() for s in some]
+  kept = sorted(stored_sections(workdir).items(), key=lambda item: item[0] == DATA)
+  sections = [s for _, some in kept for s in some]
   cards = ''.join(
     f'<div class="card"><h2>{html.escape(title)}</h2>{fragments.clean(body)}</div>'
     for title, body in sections

@@ -10,6 +10,8 @@ from bmx.core.data import Data
 from bmx.core.types import HostBatch
 from bmx.runtime.files import read_json, tolerated, write_json
 
+DATA = 'data'  # name of the sections of the training data, which come last
+
 
 class Section(NamedTuple):
   """A part of the report.
@@ -26,7 +28,7 @@ class Section(NamedTuple):
 
 @runtime_checkable
 class HasSections(Protocol):
-  """An evaluation, or examples, with something to show besides metrics."""
+  """An evaluation with something to show besides its metrics."""
 
   def sections(self) -> Sequence[Section]:
     """Returns the sections of the newest call."""
