@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from bmx import config as recipes
 from bmx import modes
-from bmx.core import errors, paths
+from bmx.core import errors
 from bmx.core.terminal import printable
 from bmx.plan import topology
 from bmx.runtime import console
@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> 
     if args.processes > 1:
       return _run_among_peers(args, overrides)
     code = modes.run(args.mode, _request(args, overrides))
-    if args.workdir and (paths.local(args.workdir) / 'config.json').is_file():
-      console.keep(paths.local(args.workdir) / 'logs')
+    if args.workdir:
+      _keep_library_lines(args.workdir)
     return code
   except errors.Stop as stop:
     sys.stderr.write(_last_words(stop))
@@ -214,7 +214,7 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
   elif args.config:
     config, name = recipes.load(args.config, overrides)
   else:
-    config, name = _stored(paths.local(args.workdir), overrides)
+    config, name = _stored(args.workdir, overrides)
   return modes.Request(
     config,
     name,
@@ -227,6 +227,15 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
     words=args.words,
     runs=tuple(args.run),
   )
+
+
+def _keep_library_lines(workdir: str) -> None:
+  """Keeps lines of libraries in the logs of a run that is there."""
+  from bmx.runtime import storage
+
+  found = storage.place(workdir)
+  if (found / 'config.json').is_file():
+    console.keep(found / 'logs')
 
 
 def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -257,9 +266,9 @@ def _run_among_peers(args: argparse.Namespace, overrides: list[str]) -> int:
 def _start_peers(
   args: argparse.Namespace, facts: dict[str, str], failure: str = '', timeout: float = 60.0
 ) -> Any:
-  from bmx.runtime import peers
+  from bmx.runtime import peers, storage
 
-  workdir = paths.local(args.workdir)
+  workdir = storage.place(args.workdir)
   where = args.coordinator, args.processes, args.process
   return peers.start(*where, workdir, facts, failure, timeout)
 
@@ -288,11 +297,12 @@ def _choose_platform(mode: str) -> None:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
-def _stored(workdir: pathlib.Path, overrides: list[str]) -> tuple[Any, str]:
+def _stored(workdir: str, overrides: list[str]) -> tuple[Any, str]:
   """The config of a run and its name."""
+  from bmx.runtime import storage
   from bmx.train.rundir import read_config
 
-  stored = read_config(workdir)
+  stored = read_config(storage.place(workdir))
   config = recipes.from_stored(stored['config'])
   recipes.apply(config, overrides)
   return config, stored.get('name', 'run')

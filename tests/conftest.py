@@ -107,6 +107,20 @@ def data_dir() -> pathlib.Path:
   return pathlib.Path(folder)
 
 
+@pytest.fixture(scope='session')
+def gcs():
+  """An object store on loopback that every gs:// of this process and its children names."""
+  pytest.importorskip('gcsfs', reason='the extra `gcs` is not installed')
+  from tests import objectstore
+
+  with objectstore.serve() as store, pytest.MonkeyPatch.context() as patch:
+    for key, value in objectstore.environment(store.address).items():
+      patch.setenv(key, value)
+    fsspec = pytest.importorskip('fsspec.config')
+    patch.setitem(fsspec.conf, 'gcs', {'token': 'anon'})
+    yield store
+
+
 @pytest.fixture
 def bmx():
   """Runs `python -m bmx.main` -> CompletedProcess, on one device by default."""

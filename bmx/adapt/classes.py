@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from bmx.adapt import hub
 from bmx.core.errors import InputError
-from bmx.core.paths import local
+from bmx.runtime.storage import place
 from bmx.train import datafile
 
 
@@ -39,5 +39,5 @@ def check_order(folder: str, run: bool, taken: Iterable[str], classes: Sequence[
 def _classes_of(folder: str, run: bool) -> Sequence[str]:
   if not run:
     return hub.labels(folder)
-  stored = datafile.read(local(folder))
+  stored = datafile.read(place(folder))
   return [str(name) for name in stored.state.get('class_names', ())] if stored else ()

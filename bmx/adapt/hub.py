@@ -24,8 +24,9 @@ from bmx.adapt.tensors import (
 )
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.core.paths import how_to_fetch, local
+from bmx.core.paths import how_to_fetch
 from bmx.data.text.special import read_ids
+from bmx.runtime.fetch import fetch
 
 __all__ = ['labels', 'load', 'part', 'read_ids', 'save']
 
@@ -43,13 +44,13 @@ def part(folder: Folder) -> dict[str, Any]:
     InputError: config.json is missing; the architecture is unknown; values are missing, malformed
       or not supported (all are listed).
   """
-  folder = local(folder)
+  folder = fetch(folder)
   return _part(folder, _config(folder))
 
 
 def labels(folder: Folder) -> tuple[str, ...]:
   """Returns the names of classes or tags by number, the folder's `id2label`; () without it."""
-  return read_labels(_config(local(folder)))
+  return read_labels(_config(fetch(folder)))
 
 
 def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax.Array]:
@@ -71,7 +72,7 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
       superfluous, of another shape, or not of floats (all are listed); a `reinit` that matches
       no parameter.
   """
-  folder = local(folder)
+  folder = fetch(folder)
   config = _config(folder)
   body = _part(folder, config)
   body = body.get('encoder', body)

@@ -14,9 +14,9 @@ from bmx.adapt import hub
 from bmx.adapt.classes import check_order
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.paths import local
 from bmx.core.types import Task, Variables
 from bmx.parallel import Layout, jit
+from bmx.runtime.storage import Place, place
 from bmx.train import constants, manifest
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.rundir import read_config
@@ -27,7 +27,7 @@ log = logging.getLogger('bmx')
 
 def is_run(folder: str) -> bool:
   """Returns whether a folder is a run of bmx. Raises InputError if it is not a folder."""
-  path = local(folder)
+  path = place(folder)
   if not folder:
     raise InputError('no weights are named: set --config.init.path=DIR, or --workdir of a run')
   if not path.is_dir():
@@ -104,7 +104,7 @@ def merged_params(task: Task, spec: StateSpec, folder: str, step: str, layout: L
   Raises InputError if the checkpoint does not fit the model.
   """
   path, facts = _checkpoint(folder, step)
-  leaves, workdir = facts['leaves'], local(folder)
+  leaves, workdir = facts['leaves'], place(folder)
   fixed = {k: v for k, v in spec.variables.items() if k in task.constant}
   constants.check(workdir, facts.get('constants', {}), fixed)
   found = {f'{k}/{n}': v for k, c in constants.load(workdir, fixed).items()
@@ -162,9 +162,9 @@ def _has(leaves: Mapping[str, Any], kind: str) -> bool:
   return any(name.startswith(f'{kind}/') for name in leaves)
 
 
-def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
+def _checkpoint(folder: str, which: str) -> tuple[Place, dict[str, Any]]:
   """Returns the folder of a verified checkpoint, and its manifest."""
-  checkpoints = Checkpoints(local(folder) / 'checkpoints')
+  checkpoints = Checkpoints(place(folder) / 'checkpoints')
   step = checkpoints.newest_valid() if which == 'latest' else checkpoints.choose_whole(which)
   checkpoints.close()
   if step is None:
@@ -176,7 +176,7 @@ def _checkpoint(folder: str, which: str) -> tuple[pathlib.Path, dict[str, Any]]:
 
 def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, jax.Array]:
   """Reads parameters from a checkpoint of a run: its moving average if it has one."""
-  if (local(folder) / 'constants').is_dir():
+  if (place(folder) / 'constants').is_dir():
     raise InputError(
       f'{folder} holds adapters of weights that are kept apart; export its merged weights first'
     )
@@ -192,7 +192,7 @@ def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, 
 
 
 def _check_fit(
-  path: pathlib.Path, leaves: Mapping[str, Any], kind: str, wanted: Mapping[str, Any], why: str = ''
+  path: Place, leaves: Mapping[str, Any], kind: str, wanted: Mapping[str, Any], why: str = ''
 ) -> list[str]:
   """Returns the superfluous leaves. Raises InputError listing missing and different ones."""
   there = {k.removeprefix(f'{kind}/'): v for k, v in leaves.items() if k.startswith(f'{kind}/')}
@@ -203,7 +203,7 @@ def _check_fit(
   return [line.split()[1] for line in lines if line.startswith('extra')]
 
 
-def _read(path: pathlib.Path, kind: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+def _read(path: Place, kind: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
   """Reads only the wanted leaves of 'params', 'ema/params' or 'collections/NAME', placed."""
   target = tree.nested({f'{kind}/{name}': leaf for name, leaf in wanted.items()})
   arguments = ocp.args.PyTreeRestore(
@@ -255,25 +255,26 @@ def concrete(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(
-  path: str, overrides: Mapping[str, Any], inner: str = '', seen: tuple[pathlib.Path, ...] = ()
+  path: str, overrides: Mapping[str, Any], inner: str = '', seen: tuple[Place, ...] = ()
 ) -> dict[str, Any]:
   """Returns the part that builds the model of a folder, or the encoder inside it.
 
   Raises InputError if folders name each other (`seen`).
   """
-  place = local(path).resolve()
-  if place in seen:
+  own = place(path)
+  own = own.resolve() if isinstance(own, pathlib.Path) else own
+  if own in seen:
     raise InputError(f'{path}: expected a run that holds weights; its model is that of itself')
   if not is_run(path):
     part = hub.part(path)
     if inner and 'encoder' not in part and not part['call'].startswith('bmx.models.bert:'):
       raise InputError(f'{path} holds {part["call"]}: expected an encoder')
   else:
-    part = read_config(local(path))['config']['task'].get('model', {})
+    part = read_config(place(path))['config']['task'].get('model', {})
     recipes.check_calls(part)
     if part.get('call') in OWN:  # a run that was stored before its model was written out
       given = {**{k: v for k, v in part.items() if k not in ('call', 'path')}, **overrides}
-      return _part(part['path'], given, inner or OWN[part['call']], (*seen, place))
+      return _part(part['path'], given, inner or OWN[part['call']], (*seen, own))
     if inner and inner not in part:
       raise InputError(f'{path} has a model {part.get("call")!r}: expected one with an {inner}')
     # What another run's config left open is settled as any device can compute it.

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from bmx.adapt.families import HEADS, Family
 from bmx.adapt.layouts import Rule
 from bmx.core.errors import InputError
+from bmx.runtime.storage import Place
 
 FLOATS = ('BF16', 'F16', 'F32', 'F64')
 CHUNK = 2**26
@@ -192,7 +193,7 @@ def _contents(path: pathlib.Path) -> dict[str, Tensor]:
     raise InputError(f'{path} is damaged, or no safetensors file: {error}') from None
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
   """Reads a JSON object. Raises InputError if the file cannot be read or holds another value."""
   try:
     value = json.loads(path.read_text(encoding='utf-8'))

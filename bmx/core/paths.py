@@ -24,7 +24,7 @@ def local(path: str | os.PathLike[str]) -> pathlib.Path:
   if scheme:
     raise InputError(
       f'{text}: expected a path of this machine, as bmx does not read or write {scheme[1]}: '
-      'storage; mount it (gcsfuse, mountpoint-s3), or copy it'
+      'storage here; mount it (gcsfuse, mountpoint-s3), or copy it'
     )
   try:
     names = os.fsencode(text).split(b'/')

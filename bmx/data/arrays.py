@@ -11,10 +11,10 @@ import numpy as np
 from bmx.core import streams
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
-from bmx.core.paths import local
 from bmx.core.types import Batch, HostBatch, Metadata
 from bmx.data.digests import digest_arrays
 from bmx.data.images import Normalise, augment
+from bmx.runtime.fetch import fetch
 
 RESIDENT_BYTES = 1 << 30  # arrays up to this size are held on the device
 # What an archive of others may raise: damage, items beyond memory, encryption, other compression.
@@ -251,7 +251,7 @@ def arrays(
 
 
 def _archive(path: str) -> HostBatch:
-  place = local(path)
+  place = fetch(path)
   if not place.is_file():
     raise InputError(f'no file {path}')
   try:

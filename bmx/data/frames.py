@@ -3,20 +3,19 @@
 import datetime
 import decimal
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bmx.core.errors import InputError
 from bmx.data.records import Record, read_csv, read_json_lines
+from bmx.runtime.fetch import fetch
+from bmx.runtime.storage import Place
 
 JSON_LINES = ('.jsonl', '.json', '.ndjson')
 PARQUET = ('.parquet', '.pq')
 
 
-def read_records(
-  path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = ''
-) -> list[Record]:
+def read_records(path: Place, columns: Sequence[str] = (), delimiter: str = '') -> list[Record]:
   """Reads the records of a file, by its suffix: Parquet, JSON lines, otherwise CSV.
 
   Args:
@@ -40,14 +39,14 @@ def read_records(
   return _read_parquet(path)
 
 
-def _read_parquet(path: pathlib.Path) -> list[Record]:
+def _read_parquet(path: Place) -> list[Record]:
   import pyarrow
   import pyarrow.parquet
 
   if not path.is_file():
     raise InputError(f'no file {path}')
   try:
-    found = pyarrow.parquet.read_table(path)
+    found = pyarrow.parquet.read_table(fetch(path))
   except (pyarrow.ArrowException, OSError, ValueError) as error:
     raise InputError(f'{path} is not a Parquet file: {error}') from None
   return _of_arrow(found, str(path))

@@ -3,19 +3,19 @@
 import csv
 import io
 import json
-import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bmx.core.errors import InputError
+from bmx.runtime.storage import Place
 
 Record = dict[str, Any]
 LINE_END = re.compile('\r\n|\n|\r')  # not \v, \f, U+0085 or U+2028, as str.splitlines has it
 
 
-def read_csv(path: pathlib.Path, columns: Sequence[str] = (), delimiter: str = ',') -> list[Record]:
+def read_csv(path: Place, columns: Sequence[str] = (), delimiter: str = ',') -> list[Record]:
   """Reads rows by column name; the first line names the columns unless `columns` does.
 
   Blanks around a cell are cut, blanks inside its quotes are kept. A field may have any length.
@@ -67,12 +67,12 @@ def _cell(cell: str, raw: str) -> str:
   return next((c for c in cut if '"{}"'.format(c.replace('"', '""')) in raw), bare)
 
 
-def read_json_lines(path: pathlib.Path) -> list[Record]:
+def read_json_lines(path: Place) -> list[Record]:
   """Reads one object a line; see `numbered_json_lines`."""
   return [record for _, record in numbered_json_lines(path)]
 
 
-def numbered_json_lines(path: pathlib.Path) -> list[tuple[int, Record]]:
+def numbered_json_lines(path: Place) -> list[tuple[int, Record]]:
   """Reads one object a line, with the line's number.
 
   Raises InputError naming file and line of another value.
@@ -93,7 +93,7 @@ def numbered_json_lines(path: pathlib.Path) -> list[tuple[int, Record]]:
   return records
 
 
-def read_text(path: pathlib.Path) -> str:
+def read_text(path: Place) -> str:
   """Reads a whole text file. Raises InputError: no such file, not UTF-8 (offset named)."""
   if not path.is_file():
     raise InputError(f'no file {path}')

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import ArrayData, split_indices
 from bmx.data.columns import names_of
@@ -17,6 +16,7 @@ from bmx.data.frames import frame_records, read_records
 from bmx.data.records import Record
 from bmx.data.rowweights import class_weights_of, row_weights
 from bmx.data.targets import Target, TargetKind
+from bmx.runtime.storage import place
 
 log = logging.getLogger('bmx')
 SPLITS = ('all', 'train', 'valid')
@@ -92,7 +92,7 @@ def table(
   """
   source = path or 'the given table'
   if path:
-    records = read_records(local(path), columns, delimiter)
+    records = read_records(place(path), columns, delimiter)
   elif given is not None:
     records = frame_records(given)
   else:

@@ -15,7 +15,6 @@ from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.events import Every
 from bmx.core.experiment import Eval, Experiment
-from bmx.core.paths import local
 from bmx.core.types import Task
 from bmx.experiment.data import (
   check_labels,
@@ -29,6 +28,7 @@ from bmx.experiment.hooks import check_hooks, hook
 from bmx.experiment.ranges import check_ranges
 from bmx.experiment.selection import selection
 from bmx.parallel import Layout, make_mesh
+from bmx.runtime.storage import place
 from bmx.train.datafile import DataFile
 from bmx.train.gradients import Gradient
 from bmx.train.state import StateSpec, plan_state
@@ -70,7 +70,7 @@ def build(
   check_ranges(c)
   for key, folder in c['init'].items():
     if key != 'reinit':
-      local(folder)
+      place(folder)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
   data = train_data(c, layout, read=read, stored=stored, given=given)
   c['task'] = restore.concrete(c['task']) if stored is None else c['task']

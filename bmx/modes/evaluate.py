@@ -7,10 +7,10 @@ import jax
 
 from bmx.core import errors
 from bmx.core.experiment import Experiment
-from bmx.core.paths import local
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import write_json
+from bmx.runtime.storage import place
 from bmx.runtime.writer import brief
 from bmx.train.evaluate import evaluations
 from bmx.train.run import restored
@@ -44,7 +44,7 @@ def evaluate(
   """
   if not experiment.evals:
     raise errors.InputError('the config has no `eval` entry to evaluate; set --config.eval.NAME')
-  folder = local(workdir)
+  folder = place(workdir)
   state, number = restored(experiment, folder, step)
   values: dict[str, float] = {}
   for evaluation in evaluations(experiment).values():

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from bmx.adapt import restore
 from bmx.core import errors, tree
 from bmx.core.experiment import Experiment
-from bmx.core.paths import local
 from bmx.core.terminal import printable
 from bmx.core.types import Decoder, facts_of
 from bmx.data.text import documents, special, tokenizer
@@ -18,6 +16,7 @@ from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import replacing
+from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import brief
 from bmx.serve.decode import prompt_names
 from bmx.serve.generate import GenerationStats
@@ -72,7 +71,7 @@ def run(request: Request) -> int:
   return errors.DONE
 
 
-def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.Path, Any]:
+def _weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, Any]:
   """Reads the plain weights of a run or of `init.path`; returns (folder, params)."""
   spec = state_spec(x)
   if x.weights and not (workdir / 'checkpoints').is_dir():
@@ -81,11 +80,11 @@ def _weights(x: Experiment, workdir: pathlib.Path, which: str) -> tuple[pathlib.
         f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
       )
     found = restore.load(x.weights, spec.plain)
-    return local(x.weights), tree.nested(found)
+    return place(x.weights), tree.nested(found)
   return workdir, restore.merged_params(x.task, spec, str(workdir), which, x.layout)
 
 
-def _tokenizer(x: Experiment, folder: pathlib.Path, state: Mapping[str, Any]) -> Tokenizer:
+def _tokenizer(x: Experiment, folder: Place, state: Mapping[str, Any]) -> Tokenizer:
   """The run's tokenizer, in the `state` of its data; else that of the weights, or bytes.
 
   Raises InputError if tokenizer.json differs from the run's, or is missing and the model's
@@ -94,9 +93,9 @@ def _tokenizer(x: Experiment, folder: pathlib.Path, state: Mapping[str, Any]) ->
   if own := state.get('tokenizer'):
     datafile.check_tokenizer(folder, own)
     return tokenizer.Subwords(own, names=state.get('special_tokens'))
-  for place in (folder, local(x.weights or folder)):
-    if (place / 'tokenizer.json').is_file():
-      return tokenizer.load(str(place))
+  for where in (folder, place(x.weights or folder)):
+    if (where / 'tokenizer.json').is_file():
+      return tokenizer.load(str(where))
   vocab_size = facts_of(x.task.model).vocab_size
   if vocab_size != 256:
     raise errors.InputError(
@@ -106,7 +105,7 @@ def _tokenizer(x: Experiment, folder: pathlib.Path, state: Mapping[str, Any]) ->
   return tokenizer.Bytes()
 
 
-def ends_of(x: Experiment, folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+def ends_of(x: Experiment, folder: Place, tokenizer: Tokenizer) -> tuple[int, ...]:
   """Ids that end a text by the files of a Hugging Face folder; () where they name none.
 
   A run that began with such a folder keeps them, and may have trained on documents that its
@@ -146,7 +145,7 @@ def _write(
   prompts: Sequence[str],
   seed: int,
   stats: GenerationStats,
-  workdir: pathlib.Path,
+  workdir: Place,
 ) -> None:
   """Writes generations.jsonl, PROMPT_BATCH prompts at a time: memory does not grow with them."""
   workdir.mkdir(parents=True, exist_ok=True)

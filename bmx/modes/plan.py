@@ -8,7 +8,7 @@ from bmx.core import errors
 from bmx.modes import Request
 from bmx.plan import topology
 from bmx.plan.compile import compile_step, summarize
-from bmx.runtime import writer
+from bmx.runtime import logs
 
 log = logging.getLogger('bmx')
 
@@ -18,7 +18,7 @@ def run(request: Request) -> int:
 
   Needs neither an accelerator nor data nor a run directory.
   """
-  writer.start_logging(pathlib.Path())
+  logs.start_logging(pathlib.Path())
   if not request.topology:
     raise errors.InputError('--mode=plan needs --topology, for instance v5e:4x4 or h200:8')
   devices = topology.devices(request.topology)

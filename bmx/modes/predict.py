@@ -18,6 +18,7 @@ from bmx.core.types import HostBatch, Task
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.rows import check_output, unique, write_rows
+from bmx.runtime.storage import Place, place
 from bmx.train.evaluate import join, predictions
 from bmx.train.run import restored
 
@@ -37,13 +38,14 @@ def run(request: Request) -> int:
   data = experiments.input_data(experiment, request.input, stored) if request.input else None
   lines, step = _predicted(experiment, workdir, data, request.step)
   name = pathlib.Path(request.input).stem if request.input else entry_of(experiment)
-  path = local(request.output or workdir / 'predictions' / f'{name}.{step}.jsonl')
+  own = workdir / 'predictions' / f'{name}.{step}.jsonl'
+  path = local(request.output) if request.output else own
   if jax.process_index():
     for _ in lines:
       pass
     return errors.DONE
   if not request.output:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path = unique(path)
   log.info('%d predictions of step %d in %s', write_rows(path, lines), step, path)
   return errors.DONE
@@ -71,11 +73,11 @@ def predict(
   """
   if data is not None:
     data = experiments.input_data(experiment, data)
-  return _predicted(experiment, local(workdir), data, step)[0]
+  return _predicted(experiment, place(workdir), data, step)[0]
 
 
 def _predicted(
-  experiment: Experiment, workdir: pathlib.Path, data: Data | None, step: str
+  experiment: Experiment, workdir: Place, data: Data | None, step: str
 ) -> tuple[Iterator[dict[str, Any]], int]:
   """Returns the rows, and the step of the checkpoint."""
   if data is None:

@@ -11,17 +11,17 @@ import jax
 from bmx import experiment as experiments
 from bmx.core.errors import InputError
 from bmx.core.experiment import Eval, Experiment
-from bmx.core.paths import local
 from bmx.modes import Request, newest_run
-from bmx.runtime import cache, processes, writer
+from bmx.runtime import cache, logs, processes
+from bmx.runtime.storage import Place, place
 from bmx.train import datafile
 from bmx.train.datafile import DataFile
 
 
-def default_workdir(request: Request) -> pathlib.Path:
+def default_workdir(request: Request) -> Place:
   """The run directory: --workdir, or runs/NAME/TIMESTAMP-RANDOM, of no other command."""
   if request.workdir:
-    return local(request.workdir)
+    return place(request.workdir)
   unique = f'{time.strftime("%Y%m%d-%H%M%S")}-{secrets.token_hex(4)}'
   return pathlib.Path('runs') / request.name / unique
 
@@ -32,7 +32,7 @@ def need_run(mode: str, request: Request) -> None:
     raise InputError(f'--mode={mode} needs --workdir=DIR of a run that has trained{newest_run()}')
 
 
-def open_experiment(request: Request) -> tuple[Experiment, pathlib.Path]:
+def open_experiment(request: Request) -> tuple[Experiment, Place]:
   """Builds the experiment of a command; returns it with its run directory."""
   workdir = start(request)
   made = experiments.build(request.config, request.name)
@@ -42,7 +42,7 @@ def open_experiment(request: Request) -> tuple[Experiment, pathlib.Path]:
 
 def open_run(
   request: Request, *, read: bool = True, evals: bool = True, labels: bool = True
-) -> tuple[Experiment, pathlib.Path, DataFile | None]:
+) -> tuple[Experiment, Place, DataFile | None]:
   """Builds the experiment of a run that is there, without its training data.
 
   Args:
@@ -84,11 +84,11 @@ def compare_processes(experiment: Experiment) -> None:
   processes.check_same(facts)
 
 
-def start(request: Request) -> pathlib.Path:
+def start(request: Request) -> Place:
   """Starts logging and the compilation cache; returns the run directory."""
   workdir = default_workdir(request)
   _check_platform()
-  writer.start_logging(workdir, jax.process_index())
+  logs.start_logging(workdir, jax.process_index())
   cache.enable(request.config.cache)
   return workdir
 

@@ -83,11 +83,12 @@ def keep(folder: str | os.PathLike[str], process: int = 0) -> None:
   """Names the folder in which the sieve keeps what it does not show.
 
   Args:
-    folder: WORKDIR/logs; made when there is something to keep.
+    folder: WORKDIR/logs; made when there is something to keep. An object store keeps nothing.
     process: of a run of several; libraries.log is that of process 0.
   """
   name = f'libraries.{process}.log' if process else 'libraries.log'
-  _order(f'file {pathlib.Path(folder).absolute() / name}')
+  if not os.fspath(folder).startswith('gs://'):
+    _order(f'file {pathlib.Path(folder).absolute() / name}')
 
 
 def _order(line: str) -> None:

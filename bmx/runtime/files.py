@@ -1,5 +1,7 @@
 """Files of a run: written whole or not at all; JSON that every parser reads.
 
+They are on this machine or in an object store, see `runtime.storage`.
+
 Numbers that are not finite have no form in JSON. They are written as the texts 'NaN', 'Infinity'
 and '-Infinity'; `numbers` is the inverse, for values that hold no other texts of this kind.
 """
@@ -11,21 +13,36 @@ import math
 import os
 import pathlib
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from etils import epath
+
+from bmx.runtime import storage
+from bmx.runtime.storage import Place
+
 log = logging.getLogger('bmx')
 NOT_FINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
-_failing: set[pathlib.Path] = set()  # files whose last write failed
+_failing: set[Place] = set()  # files whose last write failed
+PUT_SECONDS = 10.0  # between two writes of an object that grows
+PUT_SHARE = 0.02  # of the time that such writes may take
+MAX_PUT_SECONDS = 300.0
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[IO[str]]:
+def replacing(path: Place) -> Iterator[IO[str]]:
   """Opens a text file that replaces `path` when the context ends; it is on disk (fsync) then.
 
   The new content has a name of its own until then, so that several processes may write the same
   file; an exception removes it and leaves `path` as it was.
   """
+  with _replacing(path) if isinstance(path, pathlib.Path) else storage.uploading(path) as file:
+    yield file
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[IO[str]]:
   part = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
   try:
     with part.open('x', encoding='utf-8') as file:
@@ -39,7 +56,7 @@ def replacing(path: pathlib.Path) -> Iterator[IO[str]]:
     raise
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: Place, value: Any) -> None:
   """Writes a file atomically; it is on disk (fsync) when the call returns."""
   with replacing(path) as file:
     file.write(to_json(value, indent=1) + '\n')
@@ -77,7 +94,7 @@ def numbers(value: Any) -> Any:
   return NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: Place) -> Any:
   """Returns the value in a file. Raises OSError, or ValueError if it is not JSON or too deep."""
   try:
     return json.loads(path.read_text(encoding='utf-8'))
@@ -86,7 +103,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 @contextlib.contextmanager
-def tolerated(path: pathlib.Path) -> Iterator[None]:
+def tolerated(path: Place) -> Iterator[None]:
   """Logs an OSError of its body: a file that cannot be written does not end the training.
 
   The first failure of a file is logged, further ones are not; then the first success is.
@@ -146,9 +163,68 @@ class Appender:
       os.fsync(self.file)
     self.length, self.torn, self.kept = self.length + len(self.kept), False, b''
 
-  def close(self) -> None:
-    """Closes the file, after another attempt at bytes that were kept."""
+  def flush(self) -> None:
+    """Tries again to write bytes that were kept."""
     if self.kept:
       self.write(b'')
+
+  def close(self) -> None:
+    """Closes the file, after another attempt at bytes that were kept."""
+    self.flush()
     with tolerated(self.path):
       os.close(self.file)
+
+
+class ObjectAppender:
+  """Appends to an object, by writing it whole: at most every `PUT_SECONDS`, and at `flush`.
+
+  Bytes that cannot be written are kept, and written with the next ones.
+
+  Args:
+    path: of the object.
+
+  Attributes:
+    length: bytes that were given, and those that the object held before.
+  """
+
+  def __init__(self, path: epath.Path):
+    self.path = path
+    self.content = bytearray(storage.read_object(path)[1])
+    self.written = len(self.content)
+    self.tried, self.pause = -math.inf, PUT_SECONDS
+
+  @property
+  def length(self) -> int:
+    return len(self.content)
+
+  def truncate(self, length: int) -> None:
+    """Cuts the content to a number of bytes; the object is cut by the next write."""
+    del self.content[length:]
+    self.written = min(self.written, length)
+
+  def write(self, data: bytes) -> None:
+    """Appends bytes; an OSError is logged, see `tolerated`."""
+    self.content += data
+    if time.monotonic() - self.tried >= self.pause:
+      self.flush()
+
+  def flush(self) -> None:
+    """Writes the object if bytes are missing there; an OSError is logged."""
+    if self.written == self.length:
+      return
+    self.tried = time.monotonic()
+    with tolerated(self.path):
+      data = bytes(self.content)
+      storage.put(self.path, data)
+      self.written = len(data)
+    seconds = time.monotonic() - self.tried
+    self.pause = min(max(PUT_SECONDS, seconds / PUT_SHARE), MAX_PUT_SECONDS)
+
+  def close(self) -> None:
+    """Writes the missing bytes."""
+    self.flush()
+
+
+def appender(path: Place, sync: bool = False) -> Appender | ObjectAppender:
+  """Returns what appends to a file or an object; `sync`: see `Appender`."""
+  return Appender(path, sync) if isinstance(path, pathlib.Path) else ObjectAppender(path)

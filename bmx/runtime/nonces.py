@@ -3,27 +3,28 @@
 import contextlib
 import hashlib
 import hmac
-import pathlib
 import secrets
 import time
 from collections.abc import Iterator
 
 from bmx.core.errors import InputError
+from bmx.runtime.files import replacing
+from bmx.runtime.storage import Place
 
 SECONDS = 8.0  # until a network file system shows the file
 
 
 @contextlib.contextmanager
-def written(path: pathlib.Path) -> Iterator[str]:
+def written(path: Place) -> Iterator[str]:
   """A random text in a file, for the length of a `with` block.
 
   Raises InputError if the file cannot be written.
   """
-  text, part = secrets.token_hex(32), path.with_name(f'{path.name}.part')
+  text = secrets.token_hex(32)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text)
-    part.replace(path)
+    with replacing(path) as file:
+      file.write(text)
   except OSError as error:
     raise InputError(f'--workdir={path.parent} cannot be written: {error}') from None
   try:
@@ -47,7 +48,7 @@ def name_of(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read(path: pathlib.Path, name: str) -> str:
+def read(path: Place, name: str) -> str:
   """Returns the nonce of that name; '' if the file does not show it in time."""
   deadline = time.monotonic() + SECONDS
   while True:

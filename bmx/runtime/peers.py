@@ -10,7 +10,6 @@ says why before it ends, and the others print its reason and end with its exit c
 import contextlib
 import logging
 import os
-import pathlib
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from bmx.core.errors import PROCESS_MISSING, InputError
 from bmx.runtime import nonces
 from bmx.runtime.facts import names
 from bmx.runtime.preflight import Gathering, Report, join
+from bmx.runtime.storage import Place
 from bmx.runtime.wire import Link, listen
 
 log = logging.getLogger('bmx')
@@ -130,7 +130,7 @@ def start(
   coordinator: str,
   processes: int,
   process: int,
-  workdir: pathlib.Path,
+  workdir: Place,
   facts: Mapping[str, str],
   failure: str = '',
   timeout: float = TIMEOUT,
@@ -180,7 +180,7 @@ def _start_jax(peers: Peers, coordinator: str, processes: int, timeout: float) -
 
 
 def lead(
-  where: str, port: int, processes: int, path: pathlib.Path, report: Report, timeout: float
+  where: str, port: int, processes: int, path: Place, report: Report, timeout: float
 ) -> dict[int, Link]:
   """Process 0's side of the preflight; returns the connections by number.
 

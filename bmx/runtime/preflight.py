@@ -9,7 +9,6 @@ verdict to all.
 import contextlib
 import dataclasses
 import logging
-import pathlib
 import queue
 import secrets
 import socket
@@ -20,6 +19,7 @@ from collections.abc import Mapping
 from bmx.core.errors import BAD_INPUT, PROCESS_MISSING, InputError, Stop
 from bmx.runtime import nonces
 from bmx.runtime.facts import differences, names
+from bmx.runtime.storage import Place
 from bmx.runtime.wire import Garbage, Link, connect
 
 log = logging.getLogger('bmx')
@@ -223,7 +223,7 @@ class Gathering:
     return ProcessMissing(text)
 
 
-def join(address: tuple[str, int], path: pathlib.Path, own: Report, timeout: float) -> Link:
+def join(address: tuple[str, int], path: Place, own: Report, timeout: float) -> Link:
   """Connects to process 0 and waits for its verdict; every other process calls it.
 
   Args:
@@ -264,7 +264,7 @@ def join(address: tuple[str, int], path: pathlib.Path, own: Report, timeout: flo
   )
 
 
-def _prove_to(link: Link, path: pathlib.Path, own: Report, seconds: float) -> None:
+def _prove_to(link: Link, path: Place, own: Report, seconds: float) -> None:
   greeting = link.receive(seconds, SHORT)
   if greeting.get('bmx') != VERSION:
     raise Garbage(f'is not process 0 of a run of this version: it sent {str(greeting)[:40]!r}')

@@ -9,6 +9,7 @@ from typing import Any
 
 from bmx.core.errors import InputError
 from bmx.runtime.files import replacing, to_json
+from bmx.runtime.storage import Place
 
 SUFFIXES = ('.jsonl', '.csv', '.parquet')
 
@@ -23,13 +24,13 @@ def check_output(path: pathlib.Path) -> None:
     raise InputError(f'--output={path}: expected a folder that exists; create {path.parent}')
 
 
-def unique(path: pathlib.Path) -> pathlib.Path:
+def unique(path: Place) -> Place:
   """Returns a path that does not exist: NAME.jsonl, NAME-2.jsonl, ..."""
   names = (path.with_name(f'{path.stem}-{n}{path.suffix}') for n in itertools.count(2))
   return next(p for p in itertools.chain([path], names) if not p.exists())
 
 
-def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_rows(path: Place, rows: Iterable[Mapping[str, Any]]) -> int:
   """Writes rows, and replaces the file when all are written; returns how many they are.
 
   Args:
@@ -37,7 +38,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> int:
       .parquet.
     rows: JSON objects of the same keys.
   """
-  if path.suffix == '.parquet':
+  if path.suffix == '.parquet' and isinstance(path, pathlib.Path):
     return _write_parquet(path, rows)
   with replacing(path) as file:
     count = 0

@@ -4,7 +4,6 @@ import importlib
 import json
 import logging
 import os
-import pathlib
 import socket
 import struct
 import sys
@@ -12,8 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from bmx.core.terminal import printable
-from bmx.runtime.files import Appender, numbers, to_json
+from bmx.runtime.files import appender, numbers, to_json
+from bmx.runtime.storage import Place
 
 log = logging.getLogger('bmx')
 
@@ -27,43 +26,6 @@ TIMES = (
   'tokens_per_second',
   'mfu',
 )
-
-
-def start_logging(workdir: pathlib.Path, process: int = 0) -> None:
-  """Logs to the terminal in process 0, to WORKDIR/logs/PROCESS.log in the others."""
-  if process:
-    (workdir / 'logs').mkdir(parents=True, exist_ok=True)
-    handler: logging.Handler = _LogFile(workdir / 'logs' / f'{process}.log')
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
-  else:
-    handler = _Terminal()
-  for old in list(log.handlers):
-    log.removeHandler(old)
-  log.addHandler(handler)
-  log.setLevel(logging.INFO)
-  log.propagate = False
-
-
-class _Terminal(logging.Handler):
-  """Plain lines on stderr, above the progress bar if one is live."""
-
-  def emit(self, record: logging.LogRecord) -> None:
-    text = printable(self.format(record))
-    try:
-      if Bar.live is not None:
-        Bar.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-      else:
-        sys.stderr.write(text + '\n')
-    except (OSError, ValueError):  # a closed pipe or file does not end the training
-      return
-
-
-class _LogFile(logging.FileHandler):
-  """A log file. A line that cannot be written is lost: there is nowhere to report it."""
-
-  def handleError(self, record: logging.LogRecord) -> None:
-    if not isinstance(sys.exc_info()[1], OSError):
-      super().handleError(record)
 
 
 class Bar:
@@ -108,6 +70,8 @@ class Bar:
 class JsonLines:
   """metrics.jsonl: one JSON object per line, on disk (fsync) before the call returns.
 
+  In an object store, lines are there when `flush` returns, and at most some seconds later.
+
   A line that cannot be written is kept and written with the next one; no half line stays.
 
   Args:
@@ -115,8 +79,8 @@ class JsonLines:
     length: bytes that a resumed run keeps; lines written after its checkpoint are cut off.
   """
 
-  def __init__(self, path: pathlib.Path, length: int = 0):
-    self.file = Appender(path, sync=True)
+  def __init__(self, path: Place, length: int = 0):
+    self.file = appender(path, sync=True)
     there = self.file.length
     if there < length:
       log.warning('%s HAS LOST LINES: %d bytes of the %d that its checkpoint records',
@@ -132,6 +96,10 @@ class JsonLines:
     """Writes a line; numbers that are not finite as `files.to_json` does."""
     self.file.write((to_json(line) + '\n').encode())
 
+  def flush(self) -> None:
+    """Writes lines that are kept."""
+    self.file.flush()
+
   def close(self) -> None:
     """Closes the file."""
     self.file.close()
@@ -145,14 +113,14 @@ class Events:
     step: completed steps at the start; TensorBoard hides later events of earlier files.
   """
 
-  def __init__(self, folder: pathlib.Path, step: int):
+  def __init__(self, folder: Place, step: int):
     import_tensorboard()
     from tensorboardX.proto import event_pb2
 
     proto: Any = event_pb2  # its classes are made at its import
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
-    self.file, self.event = Appender(folder / name), proto.Event
+    self.file, self.event = appender(folder / name), proto.Event
     self._write(self.event(wall_time=time.time(), file_version='brain.Event:2'))
     if step:
       begun = proto.SessionLog(status=proto.SessionLog.START)
@@ -174,6 +142,10 @@ class Events:
     size = struct.pack('<Q', len(content))
     sums = [struct.pack('<I', masked_crc32c(x)) for x in (size, content)]
     self.file.write(size + sums[0] + content + sums[1])
+
+  def flush(self) -> None:
+    """Writes events that are kept."""
+    self.file.flush()
 
   def close(self) -> None:
     """Closes the file."""
@@ -201,7 +173,7 @@ class Writer:
     length: see `JsonLines`.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int, length: int):
+  def __init__(self, workdir: Place, step: int, length: int):
     self.lines = JsonLines(workdir / 'metrics.jsonl', length)
     self.events = Events(workdir / 'tensorboard', step)
 
@@ -223,6 +195,11 @@ class Writer:
     self.lines.write({'step': step, 'time': round(time.time(), 3)} | dict(values))
     self.events.scalars(step, values)
     log.info('%s  %s', position or f'step {step}', '  '.join(filter(None, [_line(values), left])))
+
+  def flush(self) -> None:
+    """Writes the lines and events that are kept, before a checkpoint that records `length`."""
+    self.lines.flush()
+    self.events.flush()
 
   def close(self) -> None:
     self.lines.close()
@@ -249,6 +226,9 @@ class Silent:
   ) -> None:
     log.info('step %d %s', step, dict(values))
 
+  def flush(self) -> None:
+    pass
+
   def close(self) -> None:
     pass
 
@@ -264,7 +244,7 @@ def brief(value: float) -> str:
   return f'{value:.4g}'
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: Place) -> list[dict[str, Any]]:
   """Returns the objects of a metrics.jsonl, [] without one; damaged lines are logged and left out.
 
   Texts of numbers that are not finite become numbers, see `files.to_json`.

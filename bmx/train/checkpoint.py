@@ -13,7 +13,6 @@ and folders in `checkpoints` are left alone, see `train.stepdirs`.
 
 import concurrent.futures
 import logging
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +22,10 @@ import orbax.checkpoint as ocp
 
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.runtime import storage
 from bmx.runtime.files import read_json, tolerated, write_json
 from bmx.runtime.processes import agreed, anywhere
+from bmx.runtime.storage import Place
 from bmx.train import constants, hoststate, manifest, stepdirs
 from bmx.train.manifest import seal
 from bmx.train.state import TrainState, split_constant, with_constant
@@ -45,13 +46,14 @@ class Checkpoints:
     constant: names of collections that are kept in `constants` beside `folder`, not in checkpoints.
   """
 
-  def __init__(self, folder: pathlib.Path, last: int = 2, constant: tuple[str, ...] = ()):
-    stepdirs.check_path(folder.absolute())
-    self.folder, self.last, self.constant = folder.absolute(), max(last, 2), constant
+  def __init__(self, folder: Place, last: int = 2, constant: tuple[str, ...] = ()):
+    self.folder = storage.absolute(folder)
+    stepdirs.check_path(self.folder)
+    self.last, self.constant = max(last, 2), constant
     self.digests: dict[str, str] = {}  # of the constant collections, once they are on disk
     self.saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
     self.pool = concurrent.futures.ThreadPoolExecutor(1)
-    self.pending: tuple[concurrent.futures.Future[None], pathlib.Path] | None = None
+    self.pending: tuple[concurrent.futures.Future[None], Place] | None = None
     self.failed_at = 0.0  # time of a failure that no later save has made good; 0: none
     self.saved: int | None = None
     self.saved_loop = ''  # digest of its loop.json
@@ -101,7 +103,7 @@ class Checkpoints:
       return
     hoststate.write_after(self.folder, loop, step, self.saved_loop)
 
-  def _report(self, path: pathlib.Path, error: BaseException) -> None:
+  def _report(self, path: Place, error: BaseException) -> None:
     log.error('SAVING %s FAILED, and will be tried again: %s', path, error)
     self.failed_at = time.monotonic()
 
@@ -115,7 +117,7 @@ class Checkpoints:
     """Whether the last save failed on any process. Collective: every process must call."""
     return anywhere(bool(self.failed_at))
 
-  def _finish(self, path: pathlib.Path, leaves: dict[str, list], loop: dict[str, Any]) -> None:
+  def _finish(self, path: Place, leaves: dict[str, list], loop: dict[str, Any]) -> None:
     self.saver.wait_until_finished()
     first = jax.process_index() == 0
     if first:

@@ -8,8 +8,6 @@ first checkpoint.
 """
 
 import logging
-import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,14 +17,16 @@ import orbax.checkpoint as ocp
 from bmx.core import tree
 from bmx.core.errors import InputError, Stop
 from bmx.core.types import Variables
+from bmx.runtime import storage
 from bmx.runtime.processes import anywhere
+from bmx.runtime.storage import Place
 from bmx.train import manifest
 
 log = logging.getLogger('bmx')
 FOLDER = 'constants'
 
 
-def save(workdir: pathlib.Path, collections: Variables) -> dict[str, str]:
+def save(workdir: Place, collections: Variables) -> dict[str, str]:
   """Writes constant collections where the run does not hold them yet.
 
   Collective: every process must call.
@@ -40,7 +40,7 @@ def save(workdir: pathlib.Path, collections: Variables) -> dict[str, str]:
   return {name: _save(workdir / FOLDER / name, value) for name, value in collections.items()}
 
 
-def _save(path: pathlib.Path, collection: Any) -> str:
+def _save(path: Place, collection: Any) -> str:
   digest = tree.digest(collection)
   there = _digest(path) == digest and not manifest.damage(path)
   if not anywhere(not there):
@@ -48,7 +48,7 @@ def _save(path: pathlib.Path, collection: Any) -> str:
   first = jax.process_index() == 0
   try:
     if first and path.exists():
-      shutil.rmtree(path)
+      storage.remove_tree(path, first=(manifest.MANIFEST,))
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as saver:
       target = tree.nested(tree.named({path.name: collection}))
       saver.save(path, args=ocp.args.StandardSave(target))
@@ -61,7 +61,7 @@ def _save(path: pathlib.Path, collection: Any) -> str:
   return digest
 
 
-def check(workdir: pathlib.Path, expected: Mapping[str, str], abstract: Variables) -> None:
+def check(workdir: Place, expected: Mapping[str, str], abstract: Variables) -> None:
   """Compares the constant collections of a run with what a checkpoint and a task expect.
 
   Collective: every process must call; each hashes a share of the files.
@@ -98,12 +98,12 @@ def check(workdir: pathlib.Path, expected: Mapping[str, str], abstract: Variable
       raise InputError(f'{path} does not fit the model:\n  ' + '\n  '.join(lines[:40]))
 
 
-def load(workdir: pathlib.Path, abstract: Variables) -> dict[str, Any]:
+def load(workdir: Place, abstract: Variables) -> dict[str, Any]:
   """Returns constant collections by name, each array placed as `abstract` is; see `check`."""
   return {name: _load(workdir / FOLDER / name, value) for name, value in abstract.items()}
 
 
-def _load(path: pathlib.Path, abstract: Any) -> Any:
+def _load(path: Place, abstract: Any) -> Any:
   target = tree.nested(tree.named({path.name: abstract}))
   try:
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
@@ -113,7 +113,7 @@ def _load(path: pathlib.Path, abstract: Any) -> Any:
   return tree.map_named(lambda name, _: found[f'{path.name}/{name}'], abstract)
 
 
-def _digest(path: pathlib.Path) -> str:
+def _digest(path: Place) -> str:
   """The digest in a manifest; '' without one."""
   try:
     return str(manifest.read(path)['digest'])

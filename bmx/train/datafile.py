@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import pathlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +12,9 @@ import numpy as np
 
 from bmx.core.data import Data, Digested, Spec, Stateful
 from bmx.core.errors import InputError
-from bmx.core.paths import local
 from bmx.data.text import special
 from bmx.runtime.files import read_json, replacing, to_json, write_json
+from bmx.runtime.storage import Place, place
 from bmx.train.manifest import SEAL, seal
 
 log = logging.getLogger('bmx')
@@ -82,7 +81,7 @@ def names_of(data: Data) -> dict[str, str]:
   return examples.state().get('special_tokens', {}) if isinstance(examples, Stateful) else {}
 
 
-def check(workdir: pathlib.Path, data: Data, changed: bool = False) -> None:
+def check(workdir: Place, data: Data, changed: bool = False) -> None:
   """Compares the data with the data.json and tokenizer.json of a run, if it has them.
 
   Args:
@@ -115,7 +114,7 @@ def check(workdir: pathlib.Path, data: Data, changed: bool = False) -> None:
     )
 
 
-def _check_classes(workdir: pathlib.Path, source: str, old: Any, new: Any) -> None:
+def _check_classes(workdir: Place, source: str, old: Any, new: Any) -> None:
   if old != new:
     raise InputError(
       f'{source}: expected the classes of {workdir}, {old}, found {new}: a label means another '
@@ -123,7 +122,7 @@ def _check_classes(workdir: pathlib.Path, source: str, old: Any, new: Any) -> No
     )
 
 
-def write(workdir: pathlib.Path, data: Data, weights: str = '') -> None:
+def write(workdir: Place, data: Data, weights: str = '') -> None:
   """Writes data.json, with the SHA-256 of its own content, and the files of the tokenizer.
 
   Args:
@@ -141,8 +140,8 @@ def write(workdir: pathlib.Path, data: Data, weights: str = '') -> None:
       write_json(workdir / special.CONFIG, {f'{k}_token': v for k, v in names.items()})
   elif weights and not (workdir / TOKENIZER).is_file():
     for name in (special.MAP, special.CONFIG, TOKENIZER):
-      if (local(weights) / TOKENIZER).is_file() and (local(weights) / name).is_file():
-        shutil.copyfile(local(weights) / name, workdir / name)
+      if (place(weights) / TOKENIZER).is_file() and (place(weights) / name).is_file():
+        shutil.copyfile(place(weights) / name, workdir / name)
   content = json.loads(to_json(describe(data) | {'ends': list(ends)}))
   write_json(workdir / NAME, content | {SEAL: seal(content)})
 
@@ -151,11 +150,11 @@ def ends_of(weights: str) -> tuple[int, ...]:
   """Ids that end a text by the files beside weights, of a Hugging Face model or a run."""
   if not weights:
     return ()
-  stored = read(local(weights))
+  stored = read(place(weights))
   return special.read_ids(weights)['eos'] or (stored.ends if stored else ())
 
 
-def check_tokenizer(workdir: pathlib.Path, text: str | None) -> None:
+def check_tokenizer(workdir: Place, text: str | None) -> None:
   """Raises InputError if the run has another tokenizer: its ids would mean other words."""
   path = workdir / TOKENIZER
   if text and path.is_file() and path.read_text(encoding='utf-8') != text:
@@ -166,7 +165,7 @@ def check_tokenizer(workdir: pathlib.Path, text: str | None) -> None:
     )
 
 
-def read(workdir: pathlib.Path) -> DataFile | None:
+def read(workdir: Place) -> DataFile | None:
   """The data that a run was trained on; None if it has no data.json.
 
   Raises InputError if the file is not a data.json, or its content is not what was written.

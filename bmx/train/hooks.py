@@ -27,6 +27,7 @@ A user's hook is any function of an `Event`:
 
 import dataclasses
 import logging
+import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +38,7 @@ from bmx.core.errors import GuardStop, Stop
 from bmx.core.events import Hook
 from bmx.core.experiment import Experiment
 from bmx.parallel import jit
-from bmx.runtime import report, trace
+from bmx.runtime import report, storage, trace
 from bmx.train import policy, summary
 from bmx.train.checkpoint import RETRY_SECONDS
 from bmx.train.evaluate import Evaluator
@@ -114,6 +115,7 @@ def call_due(event: Event) -> None:
       run.throughput.pause(seconds)
       run.watchdog.pat()
     if saver.saved == event.step and hook.name != SAVE:
+      run.writer.flush()
       saver.save_after(dataclasses.asdict(loop), event.step)
 
 
@@ -141,6 +143,7 @@ def save(event: Event) -> None:
   run.loop.spent = run.account.parts()
   run.loop.seconds = sum(run.loop.spent.values())
   run.loop.window = run.window.json()
+  run.writer.flush()
   saver.save(event.state, dataclasses.asdict(run.loop), event.step)
 
 
@@ -155,6 +158,7 @@ def save_before(event: Event, loop: dict[str, Any]) -> None:
   if bool(run.finite(event.state)):
     spent = run.account.parts()
     more = {'seconds': sum(spent.values()), 'spent': spent, 'window': run.window.json()}
+    run.writer.flush()
     saver.save(event.state, loop | more, event.step)
     log.error('step %d is saved before the error that follows', event.step)
 
@@ -255,25 +259,26 @@ class Profile:
   Attributes:
     first: step after which the trace begins; a run that resumes there or later writes none.
     last: step after which it ends.
-    tracing: whether it has begun and not ended.
+    tracing: the folder that the profiler writes, while it does.
   """
 
   first: int
   last: int
-  tracing: bool = False
+  tracing: pathlib.Path | None = None
 
   def __call__(self, event: Event) -> report.Section | None:
     folder = event.workdir / 'profile'
     if self.tracing:
       jax.profiler.stop_trace()
-      self.tracing = False
-      path = trace.newest(folder)
+      path = trace.newest(self.tracing)
       operations = trace.read(path) if path else []
+      storage.publish(self.tracing, folder)
+      self.tracing = None
       log.info('profile    %s\n%s', folder, trace.text(operations))
       return trace.section(operations) if operations else None
     if event.step == self.first and not event.run.loop.stopped:
-      jax.profiler.start_trace(str(folder))
-      self.tracing = True
+      self.tracing = storage.staging(folder)
+      jax.profiler.start_trace(str(self.tracing))
     elif event.step == self.last:
       log.warning('no profile is written: the run was resumed behind step %d', self.first)
     return None

@@ -1,20 +1,20 @@
 """The host's part of a checkpoint: STEP/loop.json, and STEP.after.json of hooks that ran later."""
 
 import logging
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from bmx.core.errors import InputError
 from bmx.runtime.files import numbers, read_json, tolerated, write_json
 from bmx.runtime.processes import anywhere
+from bmx.runtime.storage import Place, is_link
 from bmx.train.manifest import seal
 from bmx.train.stepdirs import AFTER
 
 log = logging.getLogger('bmx')
 
 
-def newest(folder: pathlib.Path, step: int) -> dict[str, Any]:
+def newest(folder: Place, step: int) -> dict[str, Any]:
   """Returns the newest host state of a step: STEP.after.json if it is valid, else loop.json.
 
   Collective: every process must call.
@@ -31,7 +31,7 @@ def newest(folder: pathlib.Path, step: int) -> dict[str, Any]:
   return loop if anywhere(after is None) else after or loop
 
 
-def saved(folder: pathlib.Path, step: int) -> dict[str, Any]:
+def saved(folder: Place, step: int) -> dict[str, Any]:
   """Returns loop.json of a step. Raises InputError if it cannot be read."""
   path = folder / str(step) / 'loop.json'
   try:
@@ -42,10 +42,10 @@ def saved(folder: pathlib.Path, step: int) -> dict[str, Any]:
     ) from None
 
 
-def _after(folder: pathlib.Path, step: int, of: str) -> dict[str, Any] | None:
+def _after(folder: Place, step: int, of: str) -> dict[str, Any] | None:
   """Returns the host state in STEP.after.json; None if absent, damaged or of another save."""
   path = folder / AFTER.format(step)
-  if not path.is_file() or path.is_symlink():
+  if not path.is_file() or is_link(path):
     return None
   try:
     content = dict(numbers(read_json(path)))
@@ -57,7 +57,7 @@ def _after(folder: pathlib.Path, step: int, of: str) -> dict[str, Any] | None:
   return None
 
 
-def write_after(folder: pathlib.Path, loop: Mapping[str, Any], step: int, of: str) -> None:
+def write_after(folder: Place, loop: Mapping[str, Any], step: int, of: str) -> None:
   """Replaces STEP.after.json, atomically. A failure is logged: a resumed run repeats the hooks.
 
   Args:

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import logging
-import pathlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ IN_FLIGHT = 2  # dispatches; fifty un-awaited ones deadlock eight virtual CPU de
 
 def run(
   experiment: Experiment,
-  workdir: str | pathlib.Path,
+  workdir: str | os.PathLike[str],
   more: Mapping[str, Hook] | None = None,
   began: float | None = None,
 ) -> dict[str, Any]:

@@ -10,18 +10,23 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from bmx.runtime import storage
 from bmx.runtime.files import read_json, write_json
+from bmx.runtime.storage import Place
 
 MANIFEST = 'manifest.json'
 PART = 'digests.{}.json'  # of one process, until the manifest is written
 FAILED = 'digests.{}.failed'  # instead of the part of a process that cannot write it
 PATIENCE = 600.0  # seconds that process 0 waits for the parts of the others
+POLL_SECONDS = 0.05
+PART_BYTES = 1 << 20
 SEAL = 'sha256'  # of all other entries of the manifest
 # Files without which Orbax cannot read a folder: without them, no manifest is written.
 INDEX = ('_METADATA', 'manifest.ocdbt')
+DAMAGED = 'is damaged: its SHA-256 differs from the one that was written'
 DIGEST = re.compile(r'[0-9a-f]{64}')
 
 
@@ -29,7 +34,7 @@ class Untold(OSError):
   """A process can neither write its part nor tell process 0, which would wait for it."""
 
 
-def write_part(path: pathlib.Path, process: int) -> None:
+def write_part(path: Place, process: int) -> None:
   """Hashes the files that a process wrote, and waits until they are on disk (fsync).
 
   Orbax keeps the arrays of process I in `ocdbt.process_I`; process 0 hashes every other file too.
@@ -48,23 +53,14 @@ def write_part(path: pathlib.Path, process: int) -> None:
     raise
 
 
-def _write_part(path: pathlib.Path, process: int) -> None:
-  files = [p.relative_to(path) for p in path.rglob('*') if p.is_file()]
+def _write_part(path: Place, process: int) -> None:
+  files = map(pathlib.PurePosixPath, storage.files(path))
   mine = [p for p in files if _writer(p) == process and not p.name.startswith('digests.')]
   digests = {str(p): sha256(path / p) for p in sorted(mine)}
   folders = {folder for p in mine for folder in p.parents}
   for place in (*mine, *folders, pathlib.PurePath('..')):
-    _sync(path / place)
+    storage.sync(path / place)
   write_json(path / PART.format(process), digests)
-
-
-def _sync(path: pathlib.Path) -> None:
-  """Waits until a file, or the entries of a folder, are on disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def _writer(file: pathlib.PurePath) -> int:
@@ -72,7 +68,7 @@ def _writer(file: pathlib.PurePath) -> int:
   return int(owners[0]) if owners and owners[0].isdigit() else 0
 
 
-def join(path: pathlib.Path, processes: int, **facts: Any) -> None:
+def join(path: Place, processes: int, **facts: Any) -> None:
   """Waits for the parts of all processes and joins them to the manifest.
 
   Args:
@@ -95,7 +91,7 @@ def join(path: pathlib.Path, processes: int, **facts: Any) -> None:
       )
     if time.monotonic() > deadline:
       raise TimeoutError(f'{", ".join(p.name for p in missing)} did not appear in {PATIENCE:.0f} s')
-    time.sleep(0.05)
+    time.sleep(POLL_SECONDS)
   files: dict[str, str] = {}
   for part in parts:
     files |= read_json(part)
@@ -112,7 +108,7 @@ def seal(content: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def read(path: Place) -> dict[str, Any]:
   """Returns the manifest of a folder.
 
   Raises OSError or ValueError if it cannot be read, or its content is not what was written.
@@ -139,7 +135,7 @@ def _is_digest(value: Any) -> bool:
 
 
 def damage(
-  path: pathlib.Path, share: tuple[int, int] = (0, 1), expected: Mapping[str, Any] | None = None
+  path: Place, share: tuple[int, int] = (0, 1), expected: Mapping[str, Any] | None = None
 ) -> list[str]:
   """Returns a line for each file that is missing or differs from the file that was written.
 
@@ -157,21 +153,37 @@ def damage(
     for key, value in (expected or {}).items()
     if facts.get(key, '') != value
   ]
-  files, place = facts['files'], os.path.realpath(path)
+  files = facts['files']
   bad += [f'{name} is not listed in {MANIFEST}' for name in INDEX if name not in files]
   first, stride = share
+  own = _own_files(path)
   for name, digest in sorted(files.items())[first::stride]:
-    file = f'{place}/{name}'
-    if os.path.realpath(file) != file:  # a symbolic link, '..', an absolute path
-      bad.append(f'{name} is not a file of this folder')
-    elif not os.path.isfile(file):
-      bad.append(f'{name} is missing')
-    elif sha256(pathlib.Path(file)) != digest:
-      bad.append(f'{name} is damaged: its SHA-256 differs from the one that was written')
+    problem = own(name) or (sha256(path / name) != digest and DAMAGED)
+    if problem:
+      bad.append(f'{name} {problem}')
   return bad
 
 
-def sha256(path: pathlib.Path) -> str:
+def _own_files(path: Place) -> Callable[[str], str]:
+  """Returns a function of a name -> why it names no file of a folder; '' if it does."""
+  if not isinstance(path, pathlib.Path):
+    names = set(storage.files(path))
+    return lambda name: '' if name in names else 'is missing'
+  place = os.path.realpath(path)
+
+  def problem(name: str) -> str:
+    file = f'{place}/{name}'
+    if os.path.realpath(file) != file:  # a symbolic link, '..', an absolute path
+      return 'is not a file of this folder'
+    return '' if os.path.isfile(file) else 'is missing'
+
+  return problem
+
+
+def sha256(path: Place) -> str:
   """Returns the SHA-256 of a file, in hexadecimal digits."""
+  total = hashlib.sha256()
   with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+    while part := file.read(PART_BYTES):
+      total.update(part)
+  return total.hexdigest()

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import logging
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from bmx.core.metrics import Window
 from bmx.runtime.account import Account
 from bmx.runtime.progress import Progress, clock
 from bmx.runtime.report import starts
+from bmx.runtime.storage import Place
 from bmx.runtime.throughput import Throughput
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar, Silent, Writer, brief
@@ -64,7 +64,7 @@ class Run:
   """
 
   experiment: Experiment
-  workdir: pathlib.Path
+  workdir: Place
   spec: StateSpec
   feed: Feed
   arrays: Any
@@ -155,7 +155,7 @@ class Event:
   asked: bool = False
 
   @property
-  def workdir(self) -> pathlib.Path:
+  def workdir(self) -> Place:
     """The run directory."""
     return self.run.workdir
 
@@ -261,7 +261,7 @@ def _resume(
   return found, loop
 
 
-def restored(experiment: Experiment, workdir: pathlib.Path, which: str) -> tuple[TrainState, int]:
+def restored(experiment: Experiment, workdir: Place, which: str) -> tuple[TrainState, int]:
   """Returns the state of a checkpoint and its step, for evaluation and use.
 
   Args:

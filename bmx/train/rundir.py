@@ -1,7 +1,6 @@
 """The run directory: whose run it holds, its lock, and the files beside metrics and checkpoints."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -9,7 +8,6 @@ import os
 import pathlib
 import platform
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -20,8 +18,10 @@ import jax
 from bmx.config import complete
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
-from bmx.core.paths import local
-from bmx.runtime.files import numbers, read_json, tolerated, write_json
+from bmx.runtime import storage
+from bmx.runtime.files import numbers, read_json, write_json
+from bmx.runtime.locks import locked
+from bmx.runtime.storage import Place
 from bmx.train import datafile
 from bmx.train.stepdirs import check_names, check_path
 
@@ -113,7 +113,7 @@ class RunDir:
 
   def __init__(self, workdir: str | os.PathLike[str], experiment: Experiment):
     self.began = time.time()
-    self.path = local(workdir).absolute()
+    self.path = storage.absolute(storage.place(workdir))
     self.experiment = experiment
     self.config = self.path / 'config.json'
     self.resumed = self.config.exists()
@@ -125,10 +125,10 @@ class RunDir:
     check_names(self.path / 'checkpoints')
     if self.resumed:
       self._compare()
-    elif self.path.is_dir() and (others := [n for n in os.listdir(self.path) if not _ours(n)]):
+    elif self.path.is_dir() and (others := self._others()):
       raise InputError(
         f'--workdir={self.path}: expected a new directory or a run of bmx, found '
-        f'{", ".join(sorted(others)[:5])}; name another directory'
+        f'{", ".join(others[:5])}; name another directory'
       )
     try:
       (self.path / 'checkpoints').mkdir(parents=True, exist_ok=True)
@@ -137,6 +137,9 @@ class RunDir:
       probe.unlink()
     except OSError as error:
       raise InputError(f'--workdir={self.path} cannot be written: {error}') from None
+
+  def _others(self) -> list[str]:
+    return sorted(p.name for p in self.path.iterdir() if not _ours(p.name))
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -147,33 +150,11 @@ class RunDir:
     if jax.process_index():
       yield
       return
-    with (self.path / 'lock').open('a+') as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        file.seek(0)
-        holder = file.read(200).strip() or 'it has not written its name yet'
-        raise InputError(
-          f'--workdir={self.path}: another process trains here ({holder}); wait for it, or name '
-          'another directory'
-        ) from None
-      except OSError as error:  # a file system without locks
-        log.warning('%s cannot be locked: %s', self.path, error)
+    with locked(self.path / 'lock'):
       if self.config.exists() and not self.resumed:  # of a run that ended before the lock
         self.resumed = True
         self._compare()
-      with tolerated(self.path / 'lock'):
-        file.truncate(0)
-        file.write(
-          f'process {os.getpid()}, started {time.strftime("%Y-%m-%d %H:%M:%S")} on '
-          f'{socket.gethostname()}\n'
-        )
-        file.flush()
-      try:
-        yield
-      finally:
-        with tolerated(self.path / 'lock'):
-          file.truncate(0)
+      yield
 
   def _compare(self) -> None:
     stored = read_config(self.path)
@@ -242,9 +223,9 @@ class RunDir:
     return summary if steps >= x.steps or (stopped and same) else None
 
 
-def check_links(workdir: pathlib.Path) -> None:
+def check_links(workdir: Place) -> None:
   """Raises InputError if something that bmx writes in a run directory is a symbolic link."""
-  links = [name for name in OWN if (workdir / name).is_symlink()]
+  links = [name for name in OWN if storage.is_link(workdir / name)]
   if links:
     raise InputError(
       f'--workdir={workdir}: {", ".join(links)} is a symbolic link, which is not followed; '
@@ -252,7 +233,7 @@ def check_links(workdir: pathlib.Path) -> None:
     )
 
 
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+def read_config(workdir: Place) -> dict[str, Any]:
   """Returns the stored config.json. Raises InputError if it is missing or damaged."""
   path = workdir / 'config.json'
   try:

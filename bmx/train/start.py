@@ -13,10 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bmx.core import costs, hardware, tree
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
-from bmx.core.paths import how_to_fetch, local
+from bmx.core.paths import how_to_fetch
 from bmx.core.types import facts_of
 from bmx.ops.attention import reference_attention
 from bmx.parallel import describe, jit
+from bmx.runtime.storage import place
 from bmx.train.feed import THREADS, Feed
 from bmx.train.guard import all_finite
 from bmx.train.parameters import parameter_table
@@ -55,7 +56,7 @@ def _gradient(x: Experiment, plan: StateSpec) -> tuple[Any, ...]:
 
 def check_weights(x: Experiment) -> None:
   """Raises InputError if the folder of the weights to start from does not exist."""
-  if x.weights and not local(x.weights).is_dir():
+  if x.weights and not place(x.weights).is_dir():
     raise InputError(
       f'--config.init.path={x.weights}: expected a directory{how_to_fetch(x.weights)}'
     )

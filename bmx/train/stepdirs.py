@@ -9,9 +9,10 @@ import glob
 import logging
 import pathlib
 import re
-import shutil
 
 from bmx.core.errors import InputError
+from bmx.runtime import storage
+from bmx.runtime.storage import Place
 from bmx.train.manifest import MANIFEST
 
 log = logging.getLogger('bmx')
@@ -21,13 +22,13 @@ UNFINISHED_NAME = re.compile(r'(0|[1-9][0-9]{0,17})\.orbax-checkpoint-tmp.*')
 ORBAX_METADATA = '_CHECKPOINT_METADATA'
 
 
-def steps(folder: pathlib.Path) -> list[int]:
+def steps(folder: Place) -> list[int]:
   """Returns the steps that have a manifest, oldest first."""
-  found = [p.parent for p in folder.glob(f'*/{MANIFEST}')]
-  return sorted(int(p.name) for p in found if STEP_NAME.fullmatch(p.name) and not p.is_symlink())
+  found = [p.parent for p in folder.glob(f'*/{MANIFEST}') if not storage.is_link(p.parent)]
+  return sorted(int(p.name) for p in found if STEP_NAME.fullmatch(p.name))
 
 
-def check_path(path: pathlib.Path) -> None:
+def check_path(path: Place) -> None:
   """Raises InputError if Orbax cannot read below a path: it searches files by a pattern."""
   if glob.has_magic(str(path)) or '\\' in str(path):
     raise InputError(
@@ -36,7 +37,7 @@ def check_path(path: pathlib.Path) -> None:
     )
 
 
-def check_names(folder: pathlib.Path) -> None:
+def check_names(folder: Place) -> None:
   """Raises InputError if something that bmx did not make has the name of a step."""
   for path in folder.iterdir() if folder.is_dir() else ():
     if STEP_NAME.fullmatch(path.name) and not _made_here(path):
@@ -45,7 +46,7 @@ def check_names(folder: pathlib.Path) -> None:
       )
 
 
-def clean(folder: pathlib.Path, target: pathlib.Path) -> None:
+def clean(folder: Place, target: Place) -> None:
   """Removes unfinished checkpoints, a damaged `target`, and STEP.after.json without a step."""
   for path in folder.iterdir() if folder.is_dir() else ():
     name = path.name.removesuffix('.after.json')
@@ -57,25 +58,28 @@ def clean(folder: pathlib.Path, target: pathlib.Path) -> None:
       _discard(path)
 
 
-def remove(folder: pathlib.Path, step: int) -> None:
+def remove(folder: Place, step: int) -> None:
   """Removes a step; a removal that is cut short leaves no step, see `_discard`."""
   _discard(folder / str(step))
   (folder / AFTER.format(step)).unlink(missing_ok=True)
 
 
-def _discard(path: pathlib.Path) -> None:
-  """Removes a folder under the name of an unfinished save, which a killed process may leave."""
-  if not UNFINISHED_NAME.fullmatch(path.name):
+def _discard(path: Place) -> None:
+  """Removes a folder under the name of an unfinished save, which a killed process may leave.
+
+  An object store has no rename: the manifest goes first, and the mark of an unfinished save last.
+  """
+  if isinstance(path, pathlib.Path) and not UNFINISHED_NAME.fullmatch(path.name):
     left = path.with_name(f'{path.name}.orbax-checkpoint-tmp-removed')
     if left.exists():
-      shutil.rmtree(left)
+      storage.remove_tree(left)
     path = path.rename(left)
-  shutil.rmtree(path)
+  storage.remove_tree(path, first=(MANIFEST,), last=(ORBAX_METADATA,))
 
 
-def _made_here(path: pathlib.Path) -> bool:
+def _made_here(path: Place) -> bool:
   """Whether bmx made a folder, complete or not."""
-  if path.is_symlink() or not path.is_dir():
+  if storage.is_link(path) or not path.is_dir():
     return False
   if UNFINISHED_NAME.fullmatch(path.name):
     return True

@@ -1,7 +1,6 @@
 """The end of a run: summary.json, report.html and the closing line."""
 
 import logging
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from bmx.core.errors import Stop
 from bmx.runtime import report
 from bmx.runtime.files import write_json
 from bmx.runtime.report import starts
+from bmx.runtime.storage import Place
 from bmx.runtime.throughput import peak_memory_bytes
 from bmx.runtime.writer import brief
 from bmx.tasks import illustrations
@@ -90,6 +90,7 @@ def write_report(run: Run, step: int, status: str, reports: report.Reports) -> N
     **times(run),
     'hook_seconds': run.hook_seconds,
   }
+  run.writer.flush()
   starts.mark(run.workdir, step)
   reports.write(run.workdir, run.experiment.name, facts)
 
@@ -110,14 +111,14 @@ def interrupted(run: Run, error: Exception) -> None:
   write_report(run, step, reason, report.Reports())
 
 
-def show(summary: Mapping[str, Any], workdir: pathlib.Path, name: str) -> None:
+def show(summary: Mapping[str, Any], workdir: Place, name: str) -> None:
   """Logs the closing line of a finished run; writes its report if that is missing."""
   if jax.process_index() == 0 and not (workdir / 'report.html').exists():
     report.write(workdir, name, summary)
   log.info('this run is finished\n%s', closing(summary, workdir))
 
 
-def closing(summary: Mapping[str, Any], workdir: pathlib.Path) -> str:
+def closing(summary: Mapping[str, Any], workdir: Place) -> str:
   """Returns the closing lines: steps, seconds, metrics of evaluations, path of the report."""
   tests = {k: v for k, v in summary['metrics'].items() if k.startswith('eval/')}
   metrics = '  '.join(f'{k} {brief(v)}' for k, v in (tests or summary['metrics']).items())

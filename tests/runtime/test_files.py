@@ -13,7 +13,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from bmx.core.terminal import printable
-from bmx.runtime import files, report, writer
+from bmx.runtime import files, logs, report
 from bmx.runtime.files import Appender, numbers, read_json, replacing, to_json, write_json
 from bmx.runtime.writer import Events, JsonLines, Writer, read_metrics
 
@@ -185,7 +185,7 @@ def test_a_report_is_made_from_what_is_there(text, tmp_path):
 def test_a_terminal_is_not_written_to_by_names(capsys):
   assert printable('a\x1b[2Jb\x9b\r\n\tü') == 'a\\x1b[2Jb\\x9b\\r\n\tü'
   record = logging.LogRecord('bmx', 20, '', 0, '%s', ('\x1b]0;title\x07',), None)
-  writer._Terminal().emit(record)
+  logs._Terminal().emit(record)
   assert capsys.readouterr().err == '\\x1b]0;title\\x07\n'
 
 
@@ -195,11 +195,11 @@ def test_a_closed_terminal_does_not_raise(monkeypatch):
   record = logging.LogRecord('bmx', 20, '', 0, 'step', (), None)
   with open(pipe, 'w', buffering=1) as closed:
     monkeypatch.setattr(sys, 'stderr', closed)
-    writer._Terminal().emit(record)
+    logs._Terminal().emit(record)
     monkeypatch.undo()
     os.dup2(os.open(os.devnull, os.O_WRONLY), pipe)  # what is left in the buffer
   monkeypatch.setattr(sys, 'stderr', closed)
-  writer._Terminal().emit(record)
+  logs._Terminal().emit(record)
 
 
 def test_a_file_is_reported_once_until_it_is_written(tmp_path, caplog):

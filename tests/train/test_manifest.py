@@ -17,6 +17,8 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.core.metrics import Window
+from bmx.runtime import storage
+from bmx.runtime.writer import Silent
 from bmx.train import hooks, manifest, stepdirs
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.manifest import MANIFEST
@@ -226,7 +228,11 @@ def test_a_save_that_failed_elsewhere_is_repeated_by_all(elsewhere, monkeypatch)
   saver.save = lambda state, loop, step: saves.append(step)
   loop = LoopState()
   run = types.SimpleNamespace(
-    checkpoints=saver, loop=loop, window=Window({}), account=types.SimpleNamespace(parts=dict)
+    checkpoints=saver,
+    loop=loop,
+    window=Window({}),
+    account=types.SimpleNamespace(parts=dict),
+    writer=Silent(),
   )
   hooks.save_at_last(types.SimpleNamespace(run=run, step=5, state=None))
   assert saves == [5] * elsewhere
@@ -294,7 +300,7 @@ def test_a_folder_with_the_name_of_a_step_is_refused(tmp_path):
 def test_a_removal_that_is_cut_short_leaves_no_step(remove, tmp_path, monkeypatch):
   """SIGKILL after the marks of a step are gone and before its other files are."""
   save(tmp_path, 'a', 10, 20)
-  folder, rmtree = tmp_path / 'checkpoints', stepdirs.shutil.rmtree
+  folder, rmtree = tmp_path / 'checkpoints', storage.shutil.rmtree
 
   class Killed(BaseException):
     pass
@@ -304,10 +310,10 @@ def test_a_removal_that_is_cut_short_leaves_no_step(remove, tmp_path, monkeypatc
       (path / name).unlink(missing_ok=True)
     raise Killed
 
-  monkeypatch.setattr(stepdirs.shutil, 'rmtree', die)
+  monkeypatch.setattr(storage.shutil, 'rmtree', die)
   with pytest.raises(Killed):
     remove(folder)
-  monkeypatch.setattr(stepdirs.shutil, 'rmtree', rmtree)
+  monkeypatch.setattr(storage.shutil, 'rmtree', rmtree)
   stepdirs.check_names(folder)
   assert stepdirs.steps(folder) == [20]
   save(tmp_path, 'a', 10)  # the next save of the same step, which removes the rest

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bmx.core.errors import InputError, did_you_mean
-from bmx.core.paths import local
 from bmx.data.frames import read_records
 from bmx.data.records import LINE_END, Record, numbered_json_lines, read_text
 from bmx.data.text.clean import clean, report
 from bmx.data.text.steps import Step
+from bmx.runtime.storage import place
 
 log = logging.getLogger('bmx')
 RECORDS = ('.csv', '.tsv', '.parquet')  # one record a row, besides JSON lines
@@ -91,15 +91,15 @@ def located(
   path: str, field: str = 'text', unit: str = 'file', data_dir: str = ''
 ) -> list[tuple[str, str]]:
   """Returns (place, such as 'FILE, line 7'; text) of the documents of one path."""
-  if not path.startswith('tfds:') and local(path).is_dir():
-    files = text_files(local(path))
+  if not path.startswith('tfds:') and place(path).is_dir():
+    files = text_files(place(path))
     return [found for file in files for found in located(str(file), field, unit, data_dir)]
   if path.startswith('tfds:') or pathlib.Path(path).suffix.lower() in ('.jsonl', *RECORDS):
     return [(where, said(r, field, where)) for where, r in records(path, data_dir)]
   if path.lower().endswith('.json'):
     texts = [p['context'] for _, p in squad_paragraphs(path)]
     return [(f'{path}, paragraph {n}', text) for n, text in enumerate(texts, 1)]
-  text = read_text(local(path))
+  text = read_text(place(path))
   parts = {
     'file': lambda: [text],
     'line': lambda: LINE_END.split(text),
@@ -123,7 +123,7 @@ def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
   """
   if path.startswith('tfds:'):
     return _tfds(path, data_dir)
-  file = local(path)
+  file = place(path)
   if file.is_dir():
     return _folder(file)
   if file.suffix.lower() == '.jsonl':
@@ -205,7 +205,7 @@ def squad_paragraphs(path: str) -> list[tuple[str, dict[str, Any]]]:
 
   Raises InputError if the file has another format.
   """
-  text = read_text(local(path))
+  text = read_text(place(path))
   try:
     articles = json.loads(text)['data']
     found = [(a.get('title', ''), p) for a in articles for p in a['paragraphs']]

@@ -3,13 +3,12 @@
 import dataclasses
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmx.core.errors import InputError
-from bmx.core.paths import local
 from bmx.runtime.files import read_json
+from bmx.runtime.storage import Place, place
 
 log = logging.getLogger('bmx')
 MAP, CONFIG = 'special_tokens_map.json', 'tokenizer_config.json'
@@ -44,7 +43,7 @@ class Named:
   tokens: dict[str, str]
   flags: dict[str, bool]
 
-  def check_flags(self, file: pathlib.Path, added: Sequence[str]) -> None:
+  def check_flags(self, file: Place, added: Sequence[str]) -> None:
     """Warns of flags that a tokenizer.json contradicts: transformers 5 does not read them, either.
 
     Args:
@@ -60,7 +59,7 @@ class Named:
         )  # fmt: skip
 
 
-def read_named(folder: pathlib.Path) -> Named:
+def read_named(folder: Place) -> Named:
   """Reads the special tokens that a folder names. Raises InputError for malformed files."""
   tokens: dict[str, str] = {}
   flags: dict[str, bool] = {}
@@ -133,8 +132,8 @@ def read_ids(folder: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
   Raises:
     InputError: a file that cannot be read; ids that are not whole numbers from 0.
   """
-  place = local(folder)
-  files = [place / name for name in (GENERATION, 'config.json') if (place / name).is_file()]
+  where = place(folder)
+  files = [where / name for name in (GENERATION, 'config.json') if (where / name).is_file()]
   found: dict[str, tuple[int, ...]] = dict.fromkeys(IDS, ())
   for file in files:
     config = _object(file)
@@ -155,7 +154,7 @@ def checked_ids(what: str, value: Any) -> tuple[int, ...]:
   return tuple(ids)
 
 
-def _object(file: pathlib.Path) -> dict[str, Any]:
+def _object(file: Place) -> dict[str, Any]:
   try:
     value = read_json(file)
   except (OSError, ValueError) as error:

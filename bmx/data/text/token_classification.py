@@ -8,7 +8,6 @@ import numpy as np
 
 from bmx.core.data import Examples
 from bmx.core.errors import InputError
-from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import split_indices
 from bmx.data.classes import ordered_names
@@ -18,6 +17,7 @@ from bmx.data.text.encoding import SPLITS, TextData, encode, fill_row, text_meta
 from bmx.data.text.tokenizer import Subwords
 from bmx.data.text.windows import along
 from bmx.data.text.words import space_before
+from bmx.runtime.storage import place
 
 OUTSIDE = 'O'  # the tag of words outside all entities
 
@@ -144,7 +144,7 @@ def _lost(
 def read_conll(path: str) -> list[list[tuple[str, str]]]:
   """Reads sentences of (word, tag). Raises InputError naming file and line."""
   sentences: list[list[tuple[str, str]]] = [[]]
-  for n, line in enumerate(LINE_END.split(read_text(local(path))), 1):
+  for n, line in enumerate(LINE_END.split(read_text(place(path))), 1):
     cells = [c.strip() for c in line.split('\t')] if '\t' in line else line.split()
     if not line.strip() or cells[0] == '-DOCSTART-':
       sentences.append([])

@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from bmx.core.errors import InputError
-from bmx.core.paths import how_to_fetch, local
+from bmx.core.paths import how_to_fetch
 from bmx.data.records import read_text
 from bmx.data.text.special import ENDS, check_names, read_ids, read_named, roles_of
 from bmx.data.text.template import Frame, Template, read_template
+from bmx.runtime.storage import place
 
 
 def frame(tokenizer: 'Tokenizer') -> Frame:
@@ -278,12 +279,12 @@ def load(path: str) -> Subwords:
   Raises:
     InputError: the file does not exist, or a file is malformed.
   """
-  file = local(path)
+  file = place(path)
   file = file / 'tokenizer.json' if file.is_dir() else file
   if not path:
     raise InputError('no folder of a tokenizer is named: set --config.init.path=DIR of the run or '
                      'the Hugging Face model to start from')  # fmt: skip
-  if not local(path).exists():
+  if not place(path).exists():
     raise InputError(f'{path} does not exist: expected a tokenizer.json{how_to_fetch(path)}')
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')

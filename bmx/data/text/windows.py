@@ -11,7 +11,6 @@ import numpy as np
 from bmx.core import streams
 from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError
-from bmx.core.paths import local
 from bmx.core.types import Batch, HostBatch
 from bmx.data.arrays import RESIDENT_BYTES
 from bmx.data.batches import in_order
@@ -21,6 +20,7 @@ from bmx.data.text.corpus import document_frame, encode, stream
 from bmx.data.text.documents import describe, documents, part_of
 from bmx.data.text.special import special_facts
 from bmx.data.text.tokenizer import Bytes, Tokenizer
+from bmx.runtime.fetch import fetch
 
 
 @dataclasses.dataclass
@@ -203,7 +203,7 @@ def tokens(
   """
   if not read:
     return shapes(token_spec(length), length=length, vocab_size=vocab_size)
-  file = local(path)
+  file = fetch(path)
   if not file.is_file():
     raise InputError(f'no token file {path}')
   try:

@@ -2,7 +2,6 @@
 
 import html
 import json
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from bmx.runtime.files import read_json, replacing, tolerated
 from bmx.runtime.report import curves, fragments, layout, plots, starts
 from bmx.runtime.report.layout import day, duration, facts, grid, named, number
 from bmx.runtime.report.sections import DATA, stored_sections
+from bmx.runtime.storage import Place
 from bmx.runtime.writer import brief, read_metrics
 
 MAX_BYTES = 100_000  # of the config that is shown
@@ -33,7 +33,7 @@ class Reports:
     """Whether `seconds`, and enough for `MAX_SHARE`, have passed since the last report."""
     return self.now() - self.written >= max(seconds, self.cost / MAX_SHARE)
 
-  def write(self, workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
+  def write(self, workdir: Place, name: str, summary: Mapping[str, Any]) -> None:
     """Writes the report, and the time that it takes to the next decision."""
     began = self.now()
     write(workdir, name, summary)
@@ -41,7 +41,7 @@ class Reports:
     self.cost = self.written - began
 
 
-def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
+def write(workdir: Place, name: str, summary: Mapping[str, Any]) -> None:
   """Writes the report of a run directory from its files.
 
   It shows what can be read of metrics.jsonl, config.json, starts.json and sections.json. A report
@@ -86,7 +86,7 @@ def write(workdir: pathlib.Path, name: str, summary: Mapping[str, Any]) -> None:
     file.write(layout.page(name, body, [made for _, made in shown]))
 
 
-def _config(workdir: pathlib.Path) -> dict[str, Any]:
+def _config(workdir: Place) -> dict[str, Any]:
   try:
     stored = read_json(workdir / 'config.json')
     return stored if isinstance(stored, dict) else {'config.json': stored}

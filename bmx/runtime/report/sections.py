@@ -1,6 +1,5 @@
 """Sections: parts of a report that hooks, evaluations and tasks make, kept in sections.json."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,6 +8,7 @@ import jax
 from bmx.core.data import Data
 from bmx.core.types import HostBatch
 from bmx.runtime.files import read_json, tolerated, write_json
+from bmx.runtime.storage import Place
 
 DATA = 'data'  # name of the sections of the training data, which come last
 
@@ -49,7 +49,7 @@ class Illustrating(Protocol):
     ...
 
 
-def keep_sections(workdir: pathlib.Path, name: str, given: Any) -> None:
+def keep_sections(workdir: Place, name: str, given: Any) -> None:
   """Stores what a hook returned: None, a Section or a sequence of them.
 
   Args:
@@ -68,7 +68,7 @@ def keep_sections(workdir: pathlib.Path, name: str, given: Any) -> None:
       write_json(path, stored_sections(workdir) | {name: sections})
 
 
-def stored_sections(workdir: pathlib.Path) -> dict[str, list[list[str]]]:
+def stored_sections(workdir: Place) -> dict[str, list[list[str]]]:
   """Hook -> [title, html] of each of its sections; {} without a whole sections.json."""
   try:
     found = read_json(workdir / 'sections.json')

@@ -11,6 +11,7 @@ from typing import Any
 
 from bmx.core.typed import fits
 from bmx.runtime.files import numbers, read_json, tolerated, write_json
+from bmx.runtime.storage import Place
 
 NAME = 'starts.json'
 LARGEST = 1e11  # of times and steps: beyond it, a calendar has no date
@@ -43,7 +44,7 @@ HINTS = typing.get_type_hints(Start)
 
 
 def begin(
-  workdir: pathlib.Path,
+  workdir: Place,
   step: int,
   began: float,
   changes: Sequence[tuple[str, Any, Any]] = (),
@@ -65,7 +66,7 @@ def begin(
   _write(workdir, [*read(workdir), start])
 
 
-def mark(workdir: pathlib.Path, step: int) -> None:
+def mark(workdir: Place, step: int) -> None:
   """Records that the newest start has completed `step` steps by now."""
   starts = read(workdir)
   if starts:
@@ -73,7 +74,7 @@ def mark(workdir: pathlib.Path, step: int) -> None:
     _write(workdir, starts)
 
 
-def read(workdir: pathlib.Path) -> list[Start]:
+def read(workdir: Place) -> list[Start]:
   """Returns the starts of a run; [] without a valid file."""
   try:
     found = numbers(read_json(workdir / NAME))['starts']
@@ -91,7 +92,7 @@ def _valid(start: Any) -> bool:
   return all(0 <= x < LARGEST for x in times) and all(abs(x) < LARGEST for x in start['rates'])
 
 
-def _write(workdir: pathlib.Path, starts: Sequence[Start]) -> None:
+def _write(workdir: Place, starts: Sequence[Start]) -> None:
   path = workdir / NAME
   with tolerated(path):
     write_json(path, {'starts': [dataclasses.asdict(s) for s in starts]})
