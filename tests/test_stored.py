@@ -22,6 +22,7 @@ from bmx.core.typed import fits
 from bmx.data.arrays import arrays
 from bmx.data.tfds import tfds_source
 from bmx.modes import Request, start
+from bmx.runtime import cache
 from bmx.train.policy import LoopState, loop_state
 from bmx.train.rundir import RunDir, read_config
 from tests.test_bad_input import DIGITS, call, message_of
@@ -248,8 +249,8 @@ def test_cloud_storage_is_refused_by_name(address, tmp_path, monkeypatch, capsys
   for words in ([f'--workdir={address}'], ['--workdir=run', f'--config.init.path={address}']):
     assert call([f'--config={DIGITS}', *words]) == 2
     assert why in message_of(capsys.readouterr().err)
-  assert call([f'--config={DIGITS}', '--workdir=run', f'--config.cache={address}']) == 2
-  assert here in message_of(capsys.readouterr().err)
+  with pytest.raises(InputError, match=here):
+    cache.enable(address)
   assert not list(tmp_path.iterdir())
   for part in (
     {'call': 'bmx.data.tables:table', 'target': 'y'}, {'call': 'bmx.data.arrays:arrays'},
