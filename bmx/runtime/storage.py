@@ -28,7 +28,7 @@ from bmx.core.errors import InputError
 Place = pathlib.Path | epath.Path  # of this machine, or of an object store
 ADDRESS = re.compile(r'gs://[a-z0-9][a-z0-9._-]+(/[^/]+)+/?')
 NONE = b'\x02'  # TensorStore's generation of an object that does not exist
-PUT_BYTES = 1 << 20  # an object of more is written in parts
+PUT_BYTES = 64 << 20  # an object of more is written in parts
 RETRIES = {'max_retries': 4, 'initial_delay': '500ms', 'max_delay': '8s'}
 
 

@@ -24,7 +24,8 @@ def here(gcs, request):
 
 
 @pytest.mark.filterwarnings('ignore:Sending a large body:ResourceWarning')  # of aiohttp
-def test_an_object_is_replaced_whole(gcs, here):
+def test_an_object_is_replaced_whole(gcs, here, monkeypatch):
+  monkeypatch.setattr(storage, 'PUT_BYTES', 1 << 20)
   path = here / 'data.json'
   write_json(path, {'a': [1, float('nan')]})
   assert read_json(path) == {'a': [1, 'NaN']}
