@@ -16,7 +16,7 @@ from bmx.data.frames import read_records
 from bmx.data.records import LINE_END, Record, numbered_json_lines, read_text
 from bmx.data.text.clean import clean, report
 from bmx.data.text.steps import Step
-from bmx.runtime.storage import place
+from bmx.runtime.storage import Place, files, place
 
 log = logging.getLogger('bmx')
 RECORDS = ('.csv', '.tsv', '.parquet')  # one record a row, besides JSON lines
@@ -92,8 +92,8 @@ def located(
 ) -> list[tuple[str, str]]:
   """Returns (place, such as 'FILE, line 7'; text) of the documents of one path."""
   if not path.startswith('tfds:') and place(path).is_dir():
-    files = text_files(place(path))
-    return [found for file in files for found in located(str(file), field, unit, data_dir)]
+    paths = [str(place(path) / name) for name in text_files(place(path))]
+    return [found for file in paths for found in located(file, field, unit, data_dir)]
   if path.startswith('tfds:') or pathlib.Path(path).suffix.lower() in ('.jsonl', *RECORDS):
     return [(where, said(r, field, where)) for where, r in records(path, data_dir)]
   if path.lower().endswith('.json'):
@@ -135,20 +135,20 @@ def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:
   )
 
 
-def _folder(folder: pathlib.Path) -> list[tuple[str, Record]]:
-  files = text_files(folder)
-  loose = [file for file in files if file.parent == folder]
+def _folder(folder: Place) -> list[tuple[str, Record]]:
+  names = text_files(folder)
+  loose = [name for name in names if '/' not in name]
   if loose:
-    raise InputError(f'{loose[0]}: expected a folder for each class in {folder}, not a file')
+    raise InputError(f'{folder / loose[0]}: expected a folder for each class, not a file')
   return [
-    (str(file), {'text': read_text(file), 'label': file.relative_to(folder).parts[0]})
-    for file in files
+    (str(folder / name), {'text': read_text(folder / name), 'label': name.partition('/')[0]})
+    for name in names
   ]
 
 
-def text_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the .txt files of a folder and the folders in it. Raises InputError without any."""
-  found = sorted(file for file in folder.rglob('*') if file.suffix.lower() == '.txt')
+def text_files(folder: Place) -> list[str]:
+  """Returns the names of all .txt files below a folder. Raises InputError without any."""
+  found = [name for name in files(folder) if name.lower().endswith('.txt')]
   if not found:
     raise InputError(f'{folder}: expected .txt files in it, or in its folders')
   return found
