@@ -87,7 +87,7 @@ def get_config(variant: str = ''):
     c.epochs = 10.0
     c.keep.metric = 'eval/valid/entity_f1'
   if variant == 'qa':
-    c.task.call = 'bmx.tasks.encoder:QuestionAnswering'
+    c.task.call = 'bmx.tasks.question_answering:QuestionAnswering'
     c.task.model = {'call': TAGGER, 'num_outputs': 2, 'encoder': encoder}  # first and last token
     c.length = 128
     c.data = {

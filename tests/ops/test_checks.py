@@ -11,8 +11,8 @@ from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
 from bmx.tasks.classification import Classification
 from bmx.tasks.common import Wrapper
-from bmx.tasks.encoder import QuestionAnswering
 from bmx.tasks.language import CausalLM
+from bmx.tasks.question_answering import QuestionAnswering
 
 NUMBERS = np.array([30, 31, 32])
 CONTEXT = np.array([[0, 0, 1, 1, 0]] * 3)

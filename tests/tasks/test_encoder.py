@@ -22,7 +22,8 @@ from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.ops.ring import zigzag
 from bmx.parallel.sharding import unbox
 from bmx.tasks import encoder as tasks
-from bmx.tasks.encoder import MaskedLM, QuestionAnswering, TokenClassification
+from bmx.tasks.encoder import MaskedLM, TokenClassification
+from bmx.tasks.question_answering import QuestionAnswering
 from bmx.train.gradients import Accumulate, Gradient
 from tests.models.weights import drawn, jit
 

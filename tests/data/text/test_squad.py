@@ -20,8 +20,8 @@ from bmx.data.batches import Batches
 from bmx.data.text.squad import squad as questions
 from bmx.data.text.tokenizer_train import trained
 from bmx.parallel import Layout, make_mesh
-from bmx.tasks.encoder import QuestionAnswering
 from bmx.tasks.metrics import answer_f1, exact_match
+from bmx.tasks.question_answering import QuestionAnswering
 from tests.data.batched import batched
 
 CLS, SEP = 2, 3
