@@ -11,6 +11,7 @@ A run hangs if it takes more than `PATIENCE` seconds. A checkpoint is lost if a 
 complete is not valid afterwards, though no newer one displaced it.
 """
 
+import datetime
 import errno
 import json
 import logging
@@ -32,7 +33,7 @@ from bmx.train import checkpoint, hooks, loop, manifest
 
 HERE = pathlib.Path(__file__).parent
 RECIPE = str(HERE.parent.parent / 'configs/digits_mlp.py')
-PATIENCE = 60.0
+PATIENCE = 120.0
 SIZES = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)  # KiB of a tmpfs
 
 
@@ -131,16 +132,18 @@ def hooked(disk: Disk, complete: Complete, every: int, folder: pathlib.Path) -> 
     ends: dict[str, int] = {}
     tried = lost = different = 0
     for number in range(1, writes + 1, every):
-      workdir, complete.step = folder / 'run', 0
+      workdir, complete.step = folder / f'{length}-{number}', 0
       disk.begin(workdir, number, number + length - 1)
       end = attempt(x, workdir)
       failed, disk.folder = disk.failed[:1], ''
-      found = judge(x, workdir, expected, complete.step)
+      # A run that hangs still holds its folder: it is not started again.
+      there = end != 'hang'
+      found = judge(x, workdir, expected, complete.step) if there else {'lost': 0, 'same': False}
       if found['lost'] or not found['same'] or end.startswith(('hang', 'TRACEBACK')):
         sys.stdout.write(f'{kind} {number} {failed}: {end} {found}\n')
       tried, ends[end] = tried + 1, ends.get(end, 0) + 1
       lost, different = lost + found['lost'], different + (not found['same'])
-      shutil.rmtree(workdir)
+      shutil.rmtree(workdir, ignore_errors=end == 'hang')
     record[kind] = {'tried': tried, 'ends': ends, 'lost': lost, 'different': different}
   return record
 
@@ -174,7 +177,8 @@ def main() -> None:
   disk, complete = Disk(), Complete()
   with tempfile.TemporaryDirectory() as place:
     folder, began = pathlib.Path(place), time.monotonic()
-    record = {'every': every, 'hook': hooked(disk, complete, every, folder)}
+    record: dict = {'date': datetime.date.today().isoformat(), 'every': every}
+    record['hook'] = hooked(disk, complete, every, folder)
     record['tmpfs'] = small(complete, folder)
     record['seconds'] = round(time.monotonic() - began)
   (HERE / 'full_disk.json').write_text(json.dumps(record, indent=1) + '\n')
