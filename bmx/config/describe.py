@@ -25,6 +25,7 @@ INJECTED = {
   'grad': {'inner', 'batch_size'},
   'privacy': set(),
   'hooks': {'seed', 'batch_size'},
+  'writers': set(),
 }
 ENTRY = {
   ('eval', 'batch_size'): 'Examples of one dispatch; default: `batch_size`.',

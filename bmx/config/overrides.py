@@ -81,8 +81,9 @@ def _add(config: Any, above: Sequence[str], key: str, below: Sequence[str], name
   part = list(below) == ['call'] and (key in words or takes_anything(words))
   if not (named or part) or _near_miss(key, place, extends=named):
     raise _unknown(config, '.'.join([*above, key]), key, place, words, name)
-  if named and above[0] == 'hooks' and list(below) != ['call']:
-    raise InputError(f'--config.{name}: set --config.hooks.{key}.call=package.module:name too')
+  if named and above[0] != 'eval' and list(below) != ['call']:
+    word = f'{above[0]}.{key}'
+    raise InputError(f'--config.{name}: set --config.{word}.call=package.module:name too')
   with place.unlocked():
     place[key] = ConfigDict()
 

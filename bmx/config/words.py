@@ -11,7 +11,7 @@ from bmx.core.layout import AXES, RULES
 # Words that are parts, or empty.
 PARTS = ('task', 'data', 'optimizer', 'schedule', 'grad', 'privacy')
 # Words that map names to parts: the user chooses the names.
-NAMED_PARTS = ('eval', 'hooks')
+NAMED_PARTS = ('eval', 'hooks', 'writers')
 
 # Axes of the mesh, whose product is the number of devices.
 MESH = {
@@ -54,6 +54,7 @@ WORDS = {
   'grad': Word({}, 'Part around the gradient, such as accumulation; wrappers nest by `inner`.'),
   'privacy': Word({}, 'Part: differential privacy.'),
   'hooks': Word({}, 'Name -> part and `every`, in steps: called during training.'),
+  'writers': Word({}, 'Name -> part that logs elsewhere: Weights & Biases, trackio.'),
   'profile.start': Word(10, 'Step after which a trace begins.'),
   'profile.steps': Word(0, 'Steps of the trace in WORKDIR/profile; 0: none.'),
   'init.path': Word('', 'Weights to start from: a run of bmx or a Hugging Face directory.'),

@@ -51,5 +51,6 @@ class Experiment:
   weights: str  # folder that a new state's weights are read from; ''
   init: Callable[..., Any]  # (StateSpec, or this one's own) -> TrainState, placed
   rebuild: Callable[[Mapping[str, Any]], 'Experiment']  # the same with some config leaves changed
+  writers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # runtime.trackers.Tracker
   hooks: Mapping[str, Hook] = dataclasses.field(default_factory=dict)  # of the user, in order
   profile: Mapping[str, int] = dataclasses.field(default_factory=dict)  # start, steps of a trace

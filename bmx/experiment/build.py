@@ -24,7 +24,7 @@ from bmx.experiment.data import (
   fitted_of,
   train_data,
 )
-from bmx.experiment.hooks import check_hooks, hook
+from bmx.experiment.hooks import check_hooks, hook, tracker
 from bmx.experiment.ranges import check_ranges
 from bmx.experiment.selection import selection
 from bmx.parallel import Layout, make_mesh
@@ -129,6 +129,7 @@ def build(
     weights=c['init']['path'],
     init=functools.partial(_init, c['init'], data.metadata.get('class_names', ()), task, spec),
     rebuild=rebuild,
+    writers={key: tracker(c, key, part) for key, part in c['writers'].items()},
     hooks={key: hook(c, key, part) for key, part in c['hooks'].items()},
     profile=_profile(c, steps),
   )

@@ -7,6 +7,18 @@ from bmx import config as recipes
 from bmx.core.errors import InputError
 from bmx.core.events import ChecksExperiment, Hook
 from bmx.core.experiment import Experiment
+from bmx.runtime.trackers import Tracker
+
+
+def tracker(c: Mapping[str, Any], name: str, part: Mapping[str, Any]) -> Tracker:
+  """Returns the writer `name`. Raises InputError if its callee makes no tracker."""
+  made = recipes.build(part, f'writers.{name}')
+  if not isinstance(made, Tracker):
+    raise InputError(
+      f'writers.{name}: {part["call"]} made {made!r}; expected a tracker such as '
+      'bmx.runtime.trackers:WandB'
+    )
+  return made
 
 
 def hook(c: Mapping[str, Any], name: str, part: Mapping[str, Any]) -> Hook:

@@ -1,18 +1,15 @@
 """Writers for logs and metrics: terminal, metrics.jsonl, TensorBoard."""
 
-import importlib
 import json
 import logging
-import os
-import socket
-import struct
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from bmx.runtime.files import appender, numbers, to_json
 from bmx.runtime.storage import Place
+from bmx.runtime.tensorboard import Events
 
 log = logging.getLogger('bmx')
 
@@ -105,77 +102,38 @@ class JsonLines:
     self.file.close()
 
 
-class Events:
-  """A file of TensorBoard events, written in the thread of the caller.
-
-  Args:
-    folder: the directory `tensorboard` of a run.
-    step: completed steps at the start; TensorBoard hides later events of earlier files.
-  """
-
-  def __init__(self, folder: Place, step: int):
-    import_tensorboard()
-    from tensorboardX.proto import event_pb2
-
-    proto: Any = event_pb2  # its classes are made at its import
-    folder.mkdir(exist_ok=True, parents=True)
-    name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
-    self.file, self.event = appender(folder / name), proto.Event
-    self._write(self.event(wall_time=time.time(), file_version='brain.Event:2'))
-    if step:
-      begun = proto.SessionLog(status=proto.SessionLog.START)
-      self._write(self.event(wall_time=time.time(), step=step + 1, session_log=begun))
+class Sink(Protocol):
+  """A place beside metrics.jsonl that values of a run go to."""
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes values of a step."""
-    from tensorboardX.summary import scalar
+    """Writes numbers of a step by name."""
+    ...
 
-    for name, value in values.items():
-      summary = scalar(name, value)
-      self._write(self.event(wall_time=time.time(), step=step, summary=summary))
-
-  def _write(self, event: Any) -> None:
-    """Writes a record: length, its checksum, content, its checksum."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    content = event.SerializeToString()
-    size = struct.pack('<Q', len(content))
-    sums = [struct.pack('<I', masked_crc32c(x)) for x in (size, content)]
-    self.file.write(size + sums[0] + content + sums[1])
-
-  def flush(self) -> None:
-    """Writes events that are kept."""
-    self.file.flush()
+  def texts(self, step: int, values: Mapping[str, str]) -> None:
+    """Writes texts of a step by name."""
+    ...
 
   def close(self) -> None:
-    """Closes the file."""
-    self.file.close()
-
-
-def import_tensorboard() -> None:
-  """Imports tensorboardX without torch (1.5 s, 300 MiB), which no scalar needs."""
-  hidden = sys.modules.get('torch', ...) is ...
-  if hidden:
-    sys.modules['torch'] = None  # type: ignore[assignment]
-  try:
-    importlib.import_module('tensorboardX')
-  finally:
-    if hidden:
-      del sys.modules['torch']
+    """Ends the writing."""
+    ...
 
 
 class Writer:
-  """Writes scalars of a step to metrics.jsonl, TensorBoard and the terminal.
+  """Writes scalars and texts of a step to metrics.jsonl, TensorBoard, trackers, the terminal.
 
   Args:
     workdir: the run directory.
     step: completed steps at the start; later TensorBoard events are hidden.
     length: see `JsonLines`.
+    trackers: name -> started tracker.
   """
 
-  def __init__(self, workdir: Place, step: int, length: int):
+  def __init__(
+    self, workdir: Place, step: int, length: int, trackers: Mapping[str, Sink] | None = None
+  ):
     self.lines = JsonLines(workdir / 'metrics.jsonl', length)
     self.events = Events(workdir / 'tensorboard', step)
+    self.sinks: dict[str, Sink] = {'tensorboard': self.events, **(trackers or {})}
 
   @property
   def length(self) -> int:
@@ -193,8 +151,14 @@ class Writer:
       left: its end.
     """
     self.lines.write({'step': step, 'time': round(time.time(), 3)} | dict(values))
-    self.events.scalars(step, values)
+    for sink in self.sinks.values():
+      sink.scalars(step, values)
     log.info('%s  %s', position or f'step {step}', '  '.join(filter(None, [_line(values), left])))
+
+  def texts(self, step: int, values: Mapping[str, str]) -> None:
+    """Writes texts of a step to TensorBoard and the trackers."""
+    for sink in self.sinks.values():
+      sink.texts(step, values)
 
   def flush(self) -> None:
     """Writes the lines and events that are kept, before a checkpoint that records `length`."""
@@ -203,7 +167,8 @@ class Writer:
 
   def close(self) -> None:
     self.lines.close()
-    self.events.close()
+    for sink in self.sinks.values():
+      sink.close()
 
 
 def _line(values: Mapping[str, float]) -> str:
@@ -225,6 +190,9 @@ class Silent:
     self, step: int, values: Mapping[str, float], position: str = '', left: str = ''
   ) -> None:
     log.info('step %d %s', step, dict(values))
+
+  def texts(self, step: int, values: Mapping[str, str]) -> None:
+    pass
 
   def flush(self) -> None:
     pass

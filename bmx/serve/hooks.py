@@ -87,6 +87,7 @@ class SampleTexts:
     self.generator.release()
     for prompt, text in zip(self.prompts, texts, strict=True):
       log.info('sample %-6d %r', event.step, prompt + text)
+    event.write_texts({f'{p!r}': p + t for p, t in zip(self.prompts, texts, strict=True)})
     rows = ''.join(
       f'<pre><b>{html.escape(p)}</b>{html.escape(t)}</pre>'
       for p, t in zip(self.prompts, texts, strict=True)

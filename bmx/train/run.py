@@ -28,6 +28,7 @@ from bmx.train.guard import check_finite
 from bmx.train.policy import LoopState, groups, loop_state, stays_stopped
 from bmx.train.rundir import RunDir, check_links
 from bmx.train.signals import Signals
+from bmx.train.sinks import make_writer
 from bmx.train.state import StateSpec, TrainState, state_spec
 
 log = logging.getLogger('bmx')
@@ -166,6 +167,10 @@ class Event:
     """
     self.run.write(self.step, {k: float(v) for k, v in values.items()})
 
+  def write_texts(self, values: Mapping[str, str]) -> None:
+    """Writes texts of this step to TensorBoard and to the writers of the config."""
+    self.run.writer.texts(self.step, values)
+
 
 def make_run(
   experiment: Experiment,
@@ -216,7 +221,7 @@ def make_run(
     account.add('compile', loop.compile_seconds - compiled)
     watchdog.pat()
     first = jax.process_index() == 0
-    writer = Writer(rundir.path, found or 0, loop.metrics_length) if first else Silent()
+    writer = make_writer(x, rundir, found or 0, loop) if first else Silent()
     if first:
       starts.begin(rundir.path, found or 0, rundir.began, rundir.changes, changed)
   except Exception:

@@ -45,6 +45,7 @@ FREE = [
   'generate',
   'init',
   'hooks',
+  'writers',
   'allow_changed_data',
 ]
 # Files and folders that bmx writes in a run directory: a link there would lead a write elsewhere.
@@ -112,7 +113,7 @@ class RunDir:
   """
 
   def __init__(self, workdir: str | os.PathLike[str], experiment: Experiment):
-    self.began = time.time()
+    self.began, self.identity = time.time(), ''
     self.path = storage.absolute(storage.place(workdir))
     self.experiment = experiment
     self.config = self.path / 'config.json'
@@ -183,9 +184,10 @@ class RunDir:
     if jax.process_index():
       return
     old = read_config(self.path) if self.resumed else None
+    self.identity = (old or {}).get('run') or secrets.token_hex(8)
     new = {
       # The identity of the run, which the manifests of its checkpoints repeat.
-      'run': (old or {}).get('run') or secrets.token_hex(8),
+      'run': self.identity,
       'config': json.loads(json.dumps(self.experiment.config)),
       'name': self.experiment.name,
       'resolved': dict(resolved),
