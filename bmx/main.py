@@ -26,7 +26,7 @@ from bmx.runtime import console
 
 FLAGS = (
   'config', 'workdir', 'mode', 'step', 'input', 'output', 'prompt', 'topology', 'words', 'run',
-  'allow',
+  'trials', 'allow',
   'processes', 'process', 'coordinator', 'help',
 )  # fmt: skip
 USAGE = {
@@ -142,6 +142,7 @@ def _parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]
                       'words alone, or those whose names contain a text')  # fmt: skip
   parser.add_argument('--run', action='append', default=[], metavar='DIR', help='compare: run '
                       'directory; can be repeated')  # fmt: skip
+  parser.add_argument('--trials', type=int, default=0, help='sweep: trials of the whole sweep')
   parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
                       'that a stored config may call besides bmx, optax and flax')  # fmt: skip
   several = parser.add_argument_group('several processes: one command each, with its own --process')
@@ -209,6 +210,9 @@ def _is_value(argument: str) -> bool:
 
 def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
   recipes.trust(args.allow)
+  spaces: list[Any] = []
+  if args.mode == 'sweep':
+    overrides, spaces = recipes.split(overrides)
   if not args.config and not args.workdir:
     config, name = None, ''
   elif args.config:
@@ -226,6 +230,10 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
     topology=args.topology,
     words=args.words,
     runs=tuple(args.run),
+    trials=args.trials,
+    recipe=args.config,
+    overrides=tuple(overrides),
+    spaces=tuple(spaces),
   )
 
 

@@ -63,6 +63,8 @@ SLOW = (
   'test_hostile.py',
   'test_language.py',
   'test_package.py',
+  'test_sweep.py::test_a_pruned_trial_stops_and_a_failing_one_is_recorded',
+  'test_sweep.py::test_a_sweep_resumes',
   'train/',
 )
 COMPILE = ('plan/test_compile.py', 'plan/test_placement.py')

@@ -87,6 +87,8 @@ def test_commands_of_the_docs_are_understood(page):
     flagged = [word for word in words if word.startswith('--')]
     arguments = cli.translate(words[1:]) if words[0] == 'bmx' else flagged
     args, overrides = main._parse(arguments, 'bmx')
+    if args.mode == 'sweep':
+      overrides, _ = recipes.split(overrides)
     if args.config or overrides:
       recipes.load(args.config or 'gpt_char', overrides)
     flags = args.step, args.input, tuple(args.prompt), args.topology, args.words, tuple(args.run)

@@ -9,12 +9,14 @@ from bmx.config.describe import Line, lines
 from bmx.config.overrides import apply
 from bmx.config.parts import build, parameters, resolve
 from bmx.config.recipes import About, about, check_variant, find, load, names
+from bmx.config.spaces import Space, split
 from bmx.config.stored import check_calls, complete, from_plain, from_stored, plain, trust
 from bmx.config.words import base, check_words
 
 __all__ = [
   'About',
   'Line',
+  'Space',
   'about',
   'apply',
   'base',
@@ -33,5 +35,6 @@ __all__ = [
   'plain',
   'resolve',
   'settle',
+  'split',
   'trust',
 ]

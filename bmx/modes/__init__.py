@@ -6,6 +6,7 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
+from bmx.config.spaces import Space
 from bmx.core.errors import InputError
 
 
@@ -40,6 +41,9 @@ MODES = {
   'compare': Mode(
     'bmx.modes.compare', 'compares runs: curves, results, words that differ', ('--run',)
   ),
+  'sweep': Mode(
+    'bmx.modes.sweep', 'searches words given as log(a,b), int(a,b), choice(x,y)', ('--trials',)
+  ),
 }
 
 
@@ -58,6 +62,10 @@ class Request:
     topology: devices to plan for, such as 'v5e:4x4'.
     words: part of the names of the words to print; 'all' prints them all; '' adds an outline.
     runs: run directories to compare.
+    trials: of a sweep.
+    recipe: as the command names it; '' for a stored config.
+    overrides: 'a.b=value' texts that the config follows.
+    spaces: words that a sweep sets.
     began: when the command began, in seconds of `time.perf_counter`.
   """
 
@@ -71,6 +79,10 @@ class Request:
   words: str = ''
   runs: tuple[str, ...] = ()
   output: str = ''
+  trials: int = 0
+  recipe: str = ''
+  overrides: tuple[str, ...] = ()
+  spaces: tuple[Space, ...] = ()
   began: float = dataclasses.field(default_factory=time.perf_counter)
 
 
@@ -91,6 +103,7 @@ def check_flags(mode: str, request: Request) -> None:
     '--topology': request.topology,
     '--words': request.words,
     '--run': request.runs,
+    '--trials': request.trials,
   }
   for flag, is_set in given.items():
     if is_set and flag not in MODES[mode].flags:
