@@ -6,6 +6,7 @@
 
 import sys
 
+from bmx import arguments as flags
 from bmx import config as recipes
 from bmx import main as entry
 from bmx import modes
@@ -33,7 +34,7 @@ def translate(arguments: list[str]) -> list[str]:
       result.append(f'--words={rest.pop(0)}')
   for argument in rest:
     name = argument.removeprefix('--').partition('=')[0]
-    word = argument.startswith('--') and name and name not in entry.FLAGS
+    word = argument.startswith('--') and name and name not in flags.FLAGS
     if word and not name.startswith('config.') and not _is_misspelt_flag(name):
       argument = f'--config.{argument.removeprefix("--")}'
     result.append(argument)
@@ -41,7 +42,7 @@ def translate(arguments: list[str]) -> list[str]:
 
 
 def _is_misspelt_flag(name: str) -> bool:
-  return '.' not in name and name not in recipes.base() and bool(entry.near_flag(name))
+  return '.' not in name and name not in recipes.base() and bool(flags.near_flag(name))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = ['--help']
   first = arguments[0]
   if not first.startswith('-') and first not in modes.MODES:
-    entry.refuse('bmx', _without_mode(first))
+    flags.refuse('bmx', _without_mode(first))
   return entry.main(translate(arguments), 'bmx')
 
 
@@ -62,4 +63,4 @@ def _without_mode(first: str) -> str:
   name = first.partition(':')[0]
   if name in recipes.names() or name.endswith('.py'):
     return f'{first}: expected a mode first; bmx train {first}'
-  return entry.unknown_mode(first)
+  return flags.unknown_mode(first)

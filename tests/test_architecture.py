@@ -21,12 +21,13 @@ FLOORS = [
   ['adapt', 'compress', 'privacy', 'interpret', 'serve', 'plan'],
   ['experiment'],
   ['modes'],
+  ['arguments'],
   ['main'],
   ['cli'],
   ['__main__'],
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-CONFIG_READERS = {'config', 'experiment', 'main'}
+CONFIG_READERS = {'config', 'experiment', 'arguments', 'main'}
 
 
 def room(module: str) -> str:

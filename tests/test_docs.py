@@ -12,7 +12,8 @@ import shlex
 import pytest
 
 import bmx as package
-from bmx import cli, main, modes
+from bmx import arguments as argument_parser
+from bmx import cli, modes
 from bmx import config as recipes
 from bmx.core import hardware
 from bmx.data.text.tokenizer_train import trained
@@ -67,7 +68,7 @@ def test_short_commands_of_the_readme_are_understood():
     given = dict(word.removeprefix('--').split('=', 1) for word in arguments)
     assert given['mode'] in modes.MODES
     words = [f'{k.removeprefix("config.")}={v}' for k, v in given.items() if 'config.' in k]
-    assert {k for k in given if 'config.' not in k} <= set(main.FLAGS)
+    assert {k for k in given if 'config.' not in k} <= set(argument_parser.FLAGS)
     if 'config' in given:
       recipes.load(given['config'], words)
 
@@ -86,7 +87,7 @@ def test_commands_of_the_docs_are_understood(page):
     words = shlex.split(command, comments=True)
     flagged = [word for word in words if word.startswith('--')]
     arguments = cli.translate(words[1:]) if words[0] == 'bmx' else flagged
-    args, overrides = main._parse(arguments, 'bmx')
+    args, overrides = argument_parser.parse(arguments, 'bmx')
     if args.mode == 'sweep':
       overrides, _ = recipes.split(overrides)
     if args.config or overrides:

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 import bmx as package
-from bmx import cli, main
+from bmx import arguments, cli, main
 from tests.conftest import ROOT
 
 SHORT = ['--steps=4', '--every.log=2', '--cache=off']
@@ -109,7 +109,7 @@ def test_flags_are_those_of_the_parser(capsys):
   with pytest.raises(SystemExit):
     main.main(['--help'])
   named = set(re.findall(r'^  (?:-h, )?--(\w+)', capsys.readouterr().out, re.M))
-  assert named == set(main.FLAGS)
+  assert named == set(arguments.FLAGS)
 
 
 def test_help_names_the_modes(capsys):

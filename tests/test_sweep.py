@@ -6,7 +6,8 @@ import shlex
 
 import pytest
 
-from bmx import cli, config, main
+from bmx import arguments as argument_parser
+from bmx import cli, config
 from bmx.config.spaces import Space, split
 from bmx.core.errors import InputError
 from bmx.core.events import Hook
@@ -98,7 +99,7 @@ def test_a_sweep_resumes(tmp_path, capsys):
     if 'eval/valid/loss' in line
   ]
   assert best['value'] == min(found)
-  args, overrides = main._parse(cli.translate(shlex.split(best['command'])[1:]), 'bmx')
+  args, overrides = argument_parser.parse(cli.translate(shlex.split(best['command'])[1:]), 'bmx')
   made, _ = config.load(args.config, overrides)
   assert made.schedule.peak == best['words']['schedule.peak']
   assert str(made.task.model.widths).replace(' ', '') == best['words']['task.model.widths']
