@@ -103,7 +103,18 @@ def python_of(page: str) -> list[str]:
 def test_every_page_with_python_is_tested():
   """Blocks of language.md that import are executed in test_language.py."""
   pages = [p.name for p in (ROOT / 'docs').glob('*.md')]
-  assert {p for p in pages if python_of(p)} == {'language.md', 'tables.md'}
+  assert {p for p in pages if python_of(p)} == {'language.md', 'report.md', 'tables.md'}
+
+
+def test_parts_of_the_report_page_take_their_words():
+  (code,) = python_of('report.md')
+  c, _ = recipes.load('gpt_char:tiny')
+  with c.unlocked():
+    exec(code, {'c': c})
+  assert len(c.writers) == 2
+  for part in c.writers.values():
+    words = recipes.parameters(recipes.resolve(part.call), part.call)
+    assert {*part} - {'call'} <= {*words}
 
 
 @pytest.fixture

@@ -56,13 +56,16 @@ def operations(profile: Any) -> list[Operation]:
 
 
 def _lines(profile: Any) -> Iterator[Any]:
-  planes = list(profile.planes)
-  devices = [plane for plane in planes if plane.name.startswith(DEVICE)]
-  for plane in devices or planes:
-    lines = list(plane.lines)
-    once = [line for line in lines if line.name == OPERATIONS]
-    streams = [line for line in lines if line.name.startswith(STREAM)]
-    yield from (once or streams) if devices else lines
+  planes = [(plane.name, list(plane.lines)) for plane in profile.planes]
+  devices = [line for name, lines in planes if name.startswith(DEVICE) for line in _once(lines)]
+  # A library may add a plane of a device that ran nothing.
+  yield from devices or (line for _, lines in planes for line in lines)
+
+
+def _once(lines: Sequence[Any]) -> list[Any]:
+  """Returns the lines of a device that have each operation once."""
+  once = [line for line in lines if line.name == OPERATIONS]
+  return once or [line for line in lines if line.name.startswith(STREAM)]
 
 
 def _events(line: Any) -> Iterator[tuple[float, float, tuple[str, str]]]:

@@ -59,6 +59,12 @@ def test_a_device_has_each_operation_once():
   assert times(plane('/host:CPU', HOST), plane('/device:GPU:0', gpu)) == {'fusion.2': (1, 70)}
 
 
+def test_a_device_that_ran_nothing_is_not_read():
+  """Libtpu adds such a plane to the trace of a CPU once it has compiled something."""
+  empty = plane('/device:CUSTOM:Megascale Trace', {})
+  assert times(plane('/host:CPU', HOST), empty) == times(plane('/host:CPU', HOST))
+
+
 def test_shares_add_up_and_names_are_escaped():
   found = trace.operations(ProfileData.from_text_proto(plane('/host:CPU', HOST)))
   assert trace.rows(found)[0] == ('50.0%', '0.001', '2', 'fusion.2 (jit_step)')
