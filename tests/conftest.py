@@ -16,6 +16,8 @@ if not os.environ.get('BMX_TEST_OPTIMIZED'):
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = FLAGS
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+# Read when gcsfs is imported: otherwise it asks Google's server for the kind of a bucket.
+os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'
 # Shared by all tests and workers; one that kills processes takes a cache of its own.
 CACHE = pathlib.Path(tempfile.gettempdir()) / 'bmx-test-programs'
 
