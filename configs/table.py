@@ -6,9 +6,8 @@
 How each column is read, the kind of the target and the sizes are inferred, printed and kept in the
 run (docs/tables.md). A fifth of the records is held out; the checkpoint that is best on it is kept.
 
-Reaches 85.6 % of the held-out fifth of Census Income's adult.data in 10 s (`--data.path=adult.csv
---data.target=income`; 3 seeds, 85.5 to 85.8, of the checkpoint that is best there; 2026-11-27, one
-CPU core).
+Reaches 85.5 % of the held-out fifth of Census Income's adult.data, in 9 s (mean of 3 seeds, 85.4 to
+85.6; 2026-11-27, two CPU cores: experiments/recipes/run.py table).
 """
 
 from bmx.config import base, check_variant

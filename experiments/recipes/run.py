@@ -2,7 +2,7 @@
 
     BMX_TEST_DATA=DIR python experiments/recipes/run.py [NAME ...]
 
-DIR holds tfds/ (a TFDS data directory with MNIST), tabular_uci/ (UCI Adult) and tinyshakespeare/.
+DIR holds tfds/ (a TFDS data directory with MNIST and SST-2), tabular_uci/ (UCI Adult) and tinyshakespeare/.
 """
 
 import datetime
@@ -19,11 +19,32 @@ import time
 HERE = pathlib.Path(__file__).parent
 DATA = os.environ.get('BMX_TEST_DATA', '')
 TFDS = [f'--config.data.data_dir={DATA}/tfds']
+# adult.data has no header.
+ADULT_COLUMNS = (
+  'age', 'workclass', 'fnlwgt', 'education', 'education_num', 'marital_status', 'occupation',
+  'relationship', 'race', 'sex', 'capital_gain', 'capital_loss', 'hours_per_week', 'native_country',
+  'income',
+)  # fmt: skip
+ADULT = [
+  f'--config.data.path={DATA}/tabular_uci/adult.data',
+  '--config.data.target=income',
+  f'--config.data.columns={ADULT_COLUMNS}',
+]
+PHRASES = [  # 1,000 steps of 32, less than one pass over the phrases
+  *TFDS,
+  f'--config.data.tokenizer.data_dir={DATA}/tfds',
+  '--config.data.path=tfds:sst2_rebuilt/train',
+  '--config.data.text=sentence',
+  '--config.epochs=0',
+  '--config.steps=1000',
+]
 
 # name -> (recipe, arguments, seeds, the metric to report)
 RUNS = {
   'digits_mlp': ('digits_mlp', [], 3, 'eval/test/accuracy'),
   'adult_mlp': ('adult_mlp', [f'--config.folder={DATA}/tabular_uci'], 3, 'eval/test/accuracy'),
+  'table': ('table', ADULT, 3, 'eval/valid/accuracy'),
+  'text': ('text', PHRASES, 1, 'eval/valid/accuracy'),
   'gpt_char': (
     'gpt_char',
     [f'--config.data.path={DATA}/tinyshakespeare/input.txt'],
