@@ -2,7 +2,8 @@
 
     BMX_TEST_DATA=DIR python experiments/recipes/run.py [NAME ...]
 
-DIR holds tfds/ (a TFDS data directory with MNIST and SST-2), tabular_uci/ (UCI Adult) and tinyshakespeare/.
+DIR holds tfds/ (a TFDS data directory with MNIST and SST-2), tabular_uci/ (UCI Adult) and
+tinyshakespeare/.
 """
 
 import datetime
