@@ -21,7 +21,7 @@ SECTIONS = {
 REPLACED = ('Recipes', 'License')  # by recipes.md; by the file beside the README
 PACKAGES = (
   'config', 'experiment', 'models', 'tasks', 'data', 'optim', 'train', 'serve', 'adapt', 'parallel',
-  'ops', 'plan', 'core',
+  'ops', 'plan', 'compress', 'core',
 )  # fmt: skip
 FUNCTIONS = {
   'load': 'bmx.config.recipes.load',
