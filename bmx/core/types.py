@@ -232,7 +232,8 @@ class Task(Protocol):
       train: whether dropout and the like are active.
       method: 'loss' for the inputs of `score`, 'logits' for those of `postprocess`.
       apply: capture=(REGEX, ...) also returns the outputs of modules whose path matches;
-        collect=(COLLECTION, ...) the values that modules sow into a collection.
+        collect=(COLLECTION, ...) the values that modules sow into a collection;
+        read=(COLLECTION, ...) are given to the model and never updated (a wrapper's adapters).
     """
     ...
 
@@ -258,6 +259,10 @@ class Task(Protocol):
 
   def take(self, variables: Variables, given: Variables) -> Variables:
     """Inverse of `merged_params`: returns variables that hold the given plain weights."""
+    ...
+
+  def transform(self, tx: Any, steps: int) -> Any:
+    """Returns an optimizer (optax) of a run of `steps`, with what the task needs around it."""
     ...
 
   def validate(self, metadata: Metadata) -> None:

@@ -88,7 +88,8 @@ def build(
   data = checked(data, task)
   made = {k: dataclasses.replace(e, data=checked(e.data, task)) for k, e in made.items()}
   schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
-  tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule)
+  tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule, steps=steps)
+  tx = task.transform(tx, steps)
   grad_fn = _grad(c, Gradient(task))
   try:
     spec = plan_state(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError
 from bmx.ops.dense import contract
 from bmx.ops.lookup import look_up
+from bmx.ops.stored import dequantize, is_stored, kind_of, stored_names
 from bmx.parallel import Stored, axes_of, gather, named, shard_map
 
 Dtype = Any
@@ -84,12 +85,14 @@ class Einsum(nn.Module):
   dtype: Dtype = jnp.float32
 
   def setup(self):
-    lead, contracted = self._dims
-    fan_in = math.prod(self.shape[:contracted])
+    fan_in = math.prod(self.shape[: self.contracted])
     init = self.kernel_init or nn.initializers.normal(fan_in**-0.5)
-    self.stored = self.param('kernel', named(init, self.axes), self.shape, jnp.float32)
+    if self.has_variable('quantized', 'kernel'):
+      self.stored = self.get_variable('quantized', 'kernel')
+    else:
+      self.stored = self.param('kernel', named(init, self.axes), self.shape, jnp.float32)
     if self.bias:
-      zeros, shape = named(self.bias_init, self._bias_axes), self.shape[contracted:]
+      zeros, shape = named(self.bias_init, self._bias_axes), self.shape[self.contracted :]
       self.stored_bias = self.param('bias', zeros, shape, jnp.float32)
 
   @property
@@ -100,12 +103,24 @@ class Einsum(nn.Module):
     return lead, len(inputs) - lead
 
   @property
+  def contracted(self) -> int:
+    """Number of leading dimensions of the kernel that the product sums over."""
+    return self._dims[1]
+
+  @property
   def _bias_axes(self) -> Names:
-    return tuple('norm' if a == 'embed' else a for a in self.axes[self._dims[1] :])
+    return tuple('norm' if a == 'embed' else a for a in self.axes[self.contracted :])
 
   def weight(self) -> jax.Array:
-    """Returns the kernel as the computation reads it: gathered, in `dtype`."""
-    return gather(self.stored.astype(self.dtype), self.axes)
+    """Returns the kernel as the computation reads it: gathered, in `dtype`.
+
+    A quantized kernel (collection 'quantized') is gathered as codes.
+    """
+    if not is_stored(self.stored):
+      return gather(self.stored.astype(self.dtype), self.axes)
+    names = stored_names(kind_of(self.stored), self.axes, range(self.contracted))
+    codes = {k: gather(v, names[k]) for k, v in self.stored.items()}
+    return dequantize(codes, self.dtype)
 
   def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """Contracts an input with a kernel, both in `dtype`, by `equation`."""

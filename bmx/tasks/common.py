@@ -1,9 +1,8 @@
 """Bases of tasks: a task over one linen model, and a task around a task."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,6 +28,7 @@ from bmx.core.types import (
   facts_of,
 )
 from bmx.runtime.report import Illustrating, Section
+from bmx.tasks import capture as capturing
 
 
 class BaseTask:
@@ -50,6 +50,10 @@ class BaseTask:
     """Returns the predictions of each example, each array [B, ...]."""
     out, _ = self.forward(variables, batch, noise, train=False, method='logits')
     return self.postprocess(out.value, batch)
+
+  def transform(self, tx: Any, steps: int) -> Any:
+    """Returns the optimizer as it is."""
+    return tx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +118,10 @@ class ModelTask(BaseTask):
     method: str = 'loss',
     capture: tuple[str, ...] = (),
     collect: tuple[str, ...] = (),
+    read: tuple[str, ...] = (),
     **apply: Any,
   ) -> tuple[Out, Variables]:
-    given = ('params', 'rows', *self.constant)
+    given = ('params', 'rows', *self.constant, *read)
     updated = [k for k in variables if k not in given] if train else []
     out, new = self.model.apply(
       variables,
@@ -125,14 +130,15 @@ class ModelTask(BaseTask):
       rngs={'dropout': noise.key},
       mutable=['aux', *updated, *collect],
       method=self.loss_method if method == 'loss' else None,
-      capture_intermediates=_matching(capture) if capture else False,
+      capture_intermediates=capturing.matching(capture) if capture else False,
       **apply,
     )
     new = dict(new)
-    aux, captured = _sown(new.pop('aux', {})), _captured(new.pop('intermediates', {}))
-    _check_captured(capture, captured)
+    aux = capturing.sown(new.pop('aux', {}))
+    captured = capturing.captured(new.pop('intermediates', {}))
+    capturing.check_captured(capture, captured)
     for name in collect:
-      captured |= {f'{name}/{k}': v for k, v in _captured(new.pop(name, {})).items()}
+      captured |= {f'{name}/{k}': v for k, v in capturing.captured(new.pop(name, {})).items()}
     return Out(out, aux, captured), new
 
   def merged_params(self, variables: Variables) -> Variables:
@@ -155,15 +161,49 @@ class ModelTask(BaseTask):
     raise NotImplementedError
 
 
+# Roles of wrappers that change how weights are stored, trained or judged -> roles inside them. Any
+# other order loses one of them: adapters around a distillation would never see its teacher.
+INSIDE = {
+  'quantized': (),
+  'adapters': ('quantized',),
+  'fake': (),
+  'distill': ('quantized', 'adapters', 'fake'),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Wrapper(BaseTask):
   """A task around a task; a subclass inherits the inner task's methods unless it defines them.
 
   A collection that the wrapper adds ('frozen', 'teacher') is its own: `forward` passes the inner
   task the variables without it.
+
+  Attributes:
+    inner: the task inside.
+    role: key of INSIDE; '' for a wrapper that fits anywhere.
+
+  Raises:
+    InputError: the inner task has a role that this one does not work around.
   """
 
   inner: Task
+  role: ClassVar[str] = ''
+
+  def __post_init__(self):
+    self._check_order()
+
+  def _check_order(self) -> None:
+    inner: Any = self.inner
+    while isinstance(inner, Wrapper):
+      if self.role and inner.role and inner.role not in INSIDE[self.role]:
+        outside, inside = type(self).__name__, type(inner).__name__
+        fix = (
+          f'nest them the other way, {inside}({outside}(...))'
+          if self.role in INSIDE[inner.role]
+          else 'use one of them, write its merged weights, and start the other from these'
+        )
+        raise InputError(f'task={outside}({inside}(...)): expected another order; {fix}')
+      inner = inner.inner
 
   @property
   def model(self) -> Any:
@@ -221,6 +261,9 @@ class Wrapper(BaseTask):
   def take(self, variables: Variables, given: Variables) -> Variables:
     return self.inner.take(variables, given)
 
+  def transform(self, tx: Any, steps: int) -> Any:
+    return self.inner.transform(tx, steps)
+
   def validate(self, metadata: Metadata) -> None:
     self.inner.validate(metadata)
 
@@ -230,49 +273,6 @@ class Wrapper(BaseTask):
 
   def illustrate(self, rows: HostBatch, data: Data) -> Sequence[Section]:
     return self.inner.illustrate(rows, data) if isinstance(self.inner, Illustrating) else ()
-
-
-def _matching(patterns: tuple[str, ...]) -> Any:
-  """Returns a filter for linen's `capture_intermediates`: modules whose path a regex matches."""
-  regexes = [re.compile(p) for p in patterns]
-
-  def matches(module: nn.Module, method: str) -> bool:
-    path = '/'.join(module.path)
-    return method == '__call__' and any(r.search(path) for r in regexes)
-
-  return matches
-
-
-def _captured(collection: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the values that modules sowed once each, by path, without '__call__' of an output.
-
-  Raises InputError for a module that is called more than once: its value is ambiguous.
-  """
-  once = lambda x: isinstance(x, tuple)
-  leaves = jax.tree_util.tree_flatten_with_path(collection, is_leaf=once)[0]
-  names = {tuple(k.key for k in path if k.key != '__call__'): value for path, value in leaves}
-  for path, value in names.items():
-    if len(value) > 1:
-      raise InputError(f'capture of {"/".join(path)}: expected a module that is called once')
-  first = lambda output: (
-    output[0] if isinstance(output, tuple) else output
-  )  # of attention: no cache
-  return {'/'.join(path): first(value[0]) for path, value in names.items()}
-
-
-def _check_captured(patterns: tuple[str, ...], captured: Mapping[str, Any]) -> None:
-  for pattern in patterns:
-    if not any(re.search(pattern, name) for name in captured):
-      raise InputError(f'capture={pattern!r}: expected a regex that matches the path of a module')
-
-
-def _sown(collection: Mapping[str, Any]) -> dict[str, Array]:
-  """Sums the values that modules sowed into 'aux', by their last name: float32 []."""
-  found: dict[str, Array] = {}
-  for path, value in jax.tree_util.tree_flatten_with_path(collection)[0]:
-    name = path[-2].key
-    found[name] = found[name] + value if name in found else value
-  return found
 
 
 def find(batch: Mapping[str, Any], *names: str) -> Any:

@@ -11,6 +11,7 @@ from bmx.core import streams, tree
 from bmx.core.experiment import Experiment
 from bmx.core.metrics import Metrics, add
 from bmx.core.types import Array, Batch, GradFn, Noise, Variables
+from bmx.optim.masks import masked
 from bmx.train.gradients import divide
 from bmx.train.guard import guarded
 from bmx.train.state import TrainState, split_constant, variables_of, with_constant
@@ -52,6 +53,8 @@ def make_train_step(
     collections = {**state.collections, **collections}
     new = {'params': params, **collections}
     average = state.ema and {k: _averaged(old, new[k], ema) for k, old in state.ema.items()}
+    if average:
+      average['params'] = masked(opt_state, average['params'])
     return state.replace(params=params, opt_state=opt_state, collections=collections, ema=average)
 
   def step(state, batch, secret=None):

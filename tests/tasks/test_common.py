@@ -1,5 +1,7 @@
 """Sown and captured values of a model."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -82,3 +84,26 @@ def test_a_wrappers_own_collection_stays_with_it():
   task = Kept(Sum(Towers()))
   _, collections = task.forward(task.init(NOISE, {'x': x}), {'x': x}, NOISE, train=True)
   assert 'frozen' not in collections
+
+
+def wrapper(role):
+  return dataclasses.dataclass(frozen=True)(type(role.title(), (Wrapper,), {'role': role}))
+
+
+@pytest.mark.parametrize('outer, inner, fix', [
+  ('adapters', 'distill', r'nest them the other way, Distill\(Adapters'),
+  ('quantized', 'adapters', r'nest them the other way, Adapters\(Quantized'),
+  ('adapters', 'adapters', 'write its merged weights'),
+  ('fake', 'adapters', 'write its merged weights'),
+  ('fake', 'quantized', 'write its merged weights'),
+])  # fmt: skip
+def test_an_order_that_loses_a_wrapper_is_refused(outer, inner, fix):
+  base = Sum(Towers())
+  plain = Wrapper(base)  # without a role: fits anywhere, and hides no other
+  with pytest.raises(InputError, match=fix):
+    wrapper(outer)(Wrapper(wrapper(inner)(plain)))
+
+
+def test_the_right_order_is_taken():
+  task = wrapper('distill')(wrapper('adapters')(wrapper('quantized')(Sum(Towers()))))
+  assert task.transform('tx', 10) == 'tx'
