@@ -62,6 +62,8 @@ def run(request: Request) -> int:
     _print(generator, prompts, x.seed, stats)
   else:
     _write(generator, prompts, x.seed, stats, workdir)
+  if stats.slides:
+    log.info('the window slid: the cache was filled %d times', stats.slides + 1)
   if stats.new_tokens:
     log.info(
       '%d prompt tokens in %.2f s, then %d tokens at %s tokens/s (compiled in %.1f s)',

@@ -80,22 +80,34 @@ class Padded(NamedTuple):
     arrays: 'tokens' int32 [B, P], padded on the left; 'first' int32 [B], the slot of each row's
       first token; every other input, [B, ...].
     rows: rows that were given, at most B; the others repeat the first.
+    prompts: ids of each row's prompt.
     prompt_lengths: int [B], tokens of each row's prompt.
   """
 
   arrays: dict[str, Any]
   rows: int
+  prompts: Prompts
   prompt_lengths: np.ndarray
 
   @property
   def signature(self) -> Any:
     """Hashable shapes and dtypes: equal signatures run the same compiled program."""
-    leaves, structure = jax.tree.flatten(self.arrays)
-    return structure, tuple((x.shape, str(x.dtype)) for x in leaves)
+    return signature(self.arrays)
+
+
+def signature(arrays: Any) -> Any:
+  """Returns the structure, shapes and dtypes of a pytree, hashable."""
+  leaves, structure = jax.tree.flatten(arrays)
+  return structure, tuple((x.shape, str(x.dtype)) for x in leaves)
 
 
 def pad(
-  inputs: Inputs, model: Any, layout: Layout, begin: Sequence[int] = (), row: int = 0
+  inputs: Inputs,
+  model: Any,
+  layout: Layout,
+  begin: Sequence[int] = (),
+  row: int = 0,
+  multiple: int = PROMPT_MULTIPLE,
 ) -> Padded:
   """Pads inputs: prompts on the left to one length, rows to a multiple that the mesh divides.
 
@@ -106,13 +118,14 @@ def pad(
     layout: mesh and rules.
     begin: the prompt of every row of a mapping without 'tokens'.
     row: number of the first row, for messages.
+    multiple: of the padded length; inputs without token prompts are not padded.
 
   Raises:
     InputError: no rows, a prompt is empty, leaves no free position or has an id outside the
       vocabulary, or the inputs differ in their number of rows.
   """
   given = dict(inputs) if isinstance(inputs, Mapping) else {'tokens': inputs}
-  multiple = PROMPT_MULTIPLE if 'tokens' in given else 1
+  multiple = multiple if 'tokens' in given else 1
   prompts = given.pop('tokens', None)
   counts = {int(x.shape[0]) for x in jax.tree.leaves(given)}
   if prompts is None:
@@ -136,7 +149,7 @@ def pad(
   repeat = np.concatenate([np.arange(len(prompts)), np.zeros(extra, int)])
   rest = jax.tree.map(lambda x: np.asarray(x)[repeat], given)
   arrays = {**rest, 'tokens': ids, 'first': (length - lengths).astype(np.int32)}
-  return Padded(arrays, len(prompts), lengths)
+  return Padded(arrays, len(prompts), filled, lengths)
 
 
 def prompt_names(count: int, row: int = 0) -> list[str]:
@@ -180,12 +193,12 @@ def room(model: Any, prompt_lengths: np.ndarray, max_new_tokens: int) -> np.ndar
   return np.minimum(free, max_new_tokens).astype(np.int32)
 
 
-def steps_for(free: np.ndarray, max_new_tokens: int) -> int:
+def steps_for(free: np.ndarray, max_new_tokens: int, multiple: int = PROMPT_MULTIPLE) -> int:
   """Returns the decoding steps of a program for rows with `free` positions.
 
-  It is a multiple of `PROMPT_MULTIPLE`, so that few programs are compiled, at most max_new_tokens.
+  It is a multiple of `multiple`, so that few programs are compiled, at most max_new_tokens.
   """
-  return min(-(-int(free.max()) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE, max_new_tokens)
+  return min(-(-int(free.max()) // multiple) * multiple, max_new_tokens)
 
 
 def prefill(

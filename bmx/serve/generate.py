@@ -11,10 +11,22 @@ import numpy as np
 from flax import struct
 
 from bmx.core import streams
-from bmx.core.types import Variables
+from bmx.core.types import Variables, facts_of
 from bmx.parallel import Layout, constrain, jit
-from bmx.serve.decode import Inputs, next_logits, pad, prefill, room, steps_for
+from bmx.serve.decode import (
+  PROMPT_MULTIPLE,
+  Inputs,
+  next_logits,
+  pad,
+  prefill,
+  room,
+  signature,
+  steps_for,
+)
 from bmx.serve.sample import Sampling, draw
+from bmx.serve.slide import RowTokens, Slide
+
+MAX_TOKENS = 2**31 - 1  # of a text: they are counted in int32
 
 
 class DecodeState(struct.PyTreeNode):
@@ -44,6 +56,7 @@ class GenerationStats:
   prefill_seconds: float = 0.0
   decode_seconds: float = 0.0
   compile_seconds: float = 0.0
+  slides: int = 0  # times that the cache was filled anew
 
   @property
   def tokens_per_second(self) -> float:
@@ -60,7 +73,11 @@ class Generator:
     layout: mesh and rules.
     sampling: how tokens are drawn.
     ends: token ids that end a row.
-    begin: the prompt of inputs without token prompts, a begin-of-sequence id for instance.
+    begin: the prompt of inputs without token prompts, a begin-of-sequence id for instance. Texts
+      that begin with it keep it when their window slides.
+    slide: share of the model's positions that a text keeps, its newest tokens, once all are used;
+      0 ends it there. See `Slide`.
+    multiple: prompts and caches are padded to a multiple of it, so that few programs are compiled.
   """
 
   def __init__(
@@ -71,9 +88,13 @@ class Generator:
     sampling: Sampling,
     ends: Sequence[int] = (),
     begin: Sequence[int] = (),
+    slide: float = 0.0,
+    multiple: int = PROMPT_MULTIPLE,
   ):
     self.model, self.params, self.layout = model, params, layout
     self.sampling, self.ends, self.begin = sampling, tuple(ends), tuple(begin)
+    self.slide = Slide.of(slide, facts_of(model).max_seq_len, begin)
+    self.multiple = multiple
     self.programs: dict[Any, Any] = {}
 
   def stream(
@@ -87,8 +108,8 @@ class Generator:
   ) -> Iterator[tuple[np.ndarray, Callable[[Sequence[int]], None]]]:
     """Yields the new tokens chunk by chunk.
 
-    The draws of a row depend on (seed, its number, its inputs), not on the rows beside it. A row
-    also ends with the last of the model's `max_seq_len` positions.
+    The draws of a row depend on (seed, its number, its inputs), not on the rows beside it. With the
+    last of the model's `max_seq_len` positions a row ends, or its window slides (`slide`).
 
     Args:
       inputs: see `decode.pad`.
@@ -105,38 +126,60 @@ class Generator:
       InputError: see `decode.pad`.
     """
     stats = stats or GenerationStats()
-    padded = pad(inputs, self.model, self.layout, self.begin, row)
+    padded = pad(inputs, self.model, self.layout, self.begin, row, self.multiple)
     arrays, rows, batch = padded.arrays, padded.rows, len(padded.prompt_lengths)
     keys = np.asarray(jax.vmap(lambda i: jax.random.fold_in(_key(seed), i))(row + np.arange(batch)))
     free = room(self.model, padded.prompt_lengths, max_new_tokens)
-    free[rows:] = 0
-    limit = steps_for(free, max_new_tokens)
-    chunk = min(chunk, limit)
-    name = 'prefill', padded.signature, limit
-    begin = self._compiled(name, stats, lambda: self._begin(limit), arrays)
-    began = time.perf_counter()
-    state = jax.block_until_ready(begin(self.params, arrays))
-    stats.prefill_seconds += time.perf_counter() - began
+    held = self.slide and RowTokens(padded.prompts, self.slide, self.begin)
+    ends_at = np.full(batch, min(max_new_tokens, MAX_TOKENS), np.int32) if held else free.copy()
+    free[rows:], ends_at[rows:] = 0, 0
+    last = int(ends_at.max())
+    slots = steps_for(free, max_new_tokens, self.multiple)
+    chunk = min(chunk, slots)
+    state = self._run(stats, ('prefill', slots), lambda: self._begin(slots), arrays)
     stats.prompt_tokens += int(padded.prompt_lengths[:rows].sum())
-    where = jax.tree.map(lambda x: x.sharding, state)
-    name = 'decode', padded.signature, limit, chunk
-    others = keys, free, np.zeros(batch, bool), np.int32(1)
-    decode = self._compiled(name, stats, lambda: self._more(where, chunk), state, *others)
-    stopped = np.zeros(batch, bool)
-    for start in range(0, limit, chunk):
-      n = min(chunk, limit - start)
+    stopped, live = np.zeros(batch, bool), ends_at > 0
+    start = 0
+    while start < last:
+      if held and not held.room(live):
+        window, slots = held.forget(live)
+        rest = state.seen, state.done, state.count
+        del state  # the memory of the old cache is free for the new one
+        inside = {**arrays, **window}
+        state = self._run(stats, ('refill', slots), lambda n=slots: self._again(n), inside, *rest)
+        stats.slides += 1
+      n = min(chunk, last - start, held.room(live) if held else chunk)
+      where = jax.tree.map(lambda x: x.sharding, state)
+      others = keys, ends_at, stopped, np.int32(n)
+      decode = self._compiled(
+        stats, ('decode', chunk), lambda w=where: self._more(w, chunk), state, *others
+      )
       began = time.perf_counter()
-      state, new, done = decode(self.params, state, keys, free, stopped, np.int32(n))
+      state, new, done = decode(self.params, state, *others)
       new, done = jax.device_get((new, done))
       stats.decode_seconds += time.perf_counter() - began
       stats.new_tokens += int((new[:rows] >= 0).sum())
       yield new[:rows, :n], lambda some: np.put(stopped, some, True)
-      if (done | stopped)[:rows].all():
+      live = ~(done | stopped)
+      if not live.any():
         return
+      start += n
+      if held:
+        held.add(new[:, :n])
+
+  def _run(self, stats: GenerationStats, name: Any, make: Callable[[], Any], *args: Any) -> Any:
+    """Runs a program that fills a cache; its time is that of prefill."""
+    program = self._compiled(stats, name, make, *args)
+    began = time.perf_counter()
+    state = jax.block_until_ready(program(self.params, *args))
+    stats.prefill_seconds += time.perf_counter() - began
+    return state
 
   def _compiled(
-    self, name: Any, stats: GenerationStats, make: Callable[[], Any], *args: Any
+    self, stats: GenerationStats, name: Any, make: Callable[[], Any], *args: Any
   ) -> Any:
+    """Returns the program of this name for arguments of these shapes."""
+    name = name, signature(args)
     if name not in self.programs:
       began = time.perf_counter()
       self.programs[name] = make().lower(self.params, *args).compile()
@@ -145,6 +188,13 @@ class Generator:
 
   def _begin(self, limit: int) -> jit:
     return jit(lambda p, arrays: self._prefill(p, arrays, limit), self.layout)
+
+  def _again(self, slots: int) -> jit:
+    def refill(params, arrays, seen, done, count):
+      cache, logits = prefill(self.model, params, arrays, slots)
+      return DecodeState(cache, logits, seen, done, count)
+
+    return jit(refill, self.layout)
 
   def _more(self, where: Any, chunk: int) -> jit:
     """Compiles decoding; the state keeps the sharding of prefill in every step."""

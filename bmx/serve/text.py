@@ -14,7 +14,13 @@ from bmx.data.text.documents import whole
 from bmx.data.text.tokenizer import Tokenizer, frame
 from bmx.parallel import Layout
 from bmx.serve.beam import BeamSearch
-from bmx.serve.decode import Inputs, check_prompts, decoding_form, prompt_names
+from bmx.serve.decode import (
+  PROMPT_MULTIPLE,
+  Inputs,
+  check_prompts,
+  decoding_form,
+  prompt_names,
+)
 from bmx.serve.generate import GenerationStats, Generator
 from bmx.serve.sample import Sampling
 
@@ -41,6 +47,7 @@ class Options:
   length_penalty: float = 1.0
   stop: tuple[str, ...] = ()
   stream: bool = True
+  slide: float = 0.5
 
   def __post_init__(self):
     for name, value in (('max_new_tokens', self.max_new_tokens), ('num_beams', self.num_beams)):
@@ -74,6 +81,7 @@ class TextGenerator:
     tokenizer: of the model.
     options: the config word `generate`.
     ends: ids that end a text; the tokenizer's by default.
+    multiple: see `Generator`.
 
   Raises:
     InputError: the model cannot generate, or the tokenizer has more ids than the model.
@@ -87,6 +95,7 @@ class TextGenerator:
     tokenizer: Tokenizer,
     options: Options,
     ends: Sequence[int] = (),
+    multiple: int = PROMPT_MULTIPLE,
   ):
     check_size(tokenizer, facts_of(model))
     model, self.convert = decoding_form(model, layout)
@@ -95,7 +104,9 @@ class TextGenerator:
     self.begin = list(frame(tokenizer).prefix)
     self.ends = *(ends or tokenizer.ends), *stop_ids(tokenizer, options.stop)
     ends, begin = self.ends, self.begin
-    self.generator = Generator(model, params, layout, options.sampling, ends, begin)
+    self.generator = Generator(
+      model, params, layout, options.sampling, ends, begin, options.slide, multiple
+    )
     self.search = BeamSearch(
       model, params, layout, options.num_beams, ends, options.length_penalty, begin
     )
@@ -178,8 +189,26 @@ class TextGenerator:
     limit = facts.max_seq_len
     short = sum(limit - self.options.max_new_tokens < len(i) < limit for i in ids)
     if short:
-      log.info('%d of %d texts may end early: the model has %d positions', short, len(ids), limit)
+      self._note_limit(short, len(ids), limit)
     return ids
+
+  def _note_limit(self, short: int, count: int, limit: int) -> None:
+    """Logs what happens to texts that may need more than the model's positions."""
+    slide = self.generator.slide
+    if slide is None:
+      log.info('%d of %d texts may end early: the model has %d positions', short, count, limit)
+      return
+    if self.options.num_beams > 1:
+      raise InputError(
+        f'generate.slide={self.options.slide}: expected 0 with num_beams='
+        f'{self.options.num_beams}, as {short} of {count} texts may need more than the '
+        f'max_seq_len={limit} positions of the model; set generate.slide=0 to end texts there, or '
+        'generate.num_beams=1'
+      )
+    log.info(
+      '%d of %d texts may need more than the %d positions of the model: each continues from its '
+      'newest %d tokens then (generate.slide)', short, count, limit, slide.keep,
+    )  # fmt: skip
 
 
 def check_size(tokenizer: Tokenizer, facts: Facts) -> None:

@@ -91,10 +91,25 @@ def test_a_stop_ends_its_row_only():
 
 def test_as_many_tokens_as_the_positions_hold(caplog):
   caplog.set_level('INFO')
-  text = generator(length=8, max_new_tokens=100, temperature=0.0, stream=False).generate(['abcde'])[
-    0
-  ]
+  options = {'max_new_tokens': 100, 'temperature': 0.0, 'stream': False, 'slide': 0.0}
+  (text,) = generator(length=8, **options).generate(['abcde'])
   assert len(Bytes().encode([text])[0]) <= 3 * 3 and '1 of 1 texts may end early' in caplog.text
+
+
+def test_a_text_longer_than_the_positions_slides_unless_beams_search(caplog):
+  caplog.set_level('INFO')
+  options = {'max_new_tokens': 30, 'temperature': 0.0, 'stream': False}
+  made = generator(length=8, **options)
+  ids = np.concatenate([new for new, _ in made.generator.stream([[97]], 30)], axis=1)
+  assert (ids >= 0).sum() == 30
+  made.generate(['abcde'])
+  assert 'continues from its newest 4 tokens' in caplog.text
+  with pytest.raises(InputError, match='generate.slide=0.5: expected 0 with num_beams=2'):
+    generator(length=8, num_beams=2, **options).generate(['abcde'])
+  with pytest.raises(InputError, match=r'generate.slide=0.05: expected a share that keeps from 1'):
+    generator(length=8, slide=0.05)
+  with pytest.raises(InputError, match='generate.slide=1.0: expected 0 <= slide < 1'):
+    generator(length=8, slide=1.0)
 
 
 def test_special_tokens_begin_once_and_stop():
