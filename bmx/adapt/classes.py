@@ -8,7 +8,9 @@ from bmx.runtime.storage import place
 from bmx.train import datafile
 
 
-def check_order(folder: str, run: bool, taken: Iterable[str], classes: Sequence[str]) -> None:
+def check_order(
+  folder: str, run: bool, taken: Iterable[str], classes: Sequence[str], word: str = 'path'
+) -> None:
   """Compares the order of classes where a head is read from a folder.
 
   Names are compared without case. Classes of other names are not compared.
@@ -18,6 +20,7 @@ def check_order(folder: str, run: bool, taken: Iterable[str], classes: Sequence[
     run: the folder is a run of bmx, else a Hugging Face directory.
     taken: names of the parameters that are read.
     classes: of the data, by number; () without classes.
+    word: of `init` that names the folder.
 
   Raises:
     InputError: the folder has the same classes in another order.
@@ -29,10 +32,10 @@ def check_order(folder: str, run: bool, taken: Iterable[str], classes: Sequence[
   there = [name.casefold() for name in given]
   if sorted(there) == sorted(own) and there != list(own):
     order = tuple(own[name] for name in there)
+    fix = ', or start the head anew with --config.init.reinit=head' if word == 'path' else ''
     raise InputError(
-      f'init.path={folder!r}: its outputs are the classes {tuple(given)}, those of the data are '
-      f'{tuple(own.values())}: expected one order; set --config.data.classes="{order}", or start '
-      'the head anew with --config.init.reinit=head'
+      f'init.{word}={folder!r}: its outputs are the classes {tuple(given)}, those of the data are '
+      f'{tuple(own.values())}: expected one order; set --config.data.classes="{order}"{fix}'
     )
 
 

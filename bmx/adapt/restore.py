@@ -66,6 +66,7 @@ def start(
     if not folder:
       raise InputError(f'init.{name}={folder!r}: expected the folder of the weights of {name!r}')
     found = load_variables(folder, spec.abstract.collections[name], source)
+    check_order(folder, is_run(folder), found, classes, name)
     given |= {f'{name}/{k}': v for k, v in found.items()}
   plain: dict[str, jax.Array] = {}
   if init['path']:

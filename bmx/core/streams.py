@@ -12,6 +12,7 @@ varies over, so the draw for position p needs no draw before it.
 | GENERATE     | tokens that are drawn                        | row, then token   |
 | MIX_BLOCK    | which source stands where in a mixture       | block of positions   |
 | MIX + i      | order of examples of source i of a mixture   | epoch of the source  |
+| TEACHER      | projections to the teacher's hidden states   | parameter path    |
 | PREPARE      | corruption of a batch, before the model sees | step              |
 | PERMUTATION  | order of examples                            | epoch             |
 | SHIFT        | where the windows of a text begin            | epoch             |
@@ -22,7 +23,7 @@ varies over, so the draw for position p needs no draw before it.
 
 import numpy as np
 
-INIT, STEP, EVAL, GENERATE, PREPARE = 0, 1, 2, 3, 4
+INIT, STEP, EVAL, GENERATE, PREPARE, TEACHER = 0, 1, 2, 3, 4, 6
 PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK = 16, 17, 18, 19, 20, 21
 MIX = 1000  # and one for each source from here on
 

@@ -60,12 +60,15 @@ class QuestionAnswering(ModelTask):
 
   def score(self, out: Array, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     first, last, weights = find(batch, 'first'), find(batch, 'last'), batch['weights']
-    allowed = self._allowed(batch)
-    scores = jnp.where(allowed[..., None], self._in_order(out, batch), MASK_VALUE)
+    scores = self.masked_scores(out, batch)
     loss = cross_entropy(scores[..., 0], first) + cross_entropy(scores[..., 1], last)
     hits = (scores[..., 0].argmax(-1) == first) & (scores[..., 1].argmax(-1) == last)
     total, count = weighted(loss / 2, weights)
     return total, count, {'accuracy': counts(hits, weights)}
+
+  def masked_scores(self, out: Array, batch: Batch) -> Array:
+    """Returns scores float32 [B, T, 2] in the original order, masked outside the context."""
+    return jnp.where(self._allowed(batch)[..., None], self._in_order(out, batch), MASK_VALUE)
 
   def _in_order(self, out: Array, batch: Batch) -> Array:
     """Returns scores float32 [B, T, 2] in the original order, if a layout has reordered tokens."""
