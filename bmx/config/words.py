@@ -68,6 +68,7 @@ WORDS = {
   'generate.length_penalty': Word(1.0, 'Of beams: the power of the length that divides scores.'),
   'generate.stop': Word((), 'Texts that end the generation.'),
   'generate.slide': Word(0.5, 'Share of the positions that a full text keeps; 0: it ends.'),
+  'generate.cache': Word('auto', 'Of keys and values: auto, in `dtype`; or int8.'),
   'generate.stream': Word(True, 'Prints tokens as they are generated.'),
   **{f'mesh.{axis}': Word(-1 if axis == 'data' else 1, MESH[axis]) for axis in AXES},
   **{f'rules.{name}': Word(axes, 'Mesh axes that this dimension is stored along.')

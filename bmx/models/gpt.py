@@ -53,6 +53,8 @@ class GPT(nn.Module):
     vocab_pad: rows that the token table stores besides, so that axes divide it.
     attention: 'xla', 'cudnn', 'splash', 'ring', or 'auto', by the kind of device.
     window: positions that a query sees, the nearest and its own included; 0 is all before it.
+    kv_cache: of generation: 'auto', keys and values in `dtype`; 'int8', codes with a scale for each
+      head and position.
     experts: of each block, see `moe.MoE`; 0 is one feed-forward network.
     top_k: experts of a token.
     capacity_factor: tokens that an expert has place for, as a multiple of an even share.
@@ -89,6 +91,7 @@ class GPT(nn.Module):
   vocab_pad: int = 0
   attention: str = 'xla'
   window: int = 0
+  kv_cache: str = 'auto'
   experts: int = 0
   top_k: int = 2
   capacity_factor: float = 1.25
@@ -121,6 +124,8 @@ class GPT(nn.Module):
       raise InputError(
         f"positions={self.positions!r}: expected 'learned', 'sinusoidal' or 'rotary'"
       )
+    if self.kv_cache not in ('auto', 'int8'):
+      raise InputError(f"kv_cache={self.kv_cache!r}: expected 'auto' or 'int8'")
     check_rate(self.dropout)
     check_sizes(
       vocab_size=(self.vocab_size,),
@@ -194,14 +199,18 @@ class GPT(nn.Module):
       x += sinusoidal(positions, self.width).astype(x.dtype)
     return constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
 
-  def for_decoding(self) -> tuple['GPT', Callable[[Variables], Variables]]:
+  def for_decoding(self, cache: str = 'auto') -> tuple['GPT', Callable[[Variables], Variables]]:
     """Returns the same model with layers one by one, and a function that gives it the weights.
+
+    Args:
+      cache: 'int8', or 'auto' for the model's `kv_cache`.
 
     Weights are cast to `dtype` except those that training keeps in float32 (norms, routers). An
     expert accepts every token: none may be dropped because of the rows beside it.
     """
     experts: dict[str, Any] = {'capacity_factor': 0.0} if self.experts else {}
-    model = self.clone(scan=False, remat='none', attention='xla', **experts)
+    kv_cache = self.kv_cache if cache == 'auto' else cache
+    model = self.clone(scan=False, remat='none', attention='xla', kv_cache=kv_cache, **experts)
 
     def cast_weight(name: str, x: jax.Array) -> jax.Array:
       return x if 'norm' in name or 'router' in name else x.astype(self.dtype)
@@ -226,7 +235,8 @@ class GPT(nn.Module):
   def empty_cache(self, batch: int, slots: int, first: jax.Array) -> Cache:
     """Returns a cache for `extend`. first int [B]: the slots of rows' first tokens."""
     heads, size = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
-    return Cache.empty(self.depth, batch, slots, heads, size, self.dtype, first)
+    dtype = jnp.int8 if self.kv_cache == 'int8' else self.dtype
+    return Cache.empty(self.depth, batch, slots, heads, size, dtype, first)
 
   def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Reads the next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""

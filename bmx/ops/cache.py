@@ -3,6 +3,9 @@
 Prompts of unequal length are padded on the left, so that all rows write their next token into one
 slot, `at`. Row b's own tokens begin at slot `first[b]`.
 
+Keys and values are arrays [B, S, K, H] of one dtype, or stored leaves (`ops.stored`) of int8 codes
+with a scale for each head and slot: a quarter of the bytes of float32.
+
 B rows, S slots, T new tokens, K key/value heads, N query heads, H head size.
 """
 
@@ -14,7 +17,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from bmx.ops.masks import MASK_VALUE
+from bmx.ops.stored import is_stored, quantize
 from bmx.parallel import constrain
+
+Slots = Any  # keys or values of a layer: an array [B, S, K, H], or a stored leaf of int8
 
 
 @runtime_checkable
@@ -30,14 +36,14 @@ class LayerCache(struct.PyTreeNode):
   """The cache of one layer.
 
   Attributes:
-    key: [B, S, K, H].
-    value: [B, S, K, H].
+    key: Slots of [B, S, K, H].
+    value: Slots of [B, S, K, H].
     at: int32 [], the slot of the next token.
     first: int32 [B], the slot of each row's first token.
   """
 
-  key: jax.Array
-  value: jax.Array
+  key: Slots
+  value: Slots
   at: jax.Array
   first: jax.Array
 
@@ -45,6 +51,8 @@ class LayerCache(struct.PyTreeNode):
     """Returns the cache with key and value [B, T, K, H] in the slots from `at`."""
 
     def put(slots, new):
+      if is_stored(slots):
+        return {k: put(slots[k], v) for k, v in quantize(new, 'int8', (3,)).items()}
       slots = jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), self.at, axis=1)
       return constrain(slots, 'batch', None, 'kv', None)
 
@@ -61,31 +69,40 @@ class LayerCache(struct.PyTreeNode):
       [B, T, N, H] in q's dtype.
     """
     batch, length, heads, size = q.shape
-    slots, groups = self.key.shape[1:3]
+    (key, key_scale), (value, value_scale) = _codes(self.key, q.dtype), _codes(self.value, q.dtype)
+    slots, groups = key.shape[1:3]
     q = (q * size**-0.5).reshape(batch, length, groups, -1, size)
-    scores = jnp.einsum('btkgh,bskh->bkgts', q, self.key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum('btkgh,bskh->bkgts', q, key, preferred_element_type=jnp.float32)
+    scores *= key_scale
     slot = jnp.arange(slots)[None, :]
     distance = self.at + jnp.arange(length)[:, None] - slot
     seen = (distance >= 0) & (distance < window) if window else distance >= 0
     seen = seen[None] & (slot >= self.first[:, None])[:, None, :]
     scores = jnp.where(seen[:, None, None], scores, MASK_VALUE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(self.value.dtype)
-    y = jnp.einsum('bkgts,bskh->btkgh', weights, self.value)
+    weights = (jax.nn.softmax(scores, axis=-1) * value_scale).astype(value.dtype)
+    y = jnp.einsum('bkgts,bskh->btkgh', weights, value)
     return y.reshape(batch, length, heads, size).astype(q.dtype)
+
+
+def _codes(slots: Slots, dtype: Any) -> tuple[jax.Array, jax.Array | float]:
+  """Returns (values [B, S, K, H] that a product reads, their scale [B, K, 1, 1, S] or 1)."""
+  if not is_stored(slots):
+    return slots, 1.0
+  return slots['int8'].astype(dtype), slots['scale'][..., 0].transpose(0, 2, 1)[:, :, None, None]
 
 
 class Cache(struct.PyTreeNode):
   """The cache of all layers.
 
   Attributes:
-    keys: one [B, S, K, H] per layer.
-    values: one [B, S, K, H] per layer.
+    keys: Slots of [B, S, K, H], one per layer.
+    values: Slots of [B, S, K, H], one per layer.
     at: int32 [], the slot of the next token.
     first: int32 [B], the slot of each row's first token.
   """
 
-  keys: tuple[jax.Array, ...]
-  values: tuple[jax.Array, ...]
+  keys: tuple[Slots, ...]
+  values: tuple[Slots, ...]
   at: jax.Array
   first: jax.Array
 
@@ -101,11 +118,18 @@ class Cache(struct.PyTreeNode):
       slots: S.
       heads: K.
       size: H.
-      dtype: of keys and values.
+      dtype: of keys and values; int8 stores codes with scales.
       first: int [B], the slot of each row's first token.
     """
-    zeros = lambda: tuple(jnp.zeros((batch, slots, heads, size), dtype) for _ in range(layers))
-    return cls(zeros(), zeros(), jnp.int32(0), first.astype(jnp.int32))
+
+    def zeros() -> Slots:
+      codes = jnp.zeros((batch, slots, heads, size), dtype)
+      if jnp.dtype(dtype) != jnp.int8:
+        return codes
+      return {'int8': codes, 'scale': jnp.zeros((batch, slots, heads, 1), jnp.float32)}
+
+    keys, values = (tuple(zeros() for _ in range(layers)) for _ in range(2))
+    return cls(keys, values, jnp.int32(0), first.astype(jnp.int32))
 
   def layer(self, i: int) -> LayerCache:
     """Returns the cache of layer `i`."""
@@ -122,7 +146,7 @@ class Cache(struct.PyTreeNode):
 
   def rows(self, order: jax.Array) -> 'Cache':
     """Returns the cache of the rows that int [B'] `order` names (see `RowCache`)."""
-    take = lambda arrays: tuple(jnp.take(x, order, axis=0) for x in arrays)
+    take = lambda arrays: jax.tree.map(lambda x: jnp.take(x, order, axis=0), arrays)
     return self.replace(
       keys=take(self.keys), values=take(self.values), first=jnp.take(self.first, order)
     )

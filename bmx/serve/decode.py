@@ -25,32 +25,44 @@ Inputs = Prompts | Mapping[str, Any]
 class DecodingForm(Protocol):
   """A model whose form for decoding differs from its form for training."""
 
-  def for_decoding(self) -> tuple[Decoder, Callable[[Variables], Variables]]:
-    """Returns the model that decodes, and a function from the training form's weights to its."""
+  def for_decoding(self, cache: str = 'auto') -> tuple[Decoder, Callable[[Variables], Variables]]:
+    """Returns the model that decodes, and a function from the training form's weights to its.
+
+    `cache` is the config word `generate.cache`.
+    """
     ...
 
 
-def decoder(model: Any, params: Variables, layout: Layout) -> tuple[Decoder, Variables]:
+def decoder(
+  model: Any, params: Variables, layout: Layout, cache: str = 'auto'
+) -> tuple[Decoder, Variables]:
   """Returns the model and its weights in the form that decodes; see `decoding_form`.
 
   Args:
     model: a `Decoder` that declares `facts`.
     params: its plain weights.
     layout: mesh and rules.
+    cache: the config word `generate.cache`.
   """
-  plain, convert = decoding_form(model, layout)
+  plain, convert = decoding_form(model, layout, cache)
   return plain, convert(params)
 
 
-def decoding_form(model: Any, layout: Layout) -> tuple[Decoder, Callable[[Variables], Variables]]:
+def decoding_form(
+  model: Any, layout: Layout, cache: str = 'auto'
+) -> tuple[Decoder, Callable[[Variables], Variables]]:
   """Returns the model that decodes, and the compiled function from plain weights to its.
 
-  Raises InputError as `check_decoder` does.
+  Raises InputError as `check_decoder` does, or if the model has another cache only.
   """
   check_decoder(model, layout)
   if not isinstance(model, DecodingForm):
+    if cache != 'auto':
+      raise InputError(
+        f'generate.cache={cache!r}: expected auto; {type(model).__name__} has its own cache'
+      )
     return model, lambda params: params
-  plain, convert = model.for_decoding()
+  plain, convert = model.for_decoding(cache)
   return plain, jit(convert, layout)
 
 

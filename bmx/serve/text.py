@@ -48,8 +48,11 @@ class Options:
   stop: tuple[str, ...] = ()
   stream: bool = True
   slide: float = 0.5
+  cache: str = 'auto'
 
   def __post_init__(self):
+    if self.cache not in ('auto', 'int8'):
+      raise InputError(f"generate.cache={self.cache!r}: expected 'auto' or 'int8'")
     for name, value in (('max_new_tokens', self.max_new_tokens), ('num_beams', self.num_beams)):
       if value < 1:
         raise InputError(f'generate.{name}={value}: expected {name} >= 1')
@@ -98,7 +101,7 @@ class TextGenerator:
     multiple: int = PROMPT_MULTIPLE,
   ):
     check_size(tokenizer, facts_of(model))
-    model, self.convert = decoding_form(model, layout)
+    model, self.convert = decoding_form(model, layout, options.cache)
     params = self.convert(params)
     self.model, self.tokenizer, self.options = model, tokenizer, options
     self.begin = list(frame(tokenizer).prefix)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
+from bmx.core.tree import nbytes
 from bmx.models.gpt import GPT
 from bmx.ops.cache import Cache, LayerCache
+from bmx.ops.stored import dequantize
 from tests.models.weights import jit, variables
 
 V, LENGTH, SLOTS = 23, 16, 14
@@ -183,3 +185,34 @@ def test_a_scanned_stack_keeps_no_cache():
     InputError, match='scan=True: a cache expects layers one by one; set scan=False'
   ):
     jax.eval_shape(extender(model), params, rows()[:1, :3], cache)
+
+
+def test_a_layer_of_codes_attends_to_the_values_that_they_stand_for():
+  random = np.random.default_rng(1)
+  draw = lambda *shape: random.normal(size=shape).astype(np.float32)
+  k, v, q = draw(2, 3, 2, 4), draw(2, 3, 2, 4), draw(2, 3, 6, 4)
+  first = jnp.array([0, 1])
+  empty, coded = (Cache.empty(1, 2, 9, 2, 4, d, first).layer(0) for d in (jnp.float32, jnp.int8))
+  coded = jit(LayerCache.write)(coded, k, v)
+  rounded = {name: dequantize(getattr(coded, name))[:, :3] for name in ('key', 'value')}
+  for name, given in (('key', k), ('value', v)):
+    half_step = np.abs(given).max(-1, keepdims=True) / 127 / 2
+    assert (np.abs(rounded[name] - given) <= half_step * 1.001).all()
+  plain = jit(LayerCache.write)(empty, rounded['key'], rounded['value'])
+  attend = jit(lambda layer, q: layer.attend(q))
+  np.testing.assert_allclose(attend(coded, q), attend(plain, q), atol=1e-6)
+
+
+def test_logits_of_a_cache_of_codes():
+  """Root mean square of the difference: at most 2 % of the deviation of the logits."""
+  model = gpt(**KINDS['large heads, a window'])
+  params = start(model)
+  ids, first = padded(rows(), SIZES, 12)
+  coded, cache = decode(model.clone(kv_cache='int8'), ids, first, params=params)
+  exact, plain = decode(model, ids, first)
+  real = np.arange(12) >= first[:, None]
+  error = np.sqrt(np.square(coded - exact)[real].mean())
+  assert 0 < error < 0.02 * exact[real].std()
+  assert nbytes(cache.keys) == nbytes(plain.keys) * (12 + 4) / (12 * 4)
+  taken = cache.rows(jnp.array([1, 1]))
+  np.testing.assert_array_equal(taken.keys[0]['int8'], np.asarray(cache.keys[0]['int8'])[[1, 1]])
