@@ -205,17 +205,20 @@ class GPT(nn.Module):
     Args:
       cache: 'int8', or 'auto' for the model's `kv_cache`.
 
-    Weights are cast to `dtype` except those that training keeps in float32 (norms, routers). An
-    expert accepts every token: none may be dropped because of the rows beside it.
+    The function takes variables: 'params', and 'quantized' where the model has stored kernels.
+    Weights are cast to `dtype` except those that training keeps in float32 (norms, routers) and
+    codes with their scales. An expert accepts every token: none may be dropped because of the
+    rows beside it.
     """
     experts: dict[str, Any] = {'capacity_factor': 0.0} if self.experts else {}
     kv_cache = self.kv_cache if cache == 'auto' else cache
     model = self.clone(scan=False, remat='none', attention='xla', kv_cache=kv_cache, **experts)
 
     def cast_weight(name: str, x: jax.Array) -> jax.Array:
-      return x if 'norm' in name or 'router' in name else x.astype(self.dtype)
+      kept = 'norm' in name or 'router' in name or not name.startswith('params/')
+      return x if kept else x.astype(self.dtype)
 
-    return model, lambda params: tree.map_named(cast_weight, unstacked(params))
+    return model, lambda variables: tree.map_named(cast_weight, unstacked(variables))
 
   def prefill(self, inputs: Mapping[str, Any], slots: int) -> tuple[jax.Array, Cache]:
     """Reads prompts into a new cache.

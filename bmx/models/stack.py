@@ -34,7 +34,8 @@ def layers_apart(params: Any) -> dict[str, tuple[jax.Array, int | None]]:
 def unstacked(params: Any) -> dict[str, Any]:
   """Converts parameters of a scanned Stack to those of one without scan.
 
-  'blocks/...' [L, ...] become 'block_0/...', 'block_1/...', ...
+  'blocks/...' [L, ...] become 'block_0/...', 'block_1/...', ...; also in variables, below
+  'params/' and other collections.
   """
   apart = layers_apart(params)
   return tree.nested({k: leaf if i is None else leaf[i] for k, (leaf, i) in apart.items()})

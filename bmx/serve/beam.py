@@ -51,7 +51,7 @@ class BeamSearch:
 
   Args:
     model: a decoder whose cache is an `ops.cache.RowCache`, see `decode.decoder`.
-    params: its weights.
+    params: its variables, see `decode.decoder`.
     layout: mesh and rules.
     num_beams: K.
     ends: token ids that end a text.
@@ -149,9 +149,7 @@ class BeamSearch:
     live, chosen = jax.lax.top_k(jnp.where(ends, MASK_VALUE, score), beams)
     parent, token = _take(parent, chosen), _take(token, chosen)
     cache = state.cache.rows((jnp.arange(batch)[:, None] * beams + parent).reshape(-1))
-    hidden, cache = self.model.apply(
-      {'params': params}, token.reshape(-1, 1), cache, method='extend'
-    )
+    hidden, cache = self.model.apply(params, token.reshape(-1, 1), cache, method='extend')
     logits = next_logits(self.model, params, hidden).astype(jnp.float32)
     log = jax.nn.log_softmax(logits).reshape(batch, beams, vocab_size)
     ranked = ends & (jnp.arange(candidates) < beams)[None] & state.open[:, None]

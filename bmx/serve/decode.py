@@ -26,7 +26,7 @@ class DecodingForm(Protocol):
   """A model whose form for decoding differs from its form for training."""
 
   def for_decoding(self, cache: str = 'auto') -> tuple[Decoder, Callable[[Variables], Variables]]:
-    """Returns the model that decodes, and a function from the training form's weights to its.
+    """Returns the model that decodes, and a function from the training form's variables to its.
 
     `cache` is the config word `generate.cache`.
     """
@@ -34,24 +34,34 @@ class DecodingForm(Protocol):
 
 
 def decoder(
-  model: Any, params: Variables, layout: Layout, cache: str = 'auto'
+  model: Any,
+  params: Variables,
+  layout: Layout,
+  cache: str = 'auto',
+  quantized: Variables | None = None,
 ) -> tuple[Decoder, Variables]:
-  """Returns the model and its weights in the form that decodes; see `decoding_form`.
+  """Returns the model and its variables in the form that decodes; see `decoding_form`.
 
   Args:
     model: a `Decoder` that declares `facts`.
     params: its plain weights.
     layout: mesh and rules.
     cache: the config word `generate.cache`.
+    quantized: kernels that `params` lacks, as they are stored; they stay so on the device.
   """
   plain, convert = decoding_form(model, layout, cache)
-  return plain, convert(params)
+  return plain, convert(decoding_variables(params, quantized))
+
+
+def decoding_variables(params: Variables, quantized: Variables | None = None) -> Variables:
+  """Returns the variables of a decoder: 'params', and 'quantized' if there are stored kernels."""
+  return {'params': params} | ({'quantized': quantized} if quantized else {})
 
 
 def decoding_form(
   model: Any, layout: Layout, cache: str = 'auto'
 ) -> tuple[Decoder, Callable[[Variables], Variables]]:
-  """Returns the model that decodes, and the compiled function from plain weights to its.
+  """Returns the model that decodes, and the compiled function from a model's variables to its.
 
   Raises InputError as `check_decoder` does, or if the model has another cache only.
   """
@@ -61,7 +71,7 @@ def decoding_form(
       raise InputError(
         f'generate.cache={cache!r}: expected auto; {type(model).__name__} has its own cache'
       )
-    return model, lambda params: params
+    return model, lambda variables: variables
   plain, convert = model.for_decoding(cache)
   return plain, jit(convert, layout)
 
@@ -214,28 +224,28 @@ def steps_for(free: np.ndarray, max_new_tokens: int, multiple: int = PROMPT_MULT
 
 
 def prefill(
-  model: Any, params: Variables, arrays: Mapping[str, Any], slots: int
+  model: Any, variables: Variables, arrays: Mapping[str, Any], slots: int
 ) -> tuple[Any, jax.Array]:
   """Reads the inputs, the prompt in chunks.
 
   Args:
     model: a decoder.
-    params: its weights.
+    variables: see `decoder`.
     arrays: see `Padded`.
     slots: tokens that the cache must hold, padded prompt included.
 
   Returns:
     The cache, and the logits of the next token [B, V].
   """
-  variables, tokens = {'params': params}, arrays['tokens']
+  tokens = arrays['tokens']
   head = {**arrays, 'tokens': tokens[:, :PREFILL_CHUNK]}
   hidden, cache = model.apply(variables, head, slots, method='prefill')
   for start in range(PREFILL_CHUNK, tokens.shape[1], PREFILL_CHUNK):
     chunk = tokens[:, start : start + PREFILL_CHUNK]
     hidden, cache = model.apply(variables, chunk, cache, method='extend')
-  return cache, next_logits(model, params, hidden)
+  return cache, next_logits(model, variables, hidden)
 
 
-def next_logits(model: Any, params: Variables, hidden: jax.Array) -> jax.Array:
+def next_logits(model: Any, variables: Variables, hidden: jax.Array) -> jax.Array:
   """Returns logits [B, V] of the token after the last of hidden [B, T, D]."""
-  return model.apply({'params': params}, hidden[:, -1:], method='logits')[:, 0]
+  return model.apply(variables, hidden[:, -1:], method='logits')[:, 0]

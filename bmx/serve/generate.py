@@ -69,7 +69,7 @@ class Generator:
 
   Args:
     model: a decoder, see `decode.decoder`.
-    params: its weights.
+    params: its variables, see `decode.decoder`.
     layout: mesh and rules.
     sampling: how tokens are drawn.
     ends: token ids that end a row.
@@ -233,7 +233,7 @@ class Generator:
       done = state.done | jnp.isin(ids, ends) | (state.count + 1 >= free)
       seen = state.seen.at[jnp.arange(batch), ids].set(True) if remember else state.seen
       tokens = constrain(ids[:, None], 'batch', None)
-      hidden, cache = self.model.apply({'params': params}, tokens, state.cache, method='extend')
+      hidden, cache = self.model.apply(params, tokens, state.cache, method='extend')
       logits = next_logits(self.model, params, hidden)
       return i + 1, DecodeState(cache, logits, seen, done, state.count + 1), new
 

@@ -19,6 +19,7 @@ from bmx.serve.decode import (
   Inputs,
   check_prompts,
   decoding_form,
+  decoding_variables,
   prompt_names,
 )
 from bmx.serve.generate import GenerationStats, Generator
@@ -85,6 +86,7 @@ class TextGenerator:
     options: the config word `generate`.
     ends: ids that end a text; the tokenizer's by default.
     multiple: see `Generator`.
+    quantized: kernels that `params` lacks, see `decode.decoder`.
 
   Raises:
     InputError: the model cannot generate, or the tokenizer has more ids than the model.
@@ -99,10 +101,11 @@ class TextGenerator:
     options: Options,
     ends: Sequence[int] = (),
     multiple: int = PROMPT_MULTIPLE,
+    quantized: Variables | None = None,
   ):
     check_size(tokenizer, facts_of(model))
     model, self.convert = decoding_form(model, layout, options.cache)
-    params = self.convert(params)
+    params = self.convert(decoding_variables(params, quantized))
     self.model, self.tokenizer, self.options = model, tokenizer, options
     self.begin = list(frame(tokenizer).prefix)
     self.ends = *(ends or tokenizer.ends), *stop_ids(tokenizer, options.stop)
@@ -114,9 +117,10 @@ class TextGenerator:
       model, params, layout, options.num_beams, ends, options.length_penalty, begin
     )
 
-  def load(self, params: Variables) -> None:
-    """Replaces the weights by other plain weights of the model; compiled programs are kept."""
-    self.generator.params = self.search.params = self.convert(params)
+  def load(self, params: Variables, quantized: Variables | None = None) -> None:
+    """Replaces the weights by others of the model; compiled programs are kept."""
+    variables = self.convert(decoding_variables(params, quantized))
+    self.generator.params = self.search.params = variables
 
   def release(self) -> None:
     """Drops the weights, so that their memory is free until the next `load`."""

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.models import kernels
 from bmx.models.bert import BERT
 from bmx.models.gpt import GPT
 from bmx.models.stack import unstacked
@@ -140,6 +142,24 @@ def test_beams_on_devices_agree(mesh):
   alone, expected = search(model, 3, PROMPTS[:3], 6)
   assert made == alone
   np.testing.assert_allclose(score, expected, atol=1e-4)
+
+
+def test_stored_kernels_and_codes_in_the_cache():
+  """On 8 devices as with the weights that the kernels stand for on one; kernels stay stored."""
+  model = gpt(positions='rotary', kv_heads=4, vocab_pad=1, scan=True)
+  with kernels.recorded() as found:
+    model.init(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))
+  rest, quantized = jax.device_get(kernels.split(weights(model), found, 'int4', 8))
+  layout = Layout(make_mesh(MESHES[0]))
+  plain = decoder(model, kernels.join(rest, quantized), ONE, 'int8')
+  stored = decoder(model, rest, layout, 'int8', quantized)
+  assert not [k for k in tree.named(stored[1]['params']) if k.endswith('/kernel')]
+  assert tree.nbytes(stored[1]) < 0.35 * tree.nbytes(plain[1])
+  made = [
+    np.concatenate([new for new, _ in Generator(*one, at, GREEDY).stream(PROMPTS[:3], 4)], axis=1)
+    for one, at in ((stored, layout), (plain, ONE))
+  ]
+  np.testing.assert_array_equal(*made)
 
 
 @pytest.mark.parametrize('mesh', [{'seq': 2, 'data': 4}, {'pipe': 2, 'data': 4}])
