@@ -72,7 +72,7 @@ def test_layers_of_a_stack_are_quantized_apart(kind):
     layer = jax.tree.map(lambda x, i=i: x[i], stack)
     np.testing.assert_array_equal(stored.dequantize(layer), stored.dequantize(one))
   names = stored.stored_names(kind, ('layers', 'embed', 'heads', 'head'), (1,))
-  assert {k: len(v) for k, v in names.items()} == {k: v.ndim for k, v in stack.items()}
+  assert {k: len(names[k]) for k in stack} == {k: v.ndim for k, v in stack.items()}
 
 
 @pytest.mark.parametrize('group', [2, 5, 24])
@@ -81,3 +81,37 @@ def test_a_group_that_does_not_divide_is_refused(group):
     stored.quantize(np.ones((64, 8), np.float32), 'int4', (0,), group)
   with pytest.raises(InputError, match="'int5': expected one of"):
     stored.quantize(np.ones((64, 8), np.float32), 'int5', (0,), 4)
+
+
+@pytest.mark.parametrize('kind', stored.KINDS)
+def test_a_given_scale_and_factors_of_inputs(kind):
+  """Rounded values with their scale are stored exactly; factors multiply each input's weights."""
+  w = RANDOM.normal(size=(3, 64, 8)).astype(np.float32)
+  first = stored.quantize(w, kind, (1,), 16)
+  again = stored.quantize(stored.dequantize(first), kind, (1,), 16, scale=first['scale'])
+  np.testing.assert_array_equal(again[kind], first[kind])
+  factors = np.exp(RANDOM.normal(size=(3, 64, 1))).astype(np.float32)
+  scaled = stored.quantize(w, kind, (1,), 16, inputs=factors)
+  plain = stored.dequantize(stored.quantize(w / factors, kind, (1,), 16))
+  np.testing.assert_allclose(stored.dequantize(scaled), plain * factors, rtol=1e-6)
+  assert jax.tree.all(jax.tree.map(np.array_equal, stored.like(w, scaled), scaled))
+  names = stored.stored_names(kind, ('layers', 'embed', 'mlp'), (1,))
+  assert names['inputs'] == ('layers', 'embed', None)
+
+
+@pytest.mark.parametrize(('equation', 'shape', 'contracted'), [
+  ('btd,df->btf', (64, 8), 1), ('btnh,nhd->btd', (4, 16, 24), 2), ('btd,dnh->btnh', (64, 2, 8), 1),
+])  # fmt: skip
+@pytest.mark.parametrize('kind', ['int8', 'fp8'])
+def test_products_of_codes(kind, equation, shape, contracted):
+  """Numpy: rows and kernel are rounded, and multiplied in float64."""
+  w = RANDOM.normal(size=shape).astype(np.float32)
+  x = RANDOM.normal(size=(2, 5, *shape[:contracted])).astype(np.float32)
+  factors = np.exp(RANDOM.normal(size=(*shape[:contracted], *[1] * (len(shape) - contracted))))
+  kernel = stored.quantize(w, kind, range(contracted), inputs=factors.astype(np.float32))
+  found = stored.product(equation, x, kernel, contracted)
+  x = x * factors.reshape(shape[:contracted]).astype(np.float32)
+  rows = stored.dequantize(stored.quantize(x, kind, range(2, x.ndim)))
+  kernel = stored.dequantize({k: v for k, v in kernel.items() if k != 'inputs'})
+  expected = np.einsum(equation, *(np.asarray(a, np.float64) for a in (rows, kernel)))
+  np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())

@@ -230,13 +230,13 @@ def test_prompts_are_numbered_from_their_first_row():
 def test_weights_are_replaced_without_compiling_and_released(monkeypatch):
   plain, traced = GPT.for_decoding, []
 
-  def counted(model):
-    form, convert = plain(model)
+  def counted(model, cache):
+    form, convert = plain(model, cache)
     return form, lambda params: traced.append(1) or convert(params)
 
   monkeypatch.setattr(GPT, 'for_decoding', counted)
   made = generator(max_new_tokens=4, temperature=0.0)
-  before, params = made.generate(['ab']), made.generator.params
+  before, params = made.generate(['ab']), made.generator.params['params']
   made.release()
   assert not jax.tree.leaves((made.generator.params, made.search.params))
   made.load(jax.tree.map(jnp.zeros_like, params))
