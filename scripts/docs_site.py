@@ -1,7 +1,7 @@
 """Hook of mkdocs: generates pages, links pages to each other, and checks the built site.
 
-The README becomes the first page, its longer sections pages of their own; recipes and the API
-reference come from docstrings. `mkdocs.yml` names this file; only the functions `on_*` need mkdocs.
+The README becomes the first page; recipes and the API reference come from docstrings.
+`mkdocs.yml` names this file; only the functions `on_*` need mkdocs.
 """
 
 import ast
@@ -12,13 +12,6 @@ from typing import Any
 from bmx.config import recipes
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Sections of the README that are left out of the first page: page -> (title, sections).
-SECTIONS = {
-  'layouts.md': ('Parallel layouts', ('Meshes',)),
-  'extending.md': ('Adding parts', ('Adding things', 'From research code')),
-  'packages.md': ('Packages', ('Architecture',)),
-}
-REPLACED = ('Recipes', 'License')  # by recipes.md; by the file beside the README
 PACKAGES = (
   'config', 'experiment', 'models', 'tasks', 'data', 'optim', 'train', 'serve', 'adapt', 'parallel',
   'ops', 'plan', 'compress', 'core',
@@ -40,16 +33,7 @@ REMOTE = re.compile(
 
 def pages() -> dict[str, str]:
   """Returns the generated pages: path below docs/ -> Markdown."""
-  head, sections = _readme()
-  moved = {name for _, names in SECTIONS.values() for name in names}
-  made = {
-    page: f'# {title}\n\n' + '\n'.join(sections[name] for name in names)
-    for page, (title, names) in SECTIONS.items()
-  }
-  kept = [text for name, text in sections.items() if name not in moved | set(REPLACED)]
-  made['index.md'] = '\n'.join([head, *(f'{text}' for text in kept)])
-  made['recipes.md'] = _recipes()
-  made['api/index.md'] = _functions()
+  made = {'index.md': _readme(), 'configs.md': _recipes(), 'api/index.md': _functions()}
   return made | {f'api/{name}.md': _package(name) for name in PACKAGES}
 
 
@@ -77,10 +61,9 @@ def remote(text: str) -> list[str]:
   return REMOTE.findall(text)
 
 
-def _readme() -> tuple[str, dict[str, str]]:
-  """The README's text before its first section, and its sections by title, headings included."""
-  parts = re.split(r'^(?=## )', (ROOT / 'README.md').read_text(), flags=re.MULTILINE)
-  return parts[0], {part[3:].partition('\n')[0]: part for part in parts[1:]}
+def _readme() -> str:
+  """The README with links as seen from docs/."""
+  return (ROOT / 'README.md').read_text().replace('](docs/', '](')
 
 
 def _recipes() -> str:
@@ -93,7 +76,9 @@ def _recipes() -> str:
   ]
   table = '\n'.join(['| recipe | variants | reaches |', '|---|---|---|', *rows])
   bodies = [f'## {r.name} {{ #{r.name} }}\n\n{_docstring(recipes.find(r.name))}\n' for r in known]
-  return '\n\n'.join(['# Recipes', 'From the docstrings of `configs/`.', table, *bodies])
+  return '\n\n'.join(
+    ['# Recipes, one by one', 'From the docstrings of `configs/`.', table, *bodies]
+  )
 
 
 def _functions() -> str:

@@ -1,30 +1,23 @@
-"""README and docstrings say what runs."""
+"""Examples of README, docs and docstrings run; commands are in test_commands.py."""
 
 import ast
 import doctest
 import importlib
 import json
-import pathlib
 import pkgutil
 import re
-import shlex
 
 import pytest
 
 import bmx as package
-from bmx import arguments as argument_parser
-from bmx import cli, modes
 from bmx import config as recipes
 from bmx.core import hardware
 from bmx.data.text.tokenizer_train import trained
 from tests.conftest import ROOT
+from tests.test_architecture import FLOOR
 
 README = (ROOT / 'README.md').read_text()
 MODULES = [m.name for m in pkgutil.walk_packages(package.__path__, 'bmx.')]
-
-
-def blocks(language: str) -> list[str]:
-  return re.findall(rf'```{language}\n(.*?)```', README, re.DOTALL)
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -37,63 +30,41 @@ def test_every_module_imports_without_a_warning():
   assert len(MODULES) > 30
 
 
-@pytest.mark.parametrize('code', blocks('python'))
-def test_python_of_the_readme(code):
-  exec(compile(code, 'README.md', 'exec'), {})
-
-
 def test_map_names_every_room():
+  """The table of packages, each on its floor."""
   rooms = {p.stem if p.is_file() else p.name for p in (ROOT / 'bmx').iterdir() if p.name[0] != '_'}
-  named = set(re.findall(r'\| `bmx/(\w+)', README))
-  assert rooms - {'py'} == named
+  page = (ROOT / 'docs/architecture.md').read_text()
+  floors = re.findall(r'^\| (\w+) \| `bmx/(\w+)', page, re.MULTILINE)
+  assert rooms - {'py'} == {name for _, name in floors}
+  for floor in {floor for floor, _ in floors}:
+    named = {FLOOR[name] for other, name in floors if other == floor and name != 'arguments'}
+    assert len(named) == 1, floor
+  order = [FLOOR[name] for _, name in floors if name != 'arguments']
+  assert order == sorted(order, reverse=True)
 
 
-def test_commands_of_the_readme_name_what_exists():
-  commands = [line for block in blocks('bash') for line in block.splitlines()]
-  recipes = [
-    w for c in commands for w in shlex.split(c, comments=True) if w.startswith('--config=')
-  ]
-  assert recipes
-  for word in recipes:
-    assert (ROOT / word.removeprefix('--config=').partition(':')[0]).is_file(), word
+@pytest.mark.parametrize('code', re.findall(r'```python\n(.*?)```', README, re.DOTALL))
+def test_python_of_the_readme(code, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  scope: dict = {}
+  exec(compile(code, 'README.md', 'exec'), scope)
+  assert len(scope['rows']) == 360
+  assert (tmp_path / 'runs/python/report.html').is_file()
 
 
-def test_short_commands_of_the_readme_are_understood():
-  """Lines that begin with `bmx`: the mode and the recipe exist, and every word can be set."""
-  lines = [line for block in blocks('bash') for line in block.splitlines()]
-  commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith('bmx ')]
-  assert commands
-  for command in commands:
-    arguments = cli.translate(command)
-    given = dict(word.removeprefix('--').split('=', 1) for word in arguments)
-    assert given['mode'] in modes.MODES
-    words = [f'{k.removeprefix("config.")}={v}' for k, v in given.items() if 'config.' in k]
-    assert {k for k in given if 'config.' not in k} <= set(argument_parser.FLAGS)
-    if 'config' in given:
-      recipes.load(given['config'], words)
-
-
-START = r'(?:bmx|python -m bmx\.main|RUN=1 scripts/\S+ run)'
-COMMAND = re.compile(rf'^(?:    )?({START} .*)$|`({START} [^`]*)`', re.MULTILINE)
-DOCS = {
-  p.name: [a or b for a, b in COMMAND.findall(p.read_text())] for p in (ROOT / 'docs').glob('*.md')
-}
-
-
-@pytest.mark.parametrize('page', sorted(name for name, commands in DOCS.items() if commands))
-def test_commands_of_the_docs_are_understood(page):
-  """Mode, flags, recipe and words exist; the words of a run's own recipe are those of gpt_char."""
-  for command in DOCS[page]:
-    words = shlex.split(command, comments=True)
-    flagged = [word for word in words if word.startswith('--')]
-    arguments = cli.translate(words[1:]) if words[0] == 'bmx' else flagged
-    args, overrides = argument_parser.parse(arguments, 'bmx')
-    if args.mode == 'sweep':
-      overrides, _ = recipes.split(overrides)
-    if args.config or overrides:
-      recipes.load(args.config or 'gpt_char', overrides)
-    flags = args.step, args.input, tuple(args.prompt), args.topology, args.words, tuple(args.run)
-    modes.check_flags(args.mode, modes.Request(None, '', args.workdir, *flags))
+def test_results_of_the_readme_are_those_of_the_page():
+  """A number in the README's column stands in a row of the same recipe."""
+  page = (ROOT / 'docs/recipes.md').read_text()
+  section = README.partition('## Recipes')[2].partition('\n## ')[0]
+  rows = [line for line in section.splitlines() if line.startswith('| `')]
+  assert len(rows) >= 9
+  for row in rows:
+    names, reached = re.findall(r'`(\w+)`', row), row.split('|')[3]
+    lines = [line for line in page.splitlines() if any(f'`{name}`' in line for name in names)]
+    assert lines, row
+    for value in re.findall(r'\d+(?:\.\d+)?', reached):
+      assert any(value in line for line in lines), (row, value)
 
 
 def python_of(page: str) -> list[str]:
@@ -103,7 +74,17 @@ def python_of(page: str) -> list[str]:
 def test_every_page_with_python_is_tested():
   """Blocks of language.md that import are executed in test_language.py."""
   pages = [p.name for p in (ROOT / 'docs').glob('*.md')]
-  assert {p for p in pages if python_of(p)} == {'language.md', 'report.md', 'tables.md'}
+  assert {p for p in pages if python_of(p)} == {
+    'language.md',
+    'own_parts.md',
+    'report.md',
+    'tables.md',
+  }
+
+
+def test_python_of_your_own_parts():
+  (code,) = python_of('own_parts.md')
+  exec(compile(code, 'own_parts.md', 'exec'), {})
 
 
 def test_parts_of_the_report_page_take_their_words():
@@ -153,18 +134,3 @@ def test_python_of_the_table_page(here):
   for code in python_of('tables.md'):
     exec(compile(code, 'tables.md', 'exec'), scope)
   assert 0 <= scope['metrics']['eval/valid/accuracy'] <= 1
-
-
-def test_run_commands_of_the_readme(bmx, tmp_path):
-  """The block under 'A run', shortened, in a folder of its own."""
-  block = next(b for b in blocks('bash') if '--workdir=runs/first' in b)
-  for line in block.splitlines():
-    words = [w for w in shlex.split(line, comments=True)[3:] if not w.startswith('--config.steps')]
-    words = [w.replace('runs/first', str(tmp_path / 'first')) for w in words]
-    words = [w.replace('gpt_char.py', 'gpt_char.py:tiny') for w in words]
-    words = [w.replace('--step=best', '--step=latest') for w in words]
-    result = bmx(*words, '--config.every.save=10' if 'configs' in line else '--step=20')
-    assert result.returncode == 0, (words, result.stderr)
-  (path,) = pathlib.Path(tmp_path, 'first', 'predictions').glob('valid.*.jsonl')
-  predicted = path.read_text().splitlines()
-  assert len(predicted) > 1000

@@ -184,23 +184,3 @@ def test_meanings_fit_a_terminal():
 
 def test_every_mode_is_described():
   assert all(mode.description for mode in modes.MODES.values())
-
-
-PAGE = (ROOT / 'docs/first_hour.md').read_text()
-COMMANDS = [
-  line.partition('#')[0].strip()
-  for block in re.findall(r'```bash\n(.*?)```', PAGE, re.DOTALL)
-  for line in block.splitlines()
-  if line.startswith('bmx ')
-]
-
-
-def test_commands_of_the_page(tmp_path, monkeypatch, capsys):
-  """In their order and in one empty folder."""
-  monkeypatch.chdir(tmp_path)
-  for command in COMMANDS:
-    words = command.removeprefix('bmx ')
-    shared = '' if words.startswith('config') else ' --cache=off'  # the cache of all tests
-    code, _, err = call(words + shared, capsys)
-    assert code == 0, f'{command}\n{err}'
-  assert (tmp_path / 'runs/slower/report.html').is_file()

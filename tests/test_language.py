@@ -6,7 +6,6 @@ Tokenizer, pre-training, three ways to fine-tune, predictions, export and import
 import json
 import math
 import re
-import shlex
 
 import jax
 import pytest
@@ -178,28 +177,6 @@ def test_a_run_keeps_its_tokenizer(folder, tmp_path):
   (tmp_path / 'corpus.txt').write_text('\n'.join(f'{text} strange' for text in FILMS))
   with pytest.raises(InputError, match=r'tokenizer\.json differs from the tokenizer'):
     run('bert_small.py:tiny', tmp_path / 'run', *command, 'steps=6')
-
-
-SMALLER = (
-  '--config.task.model.encoder.width=64', '--config.task.model.encoder.heads=4',
-  '--config.vocab=320', '--config.steps=4', '--config.schedule.warmup=1', '--config.every.save=4',
-  '--config.batch_size=8',
-)  # fmt: skip
-
-
-def test_the_language_commands_of_the_readme(bmx, folder, tmp_path):
-  """As they stand, with less of everything."""
-  readme = (ROOT / 'README.md').read_text()
-  block = next(b for b in re.findall(r'```bash\n(.*?)```', readme, re.DOTALL) if 'bert_small' in b)
-  for name in ('corpus.txt', 'train.csv', 'valid.csv'):
-    (tmp_path / name).write_text((folder / name).read_text())
-  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
-  pretrain, finetune, _ = block.splitlines()
-  less = [w for w in SMALLER if 'vocab' not in w and 'encoder' not in w]
-  for line, more in ((pretrain, SMALLER), (finetune, (*less, '--config.epochs=0.0'))):
-    done = bmx(*shlex.split(line)[3:], *more, cwd=tmp_path)
-    assert done.returncode == 0, (line, done.stderr)
-  assert (tmp_path / 'runs/bert/tokenizer.json').is_file()
 
 
 def test_the_python_of_the_page(tmp_path, monkeypatch):

@@ -221,8 +221,8 @@ def test_hooks_of_the_config_and_of_code(tmp_path):
   RunDir(tmp_path / 'run', build(hooks={'norm': words['norm'] | {'every': 2}}))
 
 
-def test_the_hook_of_the_readme(tmp_path):
-  text = (ROOT / 'README.md').read_text()
+def test_the_hook_of_the_page(tmp_path):
+  text = (ROOT / 'docs/own_parts.md').read_text()
   block = next(b for b in text.split('```diff\n') if b.startswith('+class Norm')).split('```')[0]
   lines = [line.removeprefix('+') for line in block.splitlines()]
   scope = {'optax': optax, 'Section': Section}
