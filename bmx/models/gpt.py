@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from bmx.models.stack import Stack, unstacked
 from bmx.ops.cache import Cache
 from bmx.ops.masks import MASK_VALUE
 from bmx.ops.positions import sinusoidal
+from bmx.ops.slots import SlotCache
 from bmx.parallel import constrain, gather, named
 
 
@@ -241,11 +242,16 @@ class GPT(nn.Module):
     dtype = jnp.int8 if self.kv_cache == 'int8' else self.dtype
     return Cache.empty(self.depth, batch, slots, heads, size, dtype, first)
 
-  def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  def slot_cache(self, rows: int, slots: int) -> SlotCache:
+    """Returns a cache for `extend` whose rows begin and end on their own."""
+    heads, size = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
+    return SlotCache.empty(self.depth, rows, slots, heads, size, self.dtype)
+
+  def extend(self, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     """Reads the next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""
     positions = cache.positions(tokens.shape[1])
     x, new = self.stack(self._embed(tokens, positions), positions, cache=cache)
-    return self.norm_out(x), cast(Cache, new)
+    return self.norm_out(x), new
 
   def hidden_and_table(
     self,

@@ -128,7 +128,9 @@ class Generator:
     stats = stats or GenerationStats()
     padded = pad(inputs, self.model, self.layout, self.begin, row, self.multiple)
     arrays, rows, batch = padded.arrays, padded.rows, len(padded.prompt_lengths)
-    keys = np.asarray(jax.vmap(lambda i: jax.random.fold_in(_key(seed), i))(row + np.arange(batch)))
+    keys = np.asarray(
+      jax.vmap(lambda i: jax.random.fold_in(draw_key(seed), i))(row + np.arange(batch))
+    )
     free = room(self.model, padded.prompt_lengths, max_new_tokens)
     held = self.slide and RowTokens(padded.prompts, self.slide, self.begin)
     ends_at = np.full(batch, min(max_new_tokens, MAX_TOKENS), np.int32) if held else free.copy()
@@ -242,5 +244,6 @@ class Generator:
     return state, new, state.done
 
 
-def _key(seed: int) -> jax.Array:
+def draw_key(seed: int) -> jax.Array:
+  """Returns the key of all draws of a seed; fold in the row, then the number of the token."""
   return jax.random.fold_in(jax.random.PRNGKey(seed), streams.GENERATE)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +91,53 @@ def draw(logits: jax.Array, seen: jax.Array, keys: jax.Array, sampling: Sampling
   if not sampling.temperature:
     return logits.argmax(-1).astype(jnp.int32)
   return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+class RowSampling(NamedTuple):
+  """Options of `Sampling`, one of each per row: float32 [B], but `top_k` int32 [B]."""
+
+  temperature: Any
+  top_k: Any
+  top_p: Any
+  repetition_penalty: Any
+
+
+def draw_rows(
+  logits: jax.Array, seen: jax.Array, keys: jax.Array, sampling: RowSampling
+) -> jax.Array:
+  """Draws the next token of each row, int32 [B], each with options of its own, as `draw` does.
+
+  Sorts only if a row asks for top_k or top_p.
+
+  Args:
+    logits: [B, V].
+    seen: bool [B, V], see `adjust`.
+    keys: uint32 [B, 2], one key per row.
+    sampling: how to draw.
+  """
+  penalty, temperature = sampling.repetition_penalty[:, None], sampling.temperature[:, None]
+  logits = logits.astype(jnp.float32)
+  penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+  logits = jnp.where(seen, penalized, logits)
+  scaled = logits / jnp.where(temperature > 0, temperature, 1)
+  cuts = (sampling.top_k > 0) | (sampling.top_p < 1)
+  scaled = jax.lax.cond((cuts & (sampling.temperature > 0)).any(), _cut, lambda x, _: x,
+                        scaled, sampling)  # fmt: skip
+  drawn = jax.vmap(jax.random.categorical)(keys, scaled)
+  return jnp.where(temperature[:, 0] > 0, drawn, logits.argmax(-1)).astype(jnp.int32)
+
+
+def _cut(logits: jax.Array, sampling: RowSampling) -> jax.Array:
+  """Applies top_k and top_p of each row, as `adjust` does for all rows alike."""
+  vocab_size = logits.shape[-1]
+  k = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab_size), vocab_size)[:, None]
+  best = -jnp.sort(-logits, axis=-1)
+  among = jnp.arange(vocab_size)[None, :] < k
+  least = jnp.where(among, best, jnp.inf).min(-1, keepdims=True)
+  probability = jax.nn.softmax(jnp.where(among, best, -jnp.inf), axis=-1)
+  top_p = sampling.top_p[:, None]
+  kept = among & (jnp.cumsum(probability, axis=-1) - probability < top_p)
+  threshold = jnp.where(kept, best, jnp.inf).min(-1, keepdims=True)
+  edge, room = logits == threshold, (kept & (best == threshold)).sum(-1, keepdims=True)
+  stays = (logits > threshold) | (edge & (jnp.cumsum(edge, axis=-1) <= room))
+  return jnp.where(jnp.where(top_p < 1, stays, logits >= least), logits, MASK_VALUE)
