@@ -1,7 +1,7 @@
 """Continuous batching: requests enter and leave the rows of one cache while others generate.
 
 A fixed number of programs is compiled before the first request: one prefill per chunk size, one
-decoding call. Which row does what is an argument of each call, so the device holds no queue.
+decoding call. The job of each row is an argument of a call, so the device holds no queue.
 """
 
 import collections
@@ -142,7 +142,7 @@ class Engine:
         row.request = None
 
   def step(self) -> list[Output]:
-    """Reads a chunk of waiting prompts, then decodes some tokens; returns what is new."""
+    """Reads a chunk of waiting prompts, then decodes some tokens; returns the new tokens."""
     self.calls += 1
     self._admit()
     reading = self._read()

@@ -35,7 +35,7 @@ class Output(NamedTuple):
     request: number that `submit` returned.
     tokens: ids, the end that the model generated included.
     logprobs: of these ids, under the model.
-    finish: '' while the request goes on, else 'stop' (an end was generated) or 'length'.
+    finish: '' while tokens may follow, else 'stop' (an end was generated) or 'length'.
   """
 
   request: int
