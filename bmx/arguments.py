@@ -28,6 +28,7 @@ DESCRIPTIONS = {
   bmx config                  the recipes
   bmx config gpt_char         the words of a recipe, and what it would build
   bmx train gpt_char:tiny     trains its smallest size
+  bmx eval RUN                evaluates a run; so do predict, generate and chat
   bmx compare RUN RUN         compares runs""",
   'python -m bmx.main': """RECIPE is the name of one of bmx's recipes, such as gpt_char, or a file.
 Every word of the config and every parameter of the parts it names can be set:
@@ -73,7 +74,8 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
   parser.add_argument('--input', default='', help='predict: file of examples (default: the '
                       'test set); generate: file of prompts, a line each, or .jsonl')  # fmt: skip
   parser.add_argument('--output', default='', help='predict: file to write, .jsonl, .csv or '
-                      '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl)')  # fmt: skip
+                      '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl); compare: '
+                      'page to write (default: compare.html)')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '

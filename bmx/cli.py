@@ -4,6 +4,7 @@
 `python -m bmx.main --mode=train --config=gpt_char --config.batch_size=32`.
 """
 
+import os
 import sys
 
 from bmx import arguments as flags
@@ -19,6 +20,8 @@ def translate(arguments: list[str]) -> list[str]:
   ['--mode=train', '--config=gpt_char:tiny', '--config.batch_size=32', '--workdir=runs/a']
   >>> translate(['config', 'gpt_char', 'optimizer'])
   ['--mode=config', '--config=gpt_char', '--words=optimizer']
+  >>> translate(['eval', 'runs/a'])
+  ['--mode=eval', '--workdir=runs/a']
   >>> translate(['compare', 'runs/a', 'runs/b'])
   ['--mode=compare', '--run=runs/a', '--run=runs/b']
   """
@@ -29,7 +32,8 @@ def translate(arguments: list[str]) -> list[str]:
     while mode == 'compare' and rest and not rest[0].startswith('-'):
       result.append(f'--run={rest.pop(0)}')
     if rest and not rest[0].startswith('-'):
-      result.append(f'--config={rest.pop(0)}')
+      word = rest.pop(0)
+      result.append(f'--workdir={word}' if _is_run(mode, word) else f'--config={word}')
     if rest and mode == 'config' and not rest[0].startswith('-'):
       result.append(f'--words={rest.pop(0)}')
   for argument in rest:
@@ -39,6 +43,14 @@ def translate(arguments: list[str]) -> list[str]:
       argument = f'--config.{argument.removeprefix("--")}'
     result.append(argument)
   return result
+
+
+def _is_run(mode: str, word: str) -> bool:
+  """Whether the word after a mode that reads a run is its directory, and not a recipe."""
+  if '--step' not in modes.MODES.get(mode, modes.Mode('', '')).flags:
+    return False
+  recipe = word.partition(':')[0].endswith('.py')
+  return not recipe and ('/' in word or os.path.isdir(word))
 
 
 def _is_misspelt_flag(name: str) -> bool:

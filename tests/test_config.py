@@ -95,6 +95,8 @@ VALUES = {
   'task.empty=(1, 2)': (1, 2),
   'rules.embed=()': (),
   'rules.embed=fsdp': ('fsdp',),
+  'rules.embed=fsdp,model': ('fsdp', 'model'),
+  'rules.embed=Yours, truly': ('Yours, truly',),
   "rules.batch=('data', 'fsdp')": ('data', 'fsdp'),
 }
 

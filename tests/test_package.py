@@ -92,6 +92,11 @@ TRANSLATED = {
   'train gpt_char --batch_size=32': '--mode=train --config=gpt_char --config.batch_size=32',
   'eval --workdir=runs/a --step=best': '--mode=eval --workdir=runs/a --step=best',
   '--mode=eval --workdir=a': '--mode=eval --workdir=a',
+  'eval runs/a --step=best': '--mode=eval --workdir=runs/a --step=best',
+  'predict gs://b/a': '--mode=predict --workdir=gs://b/a',
+  'eval digits_mlp:tiny': '--mode=eval --config=digits_mlp:tiny',
+  'generate ./a.py:tiny': '--mode=generate --config=./a.py:tiny',
+  'train runs/a': '--mode=train --config=runs/a',
   'train configs/a.py:tiny --config.steps=2': '--mode=train --config=configs/a.py:tiny '
   '--config.steps=2',
   'train a --steps 2 --workdir b': '--mode=train --config=a --config.steps 2 --workdir b',

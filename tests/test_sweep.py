@@ -112,6 +112,28 @@ def test_a_sweep_resumes(tmp_path, capsys):
   assert 'expected the journal of a sweep' in capsys.readouterr().err
 
 
+def test_words_follow_from_the_seed_and_the_number_of_a_trial(tmp_path):
+  """Also those of a sweep that another process continues."""
+  optuna = pytest.importorskip('optuna')
+  overrides = [word.removeprefix('--') for word in [*RECIPE[2:], PEAK, WIDTHS]]
+
+  def drawn(*words):
+    fixed, spaces = split([*overrides, *words])
+    made, name = config.load('digits_mlp:tiny', fixed)
+    request = sweep.Request(made, name, spaces=tuple(spaces))
+    study = optuna.create_study()
+    trials = []
+    for _ in range(3):
+      trials.append(sweep.draw(study, request).params)
+      study.sampler = optuna.samplers.RandomSampler()  # what a new process begins with
+    return trials
+
+  first = drawn('seed=1')
+  assert first == drawn('seed=1') != drawn('seed=2')
+  assert len({trial['schedule.peak'] for trial in first}) == 3
+  assert all(1e-4 <= trial['schedule.peak'] <= 1e-2 for trial in first)
+
+
 class Stub:
   """A trial that is pruned at its first report."""
 

@@ -220,9 +220,20 @@ def _parse_as(name: str, text: str, example: Any) -> Any:
   return value
 
 
+def _names(text: str) -> tuple[str, ...]:
+  """Texts of a tuple without parentheses; a comma before a blank or at an end separates nothing.
+
+  >>> _names('id,name'), _names('fsdp'), _names('Yours, bmx')
+  (('id', 'name'), ('fsdp',), ('Yours, bmx',))
+  """
+  parts = tuple(text.split(','))
+  separate = all(part and part == part.strip() for part in parts)
+  return parts if separate else (text,)
+
+
 def _tuple(name: str, text: str, value: Any, example: tuple[Any, ...]) -> Any:
   if isinstance(value, str):
-    value = (value,)  # --config.rules.embed=fsdp
+    value = _names(text)  # --config.rules.embed=fsdp
   if not isinstance(value, tuple):
     return value
   given, known = {type(v) for v in value}, {type(v) for v in example}

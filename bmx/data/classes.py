@@ -1,5 +1,6 @@
 """Classes: their names, in one order for every file format and every process."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,9 @@ import numpy as np
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch
 from bmx.data.records import number
+
+log = logging.getLogger('bmx')
+SHOWN = 6  # classes of a warning
 
 
 def class_names(values: Iterable[str | None]) -> tuple[str, ...]:
@@ -21,6 +25,23 @@ def class_names(values: Iterable[str | None]) -> tuple[str, ...]:
   """
   distinct = {v for v in values if v not in (None, '')}
   return tuple(sorted(distinct, key=_by_number))
+
+
+def warn_unseen(names: Iterable[str], training: Iterable[str | None], source: str) -> None:
+  """Logs the classes that held-out records alone have: a model never learns them.
+
+  Classes are those of all records, so that such a record counts as a mistake, not as an error.
+
+  Args:
+    names: of all records.
+    training: of each training record.
+    source: of the records.
+  """
+  known = set(training)
+  unseen = [name for name in names if name not in known]
+  if unseen:
+    shown = ', '.join(unseen[:SHOWN]) + (', ...' if len(unseen) > SHOWN else '')
+    log.warning('%s: held-out records alone have %s: training never sees it', source, shown)
 
 
 def ordered_names(

@@ -10,7 +10,7 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch, Metadata
-from bmx.data.classes import class_names, encode_classes
+from bmx.data.classes import class_names, encode_classes, warn_unseen
 from bmx.data.columns import MISSING
 from bmx.data.records import number
 
@@ -85,7 +85,7 @@ class Target:
       raise InputError(f'{source}: {name}, the target, has no value; expected classes or numbers')
     if (kind if kind != 'auto' else kind_of_target(values)) == 'number':
       return cls._numbers(numbers(values, name, source), part, name)
-    return cls._classes(values, name, strip, source)
+    return cls._classes(values, part, name, strip, source)
 
   @classmethod
   def _numbers(cls, values: np.ndarray, part: np.ndarray, name: str) -> 'Target':
@@ -96,7 +96,9 @@ class Target:
     return cls(name, mean=mean, std=std, line=line)
 
   @classmethod
-  def _classes(cls, values: Sequence[Any], name: str, strip: str, source: str) -> 'Target':
+  def _classes(
+    cls, values: Sequence[Any], part: np.ndarray, name: str, strip: str, source: str
+  ) -> 'Target':
     texts = [clean(v, strip) for v in values]
     names = class_names(texts)
     if len(names) < 2:
@@ -106,6 +108,7 @@ class Target:
         f'{source}: {name}, the target, has {len(names)} classes in {len(texts)} records: expected '
         "classes that recur, or numbers (data.kind='number'); is it a name or number of the record?"
       )
+    warn_unseen(names, [texts[i] for i in part], f'{source}: {name}')
     counts = Counter(t for t in texts if t)
     shown = ', '.join(f'{n} ({counts[n] / len(texts):.0%})' for n in names[:SHOWN])
     more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''

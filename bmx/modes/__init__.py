@@ -39,7 +39,7 @@ MODES = {
     'bmx.modes.config', 'prints the words of a recipe; without one, lists the recipes', ('--words',)
   ),
   'compare': Mode(
-    'bmx.modes.compare', 'compares runs: curves, results, words that differ', ('--run',)
+    'bmx.modes.compare', 'compares runs: curves, results, words that differ', ('--run', '--output')
   ),
   'sweep': Mode(
     'bmx.modes.sweep', 'searches words given as log(a,b), int(a,b), choice(x,y)', ('--trials',)
@@ -57,7 +57,7 @@ class Request:
     workdir: run directory; '' where none was given.
     step: checkpoint to read: 'latest', 'best' or a step.
     input: file to predict, or of prompts.
-    output: file of predictions; its suffix says its format.
+    output: file of predictions, whose suffix says its format; page of a comparison.
     prompts: texts to continue.
     topology: devices to plan for, such as 'v5e:4x4'.
     words: part of the names of the words to print; 'all' prints them all; '' adds an outline.

@@ -19,14 +19,18 @@ NAME = 'compare.html'
 
 
 def run(request: Request) -> int:
-  """Prints results and differing words, and writes compare.html into the current folder."""
+  """Prints results and differing words, and writes --output, by default ./compare.html."""
   folders = [local(name) for name in request.runs]
   if len(folders) < 2:
     raise errors.InputError(
       'compare: expected at least two run directories; bmx compare RUN RUN ...'
     )
   runs = [read(folder, name) for folder, name in zip(folders, names(folders), strict=True)]
-  path = pathlib.Path(NAME)
+  path = local(request.output or NAME)
+  if path.suffix != '.html' or not path.parent.is_dir():
+    raise errors.InputError(
+      f'--output={path}: expected a name that ends with .html, in a folder that exists'
+    )
   _check_ours(path)
   with replacing(path) as file:
     file.write(compare.page(runs))

@@ -23,6 +23,7 @@ def run(request: Request) -> int:
     raise errors.InputError('--mode=plan needs --topology, for instance v5e:4x4 or h200:8')
   devices = topology.devices(request.topology)
   experiment = experiments.build(request.config, request.name, devices, read=False)
+  log.info('plan       compiling %s for %s: seconds to minutes', experiment.name, request.topology)
   made = compile_step(experiment)
   lines = [f'plan       {experiment.name} on {request.topology}']
   lines += [f'{k:28} {v}' for k, v in summarize(experiment, made).items()]

@@ -4,7 +4,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from bmx.core.paths import local
 from bmx.core.types import HostBatch, Task
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
+from bmx.runtime.progress import share
 from bmx.runtime.rows import check_output, unique, write_rows
 from bmx.runtime.storage import Place, place
 from bmx.train.evaluate import join, predictions
@@ -96,19 +97,31 @@ def entry_of(experiment: Experiment) -> str:
 
 def _lines(data: Data, task: Task, parts: Iterator[HostBatch]) -> Iterator[dict[str, Any]]:
   """Yields the rows; for questions, the best answer over a paragraph's windows."""
+  parts = watched(parts, data.size)
   if isinstance(data.examples, Presenting):
     yield from data.examples.present(join(list(parts)))
     return
-  done, told = 0, time.monotonic()
+  done = 0
   for step, rows in enumerate(parts):
     lines = task.readable(rows, data.metadata) if isinstance(task, Readable) else _plain(rows)
     described = _described(data, step, len(lines))
     for n, (about, line) in enumerate(zip(described, lines, strict=True), done + 1):
       yield {'row': n, **about, **line}
     done += len(lines)
-    if time.monotonic() - told > EVERY:
-      log.info('predicted %d of %d', done, data.size)
-      told = time.monotonic()
+
+
+def watched(
+  parts: Iterator[HostBatch], size: int, now: Callable[[], float] = time.monotonic
+) -> Iterator[HostBatch]:
+  """Yields the parts; logs every `EVERY` seconds how many of `size` rows are done."""
+  done = 0
+  began = said = now()
+  for rows in parts:
+    yield rows
+    done += len(next(iter(rows.values())))
+    if now() - said > EVERY and done < size:
+      said = now()
+      log.info('predicted %s', share(done, size, said - began))
 
 
 def _plain(rows: HostBatch) -> list[dict[str, Any]]:

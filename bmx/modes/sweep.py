@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment as experiments
@@ -145,7 +146,6 @@ def open_study(folder: pathlib.Path, request: Request, followed: Selection) -> A
       warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
       study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(path))),
-        sampler=optuna.samplers.TPESampler(),
         pruner=optuna.pruners.MedianPruner(),
         study_name='sweep',
         direction='maximize' if followed.mode == 'max' else 'minimize',
@@ -171,16 +171,26 @@ def finished(study: Any) -> list[Any]:
   return [t for t in trials if t.state.is_finished() and INTERRUPTED not in t.user_attrs]
 
 
-def distribution(space: Space) -> Any:
-  """Returns a space as optuna has it."""
-  from optuna import distributions
-
+def suggest(trial: Any, space: Space) -> Any:
+  """Draws the value of a word."""
   if space.kind == 'choice':
-    return distributions.CategoricalDistribution(space.values)
+    return trial.suggest_categorical(space.word, space.values)
   if space.kind == 'int':
-    return distributions.IntDistribution(int(space.values[0]), int(space.values[1]))
+    return trial.suggest_int(space.word, int(space.values[0]), int(space.values[1]))
   low, high = float(space.values[0]), float(space.values[1])
-  return distributions.FloatDistribution(low, high, log=space.kind == 'log')
+  return trial.suggest_float(space.word, low, high, log=space.kind == 'log')
+
+
+def draw(study: Any, request: Request) -> Any:
+  """Returns a new trial; its words follow from `seed`, its number and the trials before it."""
+  from optuna import samplers
+
+  trial = study.ask()
+  sequence = np.random.SeedSequence([request.config.seed, trial.number])
+  study.sampler = samplers.TPESampler(seed=int(sequence.generate_state(1)[0]))
+  for space in request.spaces:
+    suggest(trial, space)
+  return trial
 
 
 def one_trial(study: Any, request: Request, folder: pathlib.Path, followed: Selection) -> None:
@@ -190,7 +200,7 @@ def one_trial(study: Any, request: Request, folder: pathlib.Path, followed: Sele
   """
   from optuna.trial import TrialState
 
-  trial = study.ask({space.word: distribution(space) for space in request.spaces})
+  trial = draw(study, request)
   words = {k: str(v) for k, v in trial.params.items()}
   log.info('trial %d: %s', trial.number, '  '.join(f'{k}={v}' for k, v in words.items()))
   hook = Prune(trial, followed.metric)

@@ -29,6 +29,16 @@ class Progress:
     return f'step {step:>{len(last)},}/{last}  {share:3d} %  epoch {passes}'
 
 
+def share(done: int, total: int, seconds: float) -> str:
+  """Returns how many of `total` are done after some seconds, and the time left.
+
+  >>> share(5000, 20_000, 12.0)
+  '5,000 of 20,000   25 %  0:36 left'
+  """
+  left = seconds * (total - done) / done
+  return f'{done:,} of {total:,}  {int(100 * done / total):3d} %  {clock(left)} left'
+
+
 def clock(seconds: float) -> str:
   """Returns a time as minutes and seconds, or hours, minutes and seconds.
 

@@ -91,5 +91,10 @@ def test_the_command(runs, tmp_path, capsys):
   assert cli.main(command) == 2
   assert 'is not a comparison of bmx; move it away' in capsys.readouterr().err
   assert (tmp_path / 'compare.html').read_text() == 'of somebody'
+  assert cli.main([*command, '--output=runs/both.html']) == 0
+  assert '<title>' in (tmp_path / 'runs/both.html').read_text()
+  for name in ('both.txt', 'none/both.html'):
+    assert cli.main([*command, f'--output={name}']) == 2
+    assert f'--output={name}: expected a name that ends with .html' in capsys.readouterr().err
   assert cli.main(['compare', 'runs/a']) == 2
   assert 'bmx compare RUN RUN' in capsys.readouterr().err

@@ -8,7 +8,7 @@ import numpy as np
 from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.arrays import split_indices
-from bmx.data.classes import class_names, ordered_names
+from bmx.data.classes import class_names, ordered_names, warn_unseen
 from bmx.data.records import LINE_END, number
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import describe, documents, records, said, whole
@@ -81,7 +81,10 @@ def text_classification(
     metadata['num_targets'] = 1
     arrays |= {} if hidden else {'y': _numbers(given, where, label)}
   else:
-    names = ordered_names(_classes([r.get(label) for _, r in every]), classes, fitted)
+    known = _classes([r.get(label) for _, r in every])
+    names = ordered_names(known, classes, fitted)
+    if train and not fitted:
+      warn_unseen(known, map(str, given), f'{path}: {label}')
     state['class_names'] = list(names)
     metadata |= {'num_classes': len(names), 'class_names': names}
     arrays |= {} if hidden else {'label': _labels(given, names, where)}

@@ -10,7 +10,7 @@ from bmx.core.data import Examples
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch
 from bmx.data.arrays import split_indices
-from bmx.data.classes import ordered_names
+from bmx.data.classes import ordered_names, warn_unseen
 from bmx.data.records import LINE_END, read_text
 from bmx.data.shapes import shapes
 from bmx.data.text.encoding import SPLITS, TextData, encode, fill_row, text_metadata
@@ -89,6 +89,8 @@ def token_classification(
   found = [every[i] for i in split_indices(len(every), split, holdout, SPLITS)]
   tags = sorted({tag for words in every for _, tag in words}, key=lambda t: (t != OUTSIDE, t))
   names = ordered_names(tags, classes, fitted)
+  if train and not fitted:
+    warn_unseen(tags, {tag for words in found for _, tag in words}, path)
   before = space_before(tokenizer)
   words = [[before + word for word, _ in sentence] for sentence in found]
   encoded = encode(tokenizer, words, length, words=True)

@@ -1,5 +1,6 @@
 """Labelled text: every label stays with its text, every answer is found again in its window."""
 
+import functools
 import json
 import re
 
@@ -8,6 +9,8 @@ import pytest
 
 from bmx.core.data import Resident
 from bmx.core.errors import InputError
+from bmx.data.arrays import split_indices
+from bmx.data.tables import table as table_data
 from bmx.data.text import text_classification as labelled
 from bmx.data.text.text_classification import library, text_classification
 from bmx.data.text.token_classification import read_conll, token_classification
@@ -357,3 +360,22 @@ def test_the_order_of_classes_can_be_given(tmp_path, coder):
     make(('yes',))
   with pytest.raises(InputError, match=r'classes=.*: expected different names'):
     make(('yes', 'yes', 'no'))
+
+
+def test_classes_of_held_out_records_alone_are_named(tmp_path, coder, caplog):
+  """In a table, in texts and in tags: the classes count, and a warning names what was not seen."""
+  held = set(split_indices(10, 'valid', 0.2, ('valid',)))
+  kinds = ['rare' if i in held else ('good', 'bad')[i % 2] for i in range(10)]
+  found = table_data(given={'x': [*range(10)], 'label': kinds}, target='label', split='train',
+                     holdout=0.2)  # fmt: skip
+  assert found.metadata['class_names'] == ('bad', 'good', 'rare')
+  texts = table(tmp_path / 'a.csv', [f'{kind},{kind}' for kind in kinds])
+  words = {'tokenizer': coder, 'length': 8, 'holdout': 0.2}
+  read = functools.partial(text_classification, texts, text='text', label='label', **words)
+  assert read(split='train').metadata['num_classes'] == 3
+  tagged = write(tmp_path / 'a.conll', [f'{kind}\t{kind}\n' for kind in kinds])
+  token_classification(tagged, split='train', **words)
+  read(split='valid', train=False, fitted={'class_names': ['rare']})
+  assert [r.getMessage().partition('held-out')[2] for r in caplog.records if 'alone' in r.msg] == [
+    ' records alone have rare: training never sees it'
+  ] * 3
