@@ -90,17 +90,16 @@ def parts(value):
 
 
 @pytest.mark.parametrize(
-  'page', [p for p, code in PYTHON.items() if any(c[:2] == 'c.' for c in code)]
+  ('page', 'code'), [(p, c) for p, blocks in PYTHON.items() for c in blocks if c[:2] == 'c.']
 )
-def test_parts_of_a_page_take_their_words(page):
-  """Blocks that assign to words of the config `c`: callees exist, and have these parameters."""
-  for code in PYTHON[page]:
-    if code[:2] != 'c.':
-      continue
-    c, _ = recipes.load('gpt_char:tiny')
+def test_parts_of_a_page_take_their_words(page, code):
+  """What a block assigns to a word of the config `c`: callees exist, and have these parameters."""
+  c, _ = recipes.load('gpt_char:tiny')
+  for statement in ast.parse(code).body:
     with c.unlocked():
-      exec(compile(code, page, 'exec'), {'c': c})
-    for part in parts(c.to_dict()):
+      exec(compile(ast.Module([statement], []), page, 'exec'), {'c': c})
+    value = eval(ast.unparse(statement.targets[0]), {'c': c})
+    for part in parts(value.to_dict() if hasattr(value, 'to_dict') else value):
       words = recipes.parameters(recipes.resolve(part['call']), part['call'])
       open_ended = any(p.kind is p.VAR_KEYWORD for p in words.values())
       assert open_ended or {*part} - {'call'} <= {*words}, part['call']
