@@ -50,6 +50,7 @@ class Engine:
     ends: token ids that end a text.
     chunks: sizes of prefill calls, ascending.
     reuse: whether a prompt that begins as another row's tokens do starts from its cache.
+    quantized: kernels that `params` lacks, as they are stored.
 
   Raises:
     InputError: a model that cannot generate this way; sizes out of range.
@@ -66,6 +67,7 @@ class Engine:
     ends: Sequence[int] = (),
     chunks: Sequence[int] = CHUNKS,
     reuse: bool = True,
+    quantized: Variables | None = None,
   ):
     check_decoder(model, layout)
     if not isinstance(model, SlotDecoder):
@@ -80,7 +82,7 @@ class Engine:
       raise InputError(f'rows={rows}: expected a multiple of {self.shards}, the shards of a batch')
     if self.context < 2:
       raise InputError(f'context={context}: expected at least 2 tokens')
-    self.model, self.params = decoder(model, params, layout)
+    self.model, self.variables = decoder(model, params, layout, quantized=quantized)
     self.chunks = tuple(c for c in sorted(chunks) if c < self.context) or (self.context,)
     self.ends = tuple(int(x) for x in ends)
     self.rows = [Row(source=i) for i in range(rows)]
@@ -92,19 +94,19 @@ class Engine:
     """Compiles every program; the state keeps its placement in each call."""
     slots = self.context + self.chunks[-1]
     model, everywhere = self.model, self.layout.sharding()
-    begin = jit(lambda p: empty_state(model, p, len(self.rows), slots), self.layout)
-    self.state = begin(self.params)
+    begin = jit(lambda v: empty_state(model, v, len(self.rows), slots), self.layout)
+    self.state = begin(self.variables)
     where = jax.tree.map(lambda x: x.sharding, self.state)
     read = jit(
-      lambda p, state, chunk: prefill_chunk(model, p, state, chunk),
+      lambda v, state, chunk: prefill_chunk(model, v, state, chunk),
       self.layout,
       donate_argnums=(1,),
       out_shardings=where,
     )
-    args = self.params, self.state
+    args = self.variables, self.state
     self.prefill = {c: read.lower(*args, self._chunk({}, c)).compile() for c in self.chunks}
     more = jit(
-      lambda p, state, rows, ends, n: decode(model, p, state, rows, ends, n, STEPS),
+      lambda v, state, rows, ends, n: decode(model, v, state, rows, ends, n, STEPS),
       self.layout,
       donate_argnums=(1,),
       out_shardings=(where, everywhere, everywhere),
@@ -121,15 +123,16 @@ class Engine:
     """Number of rows that hold a request."""
     return sum(row.request is not None for row in self.rows)
 
-  def submit(self, request: Request) -> int:
-    """Queues a request; returns its number.
-
-    Raises InputError if the prompt is empty, too long, or has ids that the model does not know.
-    """
+  def check(self, request: Request) -> None:
+    """Raises InputError if a prompt is empty, too long, or has ids that the model does not know."""
     facts = dataclasses.replace(facts_of(self.model), max_seq_len=self.context)
     check_prompts([request.prompt], facts, ['prompt'])
     if request.max_new_tokens < 1:
       raise InputError(f'max_new_tokens={request.max_new_tokens}: expected at least 1')
+
+  def submit(self, request: Request) -> int:
+    """Queues a request; returns its number. Raises InputError as `check` does."""
+    self.check(request)
     number = next(self.numbers)
     self.waiting.append((number, request))
     return number
@@ -198,7 +201,7 @@ class Engine:
       self._check_source(i)
     longest = max(len(self.rows[i].given.prompt) - self.rows[i].read for i in chosen.values())
     size = next((c for c in self.chunks if c >= longest), self.chunks[-1])
-    self.state = self.prefill[size](self.params, self.state, self._chunk(chosen, size))
+    self.state = self.prefill[size](self.variables, self.state, self._chunk(chosen, size))
     for i in chosen.values():
       row = self.rows[i]
       row.tokens += row.given.prompt[row.read : row.read + size]
@@ -247,7 +250,7 @@ class Engine:
     if not any(row.decoding for row in self.rows):
       return []
     args = *self._active(), np.int32(n)
-    self.state, new, likely = self.decode(self.params, self.state, *args)
+    self.state, new, likely = self.decode(self.variables, self.state, *args)
     new, likely = jax.device_get((new, likely))
     return [self._take(row, new[i], likely[i]) for i, row in enumerate(self.rows) if row.decoding]
 

@@ -68,28 +68,30 @@ class Rows(NamedTuple):
   sampling: RowSampling
 
 
-def empty_state(model: Any, params: Variables, rows: int, slots: int) -> EngineState:
+def empty_state(model: Any, variables: Variables, rows: int, slots: int) -> EngineState:
   """Returns the state without tokens."""
   cache = model.slot_cache(rows, slots)
-  hidden = jax.eval_shape(lambda p: _hidden(model, p, rows, cache), params)
-  logits = jax.eval_shape(lambda p, h: next_logits(model, p, h), params, hidden)
+  hidden = jax.eval_shape(lambda v: _hidden(model, v, rows, cache), variables)
+  logits = jax.eval_shape(lambda v, h: next_logits(model, v, h), variables, hidden)
   zeros = constrain(jnp.zeros(logits.shape, logits.dtype), 'batch', 'vocab')
   return EngineState(cache, zeros, jnp.zeros(logits.shape, bool))
 
 
-def _hidden(model: Any, params: Variables, rows: int, cache: SlotCache) -> jax.Array:
+def _hidden(model: Any, variables: Variables, rows: int, cache: SlotCache) -> jax.Array:
   tokens = jnp.zeros((rows, 1), jnp.int32)
-  return model.apply({'params': params}, tokens, cache, method='extend')[0]
+  return model.apply(variables, tokens, cache, method='extend')[0]
 
 
-def prefill_chunk(model: Any, params: Variables, state: EngineState, chunk: Chunk) -> EngineState:
+def prefill_chunk(
+  model: Any, variables: Variables, state: EngineState, chunk: Chunk
+) -> EngineState:
   """Reads one chunk of a prompt in each shard; sets the logits behind it."""
   real = chunk.count > 0
   part = state.cache.take(chunk.source, chunk.at).replace(count=chunk.count)
   tokens = constrain(chunk.tokens, 'batch', None)
-  hidden, part = model.apply({'params': params}, tokens, part, method='extend')
+  hidden, part = model.apply(variables, tokens, part, method='extend')
   last = jnp.maximum(chunk.count - 1, 0)[:, None, None]
-  logits = next_logits(model, params, jnp.take_along_axis(hidden, last, axis=1))
+  logits = next_logits(model, variables, jnp.take_along_axis(hidden, last, axis=1))
   kept = jnp.arange(tokens.shape[1])[None, :] < chunk.count[:, None]
   rows, outside = jnp.arange(len(real))[:, None], state.seen.shape[1]
   new = jnp.zeros((len(real), outside), bool)
@@ -106,7 +108,7 @@ def prefill_chunk(model: Any, params: Variables, state: EngineState, chunk: Chun
 
 def decode(
   model: Any,
-  params: Variables,
+  variables: Variables,
   state: EngineState,
   rows: Rows,
   ends: jax.Array,
@@ -117,7 +119,7 @@ def decode(
 
   Args:
     model: a decoder.
-    params: its weights.
+    variables: of the decoding form, see `decode.decoding_form`.
     state: of the engine.
     rows: what each row does.
     ends: int32 [E], ids that end a row.
@@ -144,8 +146,8 @@ def decode(
     seen = state.seen.at[every, jnp.where(active, ids, raw.shape[1])].set(True, mode='drop')
     tokens = constrain(ids[:, None], 'batch', None)
     cache = state.cache.replace(count=active.astype(jnp.int32))
-    hidden, cache = model.apply({'params': params}, tokens, cache, method='extend')
-    logits = next_logits(model, params, hidden)
+    hidden, cache = model.apply(variables, tokens, cache, method='extend')
+    logits = next_logits(model, variables, hidden)
     logits = jnp.where(active[:, None], logits, state.logits)
     active &= ~jnp.isin(ids, ends) & (i + 1 < rows.left)
     return i + 1, active, EngineState(cache, logits, seen), new, likely
