@@ -255,6 +255,12 @@ def concrete(part: Mapping[str, Any]) -> dict[str, Any]:
   return _part(found['path'], given, OWN[found['call']])
 
 
+def _fitted(folder: str) -> dict[str, Any]:
+  """Returns words of a model that a run settled by its data."""
+  resolved = read_config(place(folder)).get('resolved', {})
+  return {k: v for k, v in resolved.items() if k == 'num_outputs'}
+
+
 def _part(
   path: str, overrides: Mapping[str, Any], inner: str = '', seen: tuple[Place, ...] = ()
 ) -> dict[str, Any]:
@@ -279,7 +285,7 @@ def _part(
     if inner and inner not in part:
       raise InputError(f'{path} has a model {part.get("call")!r}: expected one with an {inner}')
     # What another run's config left open is settled as any device can compute it.
-    part = recipes.settle(part, hardware.preset('cpu', 'float32'))
+    part = recipes.settle(part, hardware.preset('cpu', 'float32') | _fitted(path))
   if 'encoder' in part:
     part = part['encoder'] | dict(overrides) if inner else {
       **part, 'encoder': {**part['encoder'], **overrides}
