@@ -61,7 +61,7 @@ def test_the_wheel_holds_every_module_and_recipe(wheel):
     names = set(archive.namelist())
     points = next(n for n in names if n.endswith('entry_points.txt'))
     assert 'bmx = bmx.cli:main' in archive.read(points).decode()
-  sources = [p for kind in ('py', 'css', 'js') for p in (ROOT / 'bmx').rglob(f'*.{kind}')]
+  sources = [p for kind in ('py', 'css', 'html', 'js') for p in (ROOT / 'bmx').rglob(f'*.{kind}')]
   modules = {p.relative_to(ROOT).as_posix() for p in sources}
   recipes = {f'bmx/configs/{p.name}' for p in (ROOT / 'configs').glob('*.py')}
   assert modules | recipes | {'bmx/py.typed'} == {n for n in names if n.startswith('bmx/')}

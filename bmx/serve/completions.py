@@ -1,0 +1,182 @@
+"""Completions of a served model: prompts to requests of the engine, its tokens to texts."""
+
+import asyncio
+import contextlib
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple
+
+from bmx.core.errors import InputError
+from bmx.core.types import facts_of
+from bmx.data.text.tokenizer import Tokenizer
+from bmx.serve.openai import ApiError, Asked
+from bmx.serve.rows import Output, Request
+from bmx.serve.text import Detokenizer, Options, encode_prompts
+from bmx.serve.worker import Overloaded, Unavailable, Worker
+
+RETRY_SECONDS = 1  # that an overloaded server asks for
+
+
+class Piece(NamedTuple):
+  """A new part of one choice.
+
+  Attributes:
+    index: of the choice.
+    text: new text; tokens may be held back until their characters are complete.
+    tokens: ids generated.
+    logprobs: of these ids.
+    finish: '' while tokens may follow, else 'stop' or 'length'.
+  """
+
+  index: int
+  text: str
+  tokens: list[int]
+  logprobs: list[float]
+  finish: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One choice: a request of the engine, and how its tokens become text."""
+
+  request: Request
+  stop: tuple[str, ...]
+
+
+class Completions:
+  """Texts of one model.
+
+  Args:
+    name: of the model, in requests and answers.
+    worker: of the engine.
+    tokenizer: of the model.
+    options: defaults of requests: the config word `generate`.
+    render: messages -> the text of a chat before the answer; None: the model has no template.
+    chat_stop: texts that end an answer of a chat.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    worker: Worker,
+    tokenizer: Tokenizer,
+    options: Options,
+    render: Callable[[Sequence[Any]], str] | None = None,
+    chat_stop: Sequence[str] = (),
+  ):
+    self.name, self.worker, self.tokenizer, self.options = name, worker, tokenizer, options
+    self._render, self._chat_stop = render, tuple(chat_stop)
+    self.facts = dataclasses.replace(
+      facts_of(worker.engine.model), max_seq_len=worker.engine.context
+    )
+
+  def jobs(self, asked: Asked) -> list[Job]:
+    """Returns a job for each choice of each prompt.
+
+    Raises ApiError for a prompt that the model cannot continue.
+    """
+    prompts = self._encoded(asked)
+    stop = (*asked.stop, *self._chat_stop) if asked.messages else asked.stop
+    seed = asked.seed if asked.seed >= 0 else secrets.randbelow(2**31)
+    limit = asked.max_new_tokens or self.worker.engine.context
+    jobs = []
+    for prompt in prompts:
+      for _ in range(asked.choices):
+        request = Request(tuple(prompt), limit, asked.sampling, seed, len(jobs))
+        jobs.append(Job(request, stop))
+    try:
+      for job in jobs:
+        self.worker.engine.check(job.request)
+    except InputError as error:
+      raise _invalid(error) from None
+    return jobs
+
+  def _encoded(self, asked: Asked) -> list[list[int]]:
+    if asked.messages and self._render is None:
+      raise ApiError(
+        400,
+        'the model has no chat template: expected /v1/completions, or a run that has a template',
+        code='no_chat_template',
+      )
+    try:
+      texts = [self._render(asked.messages)] if asked.messages and self._render else asked.prompts
+      return [self._ids(prompt, n) for n, prompt in enumerate(texts, 1)]
+    except InputError as error:
+      raise _invalid(error) from None
+
+  def _ids(self, prompt: str | tuple[int, ...], number: int) -> list[int]:
+    if not isinstance(prompt, str):
+      return list(prompt)
+    return encode_prompts([prompt], self.tokenizer, self.facts, [f'prompt {number}'])[0]
+
+  async def pieces(self, jobs: Sequence[Job], timeout: float) -> AsyncIterator[Piece]:
+    """Yields the new parts of all jobs; a caller that stops reading cancels them.
+
+    Args:
+      jobs: see `jobs`.
+      timeout: seconds for all of them.
+
+    Raises:
+      ApiError: 429, 503 or 504.
+    """
+    loop, inbox = asyncio.get_running_loop(), asyncio.Queue()
+    texts = [Detokenizer(self.tokenizer, job.stop, job.request.prompt) for job in jobs]
+    left, tickets = set(range(len(jobs))), {}
+    deadline = loop.time() + timeout
+
+    def sink(index: int) -> Callable[[Output | Exception], None]:
+      put = lambda item: inbox.put_nowait((index, item))
+
+      def call(item):
+        with contextlib.suppress(RuntimeError):  # the event loop of a dead server
+          loop.call_soon_threadsafe(put, item)
+
+      return call
+
+    try:
+      for index, job in enumerate(jobs):
+        tickets[index] = self.worker.submit(job.request, sink(index))
+      while left:
+        # Not asyncio.timeout: another task may read the later parts.
+        index, item = await asyncio.wait_for(inbox.get(), max(0.0, deadline - loop.time()))
+        if isinstance(item, Exception):
+          raise item
+        if index not in left:
+          continue
+        piece = self._piece(index, item, texts[index])
+        if piece.finish:
+          left.discard(index)
+          if not item.finish:
+            self.worker.cancel(tickets[index])
+        yield piece
+    except Overloaded as error:
+      headers = {'Retry-After': str(RETRY_SECONDS)}
+      raise ApiError(429, f'{error}; send the request again', kind='overloaded', code='queue_full',
+                     headers=headers) from None  # fmt: skip
+    except Unavailable as error:
+      raise ApiError(503, str(error), kind='server_error', code='unavailable') from None
+    except TimeoutError:
+      raise ApiError(504, f'no answer within {timeout:g} seconds', kind='server_error',
+                     code='timeout') from None  # fmt: skip
+    finally:
+      for index in left & tickets.keys():
+        self.worker.cancel(tickets[index])
+
+  def _piece(self, index: int, output: Output, text: Detokenizer) -> Piece:
+    ends = self.worker.engine.ends
+    shown = [i for i in output.tokens if i not in ends]
+    part = text.add(shown)
+    finish = 'stop' if text.stopped else output.finish
+    part += text.flush() if finish else ''
+    return Piece(index, part, output.tokens, output.logprobs, finish)
+
+  def token_text(self, token: int) -> str:
+    """Returns the text of one token."""
+    return self.tokenizer.decode([token])
+
+
+def _invalid(error: InputError) -> ApiError:
+  text = str(error)
+  code = 'context_length_exceeded' if 'max_seq_len' in text else 'invalid_prompt'
+  return ApiError(400, text, code=code)

@@ -1,0 +1,277 @@
+"""The server: answers of the real client, limits, clients that leave, a dead device."""
+
+import contextlib
+import http.client
+import json
+import random
+import socket
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from bmx.data.text.tokenizer import Bytes
+from bmx.models.gpt import GPT
+from bmx.parallel import Layout, make_mesh
+from bmx.serve.engine import Engine, Request
+from bmx.serve.sample import Sampling
+from bmx.serve.text import Options
+from tests.models.weights import variables
+
+openai = pytest.importorskip('openai', reason='the extra `serve` is not installed')
+uvicorn = pytest.importorskip('uvicorn', reason='the extra `serve` is not installed')
+
+from bmx.serve.app import Server  # noqa: E402
+from bmx.serve.completions import Completions  # noqa: E402
+from bmx.serve.worker import Worker  # noqa: E402
+
+ONE = Layout(make_mesh({}, jax.devices()[:1]))
+CONTEXT = 64
+KEY = 'secret-key'
+
+
+def make_engine():
+  model = GPT(256, CONTEXT, width=32, depth=1, heads=2)
+  params = variables(model, np.zeros((1, 4), np.int32), scale=0.5)['params']
+  return Engine(model, params, ONE, rows=4, ends=(0,), chunks=(16,))
+
+
+def render(messages):
+  return ''.join(f'<{m["role"]}>{m["content"]}' for m in messages) + '<assistant>'
+
+
+@contextlib.contextmanager
+def serving(engine, **options):
+  """Serves an engine on a port of its own -> (port, server, worker)."""
+  deaths = []
+  worker = Worker(engine, options.pop('max_waiting', 8), deaths.append)
+  given = {'render': render, 'chat_stop': ('<user>',)} | options.pop('model', {})
+  completions = Completions('tiny', worker, Bytes(), Options(temperature=0.8), **given)
+  server = Server(completions, **options)
+  config = uvicorn.Config(server.app(), port=0, log_level='error', lifespan='off')
+  http_server = uvicorn.Server(config)
+  thread = threading.Thread(target=http_server.run)
+  worker.start()
+  thread.start()
+  while not http_server.started:
+    time.sleep(0.01)
+  port = http_server.servers[0].sockets[0].getsockname()[1]
+  try:
+    yield port, server, worker
+  finally:
+    worker.drain()
+    assert worker.error or worker.join(30)
+    http_server.should_exit = True
+    thread.join(30)
+    server.deaths = deaths
+
+
+@pytest.fixture(scope='module')
+def served():
+  with serving(make_engine(), keys=('other', KEY)) as found:
+    yield found
+
+
+@pytest.fixture
+def client(served):
+  port, _, _ = served
+  with openai.OpenAI(base_url=f'http://127.0.0.1:{port}/v1', api_key=KEY, max_retries=0) as made:
+    yield made
+
+
+def alone(served, prompt, tokens, seed=3, temperature=0.8):
+  """The text of the engine's own tokens."""
+  _, server, worker = served
+  found, done = [], threading.Event()
+
+  def sink(output):
+    found.extend(output.tokens)
+    if output.finish:
+      done.set()
+
+  ids = tuple(prompt.encode())
+  worker.submit(Request(ids, tokens, Sampling(temperature), seed=seed), sink)
+  assert done.wait(60)
+  return Bytes().decode([i for i in found if i])
+
+
+def test_completions_and_streams_are_the_tokens_of_the_engine(served, client):
+  expected = alone(served, 'def f', 20)
+  words = {'model': 'tiny', 'prompt': 'def f', 'max_tokens': 20, 'seed': 3}
+  whole = client.completions.create(**words, logprobs=1)
+  assert whole.choices[0].text == expected
+  assert whole.choices[0].finish_reason in ('length', 'stop')
+  assert whole.usage.prompt_tokens == 5
+  assert whole.usage.completion_tokens == len(whole.choices[0].logprobs.token_logprobs)
+  parts = list(
+    client.completions.create(**words, stream=True, stream_options={'include_usage': True})
+  )
+  assert ''.join(p.choices[0].text for p in parts if p.choices) == expected
+  assert parts[-1].usage == whole.usage
+  several = client.completions.create(**words | {'prompt': ['def f', 'class'], 'n': 2})
+  assert [c.index for c in several.choices] == [0, 1, 2, 3]
+  assert several.choices[0].text == expected
+  assert several.choices[1].text != expected  # another draw
+
+
+def test_chats_use_the_template_and_end_at_its_stop(served, client):
+  words = {'model': 'tiny', 'messages': [{'role': 'user', 'content': 'Hi'}], 'seed': 3}
+  whole = client.chat.completions.create(**words, max_completion_tokens=12)
+  assert whole.choices[0].message.content == alone(served, '<user>Hi<assistant>', 12)
+  parts = list(client.chat.completions.create(**words, max_tokens=12, stream=True))
+  assert parts[0].choices[0].delta.role == 'assistant'
+  text = ''.join(p.choices[0].delta.content or '' for p in parts)
+  assert text == whole.choices[0].message.content
+  assert [m.id for m in client.models.list().data] == ['tiny']
+
+
+def test_a_stop_text_ends_an_answer_and_frees_its_row(served, client):
+  whole = alone(served, 'abc', 40)
+  stop = whole[5:7]
+  words = {'model': 'tiny', 'prompt': 'abc', 'max_tokens': 40, 'seed': 3, 'stop': [stop]}
+  answer = client.completions.create(**words).choices[0]
+  assert answer.text == whole[: whole.index(stop)]
+  assert answer.finish_reason == 'stop'
+
+
+def post(port, body, path='/v1/completions', key=KEY, headers=()):
+  data = body if isinstance(body, bytes) else json.dumps(body).encode()
+  given = {'Authorization': f'Bearer {key}', 'Content-Type': 'application/json'} | dict(headers)
+  with contextlib.closing(http.client.HTTPConnection('127.0.0.1', port, timeout=60)) as connection:
+    connection.request('POST', path, data, given)
+    with connection.getresponse() as response:
+      return response.status, json.loads(response.read()), dict(response.getheaders())
+
+
+def get(port, path):
+  with contextlib.closing(http.client.HTTPConnection('127.0.0.1', port, timeout=60)) as connection:
+    connection.request('GET', path)
+    with connection.getresponse() as response:
+      return response.status, response.read().decode()
+
+
+BAD = [
+  ({}, 400, 'prompt=None'),
+  ([], 400, 'expected a JSON object'),
+  ({'prompt': 'a', 'modle': 'tiny'}, 400, 'modle='),
+  ({'prompt': 'a', 'model': 'gpt-4'}, 404, "the model 'gpt-4' does not exist"),
+  ({'prompt': 'a', 'temperature': -1}, 400, 'temperature=-1'),
+  ({'prompt': 'a', 'temperature': 'hot'}, 400, "temperature='hot'"),
+  ({'prompt': 'a', 'top_p': 0}, 400, 'top_p=0'),
+  ({'prompt': 'a', 'top_k': 1.5}, 400, 'top_k=1.5'),
+  ({'prompt': 'a', 'max_tokens': 0}, 400, 'max_tokens=0'),
+  ({'prompt': 'a', 'n': 1000}, 400, 'n=1000'),
+  ({'prompt': 'a', 'n': True}, 400, 'n=True'),
+  ({'prompt': 'a', 'stop': ['']}, 400, 'stop='),
+  ({'prompt': 'a', 'logit_bias': {'1': 2}}, 400, 'logit_bias='),
+  ({'prompt': 'a', 'presence_penalty': 1}, 400, 'presence_penalty=1'),
+  ({'prompt': 'a', 'stream': 'yes'}, 400, "stream='yes'"),
+  ({'prompt': 'a', 'logprobs': 5}, 400, 'logprobs=5'),
+  ({'prompt': 'a', 'seed': 1.5}, 400, 'seed=1.5'),
+  ({'prompt': ''}, 400, 'at least one token'),
+  ({'prompt': 'x' * CONTEXT}, 400, 'max_seq_len=64'),
+  ({'prompt': [300]}, 400, 'vocab_size=256'),
+  ({'prompt': [[1], 'a', 3]}, 400, 'prompt='),
+  (b'{"prompt": ', 400, 'not JSON'),
+  (b'[' * 100_000, 400, 'not JSON'),
+]
+
+
+@pytest.mark.parametrize('body, status, text', BAD)
+def test_bad_requests_name_the_key(served, body, status, text):
+  found, answer, _ = post(served[0], body)
+  assert found == status
+  assert set(answer['error']) == {'message', 'type', 'param', 'code'}
+  assert text in answer['error']['message']
+
+
+def test_bad_chats_name_the_message(served):
+  for messages, text in (
+    (None, 'messages=None'),
+    ([], 'messages=[]'),
+    ([{'role': 'user'}], 'messages[0]'),
+    ([{'role': 'user', 'content': [{'type': 'image_url'}]}], 'messages[0].content'),
+  ):
+    status, answer, _ = post(served[0], {'messages': messages}, '/v1/chat/completions')
+    assert status == 400
+    assert text in answer['error']['message']
+
+
+def test_keys_bodies_and_routes(served):
+  port = served[0]
+  assert post(port, {'prompt': 'a'}, key='wrong')[0] == 401
+  assert post(port, {'prompt': 'a' * 2**21})[0] == 413
+  assert post(port, {}, '/v1/nothing')[0] == 404
+  for path, text in (('/health', 'ok'), ('/ready', 'ready'), ('/metrics', 'bmx_requests'),
+                     ('/', 'Completion')):  # fmt: skip
+    status, body = get(port, path)
+    assert status == 200
+    assert text in body
+
+
+def test_hostile_bodies_get_an_error_and_no_traceback(served):
+  random.seed(0)
+  good = json.dumps({'prompt': 'a', 'max_tokens': 1, 'model': 'tiny', 'stop': ['x']})
+  for _ in range(150):
+    body = bytearray(good.encode())
+    for _ in range(random.randint(1, 4)):
+      body[random.randrange(len(body))] = random.randrange(256)
+    status, answer, _ = post(served[0], bytes(body))
+    assert status in (200, 400, 404)
+    assert 'Traceback' not in json.dumps(answer)
+
+
+def test_clients_that_leave_free_their_rows(served):
+  port, _, worker = served
+  body = json.dumps({'prompt': 'ab', 'max_tokens': 60, 'stream': True}).encode()
+  head = (
+    f'POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\n'
+    f'Content-Length: {len(body)}\r\n\r\n'
+  ).encode()
+  slow = worker.engine.step
+  worker.engine.step = lambda: (time.sleep(0.02), slow())[1]
+  try:
+    for _ in range(6):
+      with socket.create_connection(('127.0.0.1', port)) as connection:
+        connection.sendall(head + body)
+        connection.recv(200)
+    deadline = time.monotonic() + 20
+    while worker.pending and time.monotonic() < deadline:
+      time.sleep(0.02)
+    assert worker.pending == 0
+  finally:
+    worker.engine.step = slow
+
+
+def test_a_full_queue_asks_to_come_again_and_a_dead_device_fails_all_at_once():
+  engine = make_engine()
+  step, gate = engine.step, threading.Event()
+
+  def held():
+    gate.wait(60)
+    if engine.busy or engine.waiting:
+      raise RuntimeError('the device is lost')
+    return step()
+
+  with serving(engine, max_waiting=2) as (port, server, worker):
+    engine.step = held
+    answers = []
+    ask = lambda: answers.append(post(port, {'prompt': 'a', 'max_tokens': 60}))
+    threads = [threading.Thread(target=ask) for _ in range(9)]
+    for thread in threads:
+      thread.start()
+    while len(answers) < 2:
+      time.sleep(0.01)
+    assert {a[0] for a in answers} == {429}
+    assert {a[2]['retry-after'] for a in answers} == {'1'}
+    gate.set()
+    for thread in threads:
+      thread.join(60)
+    rest = [a for a in answers if a[0] != 429]
+    assert len(rest) >= 6
+    assert {a[0] for a in rest} == {503}
+    assert post(port, {'prompt': 'a'})[0] == 503
+    assert get(port, '/health')[0] == 503
+  assert [str(e) for e in server.deaths] == ['the device is lost']
