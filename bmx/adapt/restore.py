@@ -7,34 +7,22 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import orbax.checkpoint as ocp
 
 from bmx import config as recipes
 from bmx.adapt import hub
 from bmx.adapt.classes import check_order
+from bmx.adapt.runs import is_run, load_run, merged_params, statistics
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Task, Variables
-from bmx.parallel import Layout, jit
 from bmx.runtime.storage import Place, place
-from bmx.train import constants, manifest
-from bmx.train.checkpoint import Checkpoints
 from bmx.train.rundir import read_config
 from bmx.train.state import StateSpec, TrainState
 
+__all__ = ['concrete', 'encoder', 'is_run', 'load', 'load_variables', 'merged_params', 'model',
+           'start']  # fmt: skip
+
 log = logging.getLogger('bmx')
-
-
-def is_run(folder: str) -> bool:
-  """Returns whether a folder is a run of bmx. Raises InputError if it is not a folder."""
-  path = place(folder)
-  if not folder:
-    raise InputError('no weights are named: set --config.init.path=DIR, or --workdir of a run')
-  if not path.is_dir():
-    raise InputError(
-      f'init.path={folder!r}: expected a folder; name a run of bmx, or one of Hugging Face'
-    )
-  return (path / 'checkpoints').is_dir()
 
 
 def start(
@@ -75,7 +63,7 @@ def start(
     total = len(tree.named(spec.plain))
     log.info('weights    %d of %d parameters from %s', len(plain), total, init['path'])
     collections = {k: v for k, v in spec.abstract.collections.items() if k in task.averaged}
-    given |= _statistics(init['path'], collections, init['reinit'])
+    given |= statistics(init['path'], collections, init['reinit'])
   return spec.create(given, plain)
 
 
@@ -91,33 +79,11 @@ def load(
     step: of a run, 'latest', 'best' or a number.
 
   Raises:
-    InputError: parameters that are missing or have another shape; a run whose weights are in
-      several parts.
+    InputError: parameters that are missing or have another shape.
   """
   if is_run(folder):
-    return _load_run(folder, abstract, reinit, step)
+    return load_run(folder, abstract, reinit, step)
   return hub.load(folder, abstract, reinit)
-
-
-def merged_params(task: Task, spec: StateSpec, folder: str, step: str, layout: Layout) -> Variables:
-  """Reads the variables of a run of the same task -> its plain parameters, without the optimizer.
-
-  Raises InputError if the checkpoint does not fit the model.
-  """
-  path, facts = _checkpoint(folder, step)
-  leaves, workdir = facts['leaves'], place(folder)
-  fixed = {k: v for k, v in spec.variables.items() if k in task.constant}
-  constants.check(workdir, facts.get('constants', {}), fixed)
-  found = {f'{k}/{n}': v for k, c in constants.load(workdir, fixed).items()
-           for n, v in tree.named(c).items()}  # fmt: skip
-  for name, abstract in spec.variables.items():
-    if name in task.constant:
-      continue
-    own = name if name == 'params' else f'collections/{name}'
-    kind = f'ema/{name}' if _has(leaves, f'ema/{name}') else own
-    _check_fit(path, leaves, kind, tree.named(abstract))
-    found |= {f'{name}/{k}': v for k, v in _read(path, kind, tree.named(abstract)).items()}
-  return jit(task.merged_params, layout)(tree.nested(found))
 
 
 def load_variables(folder: str, abstract: Variables, task: Task) -> dict[str, jax.Array]:
@@ -127,97 +93,11 @@ def load_variables(folder: str, abstract: Variables, task: Task) -> dict[str, ja
   """
   params = load(folder, abstract['params'])
   found = {f'params/{k}': v for k, v in params.items()}
-  found |= _statistics(folder, {k: v for k, v in abstract.items() if k in task.averaged})
+  found |= statistics(folder, {k: v for k, v in abstract.items() if k in task.averaged})
   missing = {k for k in tree.named(abstract) if k not in found}
   if missing:
     raise InputError(f'{folder} lacks {", ".join(sorted(missing)[:8])}')
   return found
-
-
-def _statistics(folder: str, collections: Variables, reinit: str = '') -> dict[str, jax.Array]:
-  """Reads the collections (running statistics) that a run has: 'COLLECTION/NAME' -> array.
-
-  Args:
-    folder: a run of bmx, or a Hugging Face directory, which has none.
-    collections: the wanted ones, abstract.
-    reinit: regex of the names that are not read.
-
-  Raises:
-    InputError: arrays that are missing or have another shape.
-  """
-  if not collections or not is_run(folder):
-    return {}
-  path, facts = _checkpoint(folder, 'latest')
-  found: dict[str, jax.Array] = {}
-  for name, abstract in collections.items():
-    kinds = [k for k in (f'ema/{name}', f'collections/{name}') if _has(facts['leaves'], k)]
-    new = tree.named(tree.mask(abstract, reinit, required=False)) if reinit else {}
-    wanted = {k: v for k, v in tree.named(abstract).items() if not new.get(k)}
-    if kinds and wanted:
-      _check_fit(path, facts['leaves'], kinds[0], wanted)
-      found |= {f'{name}/{k}': v for k, v in _read(path, kinds[0], wanted).items()}
-  return found
-
-
-def _has(leaves: Mapping[str, Any], kind: str) -> bool:
-  return any(name.startswith(f'{kind}/') for name in leaves)
-
-
-def _checkpoint(folder: str, which: str) -> tuple[Place, dict[str, Any]]:
-  """Returns the folder of a verified checkpoint, and its manifest."""
-  checkpoints = Checkpoints(place(folder) / 'checkpoints')
-  step = checkpoints.newest_valid() if which == 'latest' else checkpoints.choose_whole(which)
-  checkpoints.close()
-  if step is None:
-    raise InputError(f'{folder} has no checkpoint yet')
-  log.info('weights    of step %d of %s', step, folder)
-  path = checkpoints.folder / str(step)
-  return path, manifest.read(path)
-
-
-def _load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, jax.Array]:
-  """Reads parameters from a checkpoint of a run: its moving average if it has one."""
-  if (place(folder) / 'constants').is_dir():
-    raise InputError(
-      f'{folder} holds adapters of weights that are kept apart; export its merged weights first'
-    )
-  path, facts = _checkpoint(folder, which)
-  leaves = facts['leaves']
-  kind = 'ema/params' if _has(leaves, 'ema/params') else 'params'
-  new = tree.named(tree.mask(abstract, reinit)) if reinit else {}
-  wanted = {k: v for k, v in tree.named(abstract).items() if not new.get(k)}
-  left = _check_fit(path, leaves, kind, wanted, f' (init.reinit={reinit!r})')
-  if left:
-    log.info('not used   in %s: %s', folder, ', '.join(left[:8]) + ' ...' * (len(left) > 8))
-  return _read(path, kind, wanted) if wanted else {}
-
-
-def _check_fit(
-  path: Place, leaves: Mapping[str, Any], kind: str, wanted: Mapping[str, Any], why: str = ''
-) -> list[str]:
-  """Returns the superfluous leaves. Raises InputError listing missing and different ones."""
-  there = {k.removeprefix(f'{kind}/'): v for k, v in leaves.items() if k.startswith(f'{kind}/')}
-  lines = tree.difference(there, tree.signature(tree.nested(wanted)))
-  bad = [line for line in lines if not line.startswith('extra')]
-  if bad:
-    raise InputError(f'{path} does not fit the model{why}:\n  ' + '\n  '.join(bad[:40]))
-  return [line.split()[1] for line in lines if line.startswith('extra')]
-
-
-def _read(path: Place, kind: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
-  """Reads only the wanted leaves of 'params', 'ema/params' or 'collections/NAME', placed."""
-  target = tree.nested({f'{kind}/{name}': leaf for name, leaf in wanted.items()})
-  arguments = ocp.args.PyTreeRestore(
-    item=target,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-    partial_restore=True,
-  )
-  try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-      found = tree.named(reader.restore(path, args=arguments))
-  except Exception as error:  # Orbax raises many kinds
-    raise InputError(f'checkpoint {path} cannot be read: {error}') from error
-  return {name.removeprefix(f'{kind}/'): leaf for name, leaf in found.items()}
 
 
 def model(path: str, **overrides: Any) -> nn.Module:
@@ -261,6 +141,13 @@ def _fitted(folder: str) -> dict[str, Any]:
   return {k: v for k, v in resolved.items() if k == 'num_outputs'}
 
 
+def _innermost(task: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the part of the task inside all wrappers (adapters, distillation)."""
+  while isinstance(task.get('inner'), Mapping):
+    task = task['inner']
+  return task
+
+
 def _part(
   path: str, overrides: Mapping[str, Any], inner: str = '', seen: tuple[Place, ...] = ()
 ) -> dict[str, Any]:
@@ -277,7 +164,7 @@ def _part(
     if inner and 'encoder' not in part and not part['call'].startswith('bmx.models.bert:'):
       raise InputError(f'{path} holds {part["call"]}: expected an encoder')
   else:
-    part = read_config(place(path))['config']['task'].get('model', {})
+    part = _innermost(read_config(place(path))['config']['task']).get('model', {})
     recipes.check_calls(part)
     if part.get('call') in OWN:  # a run that was stored before its model was written out
       given = {**{k: v for k, v in part.items() if k not in ('call', 'path')}, **overrides}

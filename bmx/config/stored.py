@@ -13,7 +13,8 @@ from bmx.core.errors import InputError
 # Callables that build parts and read no file but those that a part names.
 TRUSTED = (
   'bmx.models.', 'bmx.tasks.', 'bmx.data.', 'bmx.optim.', 'bmx.train.gradients:',
-  'bmx.adapt.restore:model', 'bmx.adapt.restore:encoder', 'bmx.compress.', 'bmx.serve.hooks:',
+  'bmx.adapt.restore:model', 'bmx.adapt.restore:encoder', 'bmx.adapt.lora:', 'bmx.adapt.adalora:',
+  'bmx.compress.', 'bmx.serve.hooks:',
   'bmx.runtime.trackers:', 'optax:', 'optax.', 'flax.linen:', 'flax.linen.',
 )  # fmt: skip
 _allowed: set[str] = set()  # packages that the user of this process trusts

@@ -14,6 +14,7 @@ varies over, so the draw for position p needs no draw before it.
 | MIX + i      | order of examples of source i of a mixture   | epoch of the source  |
 | TEACHER      | projections to the teacher's hidden states   | parameter path    |
 | PREPARE      | corruption of a batch, before the model sees | step              |
+| ADAPTERS     | initialization of adapters                   | number of the adapter |
 | PERMUTATION  | order of examples                            | epoch             |
 | SHIFT        | where the windows of a text begin            | epoch             |
 | AUGMENTATION | crops and flips                              | position          |
@@ -23,7 +24,7 @@ varies over, so the draw for position p needs no draw before it.
 
 import numpy as np
 
-INIT, STEP, EVAL, GENERATE, PREPARE, TEACHER = 0, 1, 2, 3, 4, 6
+INIT, STEP, EVAL, GENERATE, PREPARE, ADAPTERS, TEACHER = 0, 1, 2, 3, 4, 5, 6
 PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK = 16, 17, 18, 19, 20, 21
 MIX = 1000  # and one for each source from here on
 

@@ -21,7 +21,7 @@ from bmx.core.types import Schedule
 
 log = logging.getLogger('bmx')
 # Weight decay is for parameters that multiply, not for norms and biases; the name decides.
-DECAYED = '(^|/)(kernel|table|experts/(up|gate|down))$'
+DECAYED = '(^|/)(kernel|kernel_a|kernel_b|table|experts/(up|gate|down))$'
 
 
 def sgd(
