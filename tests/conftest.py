@@ -33,8 +33,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Group `slow`: files, or tests of a file, that train, compile or start processes for long.
 SLOW = (
+  'adapt/test_adalora.py::test_the_budget_is_met_exactly',
+  'adapt/test_adapter_runs.py',
   'adapt/test_hub.py::test_host_memory',
   'adapt/test_keys.py',
+  'adapt/test_lora.py::test_adapted_is_merged',
+  'adapt/test_lora.py::test_averages_and_rejected_updates',
+  'adapt/test_lora.py::test_eight_devices_are_one',
   'adapt/test_restore.py',
   'compress/test_distill.py',
   'compress/test_prune.py',

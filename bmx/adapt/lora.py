@@ -67,6 +67,7 @@ class LoRA(Wrapper):
   base: str = 'float32'
   group: int = 64
   role: ClassVar[str] = 'adapters'
+  zeroed: ClassVar[str] = lowrank.B  # the part that is zero where an adapter adds nothing
 
   def __post_init__(self):
     super().__post_init__()
@@ -86,7 +87,12 @@ class LoRA(Wrapper):
   @property
   def scale(self) -> float:
     """Factor of A·B."""
-    return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+    return self.alpha / (math.sqrt(self.columns) if self.rslora else self.columns)
+
+  @property
+  def columns(self) -> int:
+    """Columns of A as it is stored."""
+    return self.rank
 
   @property
   def _quantizes(self) -> bool:
@@ -104,9 +110,9 @@ class LoRA(Wrapper):
     targets = found.matching(self.targets)
     for path, kernel in targets.items():
       largest = lowrank.largest_rank(kernel.shape, kernel.contracted)
-      if self.rank > largest:
+      if self.columns > largest:
         raise InputError(
-          f'rank={self.rank}: expected at most {largest}, the smaller side of {path}/kernel '
+          f'rank={self.columns}: expected at most {largest}, the smaller side of {path}/kernel '
           f'{list(kernel.shape)}'
         )
     trained = self._trained(params, targets)
@@ -134,9 +140,9 @@ class LoRA(Wrapper):
     """
     cut, lead = kernel.contracted, ('layers',) * len(layers)
     bound = math.prod(kernel.shape[:cut]) ** -0.5
-    shape = (*layers, *kernel.shape[:cut], self.rank)
+    shape = (*layers, *kernel.shape[:cut], self.columns)
     a = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-    b = jnp.zeros((*layers, self.rank, *kernel.shape[cut:]), jnp.float32)
+    b = jnp.zeros((*layers, self.columns, *kernel.shape[cut:]), jnp.float32)
     return {
       lowrank.A: Named(a, (*lead, *kernel.axes[:cut], None)),
       lowrank.B: Named(b, (*lead, None, *kernel.axes[cut:])),
@@ -217,7 +223,8 @@ class LoRA(Wrapper):
     """Returns variables whose base is the given one and whose adapters add nothing."""
     taken = dict(self.inner.take(self._inner(variables), given))
     plain, params = tree.named(taken.pop('params')), dict(variables['params'])
-    params[ADAPTERS] = tree.map_named(_emptied, params[ADAPTERS])
+    empty = lambda name, x: jnp.zeros_like(x) if name.endswith(f'/{self.zeroed}') else x
+    params[ADAPTERS] = tree.map_named(empty, params[ADAPTERS])
     if TRAINED in params:
       params[TRAINED] = tree.map_named(lambda name, _: plain[name], params[TRAINED])
     if self._quantizes:
@@ -232,10 +239,6 @@ def _layers(tree_of_boxes: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     path, kernel, _ = name.partition('/kernel')
     if kernel and is_named(box):
       yield path, box.value.shape[:1] if box.names[0] == 'layers' else ()
-
-
-def _emptied(name: str, leaf: jax.Array) -> jax.Array:
-  return jnp.zeros_like(leaf) if name.endswith((f'/{lowrank.B}', f'/{lowrank.SINGULAR}')) else leaf
 
 
 def requantized(old: Any, plain: Mapping[str, jax.Array]) -> Any:

@@ -58,6 +58,19 @@ def delta(parts: Parts, shape: tuple[int, ...]) -> jax.Array:
   return jnp.einsum(f'{layer}{contracted}r,{layer}r{outputs}->{layer}{contracted}{outputs}', a, b)
 
 
+def gram(x: jax.Array, lead: int, name: str) -> jax.Array:
+  """Returns the products of a factor's vectors with each other, [L?, r, r].
+
+  Args:
+    x: of part `name`, A or B.
+    lead: 1 if layers are stacked, else 0.
+    name: see `x`.
+  """
+  layer, inner = 'l' * lead, 'abcdefgh'[: x.ndim - 1 - lead]
+  one, two = (inner + c if name == A else c + inner for c in 'rs')
+  return jnp.einsum(f'{layer}{one},{layer}{two}->{layer}rs', x, x)
+
+
 def by_path(adapters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Groups the leaves of adapters by the path of their kernel: PATH -> parts."""
   found: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from bmx import config as recipes
-from bmx.adapt import hub
+from bmx.adapt import hub, peft
 from bmx.adapt.classes import check_order
 from bmx.adapt.runs import is_run, load_run, merged_params, statistics
 from bmx.core import hardware, tree
@@ -17,7 +17,7 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Task, Variables
 from bmx.runtime.storage import Place, place
 from bmx.train.rundir import read_config
-from bmx.train.state import StateSpec, TrainState
+from bmx.train.state import StateSpec, TrainState, variables_of
 
 __all__ = ['concrete', 'encoder', 'is_run', 'load', 'load_variables', 'merged_params', 'model',
            'start']  # fmt: skip
@@ -36,14 +36,15 @@ def start(
   Args:
     task: of the run.
     spec: shapes and placement of its state.
-    init: 'path', 'reinit' (regex of parameters that are not read) and folders by collection.
+    init: 'path', 'reinit' (regex of parameters that are not read), 'adapter' (a folder of PEFT) and
+      folders by collection.
     classes: of the data, by number.
 
   Raises:
     InputError: a source without a folder, a folder without a source; parameters that are missing
       or have another shape (all are listed); a head for the same classes in another order.
   """
-  folders = {k: v for k, v in init.items() if k not in ('path', 'reinit')}
+  folders = {k: v for k, v in init.items() if k not in ('path', 'reinit', 'adapter')}
   for name in folders:
     if name not in task.sources:
       raise InputError(f'init.{name}={folders[name]!r}: the task reads no collection {name!r} from '
@@ -64,7 +65,13 @@ def start(
     log.info('weights    %d of %d parameters from %s', len(plain), total, init['path'])
     collections = {k: v for k, v in spec.abstract.collections.items() if k in task.averaged}
     given |= statistics(init['path'], collections, init['reinit'])
-  return spec.create(given, plain)
+  adapter = init.get('adapter', '')
+  if adapter:
+    given |= peft.load(adapter, task, spec.abstract.params)
+  state = spec.create(given, plain)
+  if adapter:
+    peft.check_base(adapter, variables_of(state))
+  return state
 
 
 def load(

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from bmx import config as recipes
 from bmx.core import hardware, tree
@@ -150,13 +150,14 @@ def _params_kind(facts: Mapping[str, Any]) -> str:
 
 def _placed(leaves: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
   """Returns abstract arrays of a manifest's leaves, placed as the wanted one of name and shape."""
-  some = next(iter(wanted.values())).sharding
-  everywhere = NamedSharding(some.mesh, PartitionSpec()) if some else None
+  some = next(iter(wanted.values())).sharding if wanted else None
+  one_device = SingleDeviceSharding(jax.local_devices()[0])
+  everywhere = NamedSharding(some.mesh, PartitionSpec()) if some else one_device
 
   def one(name: str, shape: list[int], dtype: str) -> jax.ShapeDtypeStruct:
     like = wanted.get(name)
-    same = like is not None and list(like.shape) == shape
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=like.sharding if same else everywhere)
+    at = like.sharding if like is not None and list(like.shape) == shape else everywhere
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
 
   return tree.nested({name: one(name, *leaf) for name, leaf in leaves.items()})
 
@@ -167,6 +168,11 @@ def task_part(folder: str) -> dict[str, Any]:
   recipes.check_calls(part)
   # The number of outputs changes no weight that is merged.
   return recipes.settle(part, hardware.preset('cpu', 'float32') | {'num_outputs': 1})
+
+
+def read_base(folder: str) -> str:
+  """Returns the folder that a run took its weights from; '' if it began anew."""
+  return read_config(place(folder))['config'].get('init', {}).get('path', '')
 
 
 def _log_unused(folder: str, left: Sequence[str]) -> None:

@@ -164,7 +164,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def tensors_of(folder: pathlib.Path) -> dict[str, Tensor]:
   """Returns the tensors of a folder, of one or several files. Raises InputError if it has none."""
   if (folder / SINGLE).is_file():
-    return _contents(folder / SINGLE)
+    return contents(folder / SINGLE)
   if not (folder / INDEX).is_file():
     kinds = ('.bin', '.pt', '.pth', '.h5', '.msgpack', '.gguf')
     others = sorted(p.name for p in folder.iterdir() if p.suffix in kinds)
@@ -177,14 +177,15 @@ def tensors_of(folder: pathlib.Path) -> dict[str, Tensor]:
   absent = [f for f in files if pathlib.Path(f).name != f or not (folder / f).is_file()]
   if absent:
     raise InputError(f'{folder / INDEX} names files that are not there: {", ".join(absent)}')
-  found = {name: x for file in files for name, x in _contents(folder / file).items()}
+  found = {name: x for file in files for name, x in contents(folder / file).items()}
   lost = sorted(f'{name} in {file}' for name, file in places.items() if name not in found)
   if lost:
     raise InputError(f'{folder / INDEX} names tensors that are not there: {", ".join(lost)}')
   return found
 
 
-def _contents(path: pathlib.Path) -> dict[str, Tensor]:
+def contents(path: pathlib.Path) -> dict[str, Tensor]:
+  """Returns the tensors of a file by name. Raises InputError if it cannot be read."""
   try:
     with safe_open(path, 'np') as file:
       slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -205,6 +205,11 @@ class Task(Protocol):
     """Keys of a batch that metrics of predictions need beside `predict`."""
     ...
 
+  @property
+  def aux_losses(self) -> Mapping[str, float]:
+    """Name of an auxiliary value of `forward` -> its weight in the loss."""
+    ...
+
   def init(self, noise: Noise, batch: Batch) -> Variables:
     """Returns new variables, in boxes that name their dimensions."""
     ...

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models.layers import Einsum
+from bmx.models.moe import MoE
 from bmx.ops import stored
 from bmx.parallel.sharding import Named, is_named
 
@@ -86,6 +87,8 @@ def recorded() -> Iterator[Recorded]:
     path = '/'.join(module.path)
     if isinstance(module, Einsum):
       found[path] = Kernel(module.equation, module.shape, module.axes, module.contracted)
+    elif isinstance(module, MoE):
+      found.others |= {f'{path}/{name}': 'kernel of MoE' for name in module.kernels}
     elif module.has_variable('params', 'kernel'):
       found.others[path] = type(module).__name__
     return result

@@ -52,6 +52,11 @@ class MoE(nn.Module):
   config: MoEConfig
   dtype: Dtype = jnp.float32
 
+  @property
+  def kernels(self) -> tuple[str, ...]:
+    """Names of the experts' kernels."""
+    return ('up', 'gate', 'down') if self.config.gated else ('up', 'down')
+
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, Aux]:
     """Applies the experts.

@@ -40,7 +40,7 @@ class BaseTask:
     out, collections = self.forward(variables, batch, noise, train=train)
     total, count, metrics = self.score(out.value, batch, train=train)
     metrics = {'loss': jnp.stack([total, count])} | metrics
-    for name, weight in facts_of(self.model).aux_losses.items():
+    for name, weight in self.aux_losses.items():
       total += weight * out.aux[name] * count
     # An auxiliary value of a batch has the count of the loss.
     metrics |= {k: jnp.stack([v * count, count]) for k, v in out.aux.items()}
@@ -50,6 +50,11 @@ class BaseTask:
     """Returns the predictions of each example, each array [B, ...]."""
     out, _ = self.forward(variables, batch, noise, train=False, method='logits')
     return self.postprocess(out.value, batch)
+
+  @property
+  def aux_losses(self: Any) -> Mapping[str, float]:
+    """Name of an auxiliary value of `forward` -> its weight in the loss: those of the model."""
+    return facts_of(self.model).aux_losses
 
   def transform(self, tx: Any, steps: int) -> Any:
     """Returns the optimizer as it is."""
@@ -228,6 +233,10 @@ class Wrapper(BaseTask):
   @property
   def labels_for_metrics(self) -> tuple[str, ...]:
     return self.inner.labels_for_metrics
+
+  @property
+  def aux_losses(self) -> Mapping[str, float]:
+    return self.inner.aux_losses
 
   def init(self, noise: Noise, batch: Batch) -> Variables:
     return self.inner.init(noise, batch)

@@ -41,14 +41,15 @@ def make_train_step(
 
   Args:
     grad_fn: the gradient.
-    tx: the optimizer.
+    tx: the optimizer; it gets `step`, the completed steps, if it takes further arguments.
     ema: decay of the moving averages of parameters and averaged collections; 0 keeps none.
     spike: see `guard.guarded`.
     constant: collections that no step changes (`Task.constant`).
   """
+  inner = optax.with_extra_args_support(tx)
 
   def update(state, gradient, collections):
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    updates, opt_state = inner.update(gradient, state.opt_state, state.params, step=state.step)
     params = apply_updates(state.params, updates)
     collections = {**state.collections, **collections}
     new = {'params': params, **collections}

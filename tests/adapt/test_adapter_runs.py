@@ -1,0 +1,148 @@
+"""Runs of adapters: what they keep, and that every mode reads them as any other run."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bmx import config as recipes
+from bmx import experiment, modes
+from bmx.adapt import restore, runs
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.modes import evaluate
+from bmx.train import loop
+from bmx.train.state import state_spec
+from tests.conftest import ROOT
+
+TINY = ('mesh.data=1', 'every.log=2', 'every.save=2', 'steps_per_call=2', 'batch_size=4', 'steps=2',
+        'length=16', 'task.model.width=16', 'task.model.heads=2', 'task.model.depth=2')  # fmt: skip
+LORA = {'call': 'bmx.adapt.lora:LoRA', 'rank': 2, 'targets': 'query|value|down'}
+
+
+def config(*words, evals=False, **lora):
+  c, name = recipes.load(str(ROOT / 'configs/gpt_char.py:tiny'), TINY)
+  with c.unlocked():
+    c.schedule = {'call': 'bmx.optim.schedules:constant', 'peak': 5e-3}
+    c.eval = c.eval if evals else {}
+    if lora:
+      c.task = {**lora, 'inner': c.task.to_dict()}
+  recipes.apply(c, list(words))
+  return c
+
+
+def build(*words, **lora):
+  return experiment.build(config(*words, **lora), 'run', jax.devices()[:1])
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+  path = tmp_path_factory.mktemp('base') / 'run'
+  loop.run(build(), path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def adapted(base, tmp_path_factory):
+  """A run of adapters around the base, its average kept, that stopped once and was resumed."""
+  path = tmp_path_factory.mktemp('adapted') / 'run'
+  words = f'init.path={base}', 'ema=0.5'
+  loop.run(build(*words, 'steps=2', **LORA), path)
+  loop.run(build(*words, 'steps=4', **LORA), path)
+  return path
+
+
+def plain_of(path):
+  """Plain parameters of a run, by name, as `init.path` reads them."""
+  return jax.device_get(restore.load(str(path), state_spec(build()).plain))
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(base, adapted, tmp_path):
+  loop.run(build(f'init.path={base}', 'ema=0.5', 'steps=4', **LORA), tmp_path / 'run')
+  digest = lambda path: json.loads((path / 'summary.json').read_text())['state_digest']
+  assert digest(tmp_path / 'run') == digest(adapted)
+
+
+def test_checkpoints_hold_adapters_only(base, adapted):
+  leaves = json.loads((adapted / 'checkpoints/4/manifest.json').read_text())['leaves']
+  assert not [k for k in leaves if 'frozen' in k]
+  held = {k.partition('/adapters/')[2] for k in leaves if k.startswith('params/')}
+  assert held == {f'stack/blocks/{n}/kernel_{m}' for m in 'ab'
+                  for n in ('attention/query', 'attention/value', 'feed_forward/down')}  # fmt: skip
+  frozen = json.loads((adapted / 'constants/frozen/manifest.json').read_text())['leaves']
+  assert {*frozen} == {*plain_of(base)}
+
+
+def test_a_run_of_adapters_gives_its_merged_weights(base, adapted):
+  """To init.path, against A·B added by hand; what has no adapter is the base's."""
+  was, now = plain_of(base), plain_of(adapted)
+  path, facts = runs.checkpoint(str(adapted), 'latest')
+  like = tree.named(state_spec(build()).plain)
+  _, variables = runs.read_variables(str(adapted), path, facts, like)
+  own = tree.named(variables['params']['adapters'])
+  for name, leaf in now.items():
+    if not name.endswith(('query/kernel', 'value/kernel', 'down/kernel')):
+      np.testing.assert_array_equal(leaf, was[name])
+      continue
+    a, b = (np.asarray(own[f'{name.removesuffix("kernel")}kernel_{x}'], np.float64) for x in 'ab')
+    added = 8.0 * np.einsum('lir,lro->lio', a, b.reshape(*b.shape[:2], -1))
+    np.testing.assert_allclose(leaf, was[name] + added.reshape(leaf.shape), atol=1e-6)
+    assert np.abs(leaf - was[name]).max() > 1e-4
+  started = build(f'init.path={adapted}', 'init.reinit=position', **LORA).init()
+  for name, leaf in tree.named(started.collections['frozen']).items():
+    if name != 'position':
+      np.testing.assert_array_equal(leaf, now[name])
+
+
+@pytest.mark.nightly
+def test_modes_read_a_run_of_adapters(base, adapted, tmp_path, capsys):
+  """Evaluation equals that of a plain run whose weights are the merged ones; it generates."""
+  found = evaluate.evaluate(build('ema=0.5', evals=True, **LORA), adapted)
+  still = 'steps=1', 'schedule.peak=1e-30'
+  loop.run(build(f'init.path={adapted}', *still), tmp_path / 'plain')
+  merged = evaluate.evaluate(build(f'init.path={adapted}', *still, evals=True), tmp_path / 'plain')
+  assert found['eval/valid/loss'] == pytest.approx(merged['eval/valid/loss'], rel=1e-6)
+  texts = []
+  for path, lora in ((adapted, LORA), (tmp_path / 'plain', {})):
+    words = (
+      'generate.max_new_tokens=6',
+      'generate.temperature=0.0',
+      'ema=0.5',
+      'mesh.data=8',
+      'batch_size=8',
+    )
+    c = config(*words, **lora)
+    modes.run('generate', modes.Request(c, 'run', str(path), prompts=('def ',)))
+    texts.append(capsys.readouterr().out)
+  assert texts[0] == texts[1] != ''
+
+
+@pytest.mark.nightly
+def test_a_quantized_base_is_small_and_reads_back(base, tmp_path):
+  """QLoRA: the base is kept in a quarter of its kernels' bytes."""
+  words = {**LORA, 'base': 'int8'}
+  loop.run(build(f'init.path={base}', 'steps=2', **words), tmp_path / 'run')
+  held = json.loads((tmp_path / 'run/constants/quantized/manifest.json').read_text())['leaves']
+  assert {v[1] for k, v in held.items() if k.endswith('/int8')} == {'int8'}
+  was, now = plain_of(base), plain_of(tmp_path / 'run')
+  for name, leaf in now.items():
+    if not name.endswith(('query/kernel', 'value/kernel', 'down/kernel')):
+      error = np.abs(leaf - was[name]).max()
+      assert error <= (np.abs(was[name]).max() / 254 if name.endswith('kernel') else 0) * 1.001
+
+
+@pytest.mark.nightly
+def test_a_base_of_another_run_is_refused(base, adapted, tmp_path):
+  """Constants of a run are its own: copied over those of another, the digest differs."""
+  shutil.copytree(adapted, tmp_path / 'run')
+  c = build('ema=0.5', evals=True, **LORA)
+  other = tmp_path / 'other'
+  loop.run(build('seed=7', 'steps=2', **LORA), other)
+  shutil.rmtree(tmp_path / 'run/constants')
+  shutil.copytree(other / 'constants', tmp_path / 'run/constants')
+  with pytest.raises(InputError, match='they are of another run'):
+    restore.load(str(tmp_path / 'run'), state_spec(build()).plain)
+  with pytest.raises(InputError, match='they are of another run'):
+    evaluate.evaluate(c, tmp_path / 'run')
