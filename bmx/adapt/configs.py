@@ -259,6 +259,7 @@ def _facts(core: Any) -> dict[str, Any]:
   """Returns the arguments that define a model, in a unique form."""
   facts = {f.name: getattr(core, f.name) for f in dataclasses.fields(core) if f.name not in FREE}
   facts['mlp_dim'] = core.mlp_dim or 4 * core.width
+  facts['head_dim'] = core.head_dim or core.width // core.heads
   if isinstance(core, bert.BERT):
     return facts
   rotary = core.positions == 'rotary'
@@ -266,7 +267,6 @@ def _facts(core: Any) -> dict[str, Any]:
   return facts | biases | {
     'bias': core.bias and core.norm == 'layer',
     'kv_heads': core.kv_heads or core.heads,
-    'head_dim': core.head_dim or core.width // core.heads,
     'theta': core.theta if rotary else 0.0,
     'rope_scaling': {k: float(v) for k, v in core.rope_scaling.items()} if rotary else {},
   }  # fmt: skip

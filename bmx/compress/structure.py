@@ -177,11 +177,6 @@ def spread(kept: Array, member: Member, shape: tuple[int, ...]) -> Array:
   return jnp.broadcast_to(along.reshape(dims), shape)
 
 
-def empty(group: Group, params: Mapping[str, Array]) -> Array:
-  """Returns which units have no weight but zero: bool [units] or [layers, units]."""
-  return magnitude(group, params) == 0
-
-
 def unit_count(sparsity: float, group: Group) -> int:
   """Returns the number of units of a group to prune; at least one remains."""
   return min(math.floor(sparsity * group.units + 0.5), group.units - 1)

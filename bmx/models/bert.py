@@ -36,6 +36,7 @@ class BERT(nn.Module):
     depth: number of blocks.
     heads: attention heads.
     mlp_dim: width of the feed-forward layers; 0 is 4 × width.
+    head_dim: size of a head; 0 is width / heads.
     types: number of token types; 0: the model has no table of them.
     activation: of the feed-forward layers: gelu, gelu_exact, relu, silu, tanh or sigmoid.
     pooler_activation: of the summary of a sequence ('relu' in DistilBERT), likewise.
@@ -55,6 +56,7 @@ class BERT(nn.Module):
   depth: int = 12
   heads: int = 12
   mlp_dim: int = 0
+  head_dim: int = 0
   types: int = 2
   activation: str = 'gelu_exact'
   pooler_activation: str = 'tanh'
@@ -97,7 +99,7 @@ class BERT(nn.Module):
     self.drop = nn.Dropout(self.dropout)
     heads, mlp_dim = self.heads, self.mlp_dim or 4 * self.width
     block = BlockConfig(
-      AttentionConfig(heads, heads, causal=False, impl=self.attention),
+      AttentionConfig(heads, heads, self.head_dim, causal=False, impl=self.attention),
       MlpConfig(mlp_dim, self.activation),
       eps=self.eps,
       post_norm=True,
