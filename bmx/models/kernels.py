@@ -98,7 +98,11 @@ def recorded() -> Iterator[Recorded]:
 
 
 def split(
-  params: Any, kernels: Mapping[str, Kernel], kind: str, group: int = 64
+  params: Any,
+  kernels: Mapping[str, Kernel],
+  kind: str,
+  group: int = 64,
+  input_scales: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Quantizes kernels of parameters, boxed with names or not.
 
@@ -107,6 +111,7 @@ def split(
     kernels: path -> the kernel to quantize.
     kind: of `ops.stored.KINDS`.
     group: see `ops.stored.quantize`.
+    input_scales: adds factors of 1 for the inputs of each kernel.
 
   Returns:
     The parameters without these kernels, and the collection QUANTIZED.
@@ -122,8 +127,9 @@ def split(
       continue
     w = leaf.value if is_named(leaf) else leaf
     dims = kernel.dims(w.ndim)
+    ones = jnp.ones(w.shape[: dims[-1] + 1] + (1,) * (w.ndim - dims[-1] - 1), jnp.float32)
     try:
-      parts = stored.quantize(w, kind, dims, group)
+      parts = stored.quantize(w, kind, dims, group, inputs=ones if input_scales else None)
     except InputError as error:
       raise InputError(f'{name}: {error}') from None
     if is_named(leaf):
@@ -133,9 +139,24 @@ def split(
   return tree.nested(rest), tree.nested(codes)
 
 
+def split_like(params: Any, quantized: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Quantizes the kernels of plain parameters that a collection QUANTIZED has, as it stores them.
+
+  Returns:
+    The parameters without these kernels, and the new collection.
+  """
+  plain = tree.named(params)
+  codes = {path: stored.like(plain.pop(path), leaf) for path, leaf in leaves(quantized).items()}
+  return tree.nested(plain), tree.nested(codes)
+
+
+def leaves(quantized: Any) -> dict[str, Any]:
+  """Returns the stored kernels of a collection QUANTIZED: path of the parameter -> leaf."""
+  found = jax.tree_util.tree_flatten_with_path(quantized, is_leaf=stored.is_stored)[0]
+  return {jax.tree_util.keystr(k, simple=True, separator='/'): leaf for k, leaf in found}
+
+
 def join(params: Any, quantized: Any, dtype: Any = jnp.float32) -> dict[str, Any]:
   """Inverse of `split`, but for the rounding: returns plain parameters."""
-  leaves = jax.tree_util.tree_flatten_with_path(quantized, is_leaf=stored.is_stored)[0]
-  path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator='/')
-  kernels = {path(keys): stored.dequantize(leaf, dtype) for keys, leaf in leaves}
+  kernels = {path: stored.dequantize(leaf, dtype) for path, leaf in leaves(quantized).items()}
   return tree.nested(tree.named(params) | kernels)

@@ -118,9 +118,12 @@ class Einsum(nn.Module):
     """
     if not is_stored(self.stored):
       return gather(self.stored.astype(self.dtype), self.axes)
+    return dequantize(self.codes(), self.dtype)
+
+  def codes(self) -> dict[str, jax.Array]:
+    """Returns the arrays of a quantized kernel as the computation reads them: gathered."""
     names = stored_names(kind_of(self.stored), self.axes, range(self.contracted))
-    codes = {k: gather(v, names[k]) for k, v in self.stored.items()}
-    return dequantize(codes, self.dtype)
+    return {k: gather(v, names[k]) for k, v in self.stored.items()}
 
   def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """Contracts an input with a kernel, both in `dtype`, by `equation`."""
