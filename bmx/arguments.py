@@ -69,13 +69,14 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
   parser.add_argument('--workdir', default='', help='run directory; an existing one '
                       'resumes (default: runs/NAME/TIMESTAMP-RANDOM)')  # fmt: skip
   parser.add_argument('--mode', default='train', help='one of the modes above; default: train')
-  parser.add_argument('--step', default='latest', help='checkpoint that eval, predict and generate '
-                      'read: latest, best or a step')  # fmt: skip
+  parser.add_argument('--step', default='latest', help='checkpoint that eval, predict, generate '
+                      'and compress read: latest, best or a step')  # fmt: skip
   parser.add_argument('--input', default='', help='predict: file of examples (default: the '
                       'test set); generate: file of prompts, a line each, or .jsonl')  # fmt: skip
   parser.add_argument('--output', default='', help='predict: file to write, .jsonl, .csv or '
                       '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl); compare: '
-                      'page to write (default: compare.html)')  # fmt: skip
+                      'page to write (default: compare.html); compress: run directory to '
+                      'write')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '

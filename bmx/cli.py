@@ -12,6 +12,12 @@ from bmx import config as recipes
 from bmx import main as entry
 from bmx import modes
 
+# Of `bmx compress`: --NAME is --compress.WORD=NAME.
+SHORT = {
+  'kind': ('int8', 'int4', 'nf4', 'fp8'),
+  'method': ('gptq', 'awq'),
+}
+
 
 def translate(arguments: list[str]) -> list[str]:
   """Arguments of `bmx` as arguments of `bmx.main`.
@@ -22,6 +28,8 @@ def translate(arguments: list[str]) -> list[str]:
   ['--mode=config', '--config=gpt_char', '--words=optimizer']
   >>> translate(['eval', 'runs/a'])
   ['--mode=eval', '--workdir=runs/a']
+  >>> translate(['compress', 'runs/a', '--int4', '--group=64'])[1:]
+  ['--workdir=runs/a', '--config.compress.kind=int4', '--config.compress.group=64']
   >>> translate(['compare', 'runs/a', 'runs/b'])
   ['--mode=compare', '--run=runs/a', '--run=runs/b']
   """
@@ -34,6 +42,8 @@ def translate(arguments: list[str]) -> list[str]:
     if rest and not rest[0].startswith('-'):
       word = rest.pop(0)
       result.append(f'--workdir={word}' if _is_run(mode, word) else f'--config={word}')
+    if mode == 'compress':
+      rest = [_compress_word(argument) for argument in rest]
     if rest and mode == 'config' and not rest[0].startswith('-'):
       result.append(f'--words={rest.pop(0)}')
   for argument in rest:
@@ -51,6 +61,17 @@ def _is_run(mode: str, word: str) -> bool:
     return False
   recipe = word.partition(':')[0].endswith('.py')
   return not recipe and ('/' in word or os.path.isdir(word))
+
+
+def _compress_word(argument: str) -> str:
+  """Writes a short form of `bmx compress` in full: --int4, --gptq, --group=64."""
+  name, equals, value = argument.removeprefix('--').partition('=')
+  for word, values in SHORT.items():
+    if name in values and not equals:
+      return f'--compress.{word}={name}'
+  if argument.startswith('--') and name in recipes.base().compress:
+    return f'--compress.{name}{equals}{value}'
+  return argument
 
 
 def _is_misspelt_flag(name: str) -> bool:

@@ -24,7 +24,7 @@ MESH = {
 }
 
 # Words whose own words are all known; `mesh` and `rules` are checked where they are read.
-GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep')
+GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep', 'compress')
 
 
 class Word(NamedTuple):
@@ -70,6 +70,12 @@ WORDS = {
   'generate.slide': Word(0.5, 'Share of the positions that a full text keeps; 0: it ends.'),
   'generate.cache': Word('auto', 'Of keys and values: auto, in `dtype`; or int8.'),
   'generate.stream': Word(True, 'Prints tokens as they are generated.'),
+  'compress.method': Word('nearest', 'nearest, gptq or awq: how `bmx compress` rounds weights.'),
+  'compress.kind': Word('int8', 'Of the weights: int8, fp8, int4 or nf4.'),
+  'compress.group': Word(32, 'Weights that share a scale, of int4 and nf4.'),
+  'compress.targets': Word('', 'Regex of the paths of the kernels to quantize; empty: all.'),
+  'compress.activations': Word('', 'int8 or fp8: products of codes; empty: none.'),
+  'compress.examples': Word(128, 'Training examples that gptq and awq read, at least.'),
   **{f'mesh.{axis}': Word(-1 if axis == 'data' else 1, MESH[axis]) for axis in AXES},
   **{f'rules.{name}': Word(axes, 'Mesh axes that this dimension is stored along.')
      for name, axes in RULES.items()},

@@ -32,6 +32,11 @@ MODES = {
     'continues each --prompt or each line of --input',
     ('--step', '--input', '--prompt'),
   ),
+  'compress': Mode(
+    'bmx.modes.compress',
+    'quantizes the weights of --workdir into a run directory --output',
+    ('--step', '--output'),
+  ),
   'plan': Mode(
     'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
   ),
@@ -57,7 +62,8 @@ class Request:
     workdir: run directory; '' where none was given.
     step: checkpoint to read: 'latest', 'best' or a step.
     input: file to predict, or of prompts.
-    output: file of predictions, whose suffix says its format; page of a comparison.
+    output: file of predictions, whose suffix says its format; page of a comparison; run directory
+      to write.
     prompts: texts to continue.
     topology: devices to plan for, such as 'v5e:4x4'.
     words: part of the names of the words to print; 'all' prints them all; '' adds an outline.

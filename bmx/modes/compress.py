@@ -1,0 +1,274 @@
+"""Mode `compress`: a run whose weights are quantized, as a run directory of its own.
+
+OUTPUT holds config.json with the wrapped task, data.json and the tokenizer of the run, a checkpoint
+of the same step, constants/quantized, and compress.json, the table that is printed.
+"""
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bmx import config as recipes
+from bmx import experiment as experiments
+from bmx.compress import calibrate, methods
+from bmx.compress.quantize import Quantized, Scheme
+from bmx.core import errors, tree
+from bmx.core.errors import InputError, did_you_mean
+from bmx.core.experiment import Eval, Experiment
+from bmx.core.types import Noise, Task, Variables
+from bmx.models import kernels
+from bmx.modes import Request
+from bmx.modes.start import need_run, open_run
+from bmx.parallel import jit
+from bmx.runtime.files import write_json
+from bmx.runtime.storage import Place, place
+from bmx.runtime.writer import brief
+from bmx.tasks.common import Wrapper
+from bmx.train.checkpoint import Checkpoints
+from bmx.train.evaluate import eval_noise, evaluations
+from bmx.train.policy import LoopState
+from bmx.train.run import restored
+from bmx.train.rundir import RunDir
+from bmx.train.state import TrainState, eval_variables, state_spec
+
+log = logging.getLogger('bmx')
+KEPT = ('data.json', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json')
+SECONDS, MOST = 1.0, 20  # of the forward passes that are timed
+
+
+class Plain(NamedTuple):
+  """A run without wrappers, whose weights a method compresses.
+
+  Attributes:
+    experiment: of the innermost task.
+    variables: its plain weights and its other collections.
+    words: the config words `compress`.
+    open_data: reads the training data -> the experiment with them.
+  """
+
+  experiment: Experiment
+  variables: Variables
+  words: Mapping[str, Any]
+  open_data: Callable[[], Experiment]
+
+
+class Compressed(NamedTuple):
+  """The result of a method.
+
+  Attributes:
+    variables: of the new task.
+    wrapper: config part of a wrapper around the plain task, without 'inner'; {} for none.
+  """
+
+  variables: Variables
+  wrapper: Mapping[str, Any]
+
+
+def run(request: Request) -> int:
+  """Compresses a run, and prints size, metrics and speed before and after."""
+  need_run('compress', request)
+  if not request.output:
+    raise InputError('--output=: expected the run directory to write; add --output=DIR')
+  x, workdir, stored = open_run(request)
+  words = dict(x.config['compress'])
+  method = _method(words)
+  state, step = restored(x, workdir, request.step)
+  config: Any = _plain_config(request.config)
+  build = lambda config, **more: experiments.build(config, request.name, **more)
+  plain = build(config, stored=stored)
+  check_output(request.output, plain)
+  merged = jit(x.task.merged_params, x.layout)(eval_variables(state))
+  others = {k: v for k, v in eval_variables(state).items() if k in plain.task.averaged}
+  del state
+  variables = {'params': merged, **others}
+  found = method(Plain(plain, variables, words, lambda: build(config, evals=False)))
+  if found.wrapper:
+    config.task = ConfigDict({**found.wrapper, 'inner': config.task.to_dict()})
+  new = build(config, stored=stored)
+  rows = [describe(plain, state_of(plain, variables, step))]
+  compressed = state_of(new, found.variables, step)
+  write(new, compressed, workdir, request.output, step)
+  rows.append(describe(new, compressed))
+  sys.stdout.write(table(rows) + '\n')
+  write_json(place(request.output) / 'compress.json', {'before': rows[0], 'after': rows[1]})
+  if new.layout.mesh.devices.flat[0].platform == 'cpu':
+    log.info('on a CPU quantized weights save memory, not time')
+  log.info('written to %s', request.output)
+  return errors.DONE
+
+
+def _method(words: Mapping[str, Any]) -> Callable[[Plain], Compressed]:
+  """Returns the method that `compress.method` names, after a check of its words."""
+  name = words['method']
+  if name not in METHODS:
+    near = did_you_mean(name, METHODS)
+    raise InputError(f'compress.method={name!r}: expected one of {", ".join(METHODS)}{near}')
+  scheme_of(words)
+  return METHODS[name]
+
+
+def scheme_of(words: Mapping[str, Any]) -> Scheme:
+  """Returns the scheme of the config words `compress`.
+
+  Raises InputError naming the word.
+  """
+  try:
+    return Scheme(**{f.name: words[f.name] for f in dataclasses.fields(Scheme)})
+  except InputError as error:
+    raise InputError(f'compress: {error}') from None
+
+
+def _plain_config(given: Any) -> Any:
+  """Returns the config of a run without its wrappers, optimizer, hooks and writers."""
+  config: Any = ConfigDict(given.copy_and_resolve_references())
+  part = config.task.to_dict()
+  while isinstance(maker := recipes.resolve(part['call']), type) and issubclass(maker, Wrapper):
+    if issubclass(maker, Quantized):
+      raise InputError(
+        f'task={part["call"]}: expected a run of plain weights; this one is quantized already. '
+        'Compress the run that it was made from'
+      )
+    part = part['inner']
+  config.task = ConfigDict(part)
+  config.optimizer = ConfigDict({'call': 'optax:identity'})
+  config.init = ConfigDict({'path': '', 'reinit': ''})
+  for word in ('grad', 'privacy', 'hooks', 'writers'):
+    config[word] = ConfigDict()
+  config.ema = 0.0
+  return config
+
+
+def _quantize(method: methods.Method) -> Callable[[Plain], Compressed]:
+  """Returns the quantization of a run by a way to round kernels."""
+
+  def quantize(plain: Plain) -> Compressed:
+    x, words = plain.experiment, plain.words
+    scheme = scheme_of(words)
+    with kernels.recorded() as found:
+      jax.eval_shape(lambda: x.task.init(eval_noise(), _zeros(x)))
+    hessians = calibration(plain) if method.calibrated else {}
+    made = methods.quantize(
+      plain.variables['params'], scheme.chosen(found), scheme, method, hessians, x.layout
+    )
+    wrapper = {'call': 'bmx.compress.quantize:Quantized', **dataclasses.asdict(scheme)}
+    wrapper |= {'input_scales': True} if method.input_scales else {}
+    return Compressed({**plain.variables, **made}, wrapper)
+
+  return quantize
+
+
+# compress.method -> function. Quantization needs no data for 'nearest'.
+METHODS: dict[str, Callable[[Plain], Compressed]] = {
+  name: _quantize(method) for name, method in methods.METHODS.items()
+}
+
+
+def calibration(plain: Plain) -> dict[str, jax.Array]:
+  """Returns second moments of the inputs of each layer, from `compress.examples` examples.
+
+  Raises InputError if the run's training data cannot be read, or no example is asked for.
+  """
+  examples, method = plain.words['examples'], plain.words['method']
+  if examples < 1:
+    raise InputError(
+      f'compress.examples={examples}: expected at least 1 for compress.method={method}; or set '
+      'compress.method=nearest, which reads no data'
+    )
+  try:
+    x = plain.open_data()
+  except InputError as error:
+    raise InputError(
+      f'compress.method={method}: expected the training data of the run, to calibrate: {error}; '
+      'or set compress.method=nearest, which reads no data'
+    ) from None
+  batches = calibrate.batches(x.data, x.layout, examples)
+  return calibrate.hessians(x.task, plain.variables, batches, x.layout)
+
+
+def _zeros(x: Experiment) -> dict[str, jax.Array]:
+  return {k: jnp.zeros(v.shape, v.dtype) for k, v in x.data.abstract.items()}
+
+
+def state_of(x: Experiment, variables: Variables, step: int) -> TrainState:
+  """Returns the state of an experiment that holds given variables, placed, at a step."""
+  spec = state_spec(x)
+  state = spec.create(tree.named(variables))
+  return state.replace(step=jax.device_put(jnp.int32(step), spec.shardings.step))  # type: ignore
+
+
+def check_output(output: str, x: Experiment) -> None:
+  """Raises InputError unless the output is a new directory that can be written."""
+  if (place(output) / 'config.json').exists():
+    raise InputError(f'--output={output}: expected a new directory; it holds a run')
+  RunDir(output, x)
+
+
+def write(x: Experiment, state: TrainState, source: Place, output: str, step: int) -> None:
+  """Writes a run directory: config, data and tokenizer of the source, constants, a checkpoint."""
+  rundir = RunDir(output, x)
+  with rundir.locked():
+    rundir.write_config(0, dict(x.choices))
+    for name in KEPT:
+      if (source / name).is_file():
+        (rundir.path / name).write_bytes((source / name).read_bytes())
+    checkpoints = Checkpoints(rundir.path / 'checkpoints', constant=x.task.constant)
+    checkpoints.save(state, dataclasses.asdict(LoopState()), step)
+    checkpoints.wait()
+    failed = checkpoints.failed_anywhere()
+    checkpoints.close()
+    if failed:
+      raise errors.Stop(f'{rundir.path}: the checkpoint could not be written, see the log')
+
+
+def describe(x: Experiment, state: TrainState) -> dict[str, float]:
+  """Measures a state: parameters, bytes of weights, metrics of each entry, rate of a forward pass."""
+  variables = eval_variables(state)
+  plain = jax.eval_shape(x.task.merged_params, variables)
+  facts: dict[str, float] = {
+    'parameters': tree.count(plain),
+    'bytes': tree.nbytes(variables),
+  }
+  for evaluation in evaluations(x).values():
+    facts |= evaluation(state)
+  return facts | _rate(x.task, x, variables)
+
+
+def _rate(task: Task, x: Experiment, variables: Variables) -> dict[str, float]:
+  """Times forward passes over a batch of the first entry: examples or tokens a second."""
+  entry = next((e for e in x.evals.values() if isinstance(e, Eval)), None)
+  if entry is None:
+    return {}
+  (batch,) = calibrate.batches(entry.data, x.layout, 1)
+  noise: Noise = eval_noise()
+  forward = jit(lambda v, b: task.loss(v, b, noise, train=False).sum, x.layout)
+  jax.block_until_ready(forward(variables, batch))
+  began, count = time.perf_counter(), 0
+  while count < MOST and time.perf_counter() - began < SECONDS:
+    jax.block_until_ready(forward(variables, batch))
+    count += 1
+  seconds = time.perf_counter() - began
+  if 'tokens' in batch:
+    return {'tokens/s': batch['tokens'].size * count / seconds}
+  return {'examples/s': entry.data.batch_size * count / seconds}
+
+
+def table(rows: list[dict[str, float]]) -> str:
+  """Formats facts before and after, with their ratio."""
+  before, after = rows
+  names = [k for k in before if k in after]
+  lines = [('', 'before', 'after', 'after / before')]
+  for name in names:
+    a, b = before[name], after[name]
+    lines.append((name, brief(a), brief(b), f'{b / a:.4g}' if a else ''))
+  widths = [max(len(line[i]) for line in lines) for i in range(4)]
+  pad = lambda line: (
+    [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+  )
+  return '\n'.join('  '.join(pad(line)).rstrip() for line in lines)
