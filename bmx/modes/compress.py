@@ -228,7 +228,7 @@ def write(x: Experiment, state: TrainState, source: Place, output: str, step: in
 
 
 def describe(x: Experiment, state: TrainState) -> dict[str, float]:
-  """Measures a state: parameters, bytes of weights, metrics of each entry, rate of a forward pass."""
+  """Measures a state: parameters, bytes of weights, metrics of entries, rate of a forward pass."""
   variables = eval_variables(state)
   plain = jax.eval_shape(x.task.merged_params, variables)
   facts: dict[str, float] = {

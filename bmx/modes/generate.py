@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bmx.adapt import restore
+from bmx.compress.quantize import Quantized
 from bmx.core import errors, tree
 from bmx.core.experiment import Experiment
 from bmx.core.terminal import printable
 from bmx.core.types import Decoder, facts_of
 from bmx.data.text import documents, special, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
+from bmx.models.kernels import QUANTIZED
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import replacing
@@ -22,7 +24,8 @@ from bmx.serve.decode import prompt_names
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
 from bmx.train import datafile
-from bmx.train.state import state_spec
+from bmx.train.run import restored
+from bmx.train.state import eval_variables, state_spec
 
 log = logging.getLogger('bmx')
 PROMPT_BATCH = 32  # prompts of a file that are continued together
@@ -51,11 +54,13 @@ def run(request: Request) -> int:
     names, prompts = prompt_names(len(request.prompts)), request.prompts
   else:
     names, prompts = zip(*documents.located(request.input, 'prompt', 'line'), strict=True)
-  folder, params = _weights(x, workdir, request.step)
+  folder, variables = _weights(x, workdir, request.step)
   known = stored.state if stored is not None and folder == workdir else {}
   coder = _tokenizer(x, folder, known)
-  generator = TextGenerator(model, params, x.layout, coder, options, ends_of(x, folder, coder))
-  del params  # the generator has its own
+  ends = ends_of(x, folder, coder)
+  generator = TextGenerator(model, layout=x.layout, tokenizer=coder, options=options, ends=ends,
+                            **variables)  # fmt: skip
+  del variables  # the generator has its own
   generator.check(prompts, names)
   stats = GenerationStats()
   if request.prompts:
@@ -73,8 +78,11 @@ def run(request: Request) -> int:
   return errors.DONE
 
 
-def _weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, Any]:
-  """Reads the plain weights of a run or of `init.path`; returns (folder, params)."""
+def _weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, dict[str, Any]]:
+  """Reads the weights of a run or of `init.path`; returns (folder, variables).
+
+  The variables are 'params', and 'quantized' where a run keeps kernels as codes.
+  """
   spec = state_spec(x)
   if x.weights and not (workdir / 'checkpoints').is_dir():
     if which != 'latest':
@@ -82,8 +90,12 @@ def _weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, Any]:
         f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
       )
     found = restore.load(x.weights, spec.plain)
-    return place(x.weights), tree.nested(found)
-  return workdir, restore.merged_params(x.task, spec, str(workdir), which, x.layout)
+    return place(x.weights), {'params': tree.nested(found)}
+  if isinstance(x.task, Quantized):
+    variables = eval_variables(restored(x, workdir, which)[0])
+    return workdir, {k: variables[k] for k in ('params', QUANTIZED)}
+  params = restore.merged_params(x.task, spec, str(workdir), which, x.layout)
+  return workdir, {'params': params}
 
 
 def _tokenizer(x: Experiment, folder: Place, state: Mapping[str, Any]) -> Tokenizer:
