@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from bmx import config as recipes
 from bmx import experiment as experiments
@@ -80,8 +79,11 @@ def run(request: Request) -> int:
   words = dict(x.config['compress'])
   method = _method(words)
   state, step = restored(x, workdir, request.step)
-  config: Any = _plain_config(request.config)
-  build = lambda config, **more: experiments.build(config, request.name, **more)
+  config = _plain_config(request.config)
+
+  def build(config: Mapping[str, Any], **more: Any) -> Experiment:
+    return experiments.build(recipes.from_plain(config), request.name, **more)
+
   plain = build(config, stored=stored)
   check_output(request.output, plain)
   merged = jit(x.task.merged_params, x.layout)(eval_variables(state))
@@ -90,7 +92,7 @@ def run(request: Request) -> int:
   variables = {'params': merged, **others}
   found = method(Plain(plain, variables, words, lambda: build(config, evals=False)))
   if found.wrapper:
-    config.task = ConfigDict({**found.wrapper, 'inner': config.task.to_dict()})
+    config['task'] = {**found.wrapper, 'inner': config['task']}
   new = build(config, stored=stored)
   rows = [describe(plain, state_of(plain, variables, step))]
   compressed = state_of(new, found.variables, step)
@@ -125,10 +127,10 @@ def scheme_of(words: Mapping[str, Any]) -> Scheme:
     raise InputError(f'compress: {error}') from None
 
 
-def _plain_config(given: Any) -> Any:
+def _plain_config(given: Any) -> dict[str, Any]:
   """Returns the config of a run without its wrappers, optimizer, hooks and writers."""
-  config: Any = ConfigDict(given.copy_and_resolve_references())
-  part = config.task.to_dict()
+  config = recipes.plain(given)
+  part = config['task']
   while isinstance(maker := recipes.resolve(part['call']), type) and issubclass(maker, Wrapper):
     if issubclass(maker, Quantized):
       raise InputError(
@@ -136,13 +138,9 @@ def _plain_config(given: Any) -> Any:
         'Compress the run that it was made from'
       )
     part = part['inner']
-  config.task = ConfigDict(part)
-  config.optimizer = ConfigDict({'call': 'optax:identity'})
-  config.init = ConfigDict({'path': '', 'reinit': ''})
-  for word in ('grad', 'privacy', 'hooks', 'writers'):
-    config[word] = ConfigDict()
-  config.ema = 0.0
-  return config
+  alone = {word: {} for word in ('grad', 'privacy', 'hooks', 'writers')}
+  alone |= {'optimizer': {'call': 'optax:identity'}, 'init': {'path': '', 'reinit': ''}, 'ema': 0.0}
+  return {**config, **alone, 'task': part}
 
 
 def _quantize(method: methods.Method) -> Callable[[Plain], Compressed]:
