@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from bmx.adapt.lora import LoRA
 from bmx.compress.distill import Distill
 from bmx.compress.divergence import hidden_error, kl, relation_error
 from bmx.core import tree
@@ -315,3 +316,25 @@ def test_a_teacher_of_other_classes():
     Distill(
       TextClassification(Classifier(BERT(V, T, 8, 1, 2), 3)), Classifier(BERT(V, T, 8, 1, 2), 4)
     )
+
+
+def test_adapters_of_a_student_learn_from_the_teacher():
+  """The base does not move; the other order would lose the divergence and is refused."""
+  batch, tx = texts(), optax.adam(1e-2)
+  inner = LoRA(CausalLM(gpt(16, 2, scan=True)), rank=2)
+  task = Distill(inner, gpt(24, 2), task_coef=0.0)
+  spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+  plan = plan_state(task, tx, spec, layout())
+  assert set(plan.plain) == {'embed', 'norm_out', 'position', 'stack'}
+  assert set(task.constant) == {'teacher', 'frozen'}
+  step = jit(make_train_step(Gradient(task), tx, constant=task.constant), layout())
+  teacher = init(task.teacher_task, batch)
+  state, kl = plan.create({f'teacher/{k}': v for k, v in tree.named(teacher).items()}), []
+  frozen = jax.device_get(state.collections)
+  for _ in range(12):
+    state, metrics = step(state, batch)
+    kl.append(float(metrics['kl'][0] / metrics['kl'][1]))
+  assert kl[-1] < 0.95 * kl[0]
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.collections), frozen)
+  with pytest.raises(InputError, match=r'nest them the other way, Distill\(LoRA\(...\)\)'):
+    LoRA(Distill(CausalLM(gpt()), gpt()))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bmx.compress import structure
+from bmx.compress import calibrate, oneshot, structure
 from bmx.compress.prune import keep_zeros, prune
 from bmx.compress.rule import Rule
 from bmx.compress.select import smallest, two_of_four
@@ -250,3 +250,38 @@ def test_inputs_of_kernels():
     assert structure.contracted(name, shape) == dims
   with pytest.raises(InputError, match=r'other/kernel \(2, 3, 4\): expected a kernel of'):
     structure.contracted('other/kernel', (2, 3, 4))
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_wanda_against_numpy(scan):
+  """Of each output, the inputs of the least |w| · ‖x‖; the same for scanned layers."""
+  model = gpt(scan)
+  batch = {'tokens': RANDOM.integers(0, V, (4, T)).astype(np.int32), 'weights': np.ones((4, T), 'f')}
+  batch['targets'] = batch['tokens']
+  params = filled(model, TOKENS)
+  hessians = calibrate.hessians(CausalLM(model), {'params': params}, [batch], layout())
+  found = tree.named(oneshot.wanda(params, Rule(0.4, targets='attention|up'), hessians, layout()))
+  four = tree.named(oneshot.wanda(params, Rule(kind='2:4', targets='up'), hessians, layout()))
+  for i in range(2):
+    for module, cut in (('attention/query', 1), ('attention/out', 2), ('feed_forward/up', 1)):
+      path = f'stack/blocks/{module}' if scan else f'stack/block_{i}/{module}'
+      pick = lambda x, scan=scan, i=i: np.asarray(x[i] if scan else x)
+      w, h = pick(tree.named(params)[f'{path}/kernel']), pick(hessians[path])
+      scores = np.abs(w.reshape(h.shape[0], -1)) * np.sqrt(np.diag(h))[:, None]
+      kept = pick(found[f'{path}/kernel']).reshape(scores.shape) != 0
+      count = int(0.4 * len(h) + 0.5)
+      assert (~kept).sum(0).tolist() == [count] * scores.shape[1], cut
+      assert (np.where(kept, scores, np.inf).min(0) >= np.where(kept, 0, scores).max(0)).all()
+    kept = pick(four[f'{path}/kernel']).reshape(-1, 4, scores.shape[1]) != 0
+    assert (kept.sum(1) == 2).all()
+    by_four = scores.reshape(kept.shape)
+    assert (np.where(kept, by_four, np.inf).min(1) >= np.where(kept, 0, by_four).max(1)).all()
+  assert not [k for k, v in found.items() if 'down' in k and not np.asarray(v).all()]
+
+
+def test_wanda_needs_inputs():
+  params = filled(CNN(3, (4,), 3, (5,)), np.zeros((1, 8, 8, 1), 'f'))
+  with pytest.raises(InputError, match='expected the inputs of .*conv_0/kernel, which calibration'):
+    oneshot.wanda(params, Rule(0.5), {}, layout())
+  with pytest.raises(InputError, match="method='wanda': expected single weights of each layer"):
+    oneshot.wanda(params, Rule(0.5, 'channels'), {}, layout())
