@@ -15,7 +15,7 @@ from bmx import modes
 # Of `bmx compress`: --NAME is --compress.WORD=NAME.
 SHORT = {
   'kind': ('int8', 'int4', 'nf4', 'fp8'),
-  'method': ('gptq', 'awq'),
+  'method': ('gptq', 'awq', 'magnitude', 'wanda', 'shrink'),
 }
 
 

@@ -50,13 +50,11 @@ def _scores(name: str, w: Array, hessians: Mapping[str, Array]) -> Array:
   path = name.removesuffix('/kernel')
   if path not in hessians:
     raise InputError(
-      f"method='wanda': expected the inputs of {name}, which calibration does not see; leave it out "
-      "of targets, or use method='magnitude'"
+      f"method='wanda': expected the inputs of {name}, which calibration does not see; leave it "
+      "out of targets, or use method='magnitude'"
     )
   squares = jnp.diagonal(hessians[path], axis1=-2, axis2=-1)
   dims = structure.contracted(name, w.shape)
   inputs = w.shape[: dims[-1] + 1]
   norms = jnp.sqrt(squares).reshape(*inputs, *[1] * (w.ndim - len(inputs)))
   return jnp.abs(w.astype(jnp.float32)) * norms
-
-

@@ -34,7 +34,7 @@ MODES = {
   ),
   'compress': Mode(
     'bmx.modes.compress',
-    'quantizes the weights of --workdir into a run directory --output',
+    'quantizes or prunes the weights of --workdir into a run directory --output',
     ('--step', '--output'),
   ),
   'plan': Mode(

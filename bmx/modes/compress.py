@@ -1,7 +1,8 @@
-"""Mode `compress`: a run whose weights are quantized, as a run directory of its own.
+"""Mode `compress`: a run whose weights are quantized or pruned, as a run directory of its own.
 
-OUTPUT holds config.json with the wrapped task, data.json and the tokenizer of the run, a checkpoint
-of the same step, constants/quantized, and compress.json, the table that is printed.
+OUTPUT holds config.json with the wrapped task or the smaller model, data.json and the tokenizer of
+the run, a checkpoint of the same step, constants/quantized, and compress.json, the table that is
+printed.
 """
 
 import dataclasses
@@ -9,21 +10,21 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bmx import config as recipes
 from bmx import experiment as experiments
-from bmx.compress import calibrate, methods
-from bmx.compress.quantize import Quantized, Scheme
+from bmx.compress import calibrate
+from bmx.compress.quantize import Quantized
 from bmx.core import errors, tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.types import Noise, Task, Variables
-from bmx.models import kernels
 from bmx.modes import Request
+from bmx.modes.compressors import METHODS, Compressed, Plain
 from bmx.modes.start import need_run, open_run
 from bmx.parallel import jit
 from bmx.runtime.files import write_json
@@ -40,34 +41,6 @@ from bmx.train.state import TrainState, eval_variables, state_spec
 log = logging.getLogger('bmx')
 KEPT = ('data.json', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json')
 SECONDS, MOST = 1.0, 20  # of the forward passes that are timed
-
-
-class Plain(NamedTuple):
-  """A run without wrappers, whose weights a method compresses.
-
-  Attributes:
-    experiment: of the innermost task.
-    variables: its plain weights and its other collections.
-    words: the config words `compress`.
-    open_data: reads the training data -> the experiment with them.
-  """
-
-  experiment: Experiment
-  variables: Variables
-  words: Mapping[str, Any]
-  open_data: Callable[[], Experiment]
-
-
-class Compressed(NamedTuple):
-  """The result of a method.
-
-  Attributes:
-    variables: of the new task.
-    wrapper: config part of a wrapper around the plain task, without 'inner'; {} for none.
-  """
-
-  variables: Variables
-  wrapper: Mapping[str, Any]
 
 
 def run(request: Request) -> int:
@@ -93,6 +66,8 @@ def run(request: Request) -> int:
   found = method(Plain(plain, variables, words, lambda: build(config, evals=False)))
   if found.wrapper:
     config['task'] = {**found.wrapper, 'inner': config['task']}
+  if found.model:
+    config['task'] = {**config['task'], 'model': found.model}
   new = build(config, stored=stored)
   rows = [describe(plain, state_of(plain, variables, step))]
   compressed = state_of(new, found.variables, step)
@@ -100,31 +75,19 @@ def run(request: Request) -> int:
   rows.append(describe(new, compressed))
   sys.stdout.write(table(rows) + '\n')
   write_json(place(request.output) / 'compress.json', {'before': rows[0], 'after': rows[1]})
-  if new.layout.mesh.devices.flat[0].platform == 'cpu':
+  if found.wrapper and new.layout.mesh.devices.flat[0].platform == 'cpu':
     log.info('on a CPU quantized weights save memory, not time')
   log.info('written to %s', request.output)
   return errors.DONE
 
 
 def _method(words: Mapping[str, Any]) -> Callable[[Plain], Compressed]:
-  """Returns the method that `compress.method` names, after a check of its words."""
+  """Returns the method that `compress.method` names, or raises InputError."""
   name = words['method']
   if name not in METHODS:
     near = did_you_mean(name, METHODS)
     raise InputError(f'compress.method={name!r}: expected one of {", ".join(METHODS)}{near}')
-  scheme_of(words)
   return METHODS[name]
-
-
-def scheme_of(words: Mapping[str, Any]) -> Scheme:
-  """Returns the scheme of the config words `compress`.
-
-  Raises InputError naming the word.
-  """
-  try:
-    return Scheme(**{f.name: words[f.name] for f in dataclasses.fields(Scheme)})
-  except InputError as error:
-    raise InputError(f'compress: {error}') from None
 
 
 def _plain_config(given: Any) -> dict[str, Any]:
@@ -141,57 +104,6 @@ def _plain_config(given: Any) -> dict[str, Any]:
   alone = {word: {} for word in ('grad', 'privacy', 'hooks', 'writers')}
   alone |= {'optimizer': {'call': 'optax:identity'}, 'init': {'path': '', 'reinit': ''}, 'ema': 0.0}
   return {**config, **alone, 'task': part}
-
-
-def _quantize(method: methods.Method) -> Callable[[Plain], Compressed]:
-  """Returns the quantization of a run by a way to round kernels."""
-
-  def quantize(plain: Plain) -> Compressed:
-    x, words = plain.experiment, plain.words
-    scheme = scheme_of(words)
-    with kernels.recorded() as found:
-      jax.eval_shape(lambda: x.task.init(eval_noise(), _zeros(x)))
-    hessians = calibration(plain) if method.calibrated else {}
-    made = methods.quantize(
-      plain.variables['params'], scheme.chosen(found), scheme, method, hessians, x.layout
-    )
-    wrapper = {'call': 'bmx.compress.quantize:Quantized', **dataclasses.asdict(scheme)}
-    wrapper |= {'input_scales': True} if method.input_scales else {}
-    return Compressed({**plain.variables, **made}, wrapper)
-
-  return quantize
-
-
-# compress.method -> function. Quantization needs no data for 'nearest'.
-METHODS: dict[str, Callable[[Plain], Compressed]] = {
-  name: _quantize(method) for name, method in methods.METHODS.items()
-}
-
-
-def calibration(plain: Plain) -> dict[str, jax.Array]:
-  """Returns second moments of the inputs of each layer, from `compress.examples` examples.
-
-  Raises InputError if the run's training data cannot be read, or no example is asked for.
-  """
-  examples, method = plain.words['examples'], plain.words['method']
-  if examples < 1:
-    raise InputError(
-      f'compress.examples={examples}: expected at least 1 for compress.method={method}; or set '
-      'compress.method=nearest, which reads no data'
-    )
-  try:
-    x = plain.open_data()
-  except InputError as error:
-    raise InputError(
-      f'compress.method={method}: expected the training data of the run, to calibrate: {error}; '
-      'or set compress.method=nearest, which reads no data'
-    ) from None
-  batches = calibrate.batches(x.data, x.layout, examples)
-  return calibrate.hessians(x.task, plain.variables, batches, x.layout)
-
-
-def _zeros(x: Experiment) -> dict[str, jax.Array]:
-  return {k: jnp.zeros(v.shape, v.dtype) for k, v in x.data.abstract.items()}
 
 
 def state_of(x: Experiment, variables: Variables, step: int) -> TrainState:

@@ -256,12 +256,16 @@ def test_inputs_of_kernels():
 def test_wanda_against_numpy(scan):
   """Of each output, the inputs of the least |w| · ‖x‖; the same for scanned layers."""
   model = gpt(scan)
-  batch = {'tokens': RANDOM.integers(0, V, (4, T)).astype(np.int32), 'weights': np.ones((4, T), 'f')}
-  batch['targets'] = batch['tokens']
+  ids = RANDOM.integers(0, V, (4, T)).astype(np.int32)
+  batch = {'tokens': ids, 'targets': ids, 'weights': np.ones((4, T), 'f')}
   params = filled(model, TOKENS)
   hessians = calibrate.hessians(CausalLM(model), {'params': params}, [batch], layout())
-  found = tree.named(oneshot.wanda(params, Rule(0.4, targets='attention|up'), hessians, layout()))
-  four = tree.named(oneshot.wanda(params, Rule(kind='2:4', targets='up'), hessians, layout()))
+  found = tree.named(
+    oneshot.wanda(params, Rule(0.4, targets='attention/.*kernel|up/kernel'), hessians, layout())
+  )
+  four = tree.named(
+    oneshot.wanda(params, Rule(kind='2:4', targets='up/kernel'), hessians, layout())
+  )
   for i in range(2):
     for module, cut in (('attention/query', 1), ('attention/out', 2), ('feed_forward/up', 1)):
       path = f'stack/blocks/{module}' if scan else f'stack/block_{i}/{module}'
@@ -281,7 +285,7 @@ def test_wanda_against_numpy(scan):
 
 def test_wanda_needs_inputs():
   params = filled(CNN(3, (4,), 3, (5,)), np.zeros((1, 8, 8, 1), 'f'))
-  with pytest.raises(InputError, match='expected the inputs of .*conv_0/kernel, which calibration'):
-    oneshot.wanda(params, Rule(0.5), {}, layout())
+  with pytest.raises(InputError, match='expected the inputs of conv_0/kernel, which calibration'):
+    oneshot.wanda(params, Rule(0.5, targets='conv_0/kernel'), {}, layout())
   with pytest.raises(InputError, match="method='wanda': expected single weights of each layer"):
     oneshot.wanda(params, Rule(0.5, 'channels'), {}, layout())

@@ -1,6 +1,8 @@
 """Whole runs: a teacher from its folder, pruning in training, resumed to the same bits."""
 
+import functools
 import json
+import pathlib
 import re
 import shutil
 
@@ -10,10 +12,11 @@ import pytest
 
 import bmx
 from bmx import config as recipes
-from bmx import experiment
+from bmx import experiment, modes
 from bmx.adapt import restore
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.modes import Request, start
 from bmx.train.run import restored
 from bmx.train.state import eval_variables, state_spec
 
@@ -78,6 +81,39 @@ def test_a_pruned_student_resumes_to_the_same_bits(teacher, tmp_path):
   for name, x in plain.items():
     share = float((np.asarray(x) == 0).mean())
     assert share == pytest.approx(0.8, abs=0.02) if name.endswith('kernel') else True
+
+
+def compressed(monkeypatch, workdir, output, *words):
+  monkeypatch.setattr(start, 'start', lambda request: pathlib.Path(request.workdir))
+  monkeypatch.setattr(jax, 'devices', lambda *_: jax.local_devices()[:1])
+  config = recipes.from_stored(json.loads((workdir / 'config.json').read_text())['config'])
+  recipes.apply(config, [f'compress.{w}' for w in words])
+  modes.run('compress', Request(config, 'run', workdir=str(workdir), output=str(output)))
+  return json.loads((output / 'compress.json').read_text())['after']
+
+
+def weights(workdir):
+  stored = recipes.from_stored(json.loads((workdir / 'config.json').read_text())['config'])
+  state, _ = restored(build(stored), workdir, 'latest')
+  return tree.named(jax.device_get(state.params))
+
+
+def test_the_mode_prunes_and_shrinks(teacher, tmp_path, monkeypatch):
+  """The shrunk run has another model, and the loss of the pruned one."""
+  run = functools.partial(compressed, monkeypatch)
+  pruned = run(teacher, tmp_path / 'pruned', 'method=magnitude', 'pattern=neurons')
+  small = run(tmp_path / 'pruned', tmp_path / 'small', 'method=shrink')
+  assert small['eval/test/loss'] == pytest.approx(pruned['eval/test/loss'], rel=1e-6)
+  assert small['parameters'] < 0.52 * pruned['parameters']
+  assert weights(tmp_path / 'small')['dense_1/kernel'].shape == (16, 8)
+  run(teacher, tmp_path / 'wanda', 'method=wanda', 'pattern=2:4', 'examples=64')
+  for name, x in weights(tmp_path / 'wanda').items():
+    if name.endswith('kernel'):
+      assert ((x.reshape(-1, 4, x.shape[1]) != 0).sum(1) <= 2).all()
+  with pytest.raises(InputError, match='compress: sparsity=1.5: expected 0 <= sparsity < 1'):
+    run(teacher, tmp_path / 'bad', 'method=magnitude', 'sparsity=1.5')
+  with pytest.raises(InputError, match='expected at least 1 for compress.method=wanda;'):
+    run(teacher, tmp_path / 'bad', 'method=wanda', 'examples=0')
 
 
 def test_a_folder_of_other_outputs_or_none(teacher):
