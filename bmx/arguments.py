@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from typing import NoReturn
 
@@ -127,6 +128,10 @@ def _unknown(argument: str) -> str:
     fix = f'did you mean --{flag}{equals}{value}?'
   elif name and equals:
     fix = f'the config is set by --config.{name}={value or "VALUE"}'
+  elif os.path.isfile(argument):
+    fix = (
+      f'a file of data is given as --config.data.path={argument}; to predict it, --input={argument}'
+    )
   elif argument == '=':
     fix = 'write --config.WORD=VALUE without blanks'
   else:

@@ -59,8 +59,9 @@ def _is_run(mode: str, word: str) -> bool:
   """Whether the word after a mode that reads a run is its directory, and not a recipe."""
   if '--step' not in modes.MODES.get(mode, modes.Mode('', '')).flags:
     return False
-  recipe = word.partition(':')[0].endswith('.py')
-  return not recipe and ('/' in word or os.path.isdir(word))
+  name = word.partition(':')[0]
+  recipe = name.endswith('.py') or name in recipes.names()
+  return not recipe or os.path.isfile(os.path.join(word, 'config.json'))
 
 
 def _compress_word(argument: str) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -61,8 +62,11 @@ def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> 
 def at_terminal(run: Callable[[], int]) -> int:
   """Runs a command with a terminal that is free of the log lines of libraries."""
   console.start()
-  code = run()
-  console.finish(done=code != errors.FAILURE)
+  try:
+    code = run()
+    console.finish(done=code != errors.FAILURE)
+  except BrokenPipeError:  # the reader of a pipe has seen enough: `bmx config | head`
+    os._exit(128 + signal.SIGPIPE)  # as a shell calls it
   return code
 
 

@@ -60,7 +60,7 @@ def get_config(variant: str = ''):
   c.eval.valid = {'split': 'valid', 'batch_size': 256}
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 1e-3, 'warmup': 0, 'floor': 0.0}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'weight_decay': 0.05, 'clip': 1.0}
-  c.every = {'log': 50, 'eval': 200, 'save': 1000}
+  c.every = {'log': -20, 'eval': -10, 'save': 1000}  # 20 and 10 times a run
   c.keep = {'last': 1, 'metric': 'eval/valid/loss', 'mode': 'min'}
   if variant == 'regression':
     c.task.call = 'bmx.tasks.encoder:TextRegression'

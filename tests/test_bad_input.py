@@ -243,6 +243,7 @@ DATA = {
   'fields.csv': (content('a,y\n1,p\n2\n'), 'fields.csv, line 3: 1 fields, expected 2'),
   'latin.csv': (content(b'a,y\n\xe9,p\n'), 'latin.csv is not UTF-8: byte 0xe9 at offset 4'),
   'empty.csv': (content(''), 'empty.csv is empty'),
+  'head.csv': (content('a,y\n'), 'head.csv has a header and no records'),
   'target.csv': (content('a,z\n1,p\n'), 'expected a column of'),
   'classes.csv': (content('a,y\n1,p\n2,q\n'), 'num_outputs=3: expected 2, the number of classes'),
   'vocabulary.bin': (ids(300), 'token id 300 at offset 2 of'),

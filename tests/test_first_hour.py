@@ -85,6 +85,46 @@ def test_a_wrong_input_names_the_way_forward(command, capsys, tmp_path, monkeypa
   assert not list(tmp_path.rglob('config.json'))
 
 
+# Of files and runs that lie in the folder, see `files`.
+WRONG_DATA = {
+  'train table --data.path=custmers.csv --data.target=y': "did you mean 'customers.csv'",
+  'train table --data.path=semi.csv --data.target=y': "set --data.delimiter=';'",
+  'train table --data.path=head.csv --data.target=y': 'has a header and no records',
+  'train table --data.path=latin.csv --data.target=y': 'offset 4; save it as UTF-8',
+  'train table --data.path=book.xlsx --data.target=y': 'export its sheet as CSV',
+  'train table --data.path=runs --data.target=y': 'no file runs: it is a folder',
+  'train table --data.path=customers.csv --data.target=age': 'remove records without a target',
+  'train table customers.csv': '--config.data.path=customers.csv; to predict it, --input=',
+  'predict runs/chrun --input=customers.csv': "no such file; did you mean 'runs/churn'",
+  'predict churn --input=customers.csv': 'churn/config.json: expected the config of a run',
+  'eval runs': 'a folder of runs, the newest is runs/spend',
+  'compare runs': 'at least two run directories; bmx compare runs/*',
+}  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'customers.csv').write_text('age,y\n1.5,a\nNA,b\n' + '2.5,a\n' * 20)
+  (tmp_path / 'semi.csv').write_text('age;y\n1;a\n2;b\n')
+  (tmp_path / 'head.csv').write_text('age,y\n')
+  (tmp_path / 'latin.csv').write_bytes(b'a,y\n\xe9,p\n')
+  (tmp_path / 'book.xlsx').write_bytes(b'PK\x03\x04\xff\xfe')
+  for when, name in enumerate(('churn', 'spend')):
+    (tmp_path / 'runs' / name).mkdir(parents=True)
+    (tmp_path / f'runs/{name}/config.json').write_text('{}')
+    os.utime(tmp_path / f'runs/{name}/config.json', (when, when))
+
+
+@pytest.mark.parametrize('command', WRONG_DATA)
+def test_a_wrong_file_or_run_names_the_way_forward(command, capsys, files):
+  code, out, err = call(command, capsys)
+  assert (code, out) == (2, '')
+  assert WRONG_DATA[command] in err
+  assert len([line for line in err.splitlines() if line.startswith('error: ')]) == 1
+  assert 'Traceback' not in err
+
+
 @pytest.mark.parametrize('command', ['eval', 'predict digits_mlp:tiny'])
 def test_the_newest_run_is_named(command, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

@@ -33,7 +33,7 @@ ENTRY = {
   ('hooks', 'every'): 'Steps between calls; 0: at the end only.',
 }
 SECTION = re.compile(r'^(?:Args|Attributes):\n((?:[ ].*\n|\n)*)', re.MULTILINE)
-SENTENCE_END = re.compile(r'(?<!\beq)(?<!e\.g)[.]\s+(?=[A-Z`\'"0-9(])')
+SENTENCE_END = re.compile(r'(?<!\beq)(?<!\bal)(?<!e\.g)[.]\s+(?=[A-Z`\'"0-9(])')
 
 
 class Line(NamedTuple):

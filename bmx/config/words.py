@@ -83,9 +83,9 @@ WORDS = {
   **{f'rules.{name}': Word(axes, 'Mesh axes that this dimension is stored along.')
      for name, axes in RULES.items()},
   'compute': Word({}, 'The same during computation; `rules` without fsdp where it is silent.'),
-  'every.log': Word(50, 'Steps between log lines; 0: at the end only.'),
-  'every.eval': Word(0, 'Steps between evaluations; 0: at the end only.'),
-  'every.save': Word(0, 'Steps between checkpoints; 0: at the end only.'),
+  'every.log': Word(50, 'Steps between log lines; 0: at the end only; -20: 20 times.'),
+  'every.eval': Word(0, 'Steps between evaluations; 0: at the end only; -10: 10 times.'),
+  'every.save': Word(0, 'Steps between checkpoints; 0: at the end only; -2: twice.'),
   'show_parameters': Word(8, 'Parameters that the table at the start lists; 0: all.'),
   'ema': Word(0.0, 'Decay of a moving average of the parameters, which is evaluated; 0: off.'),
   'guard.patience': Word(10, 'Consecutive non-finite updates that end the run; 0: never.'),

@@ -35,6 +35,16 @@ class GuardStop(Stop):
   code = GUARD
 
 
+def near(word: str, known: Iterable[str]) -> str:
+  """Returns `; did you mean 'width'?`, or '' if no known word is similar.
+
+  >>> near('a.cvs', ['a.csv', 'b.txt']), near('a', ['width'])
+  ("; did you mean 'a.csv'?", '')
+  """
+  hint = did_you_mean(word, known)
+  return hint if 'did you mean' in hint else ''
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
   """Returns `; did you mean 'width'?`, or the known words if none is similar.
 

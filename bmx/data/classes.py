@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from bmx.core.types import HostBatch
 from bmx.data.records import number
 
 log = logging.getLogger('bmx')
-SHOWN = 6  # classes of a warning
+SHOWN = 6  # classes that a line names
 
 
 def class_names(values: Iterable[str | None]) -> tuple[str, ...]:
@@ -25,6 +26,19 @@ def class_names(values: Iterable[str | None]) -> tuple[str, ...]:
   """
   distinct = {v for v in values if v not in (None, '')}
   return tuple(sorted(distinct, key=_by_number))
+
+
+def class_line(names: Sequence[str], values: Sequence[str | None]) -> str:
+  """Describes classes by their shares, and the accuracy of predicting the largest one.
+
+  >>> class_line(('no', 'yes'), ['no', 'no', 'no', 'yes'])
+  '2 classes, no (75%), yes (25%); the largest alone: accuracy 0.750'
+  """
+  counts = Counter(v for v in values if v)
+  shown = ', '.join(f'{n} ({counts[n] / len(values):.0%})' for n in names[:SHOWN])
+  more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+  largest = max(counts.values()) / len(values)
+  return f'{len(names)} classes, {shown}{more}; the largest alone: accuracy {largest:.3f}'
 
 
 def warn_unseen(names: Iterable[str], training: Iterable[str | None], source: str) -> None:

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ log = logging.getLogger('bmx')
 Kind = Literal['number', 'date', 'category', 'empty']
 MISSING = frozenset({'NA', 'N/A', 'n/a', '#N/A', 'NULL', 'null', 'None', '-', '?'})
 DATE = re.compile(r'\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?')
+COMMA = re.compile(r'[+-]?\d+(\.\d{3})*,\d+')
 DAY = 86400.0  # seconds
 MOSTLY = 0.5  # share of numbers above which the other cells of a column are mistakes
 MAX_STRANGE = 3  # cells that an error names
@@ -93,7 +95,7 @@ def log_columns(source: str, lines: Sequence[str]) -> None:
 
 def category_text(known: Sequence[str]) -> str:
   """Number and names of categories, for people."""
-  names = ', '.join(known[:MAX_NAMED]) + (', ...' if len(known) > MAX_NAMED else '')
+  names = ', '.join(name or '(missing)' for name in known[:MAX_NAMED]) + (', ...' if len(known) > MAX_NAMED else '')
   return f'{len(known)}: {names}'
 
 
@@ -101,5 +103,8 @@ def category_line(name: str, known: Sequence[str], size: int) -> str:
   """Formats a line for a column of categories; warns of one with almost as many as records."""
   line = f'{name}: category of {len(known)}'
   if size > 20 and len(known) > DISTINCT * size:
-    line += f' in {size} records: a name or number of the record? drop=({name!r},) leaves it out'
+    flag = shlex.quote(f'--data.drop={name}')
+    line += f' in {size} records: a name or number of the record? {flag} leaves it out'
+  elif known and all(COMMA.fullmatch(value) for value in known if value):
+    line += '; numbers with a decimal comma? write a point'
   return line

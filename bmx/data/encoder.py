@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bmx.core.errors import InputError, did_you_mean
+from bmx.core.errors import InputError, near
 from bmx.data.columns import (
   category_line,
   category_text,
@@ -157,7 +157,7 @@ class TabularEncoder:
     found |= {k: str(_day(mean + std * next(values))) for k, (mean, std) in self.dates.items()}
     for name, known in self.categories.items():
       hot = [next(values) for _ in known]
-      found[name] = known[int(np.argmax(hot))] if any(hot) else '(unknown)'
+      found[name] = (known[int(np.argmax(hot))] or '(missing)') if any(hot) else '(unknown)'
     return found
 
   def table(self) -> list[tuple[str, str, str]]:
@@ -171,7 +171,7 @@ class TabularEncoder:
     known = [*self.numeric, *self.dates, *self.categories]
     missing = [k for k in known if k not in given]
     extra = [k for k in given if k not in (*known, *self.dropped, *optional)]
-    lines = [f'missing {k!r}{did_you_mean(k, extra) if extra else ""}' for k in missing]
+    lines = [f'missing {k!r}{near(k, extra)}' for k in missing]
     lines += [f'extra {k!r}' for k in extra]
     if lines:
       raise InputError(f'{source}: expected the columns of the training data; ' + ', '.join(lines))

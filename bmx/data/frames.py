@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bmx.core.errors import InputError
-from bmx.data.records import Record, read_csv, read_json_lines
+from bmx.data.records import Record, no_file, read_csv, read_json_lines
 from bmx.runtime.fetch import fetch
 from bmx.runtime.storage import Place
 
@@ -44,7 +44,7 @@ def _read_parquet(path: Place) -> list[Record]:
   import pyarrow.parquet
 
   if not path.is_file():
-    raise InputError(f'no file {path}')
+    raise no_file(path)
   try:
     found = pyarrow.parquet.read_table(fetch(path))
   except (pyarrow.ArrowException, OSError, ValueError) as error:

@@ -3,15 +3,17 @@
 import csv
 import io
 import json
+import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from bmx.core.errors import InputError
+from bmx.core.errors import InputError, near
 from bmx.runtime.storage import Place
 
 Record = dict[str, Any]
+WORKBOOKS = ('.xlsx', '.xls', '.xlsm', '.ods')
 LINE_END = re.compile('\r\n|\n|\r')  # not \v, \f, U+0085 or U+2028, as str.splitlines has it
 
 
@@ -46,7 +48,8 @@ def read_csv(path: Place, columns: Sequence[str] = (), delimiter: str = ',') -> 
   finally:
     csv.field_size_limit(limit)
   if not records:
-    raise InputError(f'{path} is empty')
+    header = names and not columns
+    raise InputError(f'{path} {"has a header and no records" if header else "is empty"}')
   return records
 
 
@@ -96,12 +99,24 @@ def numbered_json_lines(path: Place) -> list[tuple[int, Record]]:
 def read_text(path: Place) -> str:
   """Reads a whole text file. Raises InputError: no such file, not UTF-8 (offset named)."""
   if not path.is_file():
-    raise InputError(f'no file {path}')
+    raise no_file(path)
   try:
     return path.read_bytes().decode('utf-8-sig')
   except UnicodeDecodeError as error:
+    fix = 'save it as UTF-8'
+    if path.suffix.lower() in WORKBOOKS:
+      fix = 'a workbook is not a table of text; export its sheet as CSV'
     raise InputError(f'{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset '
-                     f'{error.start}') from None  # fmt: skip
+                     f'{error.start}; {fix}') from None  # fmt: skip
+
+
+def no_file(path: Place) -> InputError:
+  """Returns the error for a file that does not exist; names a similar one of its folder."""
+  if isinstance(path, pathlib.Path) and path.is_dir():
+    return InputError(f'no file {path}: it is a folder')
+  here = isinstance(path, pathlib.Path) and path.parent.is_dir()
+  names = [str(p) for p in path.parent.iterdir()] if here else []
+  return InputError(f'no file {path}{near(str(path), names)}')
 
 
 def number(value: Any) -> float | None:

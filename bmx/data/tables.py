@@ -116,6 +116,12 @@ def table(
   return ArrayData(arrays, metadata, seed=seed, train=train, fitted=state, described=described)
 
 
+def _other_delimiter(known: Sequence[str]) -> str:
+  """A hint, where all columns were read as one."""
+  used = [d for d in ';\t|' if len(known) == 1 and d in known[0]]
+  return f'; its header is {known[0]!r}: set --data.delimiter={used[0]!r}' if used else ''
+
+
 def _fit(
   records: Sequence[Record], source: str, words: Words, strip: str
 ) -> tuple[TabularEncoder, Target]:
@@ -124,6 +130,7 @@ def _fit(
   for word, name in (('target', words.target), ('weights', words.weights)):
     if (name or word == 'target') and name not in known:
       near = did_you_mean(name, known) if name else f'; it has {", ".join(known)}'
+      near = _other_delimiter(known) or near
       raise InputError(f'data.{word}={name!r}: expected a column of {source}{near}')
   share = words.holdout
   part = split_indices(len(records), 'train' if share else 'all', share, ('all', 'train'))

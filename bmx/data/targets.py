@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,13 +9,12 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch, Metadata
-from bmx.data.classes import class_names, encode_classes, warn_unseen
+from bmx.data.classes import class_line, class_names, encode_classes, warn_unseen
 from bmx.data.columns import MISSING
 from bmx.data.records import number
 
 TargetKind = Literal['auto', 'class', 'number']
 MAX_CLASSES = 20  # distinct whole numbers up to which a target is taken for classes
-SHOWN = 6  # classes that the line of a target names
 
 
 def kind_of_target(values: Sequence[Any]) -> Literal['class', 'number']:
@@ -92,7 +90,7 @@ class Target:
     of_part = values[part].astype(np.float64)
     mean, std = float(of_part.mean()), float(of_part.std())
     std = std if std > 1e-6 * abs(mean) else 1.0
-    line = f'{name}: a number, mean {mean:.6g}, deviation {std:.6g} (its own mean is off by it)'
+    line = f'{name}: a number, mean {mean:.6g}, deviation {std:.6g}; the mean alone: loss 1'
     return cls(name, mean=mean, std=std, line=line)
 
   @classmethod
@@ -109,11 +107,7 @@ class Target:
         "classes that recur, or numbers (data.kind='number'); is it a name or number of the record?"
       )
     warn_unseen(names, [texts[i] for i in part], f'{source}: {name}')
-    counts = Counter(t for t in texts if t)
-    shown = ', '.join(f'{n} ({counts[n] / len(texts):.0%})' for n in names[:SHOWN])
-    more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-    largest = max(counts.values()) / len(texts)
-    line = f'{name}: {len(names)} classes, {shown}{more}; the largest alone: accuracy {largest:.3f}'
+    line = f'{name}: {class_line(names, texts)}'
     if all(number(n) is not None for n in names):
       line += '; data.kind=number predicts a number instead'
     return cls(name, names, strip=strip, line=line)
@@ -165,7 +159,8 @@ def numbers(values: Sequence[Any], name: str, source: str) -> np.ndarray:
   for row, value in enumerate(found, 1):
     if value is None or not math.isfinite(value):
       raise InputError(
-        f'{source}, record {row}: {name} is {values[row - 1]!r}; expected a finite number'
+        f'{source}, record {row}: {name} is {values[row - 1]!r}; expected a finite number; remove '
+        'records without a target'
       )
   return np.array(found, np.float32)
 

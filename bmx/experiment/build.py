@@ -119,7 +119,7 @@ def build(
     data=data,
     evals=made,
     layout=layout,
-    every=Every(**c['every']),
+    every=Every(**{k: _interval(v, steps) for k, v in c['every'].items()}),
     stop=selection(c, 'stop', made, task, spec, layout),
     keep=selection(c, 'keep', made, task, spec, layout),
     ema=c['ema'],
@@ -137,6 +137,11 @@ def build(
   if read and stored is None:
     check_hooks(experiment)
   return experiment
+
+
+def _interval(every: int, steps: int) -> int:
+  """Steps between two calls, of which a negative number gives how many a run has."""
+  return every if every >= 0 else max(1, steps // -every)
 
 
 def _init(

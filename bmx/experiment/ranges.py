@@ -13,9 +13,6 @@ RANGES = {
   'steps_per_call': (0, math.inf),
   'show_parameters': (0, math.inf),
   'ema': (0, 1),
-  'every.log': (0, math.inf),
-  'every.eval': (0, math.inf),
-  'every.save': (0, math.inf),
   'guard.patience': (0, math.inf),
   'guard.spike': (0, math.inf),
   'profile.start': (1, math.inf),
@@ -47,6 +44,11 @@ def check_ranges(c: Mapping[str, Any]) -> None:
     if not least <= value < bound:
       limit = '' if bound == math.inf else f' and below {bound}'
       raise InputError(f'--config.{name}={value}: expected at least {least}{limit}')
+  for word, value in c['every'].items():
+    if value == -1:
+      raise InputError(
+        f'--config.every.{word}=-1: expected steps, at least 0, or so many times as -20'
+      )
   spike = c['guard']['spike']
   if 0 < spike <= 1:
     raise InputError(

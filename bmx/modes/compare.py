@@ -22,9 +22,9 @@ def run(request: Request) -> int:
   """Prints results and differing words, and writes --output, by default ./compare.html."""
   folders = [local(name) for name in request.runs]
   if len(folders) < 2:
-    raise errors.InputError(
-      'compare: expected at least two run directories; bmx compare RUN RUN ...'
-    )
+    inside = [f'{f}/*' for f in folders if len([*f.glob('*/config.json')]) > 1]
+    command = ' '.join(['bmx compare', *(inside or ['RUN RUN ...'])])
+    raise errors.InputError(f'compare: expected at least two run directories; {command}')
   runs = [read(folder, name) for folder, name in zip(folders, names(folders), strict=True)]
   path = local(request.output or NAME)
   if path.suffix != '.html' or not path.parent.is_dir():

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from bmx.config import complete
-from bmx.core.errors import InputError
+from bmx.core.errors import InputError, near
 from bmx.core.experiment import Experiment
 from bmx.runtime import storage
 from bmx.runtime.files import numbers, read_json, write_json
@@ -245,7 +245,19 @@ def read_config(workdir: Place) -> dict[str, Any]:
       raise ValueError('it holds no config')
     return stored | {'config': complete(stored['config'])}
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(f'{path}: expected the config of a run: {error}') from None
+    reason = error if path.exists() else f'no such file{_run_near(workdir)}'
+    raise InputError(f'{path}: expected the config of a run: {reason}') from None
+
+
+def _run_near(workdir: Place) -> str:
+  """A hint for a folder without a config: runs inside it, or a run of a similar name."""
+  if not isinstance(workdir, pathlib.Path):
+    return ''
+  inside = sorted(workdir.glob('*/config.json'), key=lambda p: p.stat().st_mtime)
+  if inside:
+    return f'; it is a folder of runs, the newest is {inside[-1].parent}'
+  known = [str(p.parent) for p in workdir.parent.glob('*/config.json')]
+  return near(str(workdir), known)
 
 
 def _version(package: str) -> str:

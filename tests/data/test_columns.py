@@ -10,7 +10,7 @@ import pytest
 
 from bmx.core.errors import InputError
 from bmx.core.metrics import weighted
-from bmx.data.columns import date
+from bmx.data.columns import category_line, date
 from bmx.data.encoder import TabularEncoder
 from bmx.data.tables import table
 
@@ -113,7 +113,8 @@ def test_a_name_of_each_record_is_questioned(made, caplog):
   caplog.set_level(logging.INFO, 'bmx')
   made(column(*(f'user {i}' for i in range(30))))
   assert (
-    "a: category of 30 in 30 records: a name or number of the record? drop=('a',)" in caplog.text
+    'a: category of 30 in 30 records: a name or number of the record? --data.drop=a leaves'
+    in caplog.text
   )
 
 
@@ -193,3 +194,11 @@ def test_bad_weights_of_classes(made, given, message):
 def test_a_regression_has_no_classes_to_weigh(made):
   with pytest.raises(InputError, match='expected a table with classes; use weights=COLUMN'):
     made('a,y\n1,2\n2,3\n', kind='number', class_weights='balanced')
+
+
+def test_decimal_commas_and_names_of_records_are_noted():
+  line = category_line('price', ('1,5', '1.000,25', '', '-2,0'), 40)
+  assert line == 'price: category of 4; numbers with a decimal comma? write a point'
+  assert 'comma' not in category_line('price', ('1,5', 'x'), 40)
+  named = category_line('customer id', [str(i) for i in range(40)], 40)
+  assert "'--data.drop=customer id' leaves it out" in named

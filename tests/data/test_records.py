@@ -71,7 +71,7 @@ BAD_CSV = {
   'too many': ('a,b\n1,x,9\n', r'a\.csv, line 2: 3 fields, expected 2'),
   'not UTF-8': (b'a,b\n1,x\n2,caf\xe9\n', r'a\.csv is not UTF-8: byte 0xe9 at offset 13'),
   'empty': ('', r'a\.csv is empty'),
-  'only a header': ('a,b\n', r'a\.csv is empty'),
+  'only a header': ('a,b\n', r'a\.csv has a header and no records'),
 }
 
 

@@ -1,5 +1,6 @@
 """Texts, or pairs of texts, with a class or a number."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,13 +9,15 @@ import numpy as np
 from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.arrays import split_indices
-from bmx.data.classes import class_names, ordered_names, warn_unseen
+from bmx.data.classes import class_line, class_names, ordered_names, warn_unseen
 from bmx.data.records import LINE_END, number
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import describe, documents, records, said, whole
 from bmx.data.text.encoding import SPLITS, TextData, encode_rows, text_metadata, text_spec
 from bmx.data.text.template import need_prefix
 from bmx.data.text.tokenizer import Subwords
+
+log = logging.getLogger('bmx')
 
 MISSING = (None, '')  # of a record without a label
 LABEL = 'label', Spec((), np.dtype(np.int32))
@@ -84,6 +87,7 @@ def text_classification(
     known = _classes([r.get(label) for _, r in every])
     names = ordered_names(known, classes, fitted)
     if train and not fitted:
+      log.info('%s: %s: %s', path, label, class_line(known, [str(v) for v in given]))
       warn_unseen(known, map(str, given), f'{path}: {label}')
     state['class_names'] = list(names)
     metadata |= {'num_classes': len(names), 'class_names': names}
