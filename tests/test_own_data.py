@@ -42,6 +42,7 @@ def test_classes_of_a_frame(frame, tmp_path):
   assert isinstance(x.task, Classification)
   assert x.choices['num_outputs'] == 2
   assert (x.data.size, x.evals['valid'].data.size) == (96, 24)
+  assert (x.steps, x.every.log, x.every.eval) == (120, 6, 12)  # 20 and 10 times
   metrics = bmx.train(x, tmp_path / 'run')['metrics']
   assert metrics['eval/valid/accuracy'] > 0.75
   assert bmx.evaluate(x, tmp_path / 'run')['eval/valid/loss'] == metrics['eval/valid/loss']

@@ -95,7 +95,8 @@ def log_columns(source: str, lines: Sequence[str]) -> None:
 
 def category_text(known: Sequence[str]) -> str:
   """Number and names of categories, for people."""
-  names = ', '.join(name or '(missing)' for name in known[:MAX_NAMED]) + (', ...' if len(known) > MAX_NAMED else '')
+  names = ', '.join(name or '(missing)' for name in known[:MAX_NAMED])
+  names += ', ...' if len(known) > MAX_NAMED else ''
   return f'{len(known)}: {names}'
 
 
