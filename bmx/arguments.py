@@ -77,7 +77,7 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
   parser.add_argument('--output', default='', help='predict: file to write, .jsonl, .csv or '
                       '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl); compare: '
                       'page to write (default: compare.html); compress: run directory to '
-                      'write')  # fmt: skip
+                      'write; merge: folder to write')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '

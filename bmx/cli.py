@@ -32,6 +32,8 @@ def translate(arguments: list[str]) -> list[str]:
   ['--workdir=runs/a', '--config.compress.kind=int4', '--config.compress.group=64']
   >>> translate(['compare', 'runs/a', 'runs/b'])
   ['--mode=compare', '--run=runs/a', '--run=runs/b']
+  >>> translate(['merge', 'runs/a', '--output=merged'])
+  ['--mode=merge', '--workdir=runs/a', '--output=merged']
   """
   result, rest = [], list(arguments)
   if rest and not rest[0].startswith('-'):

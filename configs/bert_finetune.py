@@ -1,7 +1,8 @@
 """A pre-trained BERT, fine-tuned on a labeled task.
 
 Classes of texts (SST-2, GLUE); `:regression` numbers; `:ner` tags of words (named entities); `:qa`
-answers to questions (SQuAD's format).
+answers to questions (SQuAD's format). `:lora` and `:adalora` train adapters of the encoder, and the
+new head (docs/adapt.md).
 
     python -m bmx.main --config=configs/bert_finetune.py --config.init.path=DIR
     --config.data.path=train.csv --config.data.text=sentence
@@ -9,6 +10,7 @@ answers to questions (SQuAD's format).
     python -m bmx.main --config=configs/bert_finetune.py:regression --config.init.path=DIR ...
     python -m bmx.main --config=configs/bert_finetune.py:ner --config.init.path=DIR ...
     python -m bmx.main --config=configs/bert_finetune.py:qa --config.init.path=DIR ...
+    python -m bmx.main --config=configs/bert_finetune.py:lora --config.init.path=DIR ...
 
 DIR is a run of bmx (configs/bert_small.py) or a Hugging Face directory of BERT, RoBERTa or
 DistilBERT; the sizes, the tokenizer and all weights but the new head come from there.
@@ -22,7 +24,7 @@ from bmx.config import base, check_variant
 
 
 def get_config(variant: str = ''):
-  check_variant(variant, 'regression', 'ner', 'qa', 'tiny')
+  check_variant(variant, 'regression', 'ner', 'qa', *ADAPTERS, 'tiny', *TINY)
   c = base('BERT, fine-tuned')
   c.init.reinit = 'head|pooler'  # 'head' keeps a pooler that next-sentence prediction trained
   c.length = 64
@@ -105,12 +107,36 @@ def get_config(variant: str = ''):
     }
     c.epochs = 10.0
     c.keep.metric = 'eval/valid/answer_f1'
-  if variant == 'tiny':
+  if variant in ('tiny', *TINY):
     _tiny(c)
+  if variant.removeprefix('tiny_') in ADAPTERS:
+    _adapted(c, variant.removeprefix('tiny_'))
+  if variant in TINY:
+    c.task.train, c.schedule.peak = 'head|pooler|embed', 4e-3  # the base is not trained there
   return c
 
 
 TAGGER = 'bmx.models.bert:Tagger'
+ADAPTERS = {'lora': 'bmx.adapt.lora:LoRA', 'adalora': 'bmx.adapt.adalora:AdaLoRA'}
+TINY = ('tiny_lora', 'tiny_adalora')
+
+
+def _adapted(c, name):
+  """Freezes all but adapters, the pooler and the head."""
+  c.task = {
+    'call': ADAPTERS[name],
+    'inner': c.task,
+    'rank': 8,
+    'alpha': 16.0,
+    'targets': 'attention/|feed_forward/',
+    'train': 'head|pooler',
+    'base': 'float32',  # int8 or nf4 keep the frozen kernels in a quarter or an eighth of the bytes
+  }
+  if name == 'adalora':
+    c.task.update(init_rank=12, orthogonality=0.1, delta_t=10)
+  c.init.adapter = ''  # a folder of PEFT, or a run of adapters of the same base
+  c.optimizer.layer_decay = 1.0
+  c.schedule.peak = 1e-3  # adapters take larger steps than whole weights
 
 
 def _tiny(c):

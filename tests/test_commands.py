@@ -27,6 +27,7 @@ NOT_RUN = {
   '--processes=2': 'two processes: tests/train/test_processes.py',
   'llama_1b': 'a billion parameters',
   'gpt2_124m': 'needs the weights of GPT-2: tests/adapt',
+  'runs/adapted': 'tests/adapt/test_adapter_runs.py, and the recipe in tests/test_configs.py',
 }
 ENCODER = ['--config.task.model.encoder.width=16', '--config.task.model.encoder.heads=2',
            '--config.task.model.encoder.depth=1']  # fmt: skip

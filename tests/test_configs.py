@@ -11,6 +11,7 @@ from bmx.train import loop
 from tests.conftest import ROOT
 
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
+NIGHTLY = pytest.mark.nightly
 PARTS = (
   'config.json',
   'metrics.jsonl',
@@ -21,9 +22,12 @@ PARTS = (
 )
 
 
-@pytest.mark.parametrize('name', NAMES)
+TINY = [*(f'{name}:tiny' for name in NAMES), 'bert_finetune:tiny_lora']
+
+
+@pytest.mark.parametrize('name', [*TINY, pytest.param('bert_finetune:tiny_adalora', marks=NIGHTLY)])
 def test_tiny_trains(name, tmp_path):
-  config, full = recipes.load(str(ROOT / f'configs/{name}.py:tiny'), ['mesh.data=1'])
+  config, full = recipes.load(str(ROOT / f'configs/{name.replace(":", ".py:")}'), ['mesh.data=1'])
   import jax
 
   x = experiment.build(config, full, jax.devices()[:1])

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from bmx import config as recipes
-from bmx.adapt import hub, peft
+from bmx.adapt import adapters, hub, peft
 from bmx.adapt.classes import check_order
 from bmx.adapt.runs import is_run, load_run, merged_params, statistics
 from bmx.core import hardware, tree
@@ -36,8 +36,8 @@ def start(
   Args:
     task: of the run.
     spec: shapes and placement of its state.
-    init: 'path', 'reinit' (regex of parameters that are not read), 'adapter' (a folder of PEFT) and
-      folders by collection.
+    init: 'path', 'reinit' (regex of parameters that are not read), 'adapter' (a folder of PEFT, or
+      a run of adapters) and folders by collection.
     classes: of the data, by number.
 
   Raises:
@@ -66,11 +66,14 @@ def start(
     collections = {k: v for k, v in spec.abstract.collections.items() if k in task.averaged}
     given |= statistics(init['path'], collections, init['reinit'])
   adapter = init.get('adapter', '')
-  if adapter:
-    given |= peft.load(adapter, task, spec.abstract.params)
-  state = spec.create(given, plain)
-  if adapter:
-    peft.check_base(adapter, variables_of(state))
+  if not adapter:
+    return spec.create(given, plain)
+  if is_run(adapter):
+    state = spec.create(given | adapters.read_given(adapter, task, spec), plain)
+    adapters.check_base(adapter, state.collections)
+    return state
+  state = spec.create(given | peft.load(adapter, task, spec.abstract.params), plain)
+  peft.check_base(adapter, variables_of(state))
   return state
 
 

@@ -131,17 +131,50 @@ def read_variables(
   Returns:
     (its task, 'params' and the constant collections).
   """
-  workdir, kind = place(folder), _params_kind(facts)
+  params = read_params(path, facts, like)
+  return read_task(folder), {**read_constants(folder, facts, like), 'params': params}
+
+
+def read_params(path: Place, facts: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+  """Reads the parameters of a checkpoint as they are; see `read_variables`."""
+  kind = _params_kind(facts)
+  own = {k.removeprefix(f'{kind}/'): v for k, v in facts['leaves'].items()
+         if k.startswith(f'{kind}/')}  # fmt: skip
+  return tree.nested(_read(path, kind, tree.named(_placed(own, like))))
+
+
+def read_like(path: Place, facts: Mapping[str, Any], abstract: Any) -> dict[str, jax.Array]:
+  """Reads the parameters of a checkpoint, by name, placed like those of the same task.
+
+  Raises InputError if they differ.
+  """
+  kind, wanted = _params_kind(facts), tree.named(abstract)
+  extra = _check_fit(path, facts['leaves'], kind, wanted)
+  if extra:
+    raise InputError(f'{path} does not fit the model:\n  extra    ' + '\n  extra    '.join(extra))
+  return _read(path, kind, wanted)
+
+
+def read_constants(
+  folder: str, facts: Mapping[str, Any], like: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Reads the constant collections of a run; see `read_variables`."""
+  workdir = place(folder)
   fixed = {
     name: _placed(manifest.read(workdir / constants.FOLDER / name)['leaves'], like)
     for name in facts['constants']
   }
   constants.check(workdir, facts['constants'], fixed)
-  own = {k.removeprefix(f'{kind}/'): v for k, v in facts['leaves'].items()
-         if k.startswith(f'{kind}/')}  # fmt: skip
-  params = _read(path, kind, tree.named(_placed(own, like)))
-  task = recipes.build(task_part(folder), f'the task of {folder}')
-  return task, {**constants.load(workdir, fixed), 'params': tree.nested(params)}
+  return constants.load(workdir, fixed)
+
+
+def read_task(folder: str) -> Task:
+  """Builds the task of a run, with choices that any device can compute."""
+  part = read_config(place(folder))['config']['task']
+  recipes.check_calls(part)
+  # The number of outputs changes no weight that is merged.
+  part = recipes.settle(part, hardware.preset('cpu', 'float32') | {'num_outputs': 1})
+  return recipes.build(part, f'the task of {folder}')
 
 
 def _params_kind(facts: Mapping[str, Any]) -> str:
@@ -160,14 +193,6 @@ def _placed(leaves: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
     return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
 
   return tree.nested({name: one(name, *leaf) for name, leaf in leaves.items()})
-
-
-def task_part(folder: str) -> dict[str, Any]:
-  """Returns the part of a run's task, with choices that any device can compute."""
-  part = read_config(place(folder))['config']['task']
-  recipes.check_calls(part)
-  # The number of outputs changes no weight that is merged.
-  return recipes.settle(part, hardware.preset('cpu', 'float32') | {'num_outputs': 1})
 
 
 def read_base(folder: str) -> str:

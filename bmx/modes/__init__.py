@@ -37,6 +37,11 @@ MODES = {
     'quantizes or prunes the weights of --workdir into a run directory --output',
     ('--step', '--output'),
   ),
+  'merge': Mode(
+    'bmx.modes.merge',
+    'writes the weights of a run, adapters added, as a Hugging Face folder',
+    ('--step', '--output'),
+  ),
   'plan': Mode(
     'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
   ),
@@ -63,7 +68,7 @@ class Request:
     step: checkpoint to read: 'latest', 'best' or a step.
     input: file to predict, or of prompts.
     output: file of predictions, whose suffix says its format; page of a comparison; run directory
-      to write.
+      or folder to write.
     prompts: texts to continue.
     topology: devices to plan for, such as 'v5e:4x4'.
     words: part of the names of the words to print; 'all' prints them all; '' adds an outline.

@@ -1,6 +1,7 @@
 """Runs of adapters: what they keep, and that every mode reads them as any other run."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment, modes
-from bmx.adapt import restore, runs
+from bmx.adapt import adapters, restore, runs
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.modes import evaluate
@@ -117,6 +118,74 @@ def test_modes_read_a_run_of_adapters(base, adapted, tmp_path, capsys):
     modes.run('generate', modes.Request(c, 'run', str(path), prompts=('def ',)))
     texts.append(capsys.readouterr().out)
   assert texts[0] == texts[1] != ''
+
+
+def test_adapters_of_runs_are_added_with_weights(base, adapted, tmp_path):
+  """Against the merged weights of each run alone."""
+  other = tmp_path / 'other'
+  loop.run(build(f'init.path={base}', 'seed=5', **LORA | {'rank': 3}), other)
+  several = adapters.load({'a': str(adapted), 'b': str(other)})
+  was, a, b = plain_of(base), plain_of(adapted), plain_of(other)
+  alone, mixed = (tree.named(several.merged(w)) for w in ({'a': 1.0}, {'a': 0.5, 'b': -2.0}))
+  for name, leaf in was.items():
+    np.testing.assert_array_equal(tree.named(several.merged({}))[name], leaf)
+    np.testing.assert_allclose(alone[name], a[name], atol=1e-6)
+    expected = leaf + 0.5 * (a[name] - leaf) - 2.0 * (b[name] - leaf)
+    np.testing.assert_allclose(mixed[name], expected, atol=1e-6)
+  with pytest.raises(InputError, match="'c': expected an adapter of a, b"):
+    several.merged({'c': 1.0})
+  # A new run begins with the adapters of a run.
+  words = f'init.path={base}', f'init.adapter={adapted}'
+  begun = jax.device_get(build(*words, **LORA).init().params)
+  path, facts = runs.checkpoint(str(adapted), 'latest')
+  held = jax.device_get(runs.read_params(path, facts, {}))
+  jax.tree.map(np.testing.assert_array_equal, begun, held)
+  with pytest.raises(InputError, match='task.rank=3, .*: expected LoRA with rank=2'):
+    build(*words, **LORA | {'rank': 3}).init()
+  # Those of another base are refused.
+  with pytest.raises(InputError, match='expected adapters of the base'):
+    build(f'init.adapter={adapted}', **LORA).init()
+  apart = tmp_path / 'apart'
+  loop.run(build('seed=7', **LORA), apart)
+  with pytest.raises(InputError, match=f'{apart}: expected adapters of the base of {adapted}'):
+    adapters.load({'a': str(adapted), 'b': str(apart)})
+  with pytest.raises(InputError, match='expected bmx.adapt.lora:LoRA around it'):
+    adapters.load({'base': str(base)})
+
+
+def test_merge_writes_a_folder_of_transformers(base, adapted, tmp_path, caplog, monkeypatch):
+  """The folder holds the merged weights; what python of docs/adapt.md names is there."""
+  caplog.set_level('INFO')
+  c = config('mesh.data=8', 'batch_size=8', 'ema=0.5', **LORA)
+  with pytest.raises(InputError, match='is not a GPT2LMHeadModel of transformers'):
+    modes.run('merge', modes.Request(c, 'run', str(adapted), output=str(tmp_path / 'no')))
+  full = {'positions': 'rotary', 'norm': 'rms', 'gated': True, 'activation': 'silu'}
+  words = [f'task.model.{k}={v}' for k, v in full.items()]
+  llama = [w.replace('task.', 'task.inner.') for w in words]
+  loop.run(build(*llama, **LORA), tmp_path / 'llama')
+  c = config('mesh.data=8', 'batch_size=8', *llama, **LORA)
+  request = modes.Request(c, 'run', str(tmp_path / 'llama'), output=str(tmp_path / 'merged'))
+  assert modes.run('merge', request) == 0
+  spec = state_spec(build(*words)).plain
+  read = jax.device_get(restore.load(str(tmp_path / 'merged'), spec))
+  again = jax.device_get(restore.load(str(tmp_path / 'llama'), spec))
+  jax.tree.map(np.testing.assert_array_equal, read, again)
+  assert 'before: frozen' in caplog.text and 'after: merged' in caplog.text
+  with pytest.raises(InputError, match='name another folder'):
+    modes.run('merge', request)
+  with pytest.raises(InputError, match='--output: expected a folder'):
+    modes.run('merge', modes.Request(c, 'run', str(tmp_path / 'llama')))
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'runs').mkdir()
+  for name in ('adapted', 'other'):
+    (tmp_path / 'runs' / name).symlink_to(tmp_path / 'llama')
+  scope = {}
+  blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/adapt.md').read_text(), re.DOTALL)
+  for code in blocks[1:]:
+    exec(code, scope)
+  assert (tmp_path / 'adapter/adapter_model.safetensors').is_file()
+  mean = jax.device_get(tree.named(scope['mean']))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mean, again)
 
 
 @pytest.mark.nightly
