@@ -17,6 +17,7 @@ from bmx.data.text.tokenizer import Tokenizer
 from bmx.models.kernels import QUANTIZED
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
+from bmx.parallel import jit
 from bmx.runtime.files import replacing
 from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import brief
@@ -25,7 +26,7 @@ from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
 from bmx.train import datafile
 from bmx.train.run import restored
-from bmx.train.state import eval_variables, state_spec
+from bmx.train.state import eval_variables, state_spec, variables_of
 
 log = logging.getLogger('bmx')
 PROMPT_BATCH = 32  # prompts of a file that are continued together
@@ -89,6 +90,9 @@ def _weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, dict[str
       raise errors.InputError(
         f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
       )
+    if x.config['init'].get('adapter'):
+      merged = jit(x.task.merged_params, x.layout)(variables_of(x.init(spec)))
+      return place(x.weights), {'params': merged}
     found = restore.load(x.weights, spec.plain)
     return place(x.weights), {'params': tree.nested(found)}
   if isinstance(x.task, Quantized):

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import streams, tree
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
 from bmx.core.types import Array, GradFn, Noise, StatefulGradFn, Task, Variables, facts_of
 from bmx.ops.attention import reference_attention
+from bmx.ops.stored import PACKED, is_stored, kind_of, packed_axis
 from bmx.optim.tables import WithTablesState
 from bmx.parallel import Layout, jit, use
 from bmx.parallel.sharding import is_named, like_params, param_pspecs, shardings, unbox
@@ -208,14 +209,31 @@ def state_spec(x: Experiment) -> StateSpec:
   )
 
 
+def _kernel(stored: Mapping[str, Any]) -> tuple[tuple[int, ...], NamedSharding]:
+  """Returns shape and placement of the kernel that abstract codes stand for."""
+  kind = kind_of(stored)
+  codes = stored[kind]
+  shape, spec = list(codes.shape), list(codes.sharding.spec)
+  if kind in PACKED:
+    axis = packed_axis(stored)
+    spec = (spec + [None] * len(shape))[: len(shape)]
+    shape[axis - 1 : axis + 1] = [2 * shape[axis - 1] * shape[axis]]
+    del spec[axis]
+  return tuple(shape), NamedSharding(codes.sharding.mesh, PartitionSpec(*spec))
+
+
 def _plain(task: Task, abstract: TrainState, layout: Layout) -> Variables:
   """Returns the abstract merged parameters, placed as the variables of equal name and shape."""
   variables = variables_of(abstract)
   with use(layout), reference_attention():
     merged = jax.eval_shape(task.merged_params, variables)
   known = {}
-  for name, leaf in tree.named(variables).items():
-    known.setdefault((name.partition('/')[2], leaf.shape), leaf.sharding)
+  leaves = jax.tree_util.tree_flatten_with_path(variables, is_leaf=is_stored)[0]
+  for keys, leaf in leaves:
+    _, *path = jax.tree_util.keystr(keys, simple=True, separator='/').split('/')
+    shape, at = _kernel(leaf) if is_stored(leaf) else (leaf.shape, leaf.sharding)
+    known.setdefault(('/'.join(path), shape), at)
+    known.setdefault(('/'.join(path[1:]), shape), at)  # a part of 'params', such as 'trained'
   everywhere = layout.sharding()
 
   def place(name, leaf):

@@ -153,9 +153,8 @@ def test_adapters_of_runs_are_added_with_weights(base, adapted, tmp_path):
     adapters.load({'base': str(base)})
 
 
-def test_merge_writes_a_folder_of_transformers(base, adapted, tmp_path, caplog, monkeypatch):
+def test_merge_writes_a_folder_of_transformers(adapted, tmp_path, capsys, monkeypatch):
   """The folder holds the merged weights; what python of docs/adapt.md names is there."""
-  caplog.set_level('INFO')
   c = config('mesh.data=8', 'batch_size=8', 'ema=0.5', **LORA)
   with pytest.raises(InputError, match='is not a GPT2LMHeadModel of transformers'):
     modes.run('merge', modes.Request(c, 'run', str(adapted), output=str(tmp_path / 'no')))
@@ -170,7 +169,8 @@ def test_merge_writes_a_folder_of_transformers(base, adapted, tmp_path, caplog, 
   read = jax.device_get(restore.load(str(tmp_path / 'merged'), spec))
   again = jax.device_get(restore.load(str(tmp_path / 'llama'), spec))
   jax.tree.map(np.testing.assert_array_equal, read, again)
-  assert 'before: frozen' in caplog.text and 'after: merged' in caplog.text
+  shown = capsys.readouterr().err
+  assert 'before: frozen' in shown and 'after: merged' in shown
   with pytest.raises(InputError, match='name another folder'):
     modes.run('merge', request)
   with pytest.raises(InputError, match='--output: expected a folder'):

@@ -179,6 +179,16 @@ def test_eight_devices_are_one(case):
   assert ('fsdp' in str(a)) == (case == 'fsdp')
 
 
+@pytest.mark.parametrize('base', ['float32', 'int8', 'nf4'])
+def test_plain_weights_are_read_where_those_of_the_inner_task_are(base):
+  where, batch = layout(8, fsdp=4, model=2), spec(tokens(16))
+  task = LoRA(gpt(2, scan=True), rank=4, base=base, group=8, train='embed')
+  tx = optax.identity()
+  given, expected = (plan_state(t, tx, batch, where).plain for t in (task, task.inner))
+  place = lambda x, like: x.sharding.is_equivalent_to(like.sharding, len(x.shape))
+  assert all(jax.tree.leaves(jax.tree.map(place, given, expected)))
+
+
 def test_averages_and_rejected_updates():
   """EMA averages what trains; a batch that is not finite moves nothing."""
   task, batch, tx = LoRA(gpt(scan=True), rank=2), tokens(), optax.adam(1e-2)
