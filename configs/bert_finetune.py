@@ -112,7 +112,8 @@ def get_config(variant: str = ''):
   if variant.removeprefix('tiny_') in ADAPTERS:
     _adapted(c, variant.removeprefix('tiny_'))
   if variant in TINY:
-    c.task.train, c.schedule.peak = 'head|pooler|embed', 4e-3  # the base is not trained there
+    # The base is not trained there.
+    c.task.train, c.schedule.peak = 'head|pooler|embed', 4e-3 if 'ada' not in variant else 1e-2
   return c
 
 

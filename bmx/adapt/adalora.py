@@ -6,7 +6,6 @@ vectors); each layer of a stack is a matrix of its own.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -72,19 +71,11 @@ class AdaLoRA(LoRA):
   def factors(
     self, key: jax.Array, kernel: kernels.Kernel, layers: tuple[int, ...]
   ) -> dict[str, Any]:
-    """Returns new parts of an adapter: P and Q orthonormal, Λ zero; see `LoRA.factors`.
-
-    The paper draws P and Q from a normal distribution. The gradient of the penalty is then the
-    largest by far at first, and clipping of the gradient's norm leaves little of the loss.
-    """
+    """Returns new parts of an adapter: P and Q normal (0.02), Λ zero; see `LoRA.factors`."""
     made = super().factors(key, kernel, layers)
     for i, (name, box) in enumerate(made.items()):
-      shape = box.value.shape
-      size = math.prod(shape[len(layers) :]) // self.init_rank
-      drawn = jax.random.normal(jax.random.fold_in(key, i), (*layers, size, self.init_rank))
-      vectors = jnp.linalg.qr(drawn)[0]
-      vectors = vectors if name == lowrank.A else jnp.swapaxes(vectors, -1, -2)
-      made[name] = Named(vectors.reshape(shape), box.names)
+      drawn = 0.02 * jax.random.normal(jax.random.fold_in(key, i), box.value.shape)
+      made[name] = Named(drawn, box.names)
     zeros = jnp.zeros((*layers, self.init_rank))
     return {**made, lowrank.SINGULAR: Named(zeros, (*('layers',) * len(layers), None))}
 

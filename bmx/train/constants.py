@@ -100,6 +100,7 @@ def check(workdir: Place, expected: Mapping[str, str], abstract: Variables) -> N
 
 def load(workdir: Place, abstract: Variables) -> dict[str, Any]:
   """Returns constant collections by name, each array placed as `abstract` is; see `check`."""
+  workdir = storage.absolute(workdir)  # Orbax reads no relative path
   return {name: _load(workdir / FOLDER / name, value) for name, value in abstract.items()}
 
 
