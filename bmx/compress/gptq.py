@@ -21,8 +21,8 @@ def gptq(
   """Rounds the inputs of a layer in order, each correcting those behind it (Frantar et al. 2023).
 
   The sum of squared errors of the outputs, tr(Δᵀ H Δ), is lowered: once input i is rounded, its
-  error moves to inputs j > i by the Cholesky factor of H⁻¹. Inputs that are always zero are
-  rounded to zero.
+  error moves to inputs j > i by the Cholesky factor of H⁻¹. A weight of zero stays zero, as do all
+  weights of an input that is always zero.
 
   Args:
     w: float32 [D, F].
@@ -38,10 +38,11 @@ def gptq(
   g = group or depth
   dead = jnp.diagonal(hessian) == 0
   w = jnp.where(dead[:, None], 0, w.astype(jnp.float32))
+  kept = w != 0
   factor = _factor(hessian.astype(jnp.float32), dead)
 
   def block(w, start):
-    rows = jax.lax.dynamic_slice_in_dim(w, start, g)
+    rows, own = (jax.lax.dynamic_slice_in_dim(x, start, g) for x in (w, kept))
     across = jax.lax.dynamic_slice_in_dim(factor, start, g)  # [g, D]
     within = jax.lax.dynamic_slice_in_dim(across, start, g, axis=1)
     scale = scale_of(rows)
@@ -49,10 +50,10 @@ def gptq(
     def one(rows, i):
       rounded = nearest(rows[i], scale)
       error = (rows[i] - rounded) / within[i, i]
-      return rows - within[i][:, None] * error[None], (rounded, error)
+      return jnp.where(own, rows - within[i][:, None] * error[None], 0), (rounded, error)
 
     _, (rounded, errors) = jax.lax.scan(one, rows, jnp.arange(g))
-    return w - across.T @ errors, (rounded, scale)
+    return jnp.where(kept, w - across.T @ errors, 0), (rounded, scale)
 
   _, (rounded, scales) = jax.lax.scan(block, w, jnp.arange(0, depth, g))
   return rounded.reshape(depth, width), scales

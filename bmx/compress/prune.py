@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bmx.compress.rule import KERNELS, Rule, check_regex, targeted
+from bmx.compress.rule import Rule, check_regex, targeted
 from bmx.core import tree
+from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
 from bmx.core.types import Array
 from bmx.optim.masks import Masks, apply_mask
@@ -57,7 +58,8 @@ def prune(
     every: updates between two changes of the masks.
 
   Raises:
-    InputError: see `Rule`; begin and end out of order; from `init`, targets that match nothing.
+    InputError: see `Rule`; begin and end out of order; from `init`, targets that match nothing,
+      or adapters, whose base it would not prune.
   """
   rule = Rule(sparsity, kind, scope, targets)
   check_number('begin', begin, at_least=0, at_most=1)
@@ -89,16 +91,16 @@ def keep_zeros(inner: optax.GradientTransformation, targets: str = '') -> Any:
 
   Args:
     inner: the optimizer.
-    targets: regex of the parameters, by default every kernel but tables.
+    targets: regex of the paths of the kernels; '' is all.
 
   Raises:
-    InputError: from `init`, targets that match nothing.
+    InputError: from `init`, targets that match nothing, or adapters.
   """
   check_regex(targets)
 
   def start(params):
     flat = tree.named(params)
-    return {name: flat[name] != 0 for name in targeted(flat, targets or KERNELS)}
+    return {name: flat[name] != 0 for name in targeted(flat, targets)}
 
   return _masking(inner, start, lambda count, params, kept: kept)
 
@@ -114,6 +116,7 @@ def _masking(inner, start, step) -> optax.GradientTransformationExtraArgs:
   inner = optax.with_extra_args_support(inner)
 
   def init(params):
+    _check_no_adapters(params)
     return PruneState(jnp.zeros((), jnp.int32), Masks(start(params)), inner.init(params))
 
   def update(updates, state, params=None, **extra):
@@ -130,3 +133,12 @@ def _masking(inner, start, step) -> optax.GradientTransformationExtraArgs:
     return updates, PruneState(count, Masks(kept), inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_no_adapters(params: Any) -> None:
+  if any(name.startswith('adapters/') for name in tree.named(params)):
+    raise InputError(
+      'optimizer=bmx.compress.prune: expected a task without adapters, whose base is frozen and '
+      'would not be pruned; train the adapters first, then prune the run: bmx compress RUN '
+      '--magnitude merges them'
+    )

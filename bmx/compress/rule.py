@@ -34,8 +34,8 @@ class Rule:
       feed-forward networks and of an MLP) or 'channels' (of convolutions): whole units, by the norm
       of their weights, an equal number in each layer.
     scope: 'layer', or 'global', one threshold for all, for single weights.
-    targets: regex of the parameters, by default every kernel but tables; of whole units, regex of
-      their layers, by default all.
+    targets: regex of the paths of the kernels ('attention/query'; no table is one), or, of whole
+      units, of their layers; '' is all.
 
   Raises:
     InputError: an unknown kind or scope, a sparsity out of range, a scope that the kind has not.
@@ -69,7 +69,7 @@ class Rule:
   def _names(self, flat: Flat) -> list[str]:
     if self.kind in structure.KINDS:
       return sorted({m.name for group in self._groups(flat) for m in group.members})
-    names = targeted(flat, self.targets or KERNELS)
+    names = targeted(flat, self.targets)
     for name in names if self.kind == '2:4' else ():
       _check_four(name, flat[name].shape)
     return names
@@ -106,20 +106,20 @@ class Rule:
 
   def _four(self, name: str, scores: Array, kept: Array) -> Array:
     dim = structure.contracted(name, scores.shape)[-1]
-    return two_of_four(jnp.where(kept, scores, -1.0), dim)
+    return kept & two_of_four(jnp.where(kept, scores, -1.0), dim)
 
   def _layer(self, name: str, scores: Array, kept: Array, share: Any, by_output: bool) -> Array:
     dims = tuple(range(structure.lead(name), scores.ndim))
     dims = structure.contracted(name, scores.shape) if by_output else dims
     count = self._count(math.prod(scores.shape[d] for d in dims), share)
-    return ~smallest([scores], count, [dims], [~kept])[0]
+    return kept & ~smallest([scores], count, [dims], [~kept])[0]
 
   def _global(self, scores: Flat, kept: Flat, share: Any) -> dict[str, Array]:
     values = [scores[k] for k in kept]
     count = self._count(sum(x.size for x in values), share)
     dims = [tuple(range(x.ndim)) for x in values]
     pruned = smallest(values, count, dims, [~k for k in kept.values()])
-    return {k: ~p for k, p in zip(kept, pruned, strict=True)}
+    return {k: kept[k] & ~p for k, p in zip(kept, pruned, strict=True)}
 
   def _whole(self, flat: Flat, kept: Flat, share: Any) -> dict[str, Array]:
     kept, masked = dict(kept), dict(apply_mask(kept, dict(flat)))
@@ -143,12 +143,18 @@ class Rule:
 
 
 def targeted(flat: Flat, targets: str) -> list[str]:
-  """Returns the names that a regex matches anywhere. Raises InputError if it matches none."""
-  names = [name for name in flat if re.search(targets, name)]
+  """Returns the names of the kernels whose path a regex matches anywhere; '' is all.
+
+  Raises InputError if it matches none, or there are none.
+  """
+  paths = {name: name.removesuffix('/kernel') for name in flat if re.search(KERNELS, name)}
+  if not paths:
+    raise InputError(f'pruning: expected parameters with kernels, found {", ".join([*flat][:40])}')
+  names = [name for name, path in paths.items() if re.search(targets, path)]
   if not names:
-    candidates = '\n  '.join(list(flat)[:40])
+    candidates = '\n  '.join([*paths.values()][:40])
     raise InputError(
-      f'targets={targets!r}: expected a regex that matches a parameter of:\n  {candidates}'
+      f'targets={targets!r}: expected a regex that matches a kernel of:\n  {candidates}'
     )
   return names
 

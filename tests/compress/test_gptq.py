@@ -86,6 +86,19 @@ def test_the_outputs_are_closer_than_after_plain_rounding():
   assert max(ratios) < 0.7
 
 
+@pytest.mark.parametrize('group', [0, 8])
+def test_weights_of_zero_stay_zero(group):
+  """Within a group and in later ones; the other weights still take the error."""
+  w, x = problem()
+  w[np.random.default_rng(1).random(w.shape) < 0.5] = 0
+  h = x.T @ x
+  run = compiled(lambda w, h: gptq(w, h, scale_of, nearest, group))
+  rounded = np.asarray(run(w, h)[0])
+  assert not rounded[w == 0].any()
+  if not group:
+    assert output_error(rounded - w, h) < 0.9 * output_error(plain(w) - w, h)
+
+
 def test_output_error_is_that_of_the_outputs():
   w, x = problem()
   delta = 0.1 * w
