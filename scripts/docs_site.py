@@ -1,17 +1,21 @@
 """Hook of mkdocs: generates pages, links pages to each other, and checks the built site.
 
-The README becomes the first page; recipes and the API reference come from docstrings.
+The README becomes the first page, a notebook a page with its stored outputs; recipes and the API
+reference come from docstrings.
 `mkdocs.yml` names this file; only the functions `on_*` need mkdocs.
 """
 
 import ast
+import json
 import pathlib
 import re
+import runpy
 from typing import Any
 
 from bmx.config import recipes
 
 ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOK = runpy.run_path(str(ROOT / 'scripts/notebook.py'))
 PACKAGES = (
   'config', 'experiment', 'models', 'tasks', 'data', 'optim', 'train', 'serve', 'adapt', 'parallel',
   'ops', 'plan', 'compress', 'core',
@@ -34,6 +38,8 @@ REMOTE = re.compile(
 def pages() -> dict[str, str]:
   """Returns the generated pages: path below docs/ -> Markdown."""
   made = {'index.md': _readme(), 'configs.md': _recipes(), 'api/index.md': _functions()}
+  for path in (ROOT / 'docs').glob('*.ipynb'):
+    made[f'{path.stem}.md'] = NOTEBOOK['markdown'](json.loads(path.read_text()))
   return made | {f'api/{name}.md': _package(name) for name in PACKAGES}
 
 
@@ -63,7 +69,8 @@ def remote(text: str) -> list[str]:
 
 def _readme() -> str:
   """The README with links as seen from docs/."""
-  return (ROOT / 'README.md').read_text().replace('](docs/', '](')
+  text = (ROOT / 'README.md').read_text().replace('](docs/', '](')
+  return text.replace('.ipynb)', '.md)')
 
 
 def _recipes() -> str:

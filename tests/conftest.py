@@ -72,6 +72,7 @@ SLOW = (
   'test_commands.py::test_commands_run_in_their_order',
   'test_configs.py::test_tiny_trains',
   'test_docs.py::test_python_of_the_table_page',
+  'test_docs.py::test_the_notebook_runs',
   'test_hostile.py',
   'test_language.py',
   'test_package.py',

@@ -6,6 +6,7 @@ import importlib
 import json
 import pkgutil
 import re
+import runpy
 
 import pytest
 
@@ -51,6 +52,25 @@ def test_python_of_the_readme(code, tmp_path, monkeypatch):
   exec(compile(code, 'README.md', 'exec'), scope)
   assert len(scope['rows']) == 360
   assert (tmp_path / 'runs/python/report.html').is_file()
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+  """Its stored outputs are those of now, but for numbers."""
+  script = runpy.run_path(str(ROOT / 'scripts/notebook.py'))
+  notebook = json.loads((ROOT / 'docs/first_run.ipynb').read_text())
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  values = script['execute'](notebook)
+  words = lambda data: {k: re.findall('[a-z_/]{3,}', ''.join(v)) for k, v in data.items()}
+  for cell, value in zip(script['codes'](notebook), values, strict=True):
+    (stored,) = cell['outputs']
+    if 'text/html' not in stored['data']:
+      assert words(stored['data']) == words(script['shown'](value))
+  table, built, summary, metrics, rows, curve = values
+  assert built[0] > 100 and summary['eval/valid/accuracy'] > 0.8
+  assert metrics['eval/valid/loss'] <= summary['eval/valid/loss'] + 1e-6
+  assert [row['prediction'] for row in rows] == ['class_0', 'class_0']
+  assert curve.data.count('<polyline') == 2
 
 
 def test_results_of_the_readme_are_those_of_the_page():
