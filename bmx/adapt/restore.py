@@ -68,6 +68,10 @@ def start(
   adapter = init.get('adapter', '')
   if not adapter:
     return spec.create(given, plain)
+  if not place(adapter).is_dir():
+    raise InputError(
+      f'init.adapter={adapter!r}: expected a folder; name one of PEFT, or a run of adapters'
+    )
   if is_run(adapter):
     state = spec.create(given | adapters.read_given(adapter, task, spec), plain)
     adapters.check_base(adapter, state.collections)

@@ -10,11 +10,12 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment, modes
-from bmx.adapt import adapters, restore, runs
+from bmx.adapt import adalora, adapters, restore, runs
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.modes import evaluate
 from bmx.train import loop
+from bmx.train.run import restored
 from bmx.train.state import state_spec
 from tests.conftest import ROOT
 
@@ -64,6 +65,19 @@ def test_a_resumed_run_is_an_uninterrupted_one(base, adapted, tmp_path):
   loop.run(build(f'init.path={base}', 'ema=0.5', 'steps=4', **LORA), tmp_path / 'run')
   digest = lambda path: json.loads((path / 'summary.json').read_text())['state_digest']
   assert digest(tmp_path / 'run') == digest(adapted)
+
+
+@pytest.mark.nightly
+def test_a_state_of_adalora_is_read_back(base, tmp_path):
+  """Masks and importance of the allocator are part of a checkpoint."""
+  words = {**LORA, 'call': 'bmx.adapt.adalora:AdaLoRA', 'init_rank': 4, 'tfinal': 1}
+  x = build(f'init.path={base}', 'steps=4', 'ema=0.5', **words)
+  digest = loop.run(x, tmp_path / 'run')['state_digest']
+  state, step = restored(x, tmp_path / 'run', 'latest')
+  assert step == 4 and tree.digest(state) == digest
+  for values in (state.params, state.ema['params']):
+    kept = adalora.ranks(values['adapters'])
+    assert sum(int(v.sum()) for v in kept.values()) == 2 * 6
 
 
 def test_checkpoints_hold_adapters_only(base, adapted):
@@ -120,6 +134,7 @@ def test_modes_read_a_run_of_adapters(base, adapted, tmp_path, capsys):
   assert texts[0] == texts[1] != ''
 
 
+@pytest.mark.nightly
 def test_adapters_of_runs_are_added_with_weights(base, adapted, tmp_path):
   """Against the merged weights of each run alone."""
   other = tmp_path / 'other'
@@ -140,6 +155,10 @@ def test_adapters_of_runs_are_added_with_weights(base, adapted, tmp_path):
   path, facts = runs.checkpoint(str(adapted), 'latest')
   held = jax.device_get(runs.read_params(path, facts, {}))
   jax.tree.map(np.testing.assert_array_equal, begun, held)
+  with pytest.raises(InputError, match="init.adapter='nowhere': expected a folder"):
+    build('init.adapter=nowhere', **LORA).init()
+  with pytest.raises(InputError, match='task CausalLM: expected bmx.adapt.lora:LoRA around it'):
+    build(f'init.adapter={adapted}').init()
   with pytest.raises(InputError, match='task.rank=3, .*: expected LoRA with rank=2'):
     build(*words, **LORA | {'rank': 3}).init()
   # Those of another base are refused.
@@ -153,6 +172,7 @@ def test_adapters_of_runs_are_added_with_weights(base, adapted, tmp_path):
     adapters.load({'base': str(base)})
 
 
+@pytest.mark.nightly
 def test_merge_writes_a_folder_of_transformers(adapted, tmp_path, capsys, monkeypatch):
   """The folder holds the merged weights; what python of docs/adapt.md names is there."""
   c = config('mesh.data=8', 'batch_size=8', 'ema=0.5', **LORA)

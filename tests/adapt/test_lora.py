@@ -8,6 +8,7 @@ import pytest
 
 from bmx.adapt import lowrank
 from bmx.adapt.lora import LoRA
+from bmx.compress.quantize import Quantized
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
@@ -66,6 +67,7 @@ CASES = {
   'gpt bfloat16': (lambda: gpt(2, scan=True), {'rslora': True, 'base': 'bfloat16'}),
   'llama': (lambda: gpt(**LLAMA), {}),
   'llama nf4': (lambda: gpt(2, scan=True, **LLAMA), {'base': 'nf4', 'group': 8}),
+  'quantized': (lambda: Quantized(gpt(2, scan=True), kind='int4', group=8), {}),
   'bert int8': (bert, {'train': '^head/|pooler', 'base': 'int8'}),
 }
 
@@ -78,7 +80,8 @@ def test_adapted_is_merged(case):
 
   def both(v):
     run = lambda t, v: t.forward(v, batch, NOISE, train=False, method='logits')[0].value
-    return run(task, v), run(task.inner, {'params': task.merged_params(v)})
+    plain = task.inner.inner if case == 'quantized' else task.inner
+    return run(task, v), run(plain, {'params': task.merged_params(v)})
 
   adapted, merged = jit(both, layout())(variables)
   assert np.linalg.norm(adapted - merged) < 1e-6 * np.linalg.norm(merged)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bmx import config as recipes
+from bmx import experiment, modes
 from bmx.adapt import hub, peft, peft_export
 from bmx.adapt.adalora import AdaLoRA
 from bmx.adapt.lora import LoRA
@@ -16,11 +17,13 @@ from bmx.core.errors import InputError
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.tasks.encoder import TextClassification
 from bmx.tasks.language import CausalLM
+from bmx.train.state import variables_of
 from tests.adapt.test_lora import NOISE, tokens
+from tests.conftest import ROOT
 from tests.models.weights import drawn
 
 pytestmark = pytest.mark.filterwarnings('ignore:.is_gradient_checkpointing:FutureWarning')
-V = 32
+V = 256
 SIZES = {
   'vocab_size': V, 'hidden_size': 24, 'num_hidden_layers': 2, 'num_attention_heads': 4,
   'intermediate_size': 40, 'max_position_embeddings': 16, 'initializer_range': 0.2,
@@ -136,6 +139,37 @@ def test_parity_with_peft(case, reference, bases, tmp_path):
   found = logits(task, read)
   np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
   assert np.abs(found - logits(task, plain)).max() > 1e-2
+
+
+def test_a_run_begins_with_a_folder_of_peft(reference, bases, tmp_path, capsys):
+  """`init.path` is a folder of transformers, `init.adapter` one of PEFT; `generate` reads both."""
+  name, _, targets, modules, _ = CASES['llama']
+  base = bases[name]
+  written(reference, base, tmp_path / 'theirs', name, modules, '')
+  c, _ = recipes.load(str(ROOT / 'configs/gpt_char.py:tiny'), ['length=16', 'mesh.data=8'])
+  with c.unlocked():
+    c.eval, model = {}, {'call': 'bmx.adapt.restore:model', 'path': str(base)}
+    inner = {'call': 'bmx.tasks.language:CausalLM', 'model': model}
+    c.task = {'call': 'bmx.adapt.lora:LoRA', 'inner': inner, 'rank': 3, 'alpha': 6.0,
+              'targets': targets}  # fmt: skip
+    c.init.path, c.init.adapter = str(base), str(tmp_path / 'theirs')
+    c.generate.update(max_new_tokens=8, temperature=0.0)
+  x = experiment.build(c)
+  state = x.init()
+  expected = theirs(reference, base, tmp_path / 'theirs', name)
+  found = logits(x.task, jax.device_get(variables_of(state)))
+  np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+  torch, transformers, library = reference
+  model = library.PeftModel.from_pretrained(
+    getattr(transformers, name).from_pretrained(base), str(tmp_path / 'theirs')
+  ).eval()
+  ids = list(b'def ')
+  for _ in range(8):
+    with torch.no_grad():
+      ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+  modes.run('generate', modes.Request(c, 'run', prompts=('def ',)))
+  text = bytes(ids).decode('utf-8', 'replace')
+  assert capsys.readouterr().out.rstrip('\n') == text.rstrip('\n')
 
 
 def test_a_folder_of_bmx_names_its_base(reference, bases, tmp_path, caplog):
