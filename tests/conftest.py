@@ -43,6 +43,7 @@ SLOW = (
   'adapt/test_restore.py',
   'compress/test_distill.py',
   'compress/test_mode.py',
+  'compress/test_offline.py',
   'compress/test_prune.py',
   'compress/test_quantize.py',
   'compress/test_runs.py',

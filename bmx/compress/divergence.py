@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,28 @@ def kl(teacher: Array, student: Array, temperature: float = 1.0) -> Array:
     jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (teacher, student)
   )
   return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def top_kl(ids: Array, log_probs: Array, logits: Array, temperature: float = 1.0) -> Array:
+  """Computes T² · KL from the largest probabilities of a teacher; all others are one class.
+
+  Args:
+    ids: int [..., k], the classes that the teacher finds most likely.
+    log_probs: [..., k], their log-probabilities at temperature T.
+    logits: of the student, [..., V].
+    temperature: T.
+  """
+  log_q = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+  picked = jnp.take_along_axis(log_q, ids, -1)
+  p = jnp.exp(log_probs)
+  rest, own = 1 - p.sum(-1), 1 - jnp.exp(picked).sum(-1)
+  some = rest > EPSILON  # smaller is rounding
+  others = jnp.log(jnp.where(some, rest, 1.0)) - jnp.log(jnp.maximum(own, EPSILON))
+  total = (p * (log_probs - picked)).sum(-1) + jnp.where(some, rest * others, 0.0)
+  return temperature**2 * total
+
+
+EPSILON = 1e-6
 
 
 @functools.singledispatch
@@ -111,6 +134,26 @@ def _language(task, teacher_task, student, teacher, batch, temperature):
 
   values = jax.lax.map(one, tuple(_cut(head.inputs, chunks) for head in heads))
   return weighted(_join(values), batch['weights'])
+
+
+def of_logits(task: Any, out: Any, function: Callable[..., Array], *rest: Array) -> Array:
+  """Applies a function to logits [B, ..., V] and arrays of the same leading dimensions.
+
+  Logits of a chunked head exist for one chunk of tokens at a time.
+
+  Args:
+    task: the innermost task.
+    out: its outputs, as `score` reads them.
+    function: (logits, *rest) -> float32 [B, ...].
+    rest: arrays [B, ..., k].
+  """
+  if not isinstance(task, CausalLM) or not task.loss_method:
+    return function(out, *rest)
+  head, vocab_size = _Head.of(task, out), facts_of(task.model).vocab_size
+  chunks = math.gcd(task.chunks, head.inputs.shape[1])
+  one = lambda parts: function(head.logits(parts[0], vocab_size), *parts[1:])
+  pieces = tuple(_cut(x, chunks) for x in (head.inputs, *rest))
+  return _join(jax.lax.map(jax.checkpoint(one), pieces))
 
 
 class _Head:

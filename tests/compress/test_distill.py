@@ -263,6 +263,7 @@ def test_a_scan_is_a_loop():
     np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-4)
 
 
+@pytest.mark.nightly
 def test_a_student_on_eight_devices_is_that_on_one():
   """Accumulated, averaged, scanned; data 8, and fsdp 4 × model 2."""
   task, batch, tx = matched(scan=True), texts(16), optax.sgd(0.2)

@@ -181,7 +181,10 @@ def test_masks_rise_and_hold():
     np.testing.assert_array_equal(flat(masked(s.opt_state, s.params)), flat(s.params))
 
 
-@pytest.mark.parametrize('words', [{'scope': 'global'}, {'kind': 'heads'}])
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+  'words', [{'scope': 'global'}, {'kind': 'heads'}, {'kind': '2:4'}, {'kind': 'neurons'}]
+)
 def test_eight_devices_prune_the_same(words):
   task, tx = (
     CausalLM(gpt(scan=True)),
@@ -278,7 +281,7 @@ def test_inputs_of_kernels():
     structure.contracted('other/kernel', (2, 3, 4))
 
 
-@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('scan', [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_wanda_against_numpy(scan):
   """Of each output, the inputs of the least |w| · ‖x‖; the same for scanned layers."""
   model = gpt(scan)

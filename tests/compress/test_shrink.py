@@ -70,9 +70,21 @@ def pruned(part, inputs, *kinds, sparsity=0.5):
 
 
 CASES = [
-  ({**GPT, 'scan': True, 'bias': True}, TOKENS, ('heads',), {'heads': 2, 'head_dim': 8}),
+  pytest.param(
+    {**GPT, 'scan': True, 'bias': True},
+    TOKENS,
+    ('heads',),
+    {'heads': 2, 'head_dim': 8},
+    marks=pytest.mark.nightly,
+  ),
   (LLAMA, TOKENS, ('heads', 'neurons'), {'heads': 2, 'kv_heads': 1, 'head_dim': 8, 'mlp_dim': 24}),
-  (BERT, TOKENS, ('heads', 'neurons'), {'heads': 2, 'head_dim': 8, 'mlp_dim': 64}),
+  pytest.param(
+    BERT,
+    TOKENS,
+    ('heads', 'neurons'),
+    {'heads': 2, 'head_dim': 8, 'mlp_dim': 64},
+    marks=pytest.mark.nightly,
+  ),
   (MLP, IMAGE, ('neurons',), {'widths': (6, 4)}),
   (CNN, IMAGE, ('channels', 'neurons'), {'features': (2, 3), 'widths': (5,)}),
 ]
