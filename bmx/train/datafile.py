@@ -12,7 +12,7 @@ import numpy as np
 
 from bmx.core.data import Data, Digested, Spec, Stateful
 from bmx.core.errors import InputError
-from bmx.data.text import special
+from bmx.data.text import chat_template, special
 from bmx.runtime.files import read_json, replacing, to_json, write_json
 from bmx.runtime.storage import Place, place
 from bmx.train.manifest import SEAL, seal
@@ -81,6 +81,12 @@ def names_of(data: Data) -> dict[str, str]:
   return examples.state().get('special_tokens', {}) if isinstance(examples, Stateful) else {}
 
 
+def chat_template_of(data: Data) -> str:
+  """The template of conversations that made the data, or that their tokenizer has; '' if none."""
+  examples = data.examples
+  return examples.state().get('chat_template', '') if isinstance(examples, Stateful) else ''
+
+
 def check(workdir: Place, data: Data, changed: bool = False) -> None:
   """Compares the data with the data.json and tokenizer.json of a run, if it has them.
 
@@ -125,6 +131,8 @@ def _check_classes(workdir: Place, source: str, old: Any, new: Any) -> None:
 def write(workdir: Place, data: Data, weights: str = '') -> None:
   """Writes data.json, with the SHA-256 of its own content, and the files of the tokenizer.
 
+  They are tokenizer.json, tokenizer_config.json and chat_template.jinja, as far as there are.
+
   Args:
     workdir: run directory.
     data: training data.
@@ -139,9 +147,12 @@ def write(workdir: Place, data: Data, weights: str = '') -> None:
     if names := names_of(data):
       write_json(workdir / special.CONFIG, {f'{k}_token': v for k, v in names.items()})
   elif weights and not (workdir / TOKENIZER).is_file():
-    for name in (special.MAP, special.CONFIG, TOKENIZER):
+    for name in (special.MAP, special.CONFIG, chat_template.NAME, TOKENIZER):
       if (place(weights) / TOKENIZER).is_file() and (place(weights) / name).is_file():
         shutil.copyfile(place(weights) / name, workdir / name)
+  if template := chat_template_of(data):
+    with replacing(workdir / chat_template.NAME) as file:
+      file.write(template)
   content = json.loads(to_json(describe(data) | {'ends': list(ends)}))
   write_json(workdir / NAME, content | {SEAL: seal(content)})
 

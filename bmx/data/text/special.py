@@ -64,7 +64,7 @@ def read_named(folder: Place) -> Named:
   tokens: dict[str, str] = {}
   flags: dict[str, bool] = {}
   for file in (folder / MAP, folder / CONFIG):
-    config = _object(file) if file.is_file() else {}
+    config = read_object(file) if file.is_file() else {}
     for role in ROLES:
       token = config.get(f'{role}_token')
       token = token.get('content') if isinstance(token, dict) else token
@@ -136,7 +136,7 @@ def read_ids(folder: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
   files = [where / name for name in (GENERATION, 'config.json') if (where / name).is_file()]
   found: dict[str, tuple[int, ...]] = dict.fromkeys(IDS, ())
   for file in files:
-    config = _object(file)
+    config = read_object(file)
     for name in IDS:
       ids = checked_ids(f'{file}: {name}_token_id', config.get(f'{name}_token_id'))
       if name == 'eos':
@@ -154,7 +154,8 @@ def checked_ids(what: str, value: Any) -> tuple[int, ...]:
   return tuple(ids)
 
 
-def _object(file: Place) -> dict[str, Any]:
+def read_object(file: Place) -> dict[str, Any]:
+  """Reads a JSON object. Raises InputError if the file is malformed."""
   try:
     value = read_json(file)
   except (OSError, ValueError) as error:

@@ -3,19 +3,21 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.paths import how_to_fetch
 from bmx.data.records import read_text
+from bmx.data.text import chat_template as templates
+from bmx.data.text.protocol import Tokenizer
 from bmx.data.text.special import ENDS, check_names, read_ids, read_named, roles_of
 from bmx.data.text.template import Frame, Template, read_template
 from bmx.runtime.storage import place
 
 
-def frame(tokenizer: 'Tokenizer') -> Frame:
+def frame(tokenizer: Tokenizer) -> Frame:
   """Returns the tokens that the post-processor adds to a text; without an end, the end of text.
 
   >>> frame(Bytes())
@@ -28,63 +30,15 @@ def frame(tokenizer: 'Tokenizer') -> Frame:
   return Frame(added.prefix, added.suffix or ends, bool(added.prefix and added.suffix and encoder))
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-  """Text to ids and back."""
-
-  @property
-  def size(self) -> int:
-    """Ids are below this."""
-    ...
-
-  @property
-  def special(self) -> dict[str, int]:
-    """Role -> id of the special tokens; roles are the keys of `ROLES`."""
-    ...
-
-  @property
-  def ends(self) -> tuple[int, ...]:
-    """Ids that end a text."""
-    ...
-
-  @property
-  def text(self) -> str:
-    """Content of `tokenizer.json`; '' if the tokenizer has no such file."""
-    ...
-
-  @property
-  def template(self) -> Template:
-    """Special tokens that are added to a text and to a pair of texts."""
-    ...
-
-  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns the ids of each text, int32 [n], without special tokens."""
-    ...
-
-  def word_starts(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Returns for each id of `encode` whether a word begins there: bool [n]."""
-    ...
-
-  @property
-  def names(self) -> dict[str, str]:
-    """Role -> special token, as files beside the `tokenizer.json` name them."""
-    ...
-
-  @property
-  def hidden(self) -> dict[str, int]:
-    """Tokens that `decode` leaves out -> their ids."""
-    ...
-
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
-
-  def settled(self, ids: Sequence[int]) -> str:
-    """The beginning of `decode` that no further ids change."""
-    ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-  """One token a byte: needs no file and is lossless."""
+  """One token a byte: needs no file and is lossless.
+
+  Attributes:
+    chat_template: Jinja template of conversations; '' without one.
+  """
+
+  chat_template: str = ''
 
   @property
   def size(self) -> int:
@@ -121,6 +75,10 @@ class Bytes:
     space = [np.isin(ids, (9, 10, 13, 32)) for ids in self.encode(texts)]
     return [~s & np.concatenate([[True], s[:-1]]) if len(s) else s for s in space]
 
+  def char_starts(self, texts: Sequence[str]) -> list[np.ndarray]:
+    sizes = [np.array([len(c.encode()) for c in t], np.int64) for t in texts]
+    return [np.repeat(np.arange(len(n)), n) for n in sizes]
+
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return bytes(int(i) for i in ids).decode(errors='replace')
 
@@ -135,6 +93,7 @@ class Subwords:
     text: of the file.
     source: its path, for messages.
     names: role -> special token, as files beside it name them; see `special.read_named`.
+    chat_template: Jinja template of conversations; '' without one.
 
   Raises:
     InputError: the text is not a valid tokenizer.json, it lacks a token of `names`, or `tokenizers`
@@ -142,9 +101,13 @@ class Subwords:
   """
 
   def __init__(
-    self, text: str, source: str = 'tokenizer.json', names: Mapping[str, str] | None = None
+    self,
+    text: str,
+    source: str = 'tokenizer.json',
+    names: Mapping[str, str] | None = None,
+    chat_template: str = '',
   ):
-    self._text, self._names = text, dict(names or {})
+    self._text, self._names, self.chat_template = text, dict(names or {}), chat_template
     try:
       self.inner = library().Tokenizer.from_str(text)
     except InputError:
@@ -210,6 +173,9 @@ class Subwords:
   def word_starts(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [_word_starts(e.word_ids) for e in self.encodings(texts)]
 
+  def char_starts(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [np.array([a for a, _ in e.offsets], np.int64) for e in self.encodings(texts)]
+
   def encodings(self, texts: Sequence[Any], special: bool = False, words: bool = False) -> Any:
     """Encodings as the library has them: ids, types, offsets and word numbers.
 
@@ -270,7 +236,8 @@ def load(path: str) -> Subwords:
   """Loads a `tokenizer.json`, or the one in a folder (a run's, or a Hugging Face model's).
 
   Files beside it name its special tokens: tokenizer_config.json, special_tokens_map.json and, for
-  the end of a text, generation_config.json and config.json. The post-processor adds
+  the end of a text, generation_config.json and config.json. chat_template.jinja or
+  tokenizer_config.json has its template of conversations. The post-processor adds
   tokens to a text, as in transformers 5, which ignores `add_bos_token` beside a tokenizer.json.
 
   Args:
@@ -289,10 +256,11 @@ def load(path: str) -> Subwords:
   if not file.is_file():
     raise InputError(f'no tokenizer.json in {path}')
   named = read_named(file.parent)
-  made = Subwords(read_text(file), str(file), named.tokens)
+  template = templates.read(file.parent)
+  made = Subwords(read_text(file), str(file), named.tokens, template)
   ends = [made.inner.id_to_token(i) for i in read_ids(file.parent)['eos'][:1]]
   if ends and ends[0] and 'eos' not in named.tokens:
-    made = Subwords(made.text, str(file), {**named.tokens, 'eos': ends[0]})
+    made = Subwords(made.text, str(file), {**named.tokens, 'eos': ends[0]}, template)
   added = {*made.template.prefix, *made.template.suffix}
   named.check_flags(file, [role for role, i in made.special.items() if i in added])
   return made

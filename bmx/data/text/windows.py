@@ -118,13 +118,15 @@ def along(length: int, dtype: Any = np.int32) -> Spec:
 def tokenizer_state(tokenizer: Tokenizer | None) -> dict[str, Any]:
   """Returns the state of tokenized data: the text of its tokenizer.json, and its named tokens.
 
-  The text is '' of bytes; tokens are named, by role, by the files beside a tokenizer.json.
+  The text is '' of bytes; tokens are named, by role, by the files beside a tokenizer.json. A
+  template of conversations is there if the tokenizer has one.
 
   Data without a tokenizer (ids of a file) have no such entries.
   """
   if tokenizer is None:
     return {}
-  return {'tokenizer': tokenizer.text, 'special_tokens': tokenizer.names}
+  state = {'tokenizer': tokenizer.text, 'special_tokens': tokenizer.names}
+  return state | ({'chat_template': t} if (t := tokenizer.chat_template) else {})
 
 
 def text(
