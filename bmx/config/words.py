@@ -69,6 +69,7 @@ WORDS = {
   'generate.stop': Word((), 'Texts that end the generation.'),
   'generate.slide': Word(0.5, 'Share of the positions that a full text keeps; 0: it ends.'),
   'generate.cache': Word('auto', 'Of keys and values: auto, in `dtype`; or int8.'),
+  'generate.template': Word('', 'Of a chat: chatml, a file or a folder; empty: that of the run.'),
   'generate.stream': Word(True, 'Prints tokens as they are generated.'),
   'compress.method': Word('nearest', 'nearest, gptq, awq round; magnitude, wanda prune; shrink.'),
   'compress.kind': Word('int8', 'Of the weights: int8, fp8, int4 or nf4.'),

@@ -42,6 +42,7 @@ MODES = {
     'writes the weights of a run, adapters added, as a Hugging Face folder',
     ('--step', '--output'),
   ),
+  'chat': Mode('bmx.modes.chat', 'answers questions on the terminal', ('--step',)),
   'plan': Mode(
     'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
   ),

@@ -3,24 +3,23 @@
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from bmx.adapt import restore
-from bmx.compress.quantize import Quantized
-from bmx.core import errors, tree
-from bmx.core.experiment import Experiment
+from bmx.core import errors
 from bmx.core.terminal import printable
-from bmx.core.types import Decoder, facts_of
-from bmx.data.text import documents, special, tokenizer
-from bmx.data.text.tokenizer import Tokenizer
-from bmx.models.kernels import QUANTIZED
+from bmx.data.text import documents
 from bmx.modes import Request
+from bmx.modes.decoder import (
+  decoder_of,
+  ends_of,
+  load_tokenizer,
+  load_weights,
+  log_speed,
+)
 from bmx.modes.start import need_run, open_run
 from bmx.parallel import jit
 from bmx.runtime.files import replacing
-from bmx.runtime.storage import Place, place
-from bmx.runtime.writer import brief
+from bmx.runtime.storage import Place
 from bmx.serve.decode import prompt_names
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
@@ -46,18 +45,14 @@ def run(request: Request) -> int:
       f'--workdir={workdir}: expected the directory of a run that has trained'
     )
   options = Options(**x.generate)
-  model: Any = x.task.model
-  if not isinstance(model, Decoder):
-    raise errors.InputError(
-      f'{type(model).__name__} cannot generate: expected a decoder such as bmx.models.gpt:GPT'
-    )
+  model = decoder_of(x)
   if request.prompts:
     names, prompts = prompt_names(len(request.prompts)), request.prompts
   else:
     names, prompts = zip(*documents.located(request.input, 'prompt', 'line'), strict=True)
-  folder, variables = _weights(x, workdir, request.step)
+  folder, variables = load_weights(x, workdir, request.step)
   known = stored.state if stored is not None and folder == workdir else {}
-  coder = _tokenizer(x, folder, known)
+  coder = load_tokenizer(x, folder, known)
   ends = ends_of(x, folder, coder)
   generator = TextGenerator(model, layout=x.layout, tokenizer=coder, options=options, ends=ends,
                             **variables)  # fmt: skip
@@ -68,14 +63,7 @@ def run(request: Request) -> int:
     _print(generator, prompts, x.seed, stats)
   else:
     _write(generator, prompts, x.seed, stats, workdir)
-  if stats.slides:
-    log.info('the window slid: the cache was filled %d times', stats.slides + 1)
-  if stats.new_tokens:
-    log.info(
-      '%d prompt tokens in %.2f s, then %d tokens at %s tokens/s (compiled in %.1f s)',
-      stats.prompt_tokens, stats.prefill_seconds, stats.new_tokens, brief(stats.tokens_per_second),
-      stats.compile_seconds,
-    )  # fmt: skip
+  log_speed(stats)
   return errors.DONE
 
 

@@ -22,6 +22,7 @@ from bmx.serve.decode import (
   decoding_variables,
   prompt_names,
 )
+from bmx.serve.detokenizer import Detokenizer
 from bmx.serve.generate import GenerationStats, Generator
 from bmx.serve.sample import Sampling
 
@@ -50,6 +51,7 @@ class Options:
   stream: bool = True
   slide: float = 0.5
   cache: str = 'auto'
+  template: str = ''
 
   def __post_init__(self):
     if self.cache not in ('auto', 'int8'):
@@ -150,8 +152,17 @@ class TextGenerator:
     Raises:
       InputError: a prompt is empty, too long, or not valid Unicode.
     """
+    yield from self.continued(self._encode(inputs, row), seed, stats, row)
+
+  def continued(
+    self,
+    encoded: Inputs,
+    seed: int = 0,
+    stats: GenerationStats | None = None,
+    row: int = 0,
+  ) -> Iterator[list[str]]:
+    """Yields texts as `stream` does, for prompts that are token ids: nothing is added to them."""
     options = self.options
-    encoded = self._encode(inputs, row)
     if isinstance(encoded, Mapping):
       before = [self.begin] * _rows(encoded) if 'tokens' not in encoded else encoded['tokens']
     else:
@@ -268,56 +279,3 @@ def stop_ids(tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
 def _rows(inputs: Mapping[str, Any]) -> int:
   """Returns the number of rows of inputs without prompts."""
   return max((int(x.shape[0]) for x in jax.tree.leaves(dict(inputs))), default=0)
-
-
-class Detokenizer:
-  """Decodes one row's ids as they arrive; all parts together are the whole text up to its stop.
-
-  Args:
-    tokenizer: of the ids.
-    stop: texts that end the row.
-    before: ids of the prompt; how a token is spelled depends on the one before it.
-  """
-
-  def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], before: Sequence[int] = ()):
-    self.tokenizer, self.stop, self.ids = tokenizer, tuple(stop), _settled(tokenizer, before)
-    self.start = len(tokenizer.decode(self.ids))
-    self.emitted, self.stopped = 0, False
-
-  def add(self, ids: Sequence[int]) -> str:
-    """Returns the text that later ids cannot change and that was not returned before."""
-    if self.stopped:
-      return ''
-    self.ids += [int(i) for i in ids]
-    text = self._before_stop(self.tokenizer.settled(self.ids)[self.start :])
-    # The last characters may begin a stop text.
-    begun = [n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])]
-    held = 0 if self.stopped else max(begun, default=0)
-    return self._emit(text[: len(text) - held])
-
-  def flush(self) -> str:
-    """Returns the rest of the text, which `add` held back."""
-    if self.stopped:
-      return ''
-    return self._emit(self._before_stop(self.tokenizer.decode(self.ids)[self.start :]))
-
-  def _before_stop(self, text: str) -> str:
-    """Returns the text before the stop text that is complete first; notes whether there is one."""
-    places = [(text.find(s) + len(s), text.find(s)) for s in self.stop if s in text]
-    self.stopped = bool(places)
-    return text[: min(places)[1]] if places else text
-
-  def _emit(self, text: str) -> str:
-    new, self.emitted = text[self.emitted :], max(self.emitted, len(text))
-    return new
-
-
-def _settled(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-  """Returns the ids of a prompt without a last character of several bytes.
-
-  Bytes that follow it and are not valid would change how it is spelled, and it theirs.
-  """
-  kept = [int(i) for i in ids]
-  while kept and tokenizer.settled(kept) != tokenizer.decode(kept):
-    kept.pop()
-  return kept or tokenizer.encode(['a'])[0].tolist() if len(ids) else []

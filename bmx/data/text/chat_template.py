@@ -71,8 +71,8 @@ class ChatTemplate:
     An answer reaches from the end of what precedes it to the end of its turn.
 
     Raises:
-      InputError: the conversation has no answer; the template refuses it; it writes an answer
-        otherwise when the conversation continues, so that there are no such texts.
+      InputError: the conversation has no answer; the template refuses it, or writes an answer
+        otherwise once the conversation continues, so that the answer has no place of its own.
     """
     whole, parts, at = self.render(messages), [], 0
     for n, message in enumerate(messages):

@@ -109,12 +109,19 @@ def stream(corpus: Corpus, around: Frame) -> np.ndarray:
   return np.insert(text, places.ravel(), ids.ravel())
 
 
-def encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:
+def encode(documents: Sequence[Parts], tokenizer: Tokenizer, joined: bool = False) -> Corpus:
   """Tokenizes documents, without special tokens; cached by text and tokenizer.
 
-  Raises InputError if they have no token.
+  Args:
+    documents: their parts.
+    tokenizer: of the text.
+    joined: a document is tokenized as one text, and a token belongs to the part in which it begins;
+      otherwise each part is tokenized by itself.
+
+  Raises:
+    InputError: they have no token.
   """
-  layout = [f.name for f in dataclasses.fields(Corpus)]
+  layout = [f.name for f in dataclasses.fields(Corpus)] + ['joined'] * joined
   kind = type(tokenizer).__qualname__, tokenizer.size, tokenizer.special, tokenizer.text, layout
   identity = hashlib.sha256(repr(kind).encode())
   for parts in documents:
@@ -125,22 +132,28 @@ def encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:
     identity.update(b';')
   folder = cache.place('tokens') / identity.hexdigest()
   if not folder.is_dir():
-    _write(folder, _encode(documents, tokenizer))
+    _write(folder, _encode(documents, tokenizer, joined))
   return Corpus(**{
     f.name: np.load(folder / f'{f.name}.npy', mmap_mode='r') for f in dataclasses.fields(Corpus)
   })  # fmt: skip
 
 
-def _encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:
+def _encode(documents: Sequence[Parts], tokenizer: Tokenizer, joined: bool = False) -> Corpus:
   ids, word_starts, loss_mask, sizes = [], [], [], []
   kind = np.uint16 if tokenizer.size <= 1 << 16 else np.int32
   for first in range(0, len(documents), BATCH):
     batch = documents[first : first + BATCH]
     texts = [text for parts in batch for text, _ in parts]
+    if joined:
+      texts = [''.join(text for text, _ in parts) for parts in batch]
     found, begins = tokenizer.encode(texts), tokenizer.word_starts(texts)
-    flags = [learn for parts in batch for _, learn in parts]
     ids += [x.astype(kind) for x in found]
     word_starts += [x.astype(np.uint8) for x in begins]
+    if joined:
+      loss_mask += map(_learned, batch, tokenizer.char_starts(texts))
+      sizes += [len(x) for x in found]
+      continue
+    flags = [learn for parts in batch for _, learn in parts]
     loss_mask += [np.full(len(x), f, np.uint8) for x, f in zip(found, flags, strict=True)]
     lengths = iter([len(x) for x in found])
     sizes += [sum(next(lengths) for _ in parts) for parts in batch]
@@ -148,6 +161,13 @@ def _encode(documents: Sequence[Parts], tokenizer: Tokenizer) -> Corpus:
     raise InputError('the text has not one token')
   join = np.concatenate
   return Corpus(join(ids), np.cumsum(sizes, dtype=np.int64), join(word_starts), join(loss_mask))
+
+
+def _learned(parts: Parts, starts: np.ndarray) -> np.ndarray:
+  """Returns whether each token that begins at characters `starts` [N] is a target: uint8 [N]."""
+  flags = np.array([learn for _, learn in parts], np.uint8)
+  ends = np.cumsum([len(text) for text, _ in parts])
+  return flags[np.searchsorted(ends, starts, side='right').clip(max=len(flags) - 1)]
 
 
 def _write(folder: pathlib.Path, corpus: Corpus) -> None:

@@ -16,6 +16,7 @@ from bmx.data.text.tokenizer import Subwords, library
 from bmx.runtime import cache
 
 BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4
+KINDS = ('wordpiece', 'bpe', 'unigram')
 LEARNED = 2  # raised when the same text gives another tokenizer: cached ones are then not used
 
 
@@ -48,19 +49,16 @@ def trained(
     path: one more file of text.
     lowercase: 'wordpiece' and 'unigram' only.
   """
-  makers = {'wordpiece': _wordpiece, 'bpe': _bpe, 'unigram': _unigram}
-  if kind not in makers:
-    raise InputError(f'tokenizer kind {kind!r} is not one of {", ".join(makers)}')
-  if vocab_size < 300:
-    raise InputError(f'vocab_size={vocab_size}: expected at least 300, which hold all bytes')
-  if kind == 'unigram' and jax.process_count() > 1:
-    raise InputError(
-      "tokenizer kind 'unigram' is not learned the same in each of several processes: learn it in "
-      'one, and name its file with bmx.data.text.tokenizer:load'
-    )
-  version = library().__version__
   paths = (*paths, path) if path else paths
-  texts = documents(paths, field, unit, data_dir, steps)
+  _check(kind, vocab_size)
+  return learned(documents(paths, field, unit, data_dir, steps), kind, vocab_size, lowercase)
+
+
+def learned(texts: Sequence[str], kind: str, vocab_size: int, lowercase: bool = True) -> Subwords:
+  """Trains a tokenizer on these texts; the arguments are those of `trained`."""
+  _check(kind, vocab_size)
+  makers = {'wordpiece': _wordpiece, 'bpe': _bpe, 'unigram': _unigram}
+  version = library().__version__
   identity = hashlib.sha256(repr((LEARNED, version, kind, vocab_size, lowercase)).encode())
   for text in texts:
     identity.update(hashlib.sha256(text.encode()).digest())
@@ -79,6 +77,19 @@ def trained(
   part.write_bytes(made.text.encode())
   part.replace(file)
   return made
+
+
+def _check(kind: str, vocab_size: int) -> None:
+  """Raises InputError for a tokenizer that cannot be trained."""
+  if kind not in KINDS:
+    raise InputError(f'tokenizer kind {kind!r} is not one of {", ".join(KINDS)}')
+  if vocab_size < 300:
+    raise InputError(f'vocab_size={vocab_size}: expected at least 300, which hold all bytes')
+  if kind == 'unigram' and jax.process_count() > 1:
+    raise InputError(
+      "tokenizer kind 'unigram' is not learned the same in each of several processes: learn it in "
+      'one, and name its file with bmx.data.text.tokenizer:load'
+    )
 
 
 def _wordpiece(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:

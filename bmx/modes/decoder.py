@@ -1,0 +1,100 @@
+"""The decoder of a command: weights, tokenizer and ends of a run or of `init.path`."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from bmx.adapt import restore
+from bmx.compress.quantize import Quantized
+from bmx.core import errors, tree
+from bmx.core.experiment import Experiment
+from bmx.core.types import Decoder, facts_of
+from bmx.data.text import special, tokenizer
+from bmx.data.text.tokenizer import Tokenizer
+from bmx.models.kernels import QUANTIZED
+from bmx.runtime.storage import Place, place
+from bmx.runtime.writer import brief
+from bmx.serve.generate import GenerationStats
+from bmx.train import datafile
+from bmx.train.run import restored
+from bmx.train.state import eval_variables, state_spec
+
+log = logging.getLogger('bmx')
+
+
+def decoder_of(x: Experiment) -> Any:
+  """Returns the model of an experiment. Raises InputError if it is not a decoder."""
+  model: Any = x.task.model
+  if not isinstance(model, Decoder):
+    raise errors.InputError(
+      f'{type(model).__name__} cannot generate: expected a decoder such as bmx.models.gpt:GPT'
+    )
+  return model
+
+
+def load_weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, dict[str, Any]]:
+  """Reads the weights of a run or of `init.path`; returns (folder, variables).
+
+  The variables are 'params', and 'quantized' where a run keeps kernels as codes.
+  """
+  spec = state_spec(x)
+  if x.weights and not (workdir / 'checkpoints').is_dir():
+    if which != 'latest':
+      raise errors.InputError(
+        f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
+      )
+    found = restore.load(x.weights, spec.plain)
+    return place(x.weights), {'params': tree.nested(found)}
+  if isinstance(x.task, Quantized):
+    variables = eval_variables(restored(x, workdir, which)[0])
+    return workdir, {k: variables[k] for k in ('params', QUANTIZED)}
+  params = restore.merged_params(x.task, spec, str(workdir), which, x.layout)
+  return workdir, {'params': params}
+
+
+def load_tokenizer(x: Experiment, folder: Place, state: Mapping[str, Any]) -> Tokenizer:
+  """The run's tokenizer, in the `state` of its data; else that of the weights, or bytes.
+
+  Raises InputError if tokenizer.json differs from the run's, or is missing and the model's
+  vocabulary is not that of bytes.
+  """
+  template = state.get('chat_template', '')
+  if own := state.get('tokenizer'):
+    datafile.check_tokenizer(folder, own)
+    return tokenizer.Subwords(own, names=state.get('special_tokens'), chat_template=template)
+  for where in (folder, place(x.weights or folder)):
+    if (where / 'tokenizer.json').is_file():
+      return tokenizer.load(str(where))
+  vocab_size = facts_of(x.task.model).vocab_size
+  if vocab_size != 256:
+    raise errors.InputError(
+      f'{folder}: expected a tokenizer.json, as vocab_size={vocab_size} is not that of bytes; put '
+      "the model's tokenizer there"
+    )
+  return tokenizer.Bytes(template)
+
+
+def ends_of(x: Experiment, folder: Place, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Ids that end a text by the files of a Hugging Face folder; () where they name none.
+
+  A run that began with such a folder keeps them, and may have trained on documents that its
+  tokenizer ends: both kinds of end count.
+  """
+  own = special.read_ids(folder)['eos']
+  if own:
+    return own
+  stored = datafile.read(folder)
+  kept = (stored.ends if stored else ()) or datafile.ends_of(x.weights)
+  return tuple(dict.fromkeys((*kept, *tokenizer.ends))) if kept or x.weights else ()
+
+
+def log_speed(stats: GenerationStats) -> None:
+  """Logs tokens and seconds of a command."""
+  if stats.slides:
+    log.info('the window slid: the cache was filled %d times', stats.slides + 1)
+  if stats.new_tokens:
+    log.info(
+      '%d prompt tokens in %.2f s, then %d tokens at %s tokens/s (compiled in %.1f s)',
+      stats.prompt_tokens, stats.prefill_seconds, stats.new_tokens, brief(stats.tokens_per_second),
+      stats.compile_seconds,
+    )  # fmt: skip
