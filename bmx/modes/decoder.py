@@ -12,12 +12,13 @@ from bmx.core.types import Decoder, facts_of
 from bmx.data.text import special, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.models.kernels import QUANTIZED
+from bmx.parallel import jit
 from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import brief
 from bmx.serve.generate import GenerationStats
 from bmx.train import datafile
 from bmx.train.run import restored
-from bmx.train.state import eval_variables, state_spec
+from bmx.train.state import eval_variables, state_spec, variables_of
 
 log = logging.getLogger('bmx')
 
@@ -43,6 +44,9 @@ def load_weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, dict
       raise errors.InputError(
         f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
       )
+    if x.config['init'].get('adapter'):
+      merged = jit(x.task.merged_params, x.layout)(variables_of(x.init(spec)))
+      return place(x.weights), {'params': merged}
     found = restore.load(x.weights, spec.plain)
     return place(x.weights), {'params': tree.nested(found)}
   if isinstance(x.task, Quantized):

@@ -17,15 +17,11 @@ from bmx.modes.decoder import (
   log_speed,
 )
 from bmx.modes.start import need_run, open_run
-from bmx.parallel import jit
 from bmx.runtime.files import replacing
 from bmx.runtime.storage import Place
 from bmx.serve.decode import prompt_names
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
-from bmx.train import datafile
-from bmx.train.run import restored
-from bmx.train.state import eval_variables, state_spec, variables_of
 
 log = logging.getLogger('bmx')
 PROMPT_BATCH = 32  # prompts of a file that are continued together
@@ -65,64 +61,6 @@ def run(request: Request) -> int:
     _write(generator, prompts, x.seed, stats, workdir)
   log_speed(stats)
   return errors.DONE
-
-
-def _weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, dict[str, Any]]:
-  """Reads the weights of a run or of `init.path`; returns (folder, variables).
-
-  The variables are 'params', and 'quantized' where a run keeps kernels as codes.
-  """
-  spec = state_spec(x)
-  if x.weights and not (workdir / 'checkpoints').is_dir():
-    if which != 'latest':
-      raise errors.InputError(
-        f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
-      )
-    if x.config['init'].get('adapter'):
-      merged = jit(x.task.merged_params, x.layout)(variables_of(x.init(spec)))
-      return place(x.weights), {'params': merged}
-    found = restore.load(x.weights, spec.plain)
-    return place(x.weights), {'params': tree.nested(found)}
-  if isinstance(x.task, Quantized):
-    variables = eval_variables(restored(x, workdir, which)[0])
-    return workdir, {k: variables[k] for k in ('params', QUANTIZED)}
-  params = restore.merged_params(x.task, spec, str(workdir), which, x.layout)
-  return workdir, {'params': params}
-
-
-def _tokenizer(x: Experiment, folder: Place, state: Mapping[str, Any]) -> Tokenizer:
-  """The run's tokenizer, in the `state` of its data; else that of the weights, or bytes.
-
-  Raises InputError if tokenizer.json differs from the run's, or is missing and the model's
-  vocabulary is not that of bytes.
-  """
-  if own := state.get('tokenizer'):
-    datafile.check_tokenizer(folder, own)
-    return tokenizer.Subwords(own, names=state.get('special_tokens'))
-  for where in (folder, place(x.weights or folder)):
-    if (where / 'tokenizer.json').is_file():
-      return tokenizer.load(str(where))
-  vocab_size = facts_of(x.task.model).vocab_size
-  if vocab_size != 256:
-    raise errors.InputError(
-      f'{folder}: expected a tokenizer.json, as vocab_size={vocab_size} is not that of bytes; put '
-      "the model's tokenizer there"
-    )
-  return tokenizer.Bytes()
-
-
-def ends_of(x: Experiment, folder: Place, tokenizer: Tokenizer) -> tuple[int, ...]:
-  """Ids that end a text by the files of a Hugging Face folder; () where they name none.
-
-  A run that began with such a folder keeps them, and may have trained on documents that its
-  tokenizer ends: both kinds of end count.
-  """
-  own = special.read_ids(folder)['eos']
-  if own:
-    return own
-  stored = datafile.read(folder)
-  kept = (stored.ends if stored else ()) or datafile.ends_of(x.weights)
-  return tuple(dict.fromkeys((*kept, *tokenizer.ends))) if kept or x.weights else ()
 
 
 def _print(
