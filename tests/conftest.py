@@ -81,7 +81,7 @@ SLOW = (
   'test_sweep.py::test_a_sweep_resumes',
   'train/',
 )
-COMPILE = ('plan/test_compile.py', 'plan/test_placement.py')
+COMPILE = ('compress/test_accelerators.py', 'plan/test_compile.py', 'plan/test_placement.py')
 LIBRARIES = ('torch', 'transformers')
 
 
