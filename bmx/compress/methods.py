@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
   def store(self, w: jax.Array, **parts: jax.Array) -> Leaf:
     """Rounds a kernel to the nearest codes; `parts` are those of `ops.stored.quantize`."""
-    return stored.quantize(w, self.kind, range(self.kernel.contracted), self.group, **parts)
+    return stored.quantize(w, self.kind, self.kernel.dims(w.ndim), self.group, **parts)
 
   def flat(self, w: jax.Array) -> jax.Array:
     """Returns a kernel as a matrix [D, F]."""
@@ -113,10 +113,10 @@ def quantize(
 
   Args:
     params: plain parameters, placed.
-    chosen: path of a module -> its kernel.
+    chosen: path of a parameter -> the weight.
     scheme: kind and group.
     method: of METHODS.
-    hessians: of the inputs, see `calibrate.hessians`; {} for a method without calibration.
+    hessians: of the inputs, see `calibrate.hessians`; weights without one are rounded to nearest.
     layout: mesh and rules.
 
   Returns:
@@ -124,19 +124,38 @@ def quantize(
   """
   rest, codes, programs = tree.named(params), {}, {}
   for path, kernel in chosen.items():
-    w = rest.pop(f'{path}/kernel')
-    layer = Layer(kernel, scheme.kind, scheme.group)
-    hessian = hessians[path] if method.calibrated else jnp.zeros(w.shape[:1])
-    key = kernel, w.shape
+    w = rest.pop(path)
+    layer = Layer(kernel, scheme.kind_of(path), scheme.group)
+    hessian = hessians.get(path.removesuffix('/kernel'))
+    key = layer, w.shape, hessian is None
     if key not in programs:
-      programs[key] = jit(functools.partial(_store, method, layer), layout)
+      store = method.store if hessian is not None else _nearest(method, path)
+      programs[key] = jit(functools.partial(_store, store, layer), layout)
+    hessian = jnp.zeros(w.shape[:1]) if hessian is None else hessian
     leaf: Any = programs[key](w, hessian)
-    codes |= {f'{path}/kernel/{name}': array for name, array in leaf.items()}
+    codes |= {f'{path}/{name}': array for name, array in leaf.items()}
   return {'params': tree.nested(rest), QUANTIZED: tree.nested(codes)}
 
 
-def _store(method: Method, layer: Layer, w: jax.Array, hessian: jax.Array) -> Leaf:
+def _nearest(method: Method, path: str) -> Callable[[Layer, jax.Array, jax.Array], Leaf]:
+  """Returns the rounding of a weight without a Hessian: a table, a convolution, an expert."""
+  if not method.input_scales or path.endswith('/table'):
+    return nearest
+
+  def with_ones(layer: Layer, w: jax.Array, hessian: jax.Array) -> Leaf:
+    cut = layer.kernel.dims(w.ndim)[-1] + 1
+    return layer.store(w, inputs=jnp.ones(w.shape[:cut] + (1,) * (w.ndim - cut), jnp.float32))
+
+  return with_ones
+
+
+def _store(
+  store: Callable[[Layer, jax.Array, jax.Array], Leaf],
+  layer: Layer,
+  w: jax.Array,
+  hessian: jax.Array,
+) -> Leaf:
   """Stores a kernel, or the kernels of a stack one after another."""
   if w.ndim == len(layer.kernel.shape):
-    return method.store(layer, w, hessian)
-  return jax.lax.map(lambda one: method.store(layer, *one), (w, hessian))
+    return store(layer, w, hessian)
+  return jax.lax.map(lambda one: store(layer, *one), (w, hessian))

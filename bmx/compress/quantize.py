@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
+from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, Noise, Out, Variables
 from bmx.models import kernels
@@ -18,6 +19,7 @@ from bmx.models.kernels import QUANTIZED
 from bmx.models.layers import Einsum
 from bmx.ops import stored
 from bmx.parallel import stages
+from bmx.parallel.sharding import is_named
 from bmx.tasks.common import Wrapper
 
 
@@ -32,6 +34,7 @@ class Scheme:
     targets: regex of the paths of the kernels to quantize; '' is all.
     activations: '', or 'int8' or 'fp8' for products of codes, with a scale for each token; of the
       weights' kind.
+    tables: kind of embedding tables, with a scale for each row: 'int8' or 'fp8'; '' leaves them.
 
   Raises:
     InputError: an unknown kind, or activations of another kind than the weights.
@@ -41,13 +44,14 @@ class Scheme:
   group: int = 32
   targets: str = ''
   activations: str = ''
+  tables: str = ''
 
   def __post_init__(self):
     stored.check_kind(self.kind)
-    if self.activations and self.activations not in stored.WHOLE:
-      raise InputError(
-        f'activations={self.activations!r}: expected one of {", ".join(stored.WHOLE)}, or empty'
-      )
+    for name in ('activations', 'tables'):
+      value = self.activations if name == 'activations' else self.tables
+      if value and value not in stored.WHOLE:
+        raise InputError(f'{name}={value!r}: expected one of {", ".join(stored.WHOLE)}, or empty')
     if self.activations and self.activations != self.kind:
       raise InputError(
         f'activations={self.activations!r}: expected weights of the same kind, not '
@@ -55,18 +59,28 @@ class Scheme:
       )
 
   def chosen(self, found: kernels.Recorded) -> dict[str, kernels.Kernel]:
-    """Returns the kernels to quantize.
+    """Returns the weights to quantize: path of the parameter -> the weight.
 
     Raises InputError if the regex matches none, or a layer cannot be intercepted.
     """
-    chosen = found.matching(self.targets)
-    if found.others and not self.targets:
-      path, name = next(iter(found.others.items()))
-      raise InputError(
-        f'{path} is a {name}, which cannot be intercepted: expected layers of bmx.models.layers; '
-        'name the kernels to quantize with targets=REGEX'
-      )
-    return chosen
+    return found.quantizable(self.targets) | (found.tables if self.tables else {})
+
+  def kind_of(self, path: str) -> str:
+    """Returns the kind of a weight."""
+    return self.tables if path.endswith('/table') else self.kind
+
+  def split(
+    self, params: Any, found: kernels.Recorded, input_scales: bool = False
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the parameters without the chosen weights, and these as they are stored."""
+    chosen = self.chosen(found)
+    tables = {k: v for k, v in chosen.items() if k.endswith('/table')}
+    rest = {k: v for k, v in chosen.items() if k not in tables}
+    plain, codes = kernels.split(params, rest, self.kind, self.group, input_scales)
+    if not tables:
+      return plain, codes
+    plain, more = kernels.split(plain, tables, self.tables)
+    return plain, tree.nested(tree.named(codes, is_named) | tree.named(more, is_named))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +93,7 @@ class Quantized(Wrapper):
     group: see `Scheme`.
     targets: see `Scheme`.
     activations: see `Scheme`.
+    tables: see `Scheme`.
     input_scales: kernels have a factor for each input beside their codes.
 
   Raises:
@@ -89,6 +104,7 @@ class Quantized(Wrapper):
   group: int = 32
   targets: str = ''
   activations: str = ''
+  tables: str = ''
   input_scales: bool = False
   role: ClassVar[str] = 'quantized'
 
@@ -99,7 +115,7 @@ class Quantized(Wrapper):
   @property
   def scheme(self) -> Scheme:
     """The words of quantization."""
-    return Scheme(self.kind, self.group, self.targets, self.activations)
+    return Scheme(self.kind, self.group, self.targets, self.activations, self.tables)
 
   @property
   def constant(self) -> tuple[str, ...]:
@@ -108,11 +124,8 @@ class Quantized(Wrapper):
   def init(self, noise: Noise, batch: Batch) -> Variables:
     with kernels.recorded() as found:
       variables = dict(self.inner.init(noise, batch))
-    chosen = self.scheme.chosen(found)
-    split = kernels.split(
-      variables.pop('params'), chosen, self.kind, self.group, input_scales=self.input_scales
-    )
-    return {**variables, 'params': split[0], QUANTIZED: split[1]}
+    plain, codes = self.scheme.split(variables.pop('params'), found, self.input_scales)
+    return {**variables, 'params': plain, QUANTIZED: codes}
 
   def forward(
     self,
@@ -163,6 +176,7 @@ class FakeQuantize(Wrapper):
     group: see `Scheme`.
     targets: see `Scheme`.
     activations: see `Scheme`.
+    tables: see `Scheme`.
 
   Raises:
     InputError: see `Scheme`.
@@ -172,6 +186,7 @@ class FakeQuantize(Wrapper):
   group: int = 32
   targets: str = ''
   activations: str = ''
+  tables: str = ''
   role: ClassVar[str] = 'fake'
 
   def __post_init__(self):
@@ -181,12 +196,12 @@ class FakeQuantize(Wrapper):
   @property
   def scheme(self) -> Scheme:
     """The words of quantization."""
-    return Scheme(self.kind, self.group, self.targets, self.activations)
+    return Scheme(self.kind, self.group, self.targets, self.activations, self.tables)
 
   def init(self, noise: Noise, batch: Batch) -> Variables:
     with kernels.recorded() as found:
       variables = self.inner.init(noise, batch)
-    kernels.split(variables['params'], self.scheme.chosen(found), self.kind, self.group)  # refuses
+    self.scheme.split(variables['params'], found)  # raises where a group does not divide
     return variables
 
   def forward(
@@ -206,13 +221,12 @@ class FakeQuantize(Wrapper):
       )
     with kernels.recorded() as found:
       jax.eval_shape(lambda: self.inner.init(noise, batch))
-    chosen = self.scheme.chosen(found)
-    params = variables['params']
-    rounded = kernels.join(*kernels.split(params, chosen, self.kind, self.group))
+    chosen, params = self.scheme.chosen(found), variables['params']
+    rounded = kernels.join(*self.scheme.split(params, found))
     straight = jax.tree.map(straight_through, params, rounded)
 
     def round_input(next_fun, args, kwargs, context):
-      path = '/'.join(context.module.path)
+      path = '/'.join((*context.module.path, 'kernel'))
       if not (self.activations and context.method_name == 'product' and path in chosen):
         return next_fun(*args, **kwargs)
       x, w = args

@@ -80,6 +80,7 @@ WORDS = {
   'compress.targets': Word('', 'Regex of the paths of the kernels to compress; empty: all.'),
   'compress.activations': Word('', 'int8 or fp8: products of codes; empty: none.'),
   'compress.examples': Word(128, 'Training examples that gptq, awq and wanda read, at least.'),
+  'compress.tables': Word('', 'int8 or fp8: of embedding tables; empty: none.'),
   **{f'mesh.{axis}': Word(-1 if axis == 'data' else 1, MESH[axis]) for axis in AXES},
   **{f'rules.{name}': Word(axes, 'Mesh axes that this dimension is stored along.')
      for name, axes in RULES.items()},

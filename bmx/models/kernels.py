@@ -11,32 +11,34 @@ import jax.numpy as jnp
 
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.models.layers import Einsum
+from bmx.models.layers import Conv, Einsum, Embed
 from bmx.models.moe import MoE
 from bmx.ops import stored
-from bmx.parallel.sharding import Named, is_named
+from bmx.parallel.sharding import Named, is_named, unbox
 
 QUANTIZED = 'quantized'  # the collection that holds stored kernels, at the paths of the parameters
 
 
 class Kernel(NamedTuple):
-  """The kernel of an `Einsum`.
+  """The kernel of an `Einsum`, or another weight that can be quantized.
 
   Attributes:
-    equation: of the contraction.
+    equation: of the contraction; '' of other weights.
     shape: of one layer's kernel; a stacked one has a layer dimension in front.
     axes: names of its dimensions.
-    contracted: number of its leading dimensions that the product sums over.
+    contracted: number of its dimensions that the product sums over.
+    first: the first of them; 0 of an `Einsum`.
   """
 
   equation: str
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
   contracted: int
+  first: int = 0
 
   def dims(self, ndim: int) -> tuple[int, ...]:
     """Returns the contracted dimensions of an array of `ndim` dimensions, stacked or not."""
-    lead = ndim - len(self.shape)
+    lead = ndim - len(self.shape) + self.first
     return tuple(range(lead, lead + self.contracted))
 
 
@@ -45,22 +47,47 @@ class Recorded(dict[str, Kernel]):
 
   Attributes:
     others: path -> class of a module with a kernel that interceptors do not reach.
+    weights: path of a parameter -> the weight, of all that can be quantized: kernels of `Einsum`,
+      `Conv` and `MoE`, tables of `Embed`.
   """
 
   def __init__(self):
     super().__init__()
     self.others: dict[str, str] = {}
+    self.weights: dict[str, Kernel] = {}
 
   def matching(self, targets: str) -> dict[str, Kernel]:
     """Returns the kernels whose path a regex matches anywhere.
 
     Raises InputError naming the candidates, or the layers that cannot be intercepted.
     """
+    return self._matching(self, targets)
+
+  def quantizable(self, targets: str) -> dict[str, Kernel]:
+    """Returns the weights but tables whose path a regex matches anywhere; '' is all.
+
+    Raises InputError as `matching` does; for '', if a layer cannot be intercepted.
+    """
+    stock = [path for path in self.others if not {path, f'{path}/kernel'} & set(self.weights)]
+    if stock and not targets:
+      raise InputError(
+        f'{stock[0]} is a {self.others[stock[0]]}, which cannot be intercepted: expected layers of '
+        'bmx.models.layers; name the kernels to quantize with targets=REGEX'
+      )
+    kernels = {k: v for k, v in self.weights.items() if k not in self.tables}
+    return self._matching(kernels, targets)
+
+  @property
+  def tables(self) -> dict[str, Kernel]:
+    """The tables among `weights`."""
+    return {k: v for k, v in self.weights.items() if k.endswith('/table')}
+
+  def _matching(self, candidates: Mapping[str, Kernel], targets: str) -> dict[str, Kernel]:
     try:
       regex = re.compile(targets)
     except re.error as error:
       raise InputError(f'targets={targets!r}: expected a regular expression: {error}') from None
-    found = {path: kernel for path, kernel in self.items() if regex.search(path)}
+    found = {path: kernel for path, kernel in candidates.items() if regex.search(path)}
     if found:
       return found
     stock = {path: name for path, name in self.others.items() if regex.search(path)}
@@ -70,7 +97,7 @@ class Recorded(dict[str, Kernel]):
         f'targets={targets!r}: expected layers of bmx.models.layers (Einsum); {path} is a {name}, '
         'which cannot be intercepted'
       )
-    names = '\n  '.join([*self, *self.others][:40])
+    names = '\n  '.join([*candidates, *self.others][:40])
     raise InputError(f'targets={targets!r}: expected a regex that matches a kernel of:\n  {names}')
 
 
@@ -82,19 +109,34 @@ def recorded() -> Iterator[Recorded]:
   def record(next_fun, args, kwargs, context):
     module = context.module
     result = next_fun(*args, **kwargs)
-    if context.method_name != '__call__' or module.scope is None:
+    if context.method_name not in ('__call__', 'attend') or module.scope is None:
       return result
     path = '/'.join(module.path)
     if isinstance(module, Einsum):
       found[path] = Kernel(module.equation, module.shape, module.axes, module.contracted)
+      found.weights[f'{path}/kernel'] = found[path]
     elif isinstance(module, MoE):
       found.others |= {f'{path}/{name}': 'kernel of MoE' for name in module.kernels}
     elif module.has_variable('params', 'kernel'):
       found.others[path] = type(module).__name__
+    found.weights |= {f'{path}/{k}': v for k, v in _others(module).items()}
     return result
 
   with nn.intercept_methods(record):
     yield found
+
+
+def _others(module: nn.Module) -> dict[str, Kernel]:
+  """Returns the weights of a module other than `Einsum`: name of a parameter -> the weight."""
+  found: Any = module.variables.get('params', {})
+  shape = lambda name: unbox(found[name]).shape
+  if isinstance(module, Embed):
+    return {'table': Kernel('', shape('table'), module.axes, 1, first=1)}
+  if isinstance(module, Conv):
+    return {'kernel': Kernel('', shape('kernel'), (None, None, None, 'mlp'), 3)}
+  if isinstance(module, MoE):
+    return {name: Kernel('', shape(name), (), 1, first=1) for name in module.kernels}
+  return {}
 
 
 def split(
@@ -108,7 +150,7 @@ def split(
 
   Args:
     params: of the model.
-    kernels: path -> the kernel to quantize.
+    kernels: path of a parameter, or of the `Einsum` that has it -> the kernel to quantize.
     kind: of `ops.stored.KINDS`.
     group: see `ops.stored.quantize`.
     input_scales: adds factors of 1 for the inputs of each kernel.
@@ -121,7 +163,7 @@ def split(
   """
   rest, codes = {}, {}
   for name, leaf in tree.named(params, is_leaf=is_named).items():
-    kernel = kernels.get(name.removesuffix('/kernel')) if name.endswith('/kernel') else None
+    kernel = kernels.get(name) or kernels.get(name.removesuffix('/kernel'))
     if kernel is None:
       rest[name] = leaf
       continue
@@ -131,7 +173,7 @@ def split(
     try:
       parts = stored.quantize(w, kind, dims, group, inputs=ones if input_scales else None)
     except InputError as error:
-      raise InputError(f'{name}: {error}') from None
+      raise InputError(f'{name}: {error}; or name other kernels with targets=REGEX') from None
     if is_named(leaf):
       names = stored.stored_names(kind, leaf.names, dims)
       parts = {k: Named(v, names[k]) for k, v in parts.items()}

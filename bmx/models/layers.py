@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from bmx.core.errors import InputError
+from bmx.models import weights
 from bmx.ops.dense import contract
 from bmx.ops.lookup import look_up
-from bmx.ops.stored import dequantize, is_stored, kind_of, stored_names
+from bmx.ops.stored import dequantize, is_stored
 from bmx.parallel import Stored, axes_of, gather, named, shard_map
 
 Dtype = Any
@@ -87,10 +88,7 @@ class Einsum(nn.Module):
   def setup(self):
     fan_in = math.prod(self.shape[: self.contracted])
     init = self.kernel_init or nn.initializers.normal(fan_in**-0.5)
-    if self.has_variable('quantized', 'kernel'):
-      self.stored = self.get_variable('quantized', 'kernel')
-    else:
-      self.stored = self.param('kernel', named(init, self.axes), self.shape, jnp.float32)
+    self.stored = weights.stored_param(self, 'kernel', init, self.axes, self.shape)
     if self.bias:
       zeros, shape = named(self.bias_init, self._bias_axes), self.shape[self.contracted :]
       self.stored_bias = self.param('bias', zeros, shape, jnp.float32)
@@ -116,14 +114,11 @@ class Einsum(nn.Module):
 
     A quantized kernel (collection 'quantized') is gathered as codes.
     """
-    if not is_stored(self.stored):
-      return gather(self.stored.astype(self.dtype), self.axes)
-    return dequantize(self.codes(), self.dtype)
+    return weights.weight(self.stored, self.axes, range(self.contracted), self.dtype)
 
   def codes(self) -> dict[str, jax.Array]:
     """Returns the arrays of a quantized kernel as the computation reads them: gathered."""
-    names = stored_names(kind_of(self.stored), self.axes, range(self.contracted))
-    return {k: gather(v, names[k]) for k, v in self.stored.items()}
+    return weights.codes(self.stored, self.axes, range(self.contracted))
 
   def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """Contracts an input with a kernel, both in `dtype`, by `equation`."""
@@ -156,7 +151,7 @@ class Embed(nn.Module):
       table = init(key, (self.size, self.width), dtype)  # the same values whatever the padding
       return jnp.pad(table, ((0, rows - self.size), (0, 0)))
 
-    self.table = self.param('table', named(padded, self.axes), (rows, self.width), jnp.float32)
+    self.table = weights.stored_param(self, 'table', padded, self.axes, (rows, self.width))
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Looks up ids int [B, T] -> [B, T, D]; NaN for an id outside the `size` rows.
@@ -181,7 +176,12 @@ class Embed(nn.Module):
 
     token = ('batch', 'length')
     out = (*token, self.axes[1])
-    return shard_map(local, (place, token), out)(self.table.astype(self.dtype), ids)
+    return shard_map(local, (place, token), out)(self._rows(), ids)
+
+  def _rows(self) -> jax.Array:
+    if is_stored(self.table):
+      return dequantize(self.table, self.dtype)
+    return self.table.astype(self.dtype)
 
   def weight(self) -> jax.Array:
     """Returns the table as `attend` reads it: gathered, in `dtype`, [V + pad, D]."""
@@ -192,7 +192,7 @@ class Embed(nn.Module):
 
     Interceptors that change it change `attend` and chunked losses alike.
     """
-    return self.table.astype(self.dtype)
+    return self._rows()
 
   def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """Multiplies x [B, T, D] with w [V, D] -> [B, T, V]."""
@@ -275,10 +275,10 @@ class Conv(nn.Module):
     shape = (*self.kernel_size, x.shape[-1], self.features)
     axes = (None, None, None, 'mlp')
     init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
-    kernel = self.param('kernel', named(init, axes), shape, jnp.float32)
+    kernel = weights.stored_param(self, 'kernel', init, axes, shape)
     y = jax.lax.conv_general_dilated(
       x.astype(self.dtype),
-      gather(kernel.astype(self.dtype), axes),
+      weights.weight(kernel, axes, (0, 1, 2), self.dtype),
       self.strides,
       self.padding,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),

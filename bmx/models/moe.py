@@ -5,6 +5,7 @@ B batch, T length, D width, F feed-forward, E experts, C capacity.
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.models.layers import Dtype, Einsum, activation
-from bmx.parallel import axes_of, constrain, gather, named, shard_map
+from bmx.models.weights import stored_param, weight
+from bmx.parallel import axes_of, constrain, shard_map
 
 Aux = dict[str, jax.Array]
 
@@ -89,13 +91,13 @@ class MoE(nn.Module):
 
   def _kernel(self, name: str, shape: tuple[int, int], axes: tuple[str, str], stddev: float):
     names = ('expert', *axes)
-    init = named(nn.initializers.normal(stddev), names)
-    kernel = self.param(name, init, (self.config.experts, *shape), jnp.float32)
+    init = nn.initializers.normal(stddev)
+    kernel = stored_param(self, name, init, names, (self.config.experts, *shape))
     return self.weight(name, kernel, names)
 
-  def weight(self, name: str, kernel: jax.Array, axes: tuple[str, str, str]) -> jax.Array:
+  def weight(self, name: str, kernel: Any, axes: tuple[str, str, str]) -> jax.Array:
     """Returns a stored kernel [E, ...] as the computation reads it: gathered, in `dtype`."""
-    return gather(kernel.astype(self.dtype), axes)
+    return weight(kernel, axes, (1,), self.dtype)
 
   def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
     """Multiplies tokens with their expert's kernel: [B, E, C, D], [E, D, F] -> [B, E, C, F]."""

@@ -12,6 +12,7 @@ from bmx.compress.quantize import FakeQuantize, Quantized
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
+from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
 from bmx.ops import stored
@@ -87,6 +88,36 @@ def test_the_loss_is_that_of_rounded_weights():
   assert tree.nbytes(variables) < 0.4 * whole
 
 
+IMAGES = {'image': np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32),
+          'label': np.arange(8, dtype=np.int32) % 3, 'weights': np.ones(8, np.float32)}  # fmt: skip
+TABLES = CausalLM(GPT(16, 8, width=32, depth=1, heads=4, tied=False, vocab_pad=8, scan=True))
+EXPERTS = CausalLM(GPT(16, 8, width=32, depth=1, heads=4, experts=4, mlp_dim=64))
+CONVOLUTIONS = Classification(CNN(3, features=(8,), kernel_size=3, widths=(16,)))
+
+
+@pytest.mark.parametrize(('inner', 'batch', 'words', 'path', 'mesh'), [
+  (TABLES, BATCH, {'kind': 'int4', 'group': 8, 'tables': 'int8'}, 'head/table/int8', MESHES[2]),
+  (EXPERTS, BATCH, {'kind': 'int4', 'group': 8}, 'experts/up/int4', {'expert': 4, 'data': 2}),
+  (CONVOLUTIONS, IMAGES, {'kind': 'int8'}, 'conv_0/kernel/int8', {'data': 2}),
+])  # fmt: skip
+def test_other_weights_are_read_as_the_values_that_they_stand_for(inner, batch, words, path, mesh):
+  """Tables of rows, experts and convolutions: the plain task with the merged weights."""
+  spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+  found = []
+  for at in (layout({}), layout(mesh)):
+    plan = plan_state(Quantized(inner, **words), optax.identity(), spec, at)
+    state = plan.create()
+    variables = {**state.collections, 'params': state.params}
+    task = Quantized(inner, **words)
+    assert [k for k in tree.named(variables['quantized']) if k.endswith(path)]
+    merged = {**variables, 'params': task.merged_params(jax.device_get(variables))}
+    merged.pop('quantized')
+    for one, given in ((task, variables), (inner, jax.device_get(merged))):
+      run = jit(lambda v, b, one=one: one.loss(v, b, NOISE, train=False).sum, at)
+      found.append(run(given, batch))
+  np.testing.assert_allclose(found, found[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize('activations', ['', 'int8'])
 def test_gradients_pass_the_rounding(activations):
   """They are those at the rounded weights and inputs: of the first layer, x̂ᵀ of the error."""
@@ -124,6 +155,7 @@ def test_training_lowers_the_loss_of_the_stored_weights():
   ({'kind': 'int4', 'group': 12}, r'/kernel: group=12: expected a divisor of'),
   ({'kind': 'int4', 'activations': 'int8'}, "expected weights of the same kind, not kind='int4'"),
   ({'activations': 'int4'}, "activations='int4': expected one of int8, fp8"),
+  ({'tables': 'int4'}, "tables='int4': expected one of int8, fp8"),
   ({'targets': 'querry'}, "targets='querry': expected a regex that matches a kernel"),
 ])  # fmt: skip
 @pytest.mark.parametrize('wrapper', [Quantized, FakeQuantize])
