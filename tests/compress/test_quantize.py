@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from bmx.compress.quantize import FakeQuantize, Quantized
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.core.types import Noise
+from bmx.core.types import Facts, Noise
 from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
@@ -168,6 +169,27 @@ def test_training_with_rounded_activations_is_refused():
   task = Quantized(gpt(), activations='int8')
   with pytest.raises(InputError, match='expected empty in training'):
     losses(task, {}, weights(), train=True)
+
+
+class Stock(nn.Module):
+  """A layer of linen itself beside one of bmx."""
+
+  facts = Facts(num_outputs=3)
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    return MLP(3, ())(nn.Dense(4)(x))
+
+
+def test_layers_that_cannot_be_intercepted_are_named():
+  batch = {'x': np.ones((2, 6), np.float32)}
+  with pytest.raises(InputError, match='Dense_0 is a Dense, which cannot be intercepted: expected'):
+    jax.eval_shape(lambda: Quantized(Classification(Stock())).init(NOISE, batch))
+  task = Quantized(Classification(Stock()), targets='MLP')
+  found = jax.eval_shape(lambda: task.init(NOISE, batch))
+  assert [*tree.named(unbox(found['quantized']))] == [
+    'MLP_0/head/kernel/int8', 'MLP_0/head/kernel/scale',
+  ]  # fmt: skip
 
 
 @pytest.mark.parametrize(('outer', 'inner'), [(Quantized, FakeQuantize), (Quantized, Quantized)])
