@@ -518,8 +518,7 @@ def test_processes_leave_a_run_as_it_is(bmx, run):
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
-  (['--step=100'], '--step: expected one of the modes that read it, eval, predict, generate, '
-   'compress; the number of updates is --config.steps'),
+  (['--step=100'], '; the number of updates is --config.steps'),
   (['--mode=eval', '--input=x.csv'], '--input: expected one of the modes that read it'),
   (['--mode=predict', '--prompt=x'], '--prompt: expected one of the modes that read it, generate'),
 ])  # fmt: skip

@@ -292,4 +292,4 @@ def ranked(study: Any, followed: Selection) -> list[Any]:
 def command_of(request: Request, words: Mapping[str, Any]) -> str:
   """Returns the command that trains with the words of a trial."""
   values = [*request.overrides, *(f'{k}={v}' for k, v in words.items())]
-  return shlex.join(['bmx', 'train', request.recipe, *(f'--config.{v}' for v in values)])
+  return shlex.join(['bmx', 'train', request.recipe, *(f'--{v}' for v in values)])
