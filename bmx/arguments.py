@@ -70,7 +70,7 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
   parser.add_argument('--workdir', default='', help='run directory; an existing one '
                       'resumes (default: runs/NAME/TIMESTAMP-RANDOM)')  # fmt: skip
   parser.add_argument('--mode', default='train', help='one of the modes above; default: train')
-  parser.add_argument('--step', default='latest', help='checkpoint that eval, predict, generate '
+  parser.add_argument('--step', default='latest', help='checkpoint that eval, predict, generate, '
                       'chat and compress read: latest, best or a step')  # fmt: skip
   parser.add_argument('--input', default='', help='predict: file of examples (default: the '
                       'test set); generate: file of prompts, a line each, or .jsonl')  # fmt: skip
