@@ -165,7 +165,8 @@ def flat(params):
   return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
 
 
-@pytest.mark.parametrize('case', [pytest.param('data', marks=pytest.mark.nightly), 'fsdp'])
+@pytest.mark.nightly  # at every push: tests/seams/test_compose.py
+@pytest.mark.parametrize('case', ['data', 'fsdp'])
 def test_eight_devices_are_one(case):
   words = {'dropout': 0.1} if case == 'data' else {'base': 'nf4', 'group': 8, 'targets': ALL}
   mesh = {'data': 8} if case == 'data' else {'fsdp': 4, 'model': 2}
@@ -192,6 +193,7 @@ def test_plain_weights_are_read_where_those_of_the_inner_task_are(base):
   assert all(jax.tree.leaves(jax.tree.map(place, given, expected)))
 
 
+@pytest.mark.nightly  # at every push: tests/seams/test_compose.py
 def test_averages_and_rejected_updates():
   """EMA averages what trains; a batch that is not finite moves nothing."""
   task, batch, tx = LoRA(gpt(scan=True), rank=2), tokens(), optax.adam(1e-2)
