@@ -22,9 +22,12 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from bmx.runtime.report.svg import ticks
+
 HERE = pathlib.Path(__file__).parent
 DATA = f'{os.environ.get("BMX_TEST_DATA", "")}/tinyshakespeare/input.txt'
 LOSS = 'eval/valid/loss'
+FAR = 0.015  # nats; points above are not drawn
 Facts = dict[str, Any]  # 'loss', in nats a character, and 'bytes' of the weights
 
 
@@ -60,16 +63,17 @@ def facts(row: dict[str, float]) -> Facts:
   return {'loss': row[LOSS], 'bytes': int(row['bytes'])}
 
 
-# name -> function of (folder of runs, seed) -> facts
+# name -> function of (folder of runs, seed) -> facts; g16: groups of 16, not 32
 CASES: dict[str, Callable[[pathlib.Path, int], Facts]] = {
   'int8': compressed('--int8'),
   'int8 × int8': compressed('--int8', '--activations=int8'),
   'fp8': compressed('--fp8'),
   'int4': compressed('--int4'),
-  'int4, groups of 16': compressed('--int4', '--group=16'),
+  'int4 g16': compressed('--int4', '--group=16'),
   'int4 AWQ': compressed('--int4', '--awq'),
   'int4 GPTQ': compressed('--int4', '--gptq'),
-  'int4 GPTQ, groups of 16': compressed('--int4', '--gptq', '--group=16'),
+  'int4 GPTQ g16': compressed('--int4', '--gptq', '--group=16'),
+  'int4 GPTQ g16, 4,096 texts': compressed('--int4', '--gptq', '--group=16', '--examples=4096'),
   'nf4': compressed('--nf4'),
   'nf4 GPTQ': compressed('--nf4', '--gptq'),
 }
@@ -92,12 +96,27 @@ def measure(name: str, runs: pathlib.Path, seeds: int) -> Facts:
   }
 
 
+def points(results: dict[str, Facts]) -> list[tuple[str, float, float]]:
+  """Returns (name, share of the bytes, loss added) of the cases, and of those of smaller.json.
+
+  Of a pruned model its nonzero weights count, as float32; points far above the others are left out.
+  """
+  found = [(name, r['share'], r['difference']) for name, r in results.items()]
+  path = HERE / 'smaller.json'
+  if path.exists():
+    cases = json.loads(path.read_text())['cases']
+    dense = cases['dense']
+    found += [(name, r['nonzero'] / dense['nonzero'], r['loss'] - dense['loss'])
+              for name, r in cases.items()]  # fmt: skip
+  return sorted((p for p in found if p[2] < FAR), key=lambda p: p[2])
+
+
 def picture(results: dict[str, Facts]) -> str:
   """Draws the loss added by each case over its share of the bytes, as SVG."""
-  width, height, left, bottom = 760, 380, 90, 50
-  most = max(0.001, *(r['difference'] for r in results.values())) * 1.1
-  least = min(0.0, *(r['difference'] for r in results.values())) * 1.1
-  right = max(r['share'] for r in results.values()) * 1.4
+  width, height, left, bottom = 900, 600, 150, 50
+  found = points(results)
+  most, least = max(p[2] for p in found) + 0.001, min(0.0, *(p[2] for p in found)) - 0.001
+  right = max(p[1] for p in found) * 1.1
   sx = lambda share: left + share / right * (width - left - 20)
   sy = lambda d: 20 + (most - d) / (most - least) * (height - bottom - 20)
   parts = [
@@ -108,16 +127,22 @@ def picture(results: dict[str, Facts]) -> str:
     f'<text x="{width / 2}" y="{height - 10}">bytes of the weights, share of float32</text>',
     f'<text transform="translate(16 {height / 2 + 60}) rotate(-90)">loss added, nats</text>',
   ]
-  for i in range(6):
-    share, d = right * i / 5, least + (most - least) * i / 5
-    parts += [
-      f'<text x="{sx(share):.1f}" y="{height - 30}" text-anchor="middle">{share:.2f}</text>',
-      f'<text x="{left - 8}" y="{sy(d):.1f}" text-anchor="end">{d:+.4f}</text>',
-    ]
-  for name, r in results.items():
-    x, y = sx(r['share']), sy(r['difference'])
+  for share in ticks(0, right):
+    parts.append(
+      f'<text x="{sx(share):.1f}" y="{height - 30}" text-anchor="middle">{share:.1f}</text>'
+    )
+  for d in ticks(least, most):
+    parts.append(f'<text x="{left - 98}" y="{sy(d) + 4:.1f}" text-anchor="start">{d:+.3f}</text>')
+  free: dict[int, float] = {}  # column -> lowest place that a label may have
+  for name, share, d in found:
+    x, y = sx(share), sy(d)
+    # Labels of the smallest models are on the left of all their dots, the others beside theirs.
+    side, label = ('end', sx(0.19)) if share < 0.25 else ('start', x + 8)
+    column = round(label / 60)
+    at = free[column] = min(y + 4, free.get(column, height) - 12)
     parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#1f77b4"/>'
-                 f'<text x="{x + 7:.1f}" y="{y + 4:.1f}">{html.escape(name)}</text>')  # fmt: skip
+                 f'<text x="{label:.1f}" y="{at:.1f}" text-anchor="{side}">{html.escape(name)}'
+                 '</text>')  # fmt: skip
   return '\n'.join([*parts, '</svg>']) + '\n'
 
 
