@@ -1,6 +1,6 @@
 """Pruning of a trained model at once: by magnitudes, or with the inputs of each layer (Wanda)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +30,25 @@ def wanda(
     layout: mesh and rules.
 
   Raises:
-    InputError: another kind or scope; a kernel whose inputs were not seen.
+    InputError: see `wanda_names`; a kernel whose inputs were not seen.
   """
-  if rule.kind not in ('unstructured', '2:4') or rule.scope != 'layer':
-    raise InputError(
-      f"method='wanda': expected single weights of each layer, kind 'unstructured' or '2:4', found "
-      f'kind={rule.kind!r}, scope={rule.scope!r}'
-    )
+  names = wanda_names(params, rule)
 
   def apply(params, hessians):
     scores = {k: _scores(k, x, hessians) for k, x in tree.named(params).items() if k in names}
     return rule.apply(params, scores)[0]
 
-  names = rule.start(jax.eval_shape(lambda: params)).keys()
   return jit(apply, layout)(params, dict(hessians))
+
+
+def wanda_names(params: Variables, rule: Rule) -> Collection[str]:
+  """Returns the parameters that `wanda` prunes. Raises InputError: a rule that it cannot follow."""
+  if rule.kind not in ('unstructured', '2:4') or rule.scope != 'layer':
+    raise InputError(
+      "method='wanda': expected single weights of each layer, 'unstructured' or '2:4', found "
+      f'kind={rule.kind!r}, scope={rule.scope!r}'
+    )
+  return rule.start(jax.eval_shape(lambda: params)).keys()
 
 
 def _scores(name: str, w: Array, hessians: Mapping[str, Array]) -> Array:

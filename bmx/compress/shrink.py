@@ -55,8 +55,7 @@ def shrink(part: Mapping[str, Any], variables: Variables) -> tuple[dict[str, Any
   smaller = [cut for cut in cuts if cut.size < cut.group.units]
   if not smaller:
     raise InputError(
-      'shrink: expected heads, neurons or channels without weights, found none; prune some first '
-      "(kind='heads', 'neurons' or 'channels')"
+      'shrink: expected heads, neurons or channels without weights, found none; prune some first'
     )
   layer_norm = [c.group.name for c in smaller if re.search(r'(^|/)dense_\d+$', c.group.name)]
   if part.get('norm') == 'layer' and layer_norm:

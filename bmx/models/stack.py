@@ -41,6 +41,8 @@ def unstacked(params: Any) -> dict[str, Any]:
   return tree.nested({k: leaf if i is None else leaf[i] for k, (leaf, i) in apart.items()})
 
 
+# Collections of outputs and inputs of layers, which the stages of a pipeline do not give.
+COLLECTED = ('intermediates', 'hessians')
 KERNELS = ('dot_product_attention_fwd_wrapper', 'pallas_call')  # jax's cuDNN attention, and splash
 
 
@@ -124,9 +126,8 @@ class Stack(nn.Module):
 
   def _needs_scan(self) -> bool:
     others = set(self.variables) - {'params', 'aux'}
-    return self.is_mutable_collection('intermediates') or any(
-      'blocks' in self.variables[name] for name in others
-    )
+    collected = any(self.is_mutable_collection(name) for name in COLLECTED)
+    return collected or any('blocks' in self.variables[name] for name in others)
 
   def _loop(self, x, positions, segment_ids, train, cache):
     block, total, layers = self._block(), {}, []

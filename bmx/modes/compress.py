@@ -1,15 +1,15 @@
 """Mode `compress`: a run whose weights are quantized or pruned, as a run directory of its own.
 
 OUTPUT holds config.json with the wrapped task or the smaller model, data.json and the tokenizer of
-the run, a checkpoint of the same step, constants/quantized, and compress.json, the table that is
-printed.
+the run, a checkpoint of the same step, constants/quantized, and compress.json with the words and
+the table that is printed.
 """
 
 import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from bmx import config as recipes
 from bmx import experiment as experiments
 from bmx.compress import calibrate
-from bmx.compress.quantize import Quantized
+from bmx.compress.quantize import FakeQuantize, Quantized, Scheme
 from bmx.core import errors, tree
-from bmx.core.errors import InputError, did_you_mean
+from bmx.core.errors import InputError
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.types import Noise, Task, Variables
 from bmx.modes import Request
-from bmx.modes.compressors import METHODS, Compressed, Plain
+from bmx.modes.compressors import SCHEME, Plain, checked, compressed
 from bmx.modes.start import need_run, open_run
 from bmx.parallel import jit
 from bmx.runtime.files import write_json
@@ -49,10 +49,9 @@ def run(request: Request) -> int:
   if not request.output:
     raise InputError('--output=: expected the run directory to write; add --output=DIR')
   x, workdir, stored = open_run(request)
-  words = dict(x.config['compress'])
-  method = _method(words)
+  config, trained = plain_config(request.config)
+  words = checked(x.config['compress'], trained)
   state, step = restored(x, workdir, request.step)
-  config = _plain_config(request.config)
 
   def build(config: Mapping[str, Any], **more: Any) -> Experiment:
     return experiments.build(recipes.from_plain(config), request.name, **more)
@@ -63,36 +62,32 @@ def run(request: Request) -> int:
   others = {k: v for k, v in eval_variables(state).items() if k in plain.task.averaged}
   del state
   variables = {'params': merged, **others}
-  found = method(Plain(plain, variables, words, lambda: build(config, evals=False)))
+  found = compressed(Plain(plain, variables, words, lambda: build(config, evals=False)))
   if found.wrapper:
     config['task'] = {**found.wrapper, 'inner': config['task']}
   if found.model:
     config['task'] = {**config['task'], 'model': found.model}
   new = build(config, stored=stored)
   rows = [describe(plain, state_of(plain, variables, step))]
-  compressed = state_of(new, found.variables, step)
-  write(new, compressed, workdir, request.output, step)
-  rows.append(describe(new, compressed))
+  after = state_of(new, found.variables, step)
+  write(new, after, workdir, request.output, step)
+  rows.append(describe(new, after))
   sys.stdout.write(table(rows) + '\n')
-  write_json(place(request.output) / 'compress.json', {'before': rows[0], 'after': rows[1]})
+  write_json(
+    place(request.output) / 'compress.json', {'words': words, 'before': rows[0], 'after': rows[1]}
+  )
   if found.wrapper and new.layout.mesh.devices.flat[0].platform == 'cpu':
     log.info('on a CPU quantized weights save memory, not time')
   log.info('written to %s', request.output)
   return errors.DONE
 
 
-def _method(words: Mapping[str, Any]) -> Callable[[Plain], Compressed]:
-  """Returns the method that `compress.method` names, or raises InputError."""
-  name = words['method']
-  if name not in METHODS:
-    near = did_you_mean(name, METHODS)
-    raise InputError(f'compress.method={name!r}: expected one of {", ".join(METHODS)}{near}')
-  return METHODS[name]
+def plain_config(given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the config of a run without its wrappers, optimizer, hooks, writers and `compress`.
 
-
-def _plain_config(given: Any) -> dict[str, Any]:
-  """Returns the config of a run without its wrappers, optimizer, hooks and writers."""
-  config = recipes.plain(given)
+  And the words of the rounding that the run was trained with, {} for none.
+  """
+  config, trained = recipes.plain(given), {}
   part = config['task']
   while isinstance(maker := recipes.resolve(part['call']), type) and issubclass(maker, Wrapper):
     if issubclass(maker, Quantized):
@@ -100,10 +95,13 @@ def _plain_config(given: Any) -> dict[str, Any]:
         f'task={part["call"]}: expected a run of plain weights; this one is quantized already. '
         'Compress the run that it was made from'
       )
+    if issubclass(maker, FakeQuantize):
+      trained = dataclasses.asdict(Scheme(**{k: part[k] for k in SCHEME if k in part}))
     part = part['inner']
   alone = {word: {} for word in ('grad', 'privacy', 'hooks', 'writers')}
   alone |= {'optimizer': {'call': 'optax:identity'}, 'init': {'path': '', 'reinit': ''}, 'ema': 0.0}
-  return {**config, **alone, 'task': part}
+  alone |= {'compress': recipes.plain(recipes.base())['compress']}
+  return {**config, **alone, 'task': part}, trained
 
 
 def state_of(x: Experiment, variables: Variables, step: int) -> TrainState:

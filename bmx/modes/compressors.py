@@ -1,17 +1,19 @@
 """Methods of mode `compress`: a run's plain weights -> those of a smaller run."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from bmx import config as recipes
 from bmx.compress import calibrate, methods, oneshot
-from bmx.compress.quantize import Scheme
+from bmx.compress.quantize import Quantized, Scheme
 from bmx.compress.rule import Rule
 from bmx.compress.shrink import shrink
-from bmx.core.errors import InputError
+from bmx.core.errors import InputError, did_you_mean
 from bmx.core.experiment import Experiment
 from bmx.core.types import Variables
 from bmx.models import kernels
@@ -24,7 +26,7 @@ class Plain(NamedTuple):
   Attributes:
     experiment: of the innermost task.
     variables: its plain weights and its other collections.
-    words: the config words `compress`.
+    words: 'method' and the config words `compress` that it reads.
     open_data: reads the training data -> the experiment with them.
   """
 
@@ -49,34 +51,35 @@ class Compressed:
   model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def scheme_of(words: Mapping[str, Any]) -> Scheme:
-  """Returns the scheme of the config words `compress`.
-
-  Raises InputError naming the word.
-  """
-  try:
-    return Scheme(**{f.name: words[f.name] for f in dataclasses.fields(Scheme)})
-  except InputError as error:
-    raise InputError(f'compress: {error}') from None
-
-
 def _quantize(method: methods.Method) -> Callable[[Plain], Compressed]:
   """Returns the quantization of a run by a way to round kernels."""
 
   def quantize(plain: Plain) -> Compressed:
     x, words = plain.experiment, plain.words
-    scheme = scheme_of(words)
-    with kernels.recorded() as found:
-      jax.eval_shape(lambda: x.task.init(eval_noise(), _zeros(x)))
+    scheme = Scheme(**{word: words[word] for word in SCHEME})
+    task = Quantized(x.task, **dataclasses.asdict(scheme))
+    with kernels.recorded() as found:  # raises here, before calibration, where a group does not fit
+      jax.eval_shape(lambda: task.init(eval_noise(), _zeros(x)))
+    chosen = scheme.chosen(found)
     hessians = calibration(plain) if method.calibrated else {}
-    made = methods.quantize(
-      plain.variables['params'], scheme.chosen(found), scheme, method, hessians, x.layout
-    )
+    if method.calibrated:
+      _check_seen(found.keys() & {path.removesuffix('/kernel') for path in chosen}, hessians, words)
+    made = methods.quantize(plain.variables['params'], chosen, scheme, method, hessians, x.layout)
     wrapper = {'call': 'bmx.compress.quantize:Quantized', **dataclasses.asdict(scheme)}
     wrapper |= {'input_scales': True} if method.input_scales else {}
     return Compressed({**plain.variables, **made}, wrapper)
 
   return quantize
+
+
+def _check_seen(paths: Iterable[str], seen: Container[str], words: Mapping[str, Any]) -> None:
+  """Raises InputError for a dense layer to quantize whose inputs calibration did not see."""
+  for path in sorted(paths):
+    if path not in seen:
+      raise InputError(
+        f'method={words["method"]}: expected the inputs of {path}, which calibration does not see; '
+        'name other kernels with targets=REGEX, or set method=nearest'
+      )
 
 
 def calibration(plain: Plain) -> dict[str, jax.Array]:
@@ -107,10 +110,7 @@ def _zeros(x: Experiment) -> dict[str, jax.Array]:
 
 
 def _rule(words: Mapping[str, Any]) -> Rule:
-  try:
-    return Rule(words['sparsity'], words['pattern'], words['scope'], words['targets'])
-  except InputError as error:
-    raise InputError(f'compress: {error}') from None
+  return Rule(**{name: words[word] for name, word in RULE.items()})
 
 
 def _prune(plain: Plain) -> Compressed:
@@ -121,8 +121,9 @@ def _prune(plain: Plain) -> Compressed:
 
 def _wanda(plain: Plain) -> Compressed:
   """Prunes by magnitude times the norm of the inputs."""
-  rule, layout = _rule(plain.words), plain.experiment.layout
-  params = oneshot.wanda(plain.variables['params'], rule, calibration(plain), layout)
+  rule, params = _rule(plain.words), plain.variables['params']
+  oneshot.wanda_names(params, rule)  # raises here, before calibration
+  params = oneshot.wanda(params, rule, calibration(plain), plain.experiment.layout)
   return Compressed({**plain.variables, 'params': params})
 
 
@@ -132,10 +133,76 @@ def _shrink(plain: Plain) -> Compressed:
   return Compressed(variables, model=part)
 
 
-# compress.method -> function. 'nearest', 'magnitude' and 'shrink' need no data.
-METHODS: dict[str, Callable[[Plain], Compressed]] = {
-  **{name: _quantize(method) for name, method in methods.METHODS.items()},
-  'magnitude': _prune,
-  'wanda': _wanda,
-  'shrink': _shrink,
+class Compressor(NamedTuple):
+  """A method of mode `compress`.
+
+  Attributes:
+    run: what it does.
+    words: name of a value in the messages of what it calls -> the config word `compress` that
+      gives it: all words that it reads, but 'method'.
+  """
+
+  run: Callable[[Plain], Compressed]
+  words: Mapping[str, str]
+
+
+SCHEME = {f.name: f.name for f in dataclasses.fields(Scheme)}
+RULE = {'sparsity': 'sparsity', 'kind': 'pattern', 'scope': 'scope', 'targets': 'targets'}
+EXAMPLES = {'examples': 'examples'}
+
+# compress.method -> what it does. 'nearest', 'magnitude' and 'shrink' need no data.
+METHODS = {
+  **{
+    name: Compressor(_quantize(method), SCHEME | EXAMPLES if method.calibrated else SCHEME)
+    for name, method in methods.METHODS.items()
+  },
+  'magnitude': Compressor(_prune, RULE),
+  'wanda': Compressor(_wanda, RULE | EXAMPLES),
+  'shrink': Compressor(_shrink, {}),
 }
+
+
+def checked(words: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns 'method' and the config words `compress` that it reads.
+
+  Args:
+    words: of the config.
+    trained: the words of the rounding that the run was trained with; {} for none. They are the
+      defaults of a method that quantizes.
+
+  Raises:
+    InputError: an unknown method, a word that it does not read, or other words than in training.
+  """
+  name, defaults = words['method'], recipes.plain(recipes.base())['compress']
+  if name not in METHODS:
+    near = did_you_mean(name, METHODS)
+    raise InputError(f'compress.method={name!r}: expected one of {", ".join(METHODS)}{near}')
+  read = METHODS[name].words
+  given = {k: v for k, v in words.items() if k != 'method' and v != defaults[k]}
+  for word, value in given.items():
+    if word not in read.values():
+      others = ' or '.join(k for k, other in METHODS.items() if word in other.words.values())
+      raise InputError(
+        f'compress.{word}={value!r}: expected {defaults[word]!r} with compress.method={name}, '
+        f'which does not read it; leave it out, or set compress.method={others}, each method in a '
+        'command of its own'
+      )
+  own = dict(trained) if SCHEME.items() <= read.items() else {}
+  for word in own.keys() & given.keys():
+    if given[word] != own[word]:
+      raise InputError(
+        f'compress.{word}={given[word]!r}: expected {own[word]!r}, the rounding that the run was '
+        'trained with; leave the word out'
+      )
+  return {'method': name, **{word: words[word] for word in read.values()}, **own}
+
+
+def compressed(plain: Plain) -> Compressed:
+  """Applies the method of the words; its errors name words as the config has them."""
+  method = METHODS[plain.words['method']]
+  words = {**method.words, 'method': 'method'}
+  try:
+    return method.run(plain)
+  except InputError as error:
+    names = rf'(?<![\w.])({"|".join(words)})='
+    raise InputError(re.sub(names, lambda m: f'compress.{words[m[1]]}=', str(error))) from None

@@ -37,7 +37,9 @@ KINDS = (*WHOLE, *PACKED)
 def check_kind(kind: str) -> None:
   """Raises InputError for an unknown kind of stored kernel."""
   if kind not in KINDS:
-    raise InputError(f'{kind!r}: expected one of {", ".join(KINDS)}{did_you_mean(kind, KINDS)}')
+    raise InputError(
+      f'kind={kind!r}: expected one of {", ".join(KINDS)}{did_you_mean(kind, KINDS)}'
+    )
 
 
 def is_stored(x: Any) -> bool:

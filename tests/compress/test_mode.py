@@ -106,10 +106,10 @@ def test_it_generates_with_kernels_that_stay_stored(trained, four_bits, capsys, 
 
 @pytest.mark.parametrize(('words', 'message'), [
   (['method=gptk'], "compress.method='gptk': expected one of .*did you mean 'gptq'"),
-  (['kind=int7'], "compress: 'int7': expected one of"),
-  (['kind=int4', 'group=24'], 'group=24: expected a divisor of'),
+  (['kind=int7'], "compress.kind='int7': expected one of"),
+  (['kind=int4', 'group=24'], '/kernel: compress.group=24: expected a divisor of'),
   (['method=awq', 'examples=0'], 'compress.examples=0: expected at least 1 for compress.method'),
-  (['targets=nothing'], "targets='nothing': expected a regex that matches a kernel"),
+  (['targets=nothing'], "compress.targets='nothing': expected a regex that matches a kernel"),
 ])  # fmt: skip
 def test_words_that_cannot_be(trained, tmp_path, words, message):
   with pytest.raises(InputError, match=message):

@@ -110,7 +110,7 @@ def test_the_mode_prunes_and_shrinks(teacher, tmp_path, monkeypatch):
   for name, x in weights(tmp_path / 'wanda').items():
     if name.endswith('kernel'):
       assert ((x.reshape(-1, 4, x.shape[1]) != 0).sum(1) <= 2).all()
-  with pytest.raises(InputError, match='compress: sparsity=1.5: expected 0 <= sparsity < 1'):
+  with pytest.raises(InputError, match='compress.sparsity=1.5: expected 0 <= sparsity < 1'):
     run(teacher, tmp_path / 'bad', 'method=magnitude', 'sparsity=1.5')
   with pytest.raises(InputError, match='expected at least 1 for compress.method=wanda;'):
     run(teacher, tmp_path / 'bad', 'method=wanda', 'examples=0')
