@@ -54,6 +54,7 @@ class AdaLoRA(LoRA):
   beta2: float = 0.85
   orthogonality: float = 0.5
   zeroed: ClassVar[str] = lowrank.SINGULAR
+  columns_word: ClassVar[str] = 'init_rank'
 
   def __post_init__(self):
     super().__post_init__()

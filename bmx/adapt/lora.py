@@ -67,6 +67,7 @@ class LoRA(Wrapper):
   base: str = 'float32'
   group: int = 64
   role: ClassVar[str] = 'adapters'
+  columns_word: ClassVar[str] = 'rank'
   zeroed: ClassVar[str] = lowrank.B  # the part that is zero where an adapter adds nothing
 
   def __post_init__(self):
@@ -91,7 +92,7 @@ class LoRA(Wrapper):
 
   @property
   def columns(self) -> int:
-    """Columns of A as it is stored."""
+    """Columns of A as it is stored, the word `columns_word`."""
     return self.rank
 
   @property
@@ -112,8 +113,8 @@ class LoRA(Wrapper):
       largest = lowrank.largest_rank(kernel.shape, kernel.contracted)
       if self.columns > largest:
         raise InputError(
-          f'rank={self.columns}: expected at most {largest}, the smaller side of {path}/kernel '
-          f'{list(kernel.shape)}'
+          f'{self.columns_word}={self.columns}: expected at most {largest}, the smaller side of '
+          f'{path}/kernel {list(kernel.shape)}'
         )
     trained = self._trained(params, targets)
     layers = dict(_layers(params)) | dict(_layers(variables.get(QUANTIZED, {})))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import optax
 
 from bmx import config as recipes
 from bmx.compress import calibrate, methods, oneshot
@@ -17,7 +17,7 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.experiment import Experiment
 from bmx.core.types import Variables
 from bmx.models import kernels
-from bmx.train.evaluate import eval_noise
+from bmx.train.state import plan_state
 
 
 class Plain(NamedTuple):
@@ -59,7 +59,7 @@ def _quantize(method: methods.Method) -> Callable[[Plain], Compressed]:
     scheme = Scheme(**{word: words[word] for word in SCHEME})
     task = Quantized(x.task, **dataclasses.asdict(scheme))
     with kernels.recorded() as found:  # raises here, before calibration, where a group does not fit
-      jax.eval_shape(lambda: task.init(eval_noise(), _zeros(x)))
+      plan_state(task, optax.identity(), x.data.abstract, x.layout)
     chosen = scheme.chosen(found)
     hessians = calibration(plain) if method.calibrated else {}
     if method.calibrated:
@@ -103,10 +103,6 @@ def calibration(plain: Plain) -> dict[str, jax.Array]:
     ) from None
   batches = calibrate.batches(x.data, x.layout, examples)
   return calibrate.hessians(x.task, plain.variables, batches, x.layout)
-
-
-def _zeros(x: Experiment) -> dict[str, jax.Array]:
-  return {k: jnp.zeros(v.shape, v.dtype) for k, v in x.data.abstract.items()}
 
 
 def _rule(words: Mapping[str, Any]) -> Rule:

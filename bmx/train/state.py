@@ -180,7 +180,7 @@ def plan_state(
 
   def place(name, leaf):
     box: Any = named.get(name)
-    return layout.pspec(box.names, leaf.shape, name) if is_named(box) else nowhere
+    return layout.pspec(box.names, leaf.shape, _said(name)) if is_named(box) else nowhere
 
   collections = tree.map_named(place, abstract.collections)
   everything = {**collections, 'params': params}
@@ -207,6 +207,12 @@ def state_spec(x: Experiment) -> StateSpec:
   return plan_state(
     x.task, x.tx, x.data.abstract, x.layout, seed=x.seed, ema=x.ema, grad_fn=x.grad_fn
   )
+
+
+def _said(name: str) -> str:
+  """Names a leaf in messages: codes with the word that their number of groups follows from."""
+  packed = name.rpartition('/')[2] in PACKED
+  return f'{name} (another group=N makes another number of groups of inputs)' if packed else name
 
 
 def _kernel(stored: Mapping[str, Any]) -> tuple[tuple[int, ...], NamedSharding]:

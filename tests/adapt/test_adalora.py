@@ -201,7 +201,7 @@ def test_equal_scores_are_broken_by_their_order():
 
 BAD = {
   'init_rank': ({'rank': 8, 'init_rank': 4}, 'init_rank=4: expected'),
-  'rank': ({'init_rank': 99}, 'rank=99: expected at most 32'),
+  'rank': ({'init_rank': 99}, '^init_rank=99: expected at most 32'),
   'delta_t': ({'delta_t': 0}, 'delta_t=0: expected'),
   'beta1': ({'beta1': 1.0}, 'beta1=1.0: expected'),
   'steps': ({'tinit': 5, 'tfinal': 5}, 'tinit=5, tfinal=5: expected .* below steps=10'),

@@ -32,11 +32,11 @@ def words(**given):
   return {**recipes.plain(recipes.base())['compress'], **given}
 
 
-def plain(open_data=None, **given):
+def plain(open_data=None, mesh=None, **given):
   data = types.SimpleNamespace(
     abstract={k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in BATCH.items()}
   )
-  x = types.SimpleNamespace(task=TASK, data=data, layout=layout())
+  x = types.SimpleNamespace(task=TASK, data=data, layout=layout(**(mesh or {})))
   params = jax.eval_shape(lambda: unbox(TASK.init(NOISE, BATCH)['params']))
   params = jax.tree.map(lambda v: np.ones(v.shape, v.dtype), params)
   return Plain(x, {'params': params}, checked(words(**given), {}), open_data or (lambda: x))
@@ -78,6 +78,13 @@ def test_the_rounding_of_the_training_gives_the_words():
 def test_words_are_checked_before_data_are_read(given, message):
   with pytest.raises(InputError, match=message):
     compressed(plain(lambda: pytest.fail('data were read'), **given))
+
+
+def test_groups_that_the_mesh_does_not_divide():
+  """Two groups of 16 inputs on four devices; four of 8 would do."""
+  message = r'/int4 \(another compress.group=N makes .* is not divisible by fsdp=4; change'
+  with pytest.raises(InputError, match=message):
+    compressed(plain(mesh={'fsdp': 4}, kind='int4', group=16))
 
 
 def test_a_layer_whose_inputs_were_not_seen(monkeypatch):
