@@ -166,10 +166,11 @@ def flat(params):
 
 
 @pytest.mark.nightly  # at every push: tests/seams/test_compose.py
-@pytest.mark.parametrize('case', ['data', 'fsdp'])
+@pytest.mark.parametrize('case', ['data', 'fsdp', 'pipe'])
 def test_eight_devices_are_one(case):
-  words = {'dropout': 0.1} if case == 'data' else {'base': 'nf4', 'group': 8, 'targets': ALL}
-  mesh = {'data': 8} if case == 'data' else {'fsdp': 4, 'model': 2}
+  words = {'base': 'nf4', 'group': 8, 'targets': ALL} if case == 'fsdp' else {'dropout': 0.1}
+  meshes = {'data': {'data': 8}, 'fsdp': {'fsdp': 4, 'model': 2}}
+  mesh = meshes.get(case, {'data': 2, 'pipe': 2, 'model': 2})
   task, batch, tx = LoRA(gpt(2, scan=True), rank=4, **words), tokens(16), optax.sgd(0.5)
   one, losses, _ = trained(task, batch, layout(), tx)
   many, given, plan = trained(task, batch, layout(8, **mesh), tx)
