@@ -12,6 +12,7 @@ from bmx import config as recipes
 from bmx import main as entry
 from bmx import modes
 
+GROUPS = ('compress', 'serve')  # modes whose words need no prefix
 # Of `bmx compress`: --NAME is --compress.WORD=NAME.
 SHORT = {
   'kind': ('int8', 'int4', 'nf4', 'fp8'),
@@ -30,6 +31,8 @@ def translate(arguments: list[str]) -> list[str]:
   ['--mode=eval', '--workdir=runs/a']
   >>> translate(['compress', 'runs/a', '--int4', '--group=64'])[1:]
   ['--workdir=runs/a', '--config.compress.kind=int4', '--config.compress.group=64']
+  >>> translate(['serve', 'runs/a', '--port=80'])
+  ['--mode=serve', '--workdir=runs/a', '--config.serve.port=80']
   >>> translate(['compare', 'runs/a', 'runs/b'])
   ['--mode=compare', '--run=runs/a', '--run=runs/b']
   >>> translate(['merge', 'runs/a', '--output=merged'])
@@ -44,8 +47,8 @@ def translate(arguments: list[str]) -> list[str]:
     if rest and not rest[0].startswith('-'):
       word = rest.pop(0)
       result.append(f'--workdir={word}' if _is_run(mode, word) else f'--config={word}')
-    if mode == 'compress':
-      rest = [_compress_word(argument) for argument in rest]
+    if mode in GROUPS:
+      rest = [_group_word(mode, argument) for argument in rest]
     if rest and mode == 'config' and not rest[0].startswith('-'):
       result.append(f'--words={rest.pop(0)}')
   for argument in rest:
@@ -66,14 +69,14 @@ def _is_run(mode: str, word: str) -> bool:
   return not recipe or os.path.isfile(os.path.join(word, 'config.json'))
 
 
-def _compress_word(argument: str) -> str:
-  """Writes a short form of `bmx compress` in full: --int4, --gptq, --group=64."""
+def _group_word(mode: str, argument: str) -> str:
+  """Writes a short form in full: --int4, --gptq, --group=64 of compress, --port=8000 of serve."""
   name, equals, value = argument.removeprefix('--').partition('=')
-  for word, values in SHORT.items():
+  for word, values in SHORT.items() if mode == 'compress' else ():
     if name in values and not equals:
       return f'--compress.{word}={name}'
-  if argument.startswith('--') and name in recipes.base().compress:
-    return f'--compress.{name}{equals}{value}'
+  if argument.startswith('--') and name in recipes.base()[mode]:
+    return f'--{mode}.{name}{equals}{value}'
   return argument
 
 

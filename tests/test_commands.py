@@ -25,6 +25,7 @@ NOT_RUN = {
   'pip install': 'needs a package index; `.ci/run` begins with it',
   '--topology=': 'compiles for TPU and GPU: group `compile`, tests/plan',
   '--processes=2': 'two processes: tests/train/test_processes.py',
+  'bmx serve': 'runs until it is stopped: tests/serve/test_serve_mode.py',
   'llama_1b': 'a billion parameters',
   'gpt2_124m': 'needs the weights of GPT-2: tests/adapt',
   'chat': 'reads a terminal or weights of others: tests/serve, tests/test_configs.py',

@@ -24,7 +24,7 @@ MESH = {
 }
 
 # Words whose own words are all known; `mesh` and `rules` are checked where they are read.
-GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep', 'compress')
+GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep', 'compress', 'serve')
 
 
 class Word(NamedTuple):
@@ -71,6 +71,14 @@ WORDS = {
   'generate.cache': Word('auto', 'Of keys and values: auto, in `dtype`; or int8.'),
   'generate.template': Word('', 'Of a chat: chatml, a file or a folder; empty: that of the run.'),
   'generate.stream': Word(True, 'Prints tokens as they are generated.'),
+  'serve.host': Word('127.0.0.1', 'Address that the server listens on; 0.0.0.0: every one.'),
+  'serve.port': Word(8000, 'Port that the server listens on; 0: a free one.'),
+  'serve.rows': Word(16, 'Texts that are generated at once.'),
+  'serve.context': Word(0, 'Tokens of a text, prompt included; 0: the positions of the model.'),
+  'serve.max_waiting': Word(64, 'Texts that may wait for a row; further requests get 429.'),
+  'serve.timeout': Word(600.0, 'Seconds of an answer.'),
+  'serve.max_body': Word(1_048_576, 'Bytes of a request.'),
+  'serve.keys': Word('', 'File of API keys, a line each; empty: every client is served.'),
   'compress.method': Word('nearest', 'nearest, gptq, awq round; magnitude, wanda prune; shrink.'),
   'compress.kind': Word('int8', 'Of the weights: int8, fp8, int4 or nf4.'),
   'compress.group': Word(32, 'Weights that share a scale, of int4 and nf4.'),

@@ -43,6 +43,7 @@ MODES = {
     ('--step', '--output'),
   ),
   'chat': Mode('bmx.modes.chat', 'answers questions on the terminal', ('--step',)),
+  'serve': Mode('bmx.modes.serve', 'answers requests over HTTP, as OpenAI does', ('--step',)),
   'plan': Mode(
     'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
   ),

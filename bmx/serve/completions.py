@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from bmx.core.errors import InputError
 from bmx.core.types import facts_of
+from bmx.data.text.documents import whole
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.serve.openai import ApiError, Asked
 from bmx.serve.rows import Output, Request
@@ -100,8 +101,10 @@ class Completions:
         code='no_chat_template',
       )
     try:
-      texts = [self._render(asked.messages)] if asked.messages and self._render else asked.prompts
-      return [self._ids(prompt, n) for n, prompt in enumerate(texts, 1)]
+      if asked.messages and self._render is not None:  # the template writes every special token
+        text = whole(self._render(asked.messages), 'messages')
+        return [self.tokenizer.encode([text])[0].tolist()]
+      return [self._ids(prompt, n) for n, prompt in enumerate(asked.prompts, 1)]
     except InputError as error:
       raise _invalid(error) from None
 

@@ -32,8 +32,13 @@ class Worker:
     on_death: called with the error that ends the thread, after all requests have failed.
   """
 
-  def __init__(self, engine: Engine, max_waiting: int, on_death: Callable[[BaseException], None]):
-    self.engine, self.max_waiting, self._on_death = engine, max_waiting, on_death
+  def __init__(
+    self,
+    engine: Engine,
+    max_waiting: int,
+    on_death: Callable[[BaseException], None] = lambda error: None,
+  ):
+    self.engine, self.max_waiting, self.on_death = engine, max_waiting, on_death
     self.error: BaseException | None = None
     self._tickets, self._lock = itertools.count(), threading.Lock()
     self._inbox: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
@@ -139,4 +144,4 @@ class Worker:
     log.critical('the device thread has ended: %s: %s', type(error).__name__, error)
     for sink in sinks:
       sink(Unavailable(f'the device thread has ended: {type(error).__name__}'))
-    self._on_death(error)
+    self.on_death(error)

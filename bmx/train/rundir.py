@@ -43,6 +43,7 @@ FREE = [
   'show_parameters',
   'cache',
   'generate',
+  'serve',
   'compress',
   'init',
   'hooks',

@@ -1,0 +1,193 @@
+"""Mode `serve`: a run, or a Hugging Face folder, behind OpenAI's completions API."""
+
+import contextlib
+import logging
+import pathlib
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from bmx.core import errors
+from bmx.core.errors import InputError
+from bmx.core.experiment import Experiment
+from bmx.core.ranges import check_number
+from bmx.core.types import facts_of
+from bmx.data.text.chat_template import ChatTemplate
+from bmx.data.text.tokenizer import Tokenizer
+from bmx.modes import Request
+from bmx.modes.chat import find_template
+from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights
+from bmx.modes.start import need_run, open_run
+from bmx.runtime.storage import Place, place
+from bmx.serve.chat import end_of_turn
+from bmx.serve.engine import Engine
+from bmx.serve.text import Options, check_size, stop_ids
+from bmx.serve.worker import Worker
+
+log = logging.getLogger('bmx')
+GRACE_SECONDS = 30  # that answers under way have after SIGTERM
+
+
+def run(request: Request) -> int:
+  """Serves until SIGTERM or SIGINT; answers under way are finished first."""
+  libraries = _libraries()
+  if not request.config.init.path:
+    need_run('serve', request)
+  x, workdir, stored = open_run(request, read=False, evals=False)
+  words, options = dict(x.config['serve']), Options(**x.generate)
+  keys = _check(words, options)
+  begun = (workdir / 'checkpoints').is_dir()
+  if request.workdir and not begun:
+    raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
+  decoder_of(x)
+  folder = workdir if begun else place(x.weights)
+  known = stored.state if stored is not None and begun else {}
+  with contextlib.closing(_listen(words['host'], words['port'])) as listening:
+    coder = load_tokenizer(x, folder, known)
+    render, stop = _template(options.template, coder, folder, known)
+    _, variables = load_weights(x, workdir, request.step)
+    engine = _engine(x, variables, folder, coder, (*options.stop, *stop))
+    del variables  # the engine has its own
+    worker = Worker(engine, words['max_waiting'])
+    completions = libraries.completions(x.name, worker, coder, options, render, stop)
+    server = libraries.server(completions, keys, words['max_body'], words['timeout'])
+    host, port = listening.getsockname()[:2]
+    log.info('serving    %s at http://%s:%d, %d rows of %d tokens%s', folder, host, port,
+             len(engine.rows), engine.context,
+             '' if keys else '; every client is served (serve.keys)')  # fmt: skip
+    return _serve(libraries, server, worker, listening)
+
+
+def _engine(
+  x: Experiment, variables: dict[str, Any], folder: Place, coder: Tokenizer, stop: Sequence[str]
+) -> Engine:
+  """Compiles the engine.
+
+  Args:
+    x: of the run.
+    variables: see `load_weights`.
+    folder: of the weights.
+    coder: the tokenizer.
+    stop: texts that end an answer; a special token ends it as an id.
+  """
+  model, words = decoder_of(x), x.config['serve']
+  check_size(coder, facts_of(model))
+  ends = *(ends_of(x, folder, coder) or coder.ends), *stop_ids(coder, stop)
+  sizes = {'rows': words['rows'], 'context': words['context']}
+  return Engine(model, layout=x.layout, ends=ends, **sizes, **variables)
+
+
+class _Libraries:
+  """What the extra `serve` brings, imported together."""
+
+  def __init__(self):
+    import uvicorn
+
+    from bmx.serve.app import Server
+    from bmx.serve.completions import Completions
+
+    self.uvicorn, self.server, self.completions = uvicorn, Server, Completions
+
+
+def _libraries() -> _Libraries:
+  try:
+    return _Libraries()
+  except ImportError as error:
+    raise InputError(f"--mode=serve needs the extra serve: pip install -e '.[serve]' ({error})"
+                     ) from None  # fmt: skip
+
+
+def _check(words: dict[str, Any], options: Options) -> tuple[str, ...]:
+  """Checks the words of a server; returns the API keys.
+
+  Raises InputError for a value out of range, or a file without keys.
+  """
+  if options.num_beams > 1:
+    raise InputError(f'generate.num_beams={options.num_beams}: expected 1; a server draws tokens')
+  if options.cache != 'auto':
+    raise InputError(f'generate.cache={options.cache!r}: expected auto; the rows of a server keep '
+                     'keys and values in `dtype`')  # fmt: skip
+  check_number('serve.port', words['port'], at_least=0, at_most=65535)
+  check_number('serve.max_waiting', words['max_waiting'], at_least=0)
+  check_number('serve.timeout', words['timeout'], above=0)
+  check_number('serve.max_body', words['max_body'], at_least=1024)
+  if not words['keys']:
+    return ()
+  path = pathlib.Path(words['keys'])
+  if not path.is_file():
+    raise InputError(f'serve.keys={words["keys"]}: expected a file of keys, a line each')
+  keys = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+  if not keys:
+    raise InputError(f'serve.keys={words["keys"]}: expected at least one key')
+  return keys
+
+
+def _listen(host: str, port: int) -> socket.socket:
+  """Takes the port before the model is loaded. Raises InputError if it is in use."""
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
+  made = socket.socket(family, socket.SOCK_STREAM)
+  made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  try:
+    made.bind((host, port))
+    made.listen(2048)
+  except OSError as error:
+    made.close()
+    raise InputError(
+      f'serve.host={host}, serve.port={port}: {error.strerror}; choose another with --port=N'
+    ) from None
+  return made
+
+
+def _template(
+  name: str, coder: Tokenizer, folder: Place, known: dict[str, Any]
+) -> tuple[Callable[[Sequence[Any]], str] | None, tuple[str, ...]]:
+  """Returns the function that writes a chat, and the texts that end an answer.
+
+  (None, ()) if the model has no template and the command names none.
+  """
+  try:
+    template: ChatTemplate = find_template(name, coder, folder, known)
+  except InputError:
+    if name:
+      raise
+    log.info('chat       without a template: /v1/chat/completions is refused')
+    return None, ()
+  end = end_of_turn(template, coder)
+  return lambda messages: template.render(messages, answer=True), (end,) if end else ()
+
+
+def _serve(libraries: _Libraries, server: Any, worker: Worker, listening: socket.socket) -> int:
+  """Runs the event loop in this thread and the engine in its own."""
+  config = libraries.uvicorn.Config(
+    server.app(), log_level='warning', lifespan='off', timeout_graceful_shutdown=GRACE_SECONDS
+  )
+
+  class Uvicorn(libraries.uvicorn.Server):
+    """Without uvicorn's own signal handlers, which raise SIGTERM again after a clean end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+      yield
+
+  http = Uvicorn(config)
+
+  def stop(*_: Any) -> None:
+    server.draining = http.should_exit = True
+
+  before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+  worker.on_death = lambda _: stop()
+  worker.start()
+  try:
+    http.run(sockets=[listening])
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    worker.drain()
+    worker.join(GRACE_SECONDS)
+  if worker.error is not None:
+    sys.stderr.write(f'error: the device thread has ended: {worker.error}\n')
+    return errors.FAILURE
+  log.info('stopped    all answers are sent')
+  return errors.DONE
