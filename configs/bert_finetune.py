@@ -24,7 +24,9 @@ from bmx.config import base, check_variant
 
 
 def get_config(variant: str = ''):
-  check_variant(variant, 'regression', 'ner', 'qa', *ADAPTERS, 'tiny', *TINY)
+  check_variant(
+    variant, 'regression', 'ner', 'qa', 'lora', 'adalora', 'tiny', 'tiny_lora', 'tiny_adalora'
+  )
   c = base('BERT, fine-tuned')
   c.init.reinit = 'head|pooler'  # 'head' keeps a pooler that next-sentence prediction trained
   c.length = 64
