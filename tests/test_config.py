@@ -379,7 +379,9 @@ def evals(config):
 def test_every_part_of_every_recipe_fits_its_callee(recipe):
   found = [p for word in ('task', 'data', 'optimizer', 'schedule', 'grad')
            for p in parts(recipe[word], word)]  # fmt: skip
-  assert {name for name, _ in found} >= {'task', 'task.model', 'data', 'optimizer', 'schedule'}
+  names = {name for name, _ in found}
+  assert names >= {'task', 'data', 'optimizer', 'schedule'}
+  assert names & {'task.model', 'task.inner.model'}
   for name, entry, metrics in evals(recipe):
     found += parts(entry, f'eval.{name}')
     assert all(callable(recipes.resolve(path)) for path in metrics)
