@@ -66,6 +66,8 @@ class Recorded(dict[str, Kernel]):
   def quantizable(self, targets: str) -> dict[str, Kernel]:
     """Returns the weights but tables whose path a regex matches anywhere; '' is all.
 
+    The path of a kernel is that of its module, as pruning and adapters match it.
+
     Raises InputError as `matching` does; for '', if a layer cannot be intercepted.
     """
     stock = [path for path in self.others if not {path, f'{path}/kernel'} & set(self.weights)]
@@ -87,7 +89,8 @@ class Recorded(dict[str, Kernel]):
       regex = re.compile(targets)
     except re.error as error:
       raise InputError(f'targets={targets!r}: expected a regular expression: {error}') from None
-    found = {path: kernel for path, kernel in candidates.items() if regex.search(path)}
+    where = {path: path.removesuffix('/kernel') for path in candidates}
+    found = {path: candidates[path] for path, at in where.items() if regex.search(at)}
     if found:
       return found
     stock = {path: name for path, name in self.others.items() if regex.search(path)}
@@ -97,7 +100,7 @@ class Recorded(dict[str, Kernel]):
         f'targets={targets!r}: expected layers of bmx.models.layers (Einsum); {path} is a {name}, '
         'which cannot be intercepted'
       )
-    names = '\n  '.join([*candidates, *self.others][:40])
+    names = '\n  '.join([*where.values(), *self.others][:40])
     raise InputError(f'targets={targets!r}: expected a regex that matches a kernel of:\n  {names}')
 
 

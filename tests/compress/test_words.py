@@ -9,8 +9,11 @@ import pytest
 
 from bmx import config as recipes
 from bmx.compress import calibrate
+from bmx.compress.quantize import Scheme
+from bmx.compress.rule import Rule
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
+from bmx.models import kernels
 from bmx.models.gpt import GPT
 from bmx.modes.compress import plain_config
 from bmx.modes.compressors import Plain, checked, compressed
@@ -85,6 +88,17 @@ def test_groups_that_the_mesh_does_not_divide():
   message = r'/int4 \(another compress.group=N makes .* is not divisible by fsdp=4; change'
   with pytest.raises(InputError, match=message):
     compressed(plain(mesh={'fsdp': 4}, kind='int4', group=16))
+
+
+def test_targets_are_the_same_of_all_methods():
+  """The path of the module, whose end a regex can name."""
+  params = plain().variables['params']
+  with kernels.recorded() as found:
+    jax.eval_shape(lambda: TASK.init(NOISE, BATCH))
+  expected = {'stack/blocks/attention/query/kernel'}
+  assert Scheme(targets='query$').chosen(found).keys() == expected
+  assert Rule(targets='query$').start(params).keys() == expected
+  assert {f'{path}/kernel' for path in found.matching('query$')} == expected
 
 
 def test_a_layer_whose_inputs_were_not_seen(monkeypatch):
