@@ -22,6 +22,7 @@ from bmx.adapt.tensors import INDEX, SINGLE, target_of
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.paths import local
+from bmx.data.text.chat_template import NAME as TEMPLATE
 from bmx.data.text.special import CONFIG, GENERATION
 from bmx.data.text.tokenizer import Subwords
 from bmx.models import bert
@@ -200,6 +201,8 @@ def _finish(
   if tokenizer:
     (draft / 'tokenizer.json').write_text(tokenizer.text, encoding='utf-8')
     write_json(draft / CONFIG, meta.tokenizer_config(tokenizer, types))
+    if tokenizer.chat_template:
+      (draft / TEMPLATE).write_text(tokenizer.chat_template, encoding='utf-8')
   if len(files) > 1:
     places = {name: file for file, names in files.items() for name in names}
     write_json(draft / INDEX, {'metadata': {'total_size': total}, 'weight_map': places})

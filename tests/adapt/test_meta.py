@@ -121,6 +121,17 @@ def test_pairs_in_transformers(tmp_path, name):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_a_chat_template_goes_along(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  text = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+  coder = tokenizer.Subwords(byte_pairs(False).to_str(), chat_template=text)
+  saved(tmp_path / 'out', MODELS['gpt'](), tokenizer=coder)
+  assert tokenizer.load(str(tmp_path / 'out')).chat_template == text
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  talk = [{'role': 'user', 'content': 'Hello'}]
+  assert theirs.apply_chat_template(talk, tokenize=False) == '<user>Hello'
+
+
 def test_what_ends_a_text(tmp_path):
   """config.json and generation_config.json name it, one id or several; transformers stops there."""
   transformers = pytest.importorskip('transformers')
