@@ -11,7 +11,7 @@ import jax
 from bmx import config as recipes
 from bmx.adapt import adapters, hub, peft
 from bmx.adapt.classes import check_order
-from bmx.adapt.runs import is_run, load_run, merged_params, statistics
+from bmx.adapt.runs import fitted, is_run, load_run, merged_params, statistics
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Task, Variables
@@ -149,12 +149,6 @@ def concrete(part: Mapping[str, Any]) -> dict[str, Any]:
   return _part(found['path'], given, OWN[found['call']])
 
 
-def _fitted(folder: str) -> dict[str, Any]:
-  """Returns words of a model that a run settled by its data."""
-  resolved = read_config(place(folder)).get('resolved', {})
-  return {k: v for k, v in resolved.items() if k == 'num_outputs'}
-
-
 def _innermost(task: Mapping[str, Any]) -> Mapping[str, Any]:
   """Returns the part of the task inside all wrappers (adapters, distillation)."""
   while isinstance(task.get('inner'), Mapping):
@@ -186,7 +180,7 @@ def _part(
     if inner and inner not in part:
       raise InputError(f'{path} has a model {part.get("call")!r}: expected one with an {inner}')
     # What another run's config left open is settled as any device can compute it.
-    part = recipes.settle(part, hardware.preset('cpu', 'float32') | _fitted(path))
+    part = recipes.settle(part, hardware.preset('cpu', 'float32') | fitted(path))
   if 'encoder' in part:
     part = part['encoder'] | dict(overrides) if inner else {
       **part, 'encoder': {**part['encoder'], **overrides}

@@ -173,8 +173,15 @@ def read_task(folder: str) -> Task:
   part = read_config(place(folder))['config']['task']
   recipes.check_calls(part)
   # The number of outputs changes no weight that is merged.
-  part = recipes.settle(part, hardware.preset('cpu', 'float32') | {'num_outputs': 1})
+  choices = hardware.preset('cpu', 'float32') | {'num_outputs': 1} | fitted(folder)
+  part = recipes.settle(part, choices)
   return recipes.build(part, f'the task of {folder}')
+
+
+def fitted(folder: str) -> dict[str, Any]:
+  """Returns words of a model that a run settled by its data."""
+  resolved = read_config(place(folder)).get('resolved', {})
+  return {k: v for k, v in resolved.items() if k == 'num_outputs'}
 
 
 def _params_kind(facts: Mapping[str, Any]) -> str:

@@ -78,6 +78,11 @@ def test_a_pruned_student_resumes_to_the_same_bits(teacher, tmp_path):
   plain = tree.named(made.task.merged_params(eval_variables(state)))
   assert plain.keys() == {f'{k}/{m}' for k in ('dense_0', 'dense_1', 'head')
                           for m in ('bias', 'kernel')}  # fmt: skip
+  # Others start from the student.
+  c = dense('steps=4')
+  c.task.model.widths, c.init.path = (16, 8), str(straight)
+  for name, x in tree.named(build(c).init().params).items():
+    np.testing.assert_array_equal(x, plain[name])
   for name, x in plain.items():
     share = float((np.asarray(x) == 0).mean())
     assert share == pytest.approx(0.8, abs=0.02) if name.endswith('kernel') else True
