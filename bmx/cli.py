@@ -47,6 +47,8 @@ def translate(arguments: list[str]) -> list[str]:
     if rest and not rest[0].startswith('-'):
       word = rest.pop(0)
       result.append(f'--workdir={word}' if _is_run(mode, word) else f'--config={word}')
+    if mode == 'compress':
+      _check_short(rest)
     if mode in GROUPS:
       rest = [_group_word(mode, argument) for argument in rest]
     if rest and mode == 'config' and not rest[0].startswith('-'):
@@ -78,6 +80,18 @@ def _group_word(mode: str, argument: str) -> str:
   if argument.startswith('--') and name in recipes.base()[mode]:
     return f'--{mode}.{name}{equals}{value}'
   return argument
+
+
+def _check_short(arguments: list[str]) -> None:
+  """Ends the command if two short forms set one word, of which the last alone would count."""
+  for word, values in SHORT.items():
+    found = [a for a in arguments if a.startswith('--') and a.removeprefix('--') in values]
+    if len(set(found)) > 1:
+      flags.refuse(
+        'bmx',
+        f'{" ".join(found)}: expected one value of compress.{word}; two methods are two commands, '
+        'the second for the output of the first',
+      )
 
 
 def _is_misspelt_flag(name: str) -> bool:

@@ -17,6 +17,7 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.experiment import Experiment
 from bmx.core.types import Variables
 from bmx.models import kernels
+from bmx.ops import stored
 from bmx.train.state import plan_state
 
 
@@ -190,7 +191,13 @@ def checked(words: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, A
         f'compress.{word}={given[word]!r}: expected {own[word]!r}, the rounding that the run was '
         'trained with; leave the word out'
       )
-  return {'method': name, **{word: words[word] for word in read.values()}, **own}
+  result = {'method': name, **{word: words[word] for word in read.values()}, **own}
+  if 'group' in given and result.get('kind') in stored.WHOLE:
+    raise InputError(
+      f'compress.group={given["group"]}: expected compress.kind=int4 or nf4 with it, as '
+      f'{result["kind"]} has a scale for each output'
+    )
+  return result
 
 
 def compressed(plain: Plain) -> Compressed:

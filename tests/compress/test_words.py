@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bmx import cli
 from bmx import config as recipes
 from bmx.compress import calibrate
 from bmx.compress.quantize import Scheme
@@ -51,11 +52,20 @@ def plain(open_data=None, mesh=None, **given):
   ({'method': 'shrink', 'targets': 'x'}, "targets='x': expected '' with compress.method=shrink"),
   ({'method': 'wanda', 'activations': 'int8'}, "activations='int8': expected '' with"),
   ({'pattern': '2:4'}, "pattern='2:4': expected 'unstructured' with compress.method=nearest"),
+  ({'group': 16}, 'group=16: expected compress.kind=int4 or nf4 with it, as int8 has a scale'),
   ({'examples': 64}, 'examples=64: expected 128 with .* set compress.method=gptq or awq or wanda'),
 ])  # fmt: skip
 def test_words_that_the_method_does_not_read(given, message):
   with pytest.raises(InputError, match=r'^compress\.' + message):
     checked(words(**given), {})
+
+
+@pytest.mark.parametrize('given', [('--gptq', '--magnitude'), ('--int4', '--group=16', '--nf4')])
+def test_two_short_forms_of_one_word(given, capsys):
+  with pytest.raises(SystemExit):
+    cli.translate(['compress', 'runs/a', *given])
+  said = capsys.readouterr().err
+  assert f'error: {given[0]} {given[-1]}: expected one value of compress.' in said
 
 
 def test_the_rounding_of_the_training_gives_the_words():
