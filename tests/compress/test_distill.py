@@ -253,6 +253,7 @@ def stacked(params):
   return {**params, 'stack': {'blocks': jax.tree.map(lambda *x: jnp.stack(x), *blocks)}}
 
 
+@pytest.mark.nightly
 def test_a_scan_is_a_loop():
   batch, task, scanned = texts(), matched(), matched(scan=True)
   variables = init(task, batch)
@@ -319,6 +320,7 @@ def test_a_teacher_of_other_classes():
     )
 
 
+@pytest.mark.nightly
 def test_adapters_of_a_student_learn_from_the_teacher():
   """The base does not move; the other order would lose the divergence and is refused."""
   batch, tx = texts(), optax.adam(1e-2)

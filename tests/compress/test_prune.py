@@ -205,7 +205,7 @@ def test_zeros_of_the_start_are_kept():
   task, batch = Classification(MLP(3, (16,))), points()
   tx = keep_zeros(sgd(lambda _: 0.1, momentum=0.9), 'dense_0')
   states = trained(task, tx, batch, steps=0)
-  pruned, kept = Rule(0.5).apply(states[0].params)
+  pruned, kept = jit(Rule(0.5).apply, layout())(states[0].params)
   state = states[0].replace(params=pruned, opt_state=tx.init(pruned))
   end = trained(task, tx, batch, steps=3, state=state)[-1]
   name = 'dense_0/kernel'
@@ -216,7 +216,7 @@ def test_zeros_of_the_start_are_kept():
 def test_units_against_numpy():
   """Grouped heads with biases; the smallest by the norm of all their weights."""
   params = filled(gpt(kv_heads=2, bias=True), TOKENS)
-  new, kept = Rule(0.5, 'heads').apply(params)
+  new, kept = jit(Rule(0.5, 'heads').apply, layout())(params)
   for i in range(2):
     given = tree.named(params['stack'][f'block_{i}']['attention'])
     q, o = given['query/kernel'].reshape(32, 2, -1), given['out/kernel'].reshape(2, -1)
@@ -239,7 +239,7 @@ def test_a_masked_unit_contributes_nothing():
   image = RANDOM.normal(size=(2, 8, 8, 1)).astype('f')
   model = CNN(3, (4, 6), 3, (5,), activation='sigmoid')
   params = filled(model, image)
-  new, _ = Rule(0.5, 'channels').apply(params)
+  new, _ = jit(Rule(0.5, 'channels').apply, layout())(params)
   for name, units in (('conv_0', 2), ('conv_1', 3)):
     kernel = np.asarray(tree.named(new)[f'{name}/kernel'])
     assert (np.abs(kernel).sum((0, 1, 2)) == 0).sum() == units
