@@ -204,7 +204,7 @@ def allocator(
 
     updates = tree.map_named(prune, updates)
     moved = {ADAPTERS: mean}, {ADAPTERS: doubt}
-    return updates, AllocatorState(new, *moved, Masks(kept), state.held | is_final)
+    return updates, AllocatorState(new, *moved, Masks(kept), jnp.asarray(is_final))
 
   return optax.GradientTransformationExtraArgs(init, update)
 

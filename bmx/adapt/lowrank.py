@@ -50,7 +50,7 @@ def delta(parts: Parts, shape: tuple[int, ...]) -> jax.Array:
   a, b = parts[A], parts[B]
   if SINGULAR in parts:
     own = parts[SINGULAR]
-    a *= own.reshape(own.shape[:-1] + (1,) * (a.ndim - own.ndim) + own.shape[-1:])
+    a = a * own.reshape(own.shape[:-1] + (1,) * (a.ndim - own.ndim) + own.shape[-1:])
   lead = a.ndim + b.ndim - 2 - len(shape)  # 1 if layers are stacked
   letters = [c for c in string.ascii_lowercase if c not in 'lr'][: len(shape) - lead]
   layer, cut = 'l' * lead, a.ndim - 1 - lead

@@ -65,6 +65,10 @@ def start(
     log.info('weights    %d of %d parameters from %s', len(plain), total, init['path'])
     collections = {k: v for k, v in spec.abstract.collections.items() if k in task.averaged}
     given |= statistics(init['path'], collections, init['reinit'])
+  elif fixed := [k for k in task.constant if k not in task.sources]:
+    log.warning(
+      'init.path is empty: weights that no step changes (%s) are random', ', '.join(fixed)
+    )
   adapter = init.get('adapter', '')
   if not adapter:
     return spec.create(given, plain)

@@ -192,6 +192,23 @@ def test_the_budget_is_met_exactly():
   assert int(rejected.consecutive_skips) == 0 and bool(rejected.opt_state.held)
 
 
+def test_a_run_that_gets_more_steps_meets_its_budget_at_the_new_end():
+  _, start = parts_of(0)
+  params = {'adapters': jax.tree.map(jnp.asarray, start)}
+  made = lambda end: adalora.allocator(
+    optax.sgd(0.1), ranks=(4, 2), begin=0, end=end, every=10, betas=(0.85, 0.6)
+  )
+  state = made(2).init(params)
+  for end, steps in ((2, range(4)), (12, range(4, 14))):
+    update = jax.jit(made(end).update)
+    for t in steps:
+      gradient = {'adapters': jax.device_get(drawn(start, 10 + t, 1.0))}
+      updates, state = update(gradient, state, params, step=jnp.int32(t))
+      params = optax.apply_updates(params, updates)
+    left = sum(int(v.sum()) for v in adalora.ranks(params['adapters']).values())
+    assert left == 2 * len(matrices(start))
+
+
 def test_equal_scores_are_broken_by_their_order():
   scores = {'b': jnp.ones((2, 2)), 'c': jnp.array([2.0, 1.0])}
   masks = adalora.top(scores, 3)
