@@ -1,6 +1,7 @@
 """Kills runs with SIGKILL and asks for the same bits: writes results.json here.
 
     python experiments/soak/soak.py [KILLS] [CASE ...]
+    python experiments/soak/soak.py 24 wrapped
 
 Each case is one model on one layout, with accumulation, a moving average (of the statistics of
 batch norm too), the best and the newest checkpoints; one case stops early, one has two processes.
@@ -44,6 +45,24 @@ EXTRA = {
                                          'schedule.every=200']),
   'gpt_char two processes': ('gpt_char', [*MODELS['gpt_char'], 'mesh.fsdp=4']),
 }  # fmt: skip
+# Tasks and optimizers around the small GPT: lines of its recipe. With any of them the record is
+# wrapped.json.
+INNER = 'c.task.model.dropout, inner = 0.1, c.task\n  c.task'
+ADAPT = f"{INNER} = {{'call': 'bmx.adapt.%s', 'inner': inner, 'rank': 2"
+ROUND = (
+  f"{INNER} = {{'call': 'bmx.compress.quantize:FakeQuantize', 'inner': inner, 'kind': 'int8'}}"
+)
+PRUNE = "tx = c.optimizer\n  c.optimizer = {'call': 'bmx.compress.prune:prune', 'inner': tx}"
+TEACHER = "{'call': 'bmx.adapt.restore:model', 'path': '{teacher}'}"
+WRAPPED = {
+  'lora one': ADAPT % 'lora:LoRA' + '}',
+  'lora over nf4 one': ADAPT % 'lora:LoRA' + ", 'base': 'nf4', 'group': 16}",
+  'adalora one': ADAPT % 'adalora:AdaLoRA' + ", 'init_rank': 4, 'tinit': 20, 'tfinal': 50}",
+  'distillation one': f"{INNER} = {{'call': 'bmx.compress.distill:Distill', 'inner': inner,\n"
+                      f"    'teacher': {TEACHER}}}\n  c.init.teacher = '{{teacher}}'",
+  'pruning one': f'c.task.model.dropout = 0.1\n  {PRUNE}',
+  'pruning, rounding one': f'{ROUND}\n  {PRUNE}',
+}  # fmt: skip
 # What a kill waits for; the kills of a case take turns but for its first ('first write') and its
 # last two ('end').
 AIMS = ('some time', 'save', 'clean-up')
@@ -62,6 +81,7 @@ def get_config(variant=''):
   if {stopping}:  # a rate that only does harm
     c.schedule = {{'call': 'bmx.optim.schedules:exponential'}}
     c.schedule.update(peak=1e-2, every=4, factor=2.0)
+  {more}
   return c
 """
 
@@ -75,7 +95,8 @@ class Case:
     self.processes = 2 if name.endswith('two processes') else 1
     recipe = self.folder / 'recipe.py'
     path = str(HERE.parent.parent / f'configs/{model}.py')
-    recipe.write_text(RECIPE.format(path=path, stopping=name.endswith('stopping')))
+    more = WRAPPED.get(name, 'pass').replace('{teacher}', str(folder / 'teacher'))
+    recipe.write_text(RECIPE.format(path=path, stopping=name.endswith('stopping'), more=more))
     count = 1 if name.endswith(('one', 'stopping')) else 8 // self.processes
     flags = f'--xla_force_host_platform_device_count={count} '
     flags += '--xla_cpu_collective_call_terminate_timeout_seconds=300'
@@ -162,10 +183,20 @@ def layout_case(model: str, layout: str) -> tuple[str, list[str]]:
 def main() -> None:
   """Runs the chosen cases and writes results.json."""
   kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-  cases = EXTRA | {f'{m} {k}': layout_case(m, k) for m, k in itertools.product(RECIPES, LAYOUTS)}
-  chosen = sys.argv[2:] or list(cases)
+  wrapped = {name: ('gpt_char', MODELS['gpt_char'][:3]) for name in WRAPPED}
+  cases = (
+    wrapped
+    | EXTRA
+    | {f'{m} {k}': layout_case(m, k) for m, k in itertools.product(RECIPES, LAYOUTS)}
+  )
+  chosen = sys.argv[2:] or [name for name in cases if name not in WRAPPED]
+  chosen = list(WRAPPED) if chosen == ['wrapped'] else chosen
   results = {}
   with tempfile.TemporaryDirectory() as folder:
+    if any(name.startswith('distillation') for name in chosen):
+      teacher = Case('teacher one', 'gpt_char', ['steps=20'], pathlib.Path(folder))
+      teacher.finish('run')
+      (teacher.folder / 'run').rename(pathlib.Path(folder) / 'teacher')
     for i, name in enumerate(chosen):
       share = kills // len(chosen) + (i < kills % len(chosen))
       case = Case(name, *cases[name], pathlib.Path(folder))
@@ -183,7 +214,8 @@ def main() -> None:
     ),
     'cases': results,
   }
-  (HERE / 'results.json').write_text(json.dumps(record, indent=1) + '\n')
+  file = 'wrapped.json' if set(chosen) & set(WRAPPED) else 'results.json'
+  (HERE / file).write_text(json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':
