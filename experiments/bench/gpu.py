@@ -2,6 +2,7 @@
 
     python experiments/bench/gpu.py [--small] [NAME ...]
     python experiments/bench/gpu.py --part='ours' NAME WORD=VALUE ...   (one run, other settings)
+    python experiments/bench/gpu.py --part='profile' NAME ...           (the longest operations)
 
 For each model, one after another on one device: tokens a second of bmx's own loop (data,
 optimizer, log lines; median of the log windows but the first two), MFU as the log line has it,
@@ -145,17 +146,11 @@ def rates(small: bool) -> dict[str, Any]:
   }
 
 
-def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
-  """Runs bmx's own loop, without its checkpoints."""
+def built(name: str, words: list[str], folder: pathlib.Path) -> Any:
+  """Builds the experiment of a model, on random tokens."""
   from bmx import config as recipes
   from bmx import experiment
-  from bmx.core import hardware
   from bmx.runtime import cache
-  from bmx.runtime.throughput import peak_memory_bytes
-  from bmx.runtime.writer import read_metrics
-  from bmx.train import hooks, loop
-  from bmx.train.run import make_run
-  from bmx.train.rundir import RunDir
 
   logging.basicConfig(level=logging.INFO, stream=sys.stderr, format='%(message)s')
   recipe, overrides, batch, _ = (MODELS | SMALL)[name]
@@ -172,7 +167,19 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
     ids = np.random.default_rng(0).integers(0, min(config.vocab, 50257), 20_000_000)
     ids.astype(np.uint32).tofile(tokens)
   cache.enable(str(folder / 'programs'))
-  x = experiment.build(config, run)
+  return experiment.build(config, run)
+
+
+def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
+  """Runs bmx's own loop, without its checkpoints."""
+  from bmx.core import hardware
+  from bmx.runtime.throughput import peak_memory_bytes
+  from bmx.runtime.writer import read_metrics
+  from bmx.train import hooks, loop
+  from bmx.train.run import make_run
+  from bmx.train.rundir import RunDir
+
+  x = built(name, words, folder)
   with tempfile.TemporaryDirectory() as place:
     made = make_run(x, RunDir(f'{place}/run', x), [hooks.logging_hook(x)])
     for event in loop.steps(made):
@@ -187,6 +194,31 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
     found |= {'mfu': median('mfu'), 'flops': median('mfu') * known.flops}
   keys = ('tokens_per_second', 'step_seconds', 'data_wait_fraction')
   return found | {k: median(k) for k in keys} | {'loss': lines[-1]['loss']}
+
+
+def profile(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
+  """Traces three steps -> the longest operations, with their share of the traced time."""
+  from bmx.core.events import Hook
+  from bmx.runtime import trace
+  from bmx.train import hooks, loop
+  from bmx.train.run import make_run
+  from bmx.train.rundir import RunDir
+
+  first, last = 20, 23
+  x = built(name, [*words, f'steps={last + 2}'], folder)
+  with tempfile.TemporaryDirectory() as place:
+    hook = Hook((first, last), hooks.Profile(first, last), 'profile')
+    made = make_run(x, RunDir(f'{place}/run', x), [hooks.logging_hook(x), hook])
+    for event in loop.steps(made):
+      hooks.call_due(event)
+    made.close()
+    path = trace.newest(pathlib.Path(place) / 'run' / 'profile')
+    if path is None:
+      raise SystemExit(f'{name}: the profiler has written no trace')
+    found = trace.read(path)
+  heads = ('share', 'ms', 'calls', 'operation')
+  rows = [dict(zip(heads, row, strict=True)) for row in trace.rows(found)]
+  return {'steps': last - first, 'operations': rows}
 
 
 def theirs(name: str) -> dict[str, Any]:
@@ -246,15 +278,17 @@ def main() -> None:
   """Runs one part, or all models, and writes gpu.json."""
   parser = argparse.ArgumentParser()
   parser.add_argument('--small', action='store_true')
-  parser.add_argument('--part', choices=('rates', 'ours', 'theirs'))
+  parser.add_argument('--part', choices=('rates', 'ours', 'theirs', 'profile'))
   parser.add_argument('--folder', type=pathlib.Path)
   parser.add_argument('words', nargs='*')
   args = parser.parse_args()
   if args.part:
     name, *words = args.words or ['']
-    parts = {'rates': lambda: rates(args.small), 'theirs': lambda: theirs(name),
-             'ours': lambda: ours(name, words, args.folder or pathlib.Path(place))}  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
+      folder = args.folder or pathlib.Path(place)
+      parts = {'rates': lambda: rates(args.small), 'theirs': lambda: theirs(name),
+               'ours': lambda: ours(name, words, folder),
+               'profile': lambda: profile(name, words, folder)}  # fmt: skip
       sys.stdout.write(json.dumps(parts[args.part]()) + '\n')
     return
   results = {'date': datetime.date.today().isoformat()}
