@@ -112,6 +112,7 @@ def test_adapters_of_a_run_train_resume_and_generate(recipe, base, tmp_path, bmx
   assert shown.stdout.startswith('def ')
 
 
+@pytest.mark.nightly  # adapt/ and compress/ test the same of what bmx has
 def test_eight_devices_train_the_same_adapters(recipe, base, tmp_path):
   words = [f'init.path={base}', 'steps=6', 'every.log=1']
   finished(command(recipe, tmp_path / 'one', *words, 'mesh.data=1'))
@@ -120,6 +121,7 @@ def test_eight_devices_train_the_same_adapters(recipe, base, tmp_path):
   assert one == pytest.approx(eight, rel=1e-5)
 
 
+@pytest.mark.nightly  # adapt/ and compress/ test the same of what bmx has
 def test_a_changed_base_is_refused(recipe, base, tmp_path):
   words = [f'init.path={base}', 'steps=4', 'mesh.data=1']
   finished(command(recipe, tmp_path / 'run', *words))
@@ -135,6 +137,7 @@ def test_a_changed_base_is_refused(recipe, base, tmp_path):
   assert 'constants/frozen' in done.stderr and 'damaged' in done.stderr
 
 
+@pytest.mark.nightly  # adapt/ and compress/ test the same of what bmx has
 def test_a_teacher_has_its_own_folder(base, tmp_path):
   recipe = tmp_path / 'distilled.py'
   recipe.write_text(DISTILLED)

@@ -1,6 +1,7 @@
 """Texts that are sampled while a model trains."""
 
 import json
+import logging
 
 import jax
 import pytest
@@ -19,16 +20,21 @@ def build(**part):
   return experiment.build(config, name, jax.devices()[:1])
 
 
-def test_samples_change_nothing_and_appear_in_log_and_report(tmp_path, caplog):
-  import logging
-
+def test_samples_change_nothing_and_appear_in_log_and_report(tmp_path, monkeypatch):
   plain = loop.run(build(), tmp_path / 'plain')
-  logging.getLogger('bmx').propagate = True
-  with caplog.at_level('INFO', logger='bmx'):
-    x = build(prompts=('def ', '<a>'), max_new_tokens=5, temperature=0.0)
+  x = build(prompts=('def ', '<a>'), max_new_tokens=5, temperature=0.0)
+  told, log, handler = [], logging.getLogger('bmx'), logging.Handler()
+  monkeypatch.setattr(handler, 'emit', lambda record: told.append(record.getMessage()))
+  former = log.level
+  log.addHandler(handler)
+  log.setLevel(logging.INFO)
+  try:
     sampled = loop.run(x, tmp_path / 'run')
+  finally:
+    log.removeHandler(handler)
+    log.setLevel(former)
   assert sampled['state_digest'] == plain['state_digest']
-  told = [r.message for r in caplog.records if r.message.startswith('sample')]
+  told = [text for text in told if text.startswith('sample')]
   assert len(told) == 4 and "'def " in told[0]
   page = (tmp_path / 'run/report.html').read_text()
   assert 'Texts of step 8' in page and '&lt;a&gt;' in page and '<b><a>' not in page

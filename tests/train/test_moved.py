@@ -166,7 +166,8 @@ def test_generation_needs_no_training_file(tmp_path, monkeypatch, capsys):
   (tmp_path / 'a.txt').unlink()
   config.mesh.data = jax.device_count()
   request = Request(config, name, str(tmp_path / 'run'), prompts=('Ab ',))
-  monkeypatch.setattr(generate, '_weights', lambda x, folder, _: (folder, x.init().params))
+  weights = lambda x, folder, _: (folder, {'params': x.init().params})
+  monkeypatch.setattr(generate, 'load_weights', weights)
   monkeypatch.setattr(start, 'start', lambda request: tmp_path / 'run')
   assert generate.run(request) == 0
   assert capsys.readouterr().out.startswith('Ab ')

@@ -85,7 +85,7 @@ REFUSED = {
   'empty': ('a.txt', '', {}, r'a\.txt is empty'),
   'blank': ('a.txt', ' \n\n', {'unit': 'line'}, r'a\.txt is empty'),
   'empty lines': ('a.jsonl', '\n', {}, r'a\.jsonl is empty'),
-  'empty table': ('a.csv', 'text\n', {}, r'a\.csv is empty'),
+  'empty table': ('a.csv', 'text\n', {}, r'a\.csv has a header and no records'),
   'empty JSON': ('a.json', '{"data": []}', {}, r'a\.json is empty'),
   'Latin-1': ('a.txt', b'caf\xe9', {}, r'a\.txt is not UTF-8: byte 0xe9 at offset 3'),
   'Latin-1 lines': ('a.jsonl', b'{"\xe9', {}, r'a\.jsonl is not UTF-8: byte 0xe9 at offset 2'),
