@@ -19,6 +19,8 @@ SHORT = {
   'method': ('gptq', 'awq', 'magnitude', 'wanda', 'shrink'),
 }
 
+PRUNING = ('magnitude', 'wanda', 'shrink')  # methods that read no kind
+
 
 def translate(arguments: list[str]) -> list[str]:
   """Arguments of `bmx` as arguments of `bmx.main`.
@@ -92,6 +94,14 @@ def _check_short(arguments: list[str]) -> None:
         f'{" ".join(found)}: expected one value of compress.{word}; two methods are two commands, '
         'the second for the output of the first',
       )
+  kinds, pruning = ([a for a in arguments if a.removeprefix('--') in names and a[:2] == '--']
+                    for names in (SHORT['kind'], PRUNING))  # fmt: skip
+  if kinds and pruning:
+    flags.refuse(
+      'bmx',
+      f'{kinds[0]} {pruning[0]}: expected one of the two, as {pruning[0]} does not quantize; two '
+      'methods are two commands, the second for the output of the first',
+    )
 
 
 def _is_misspelt_flag(name: str) -> bool:

@@ -59,11 +59,12 @@ class AdaLoRA(LoRA):
   def __post_init__(self):
     super().__post_init__()
     check_number('init_rank', self.init_rank, at_least=self.rank)
-    for name in ('tinit', 'tfinal', 'orthogonality'):
-      check_number(name, getattr(self, name), at_least=0)
+    check_number('tinit', self.tinit, at_least=0)
+    check_number('tfinal', self.tfinal, at_least=0)
+    check_number('orthogonality', self.orthogonality, at_least=0)
     check_number('delta_t', self.delta_t, at_least=1)
-    for name in ('beta1', 'beta2'):
-      check_number(name, getattr(self, name), above=0, below=1)
+    check_number('beta1', self.beta1, above=0, below=1)
+    check_number('beta2', self.beta2, above=0, below=1)
 
   @property
   def columns(self) -> int:

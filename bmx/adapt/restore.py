@@ -15,7 +15,9 @@ from bmx.adapt.runs import fitted, is_run, load_run, merged_params, statistics
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Task, Variables
+from bmx.models.kernels import QUANTIZED
 from bmx.runtime.storage import Place, place
+from bmx.train import constants
 from bmx.train.rundir import read_config
 from bmx.train.state import StateSpec, TrainState, variables_of
 
@@ -65,6 +67,10 @@ def start(
     log.info('weights    %d of %d parameters from %s', len(plain), total, init['path'])
     collections = {k: v for k, v in spec.abstract.collections.items() if k in task.averaged}
     given |= statistics(init['path'], collections, init['reinit'])
+    if is_run(init['path']) and QUANTIZED in task.constant:
+      codes = place(init['path']) / constants.FOLDER / QUANTIZED
+      if codes.is_dir():
+        log.warning('weights    the codes of %s are rounded anew, to the nearest', init['path'])
   elif fixed := [k for k in task.constant if k not in task.sources]:
     log.warning(
       'init.path is empty: weights that no step changes (%s) are random', ', '.join(fixed)

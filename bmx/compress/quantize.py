@@ -84,7 +84,39 @@ class Scheme:
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantized(Wrapper):
+class Rounding(Wrapper):
+  """A task with the words of a Scheme.
+
+  Attributes:
+    inner: the task of the plain weights.
+    kind: see `Scheme`.
+    group: see `Scheme`.
+    targets: see `Scheme`.
+    activations: see `Scheme`.
+    tables: see `Scheme`.
+
+  Raises:
+    InputError: see `Scheme`.
+  """
+
+  kind: str = 'int8'
+  group: int = 32
+  targets: str = ''
+  activations: str = ''
+  tables: str = ''
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.scheme  # noqa: B018 (checks the words)
+
+  @property
+  def scheme(self) -> Scheme:
+    """The words of quantization."""
+    return Scheme(self.kind, self.group, self.targets, self.activations, self.tables)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized(Rounding):
   """A task whose kernels are quantized: the constant collection 'quantized' beside 'params'.
 
   Attributes:
@@ -100,22 +132,8 @@ class Quantized(Wrapper):
     InputError: see `Scheme`.
   """
 
-  kind: str = 'int8'
-  group: int = 32
-  targets: str = ''
-  activations: str = ''
-  tables: str = ''
   input_scales: bool = False
   role: ClassVar[str] = 'quantized'
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.scheme  # noqa: B018 (checks the words)
-
-  @property
-  def scheme(self) -> Scheme:
-    """The words of quantization."""
-    return Scheme(self.kind, self.group, self.targets, self.activations, self.tables)
 
   @property
   def constant(self) -> tuple[str, ...]:
@@ -164,7 +182,7 @@ class Quantized(Wrapper):
 
 
 @dataclasses.dataclass(frozen=True)
-class FakeQuantize(Wrapper):
+class FakeQuantize(Rounding):
   """Trains weights that are rounded in the forward pass (Jacob et al. 2018, section 3).
 
   The gradient passes the rounding as it is (straight through; Bengio et al. 2013). The parameters
@@ -182,21 +200,7 @@ class FakeQuantize(Wrapper):
     InputError: see `Scheme`.
   """
 
-  kind: str = 'int8'
-  group: int = 32
-  targets: str = ''
-  activations: str = ''
-  tables: str = ''
   role: ClassVar[str] = 'fake'
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.scheme  # noqa: B018 (checks the words)
-
-  @property
-  def scheme(self) -> Scheme:
-    """The words of quantization."""
-    return Scheme(self.kind, self.group, self.targets, self.activations, self.tables)
 
   def init(self, noise: Noise, batch: Batch) -> Variables:
     with kernels.recorded() as found:

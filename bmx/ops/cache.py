@@ -68,20 +68,43 @@ class LayerCache(struct.PyTreeNode):
     Returns:
       [B, T, N, H] in q's dtype.
     """
-    batch, length, heads, size = q.shape
-    (key, key_scale), (value, value_scale) = _codes(self.key, q.dtype), _codes(self.value, q.dtype)
-    slots, groups = key.shape[1:3]
-    q = (q * size**-0.5).reshape(batch, length, groups, -1, size)
-    scores = jnp.einsum('btkgh,bskh->bkgts', q, key, preferred_element_type=jnp.float32)
-    scores *= key_scale
+    length, slots = q.shape[1], shape_of(self.key)[1]
     slot = jnp.arange(slots)[None, :]
     distance = self.at + jnp.arange(length)[:, None] - slot
-    seen = (distance >= 0) & (distance < window) if window else distance >= 0
-    seen = seen[None] & (slot >= self.first[:, None])[:, None, :]
-    scores = jnp.where(seen[:, None, None], scores, MASK_VALUE)
-    weights = (jax.nn.softmax(scores, axis=-1) * value_scale).astype(value.dtype)
-    y = jnp.einsum('bkgts,bskh->btkgh', weights, value)
-    return y.reshape(batch, length, heads, size).astype(q.dtype)
+    seen = within(distance, window)[None] & (slot >= self.first[:, None])[:, None, :]
+    return attend_slots(q, self.key, self.value, seen)
+
+
+def within(distance: jax.Array, window: int) -> jax.Array:
+  """Whether a query attends to a slot so many behind its own; window: see `LayerCache.attend`."""
+  return (distance >= 0) & (distance < window) if window else distance >= 0
+
+
+def shape_of(slots: Slots) -> tuple[int, ...]:
+  """Returns (B, S, K, H)."""
+  return slots['int8'].shape if is_stored(slots) else slots.shape
+
+
+def attend_slots(q: jax.Array, key: Slots, value: Slots, seen: jax.Array) -> jax.Array:
+  """Computes softmax(q kᵀ / √H) v over the slots that are seen.
+
+  Args:
+    q: [B, T, N, H].
+    key: of [B, S, K, H].
+    value: of [B, S, K, H].
+    seen: bool [B, T, S].
+
+  Returns:
+    [B, T, N, H] in q's dtype.
+  """
+  batch, length, heads, size = q.shape
+  (key, key_scale), (value, value_scale) = _codes(key, q.dtype), _codes(value, q.dtype)
+  q = (q * size**-0.5).reshape(batch, length, key.shape[2], -1, size)
+  scores = jnp.einsum('btkgh,bskh->bkgts', q, key, preferred_element_type=jnp.float32)
+  scores = jnp.where(seen[:, None, None], scores * key_scale, MASK_VALUE)
+  weights = (jax.nn.softmax(scores, axis=-1) * value_scale).astype(value.dtype)
+  y = jnp.einsum('bkgts,bskh->btkgh', weights, value)
+  return y.reshape(batch, length, heads, size).astype(q.dtype)
 
 
 def _codes(slots: Slots, dtype: Any) -> tuple[jax.Array, jax.Array | float]:

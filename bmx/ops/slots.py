@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from bmx.ops.masks import MASK_VALUE
+from bmx.ops.cache import attend_slots, within
 from bmx.parallel import constrain
 
 
@@ -51,17 +51,9 @@ class SlotLayer(struct.PyTreeNode):
     Returns:
       [B, T, N, H] in q's dtype.
     """
-    batch, length, heads, size = q.shape
-    slots, groups = self.key.shape[1:3]
-    q = (q * size**-0.5).reshape(batch, length, groups, -1, size)
-    scores = jnp.einsum('btkgh,bskh->bkgts', q, self.key, preferred_element_type=jnp.float32)
-    own = self.at[:, None] + jnp.arange(length)[None, :]
-    distance = own[:, :, None] - jnp.arange(slots)[None, None, :]
-    seen = (distance >= 0) & (distance < window) if window else distance >= 0
-    scores = jnp.where(seen[:, None, None], scores, MASK_VALUE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(self.value.dtype)
-    y = jnp.einsum('bkgts,bskh->btkgh', weights, self.value)
-    return y.reshape(batch, length, heads, size).astype(q.dtype)
+    own = self.at[:, None] + jnp.arange(q.shape[1])[None, :]
+    distance = own[:, :, None] - jnp.arange(self.key.shape[1])[None, None, :]
+    return attend_slots(q, self.key, self.value, within(distance, window))
 
 
 class SlotCache(struct.PyTreeNode):

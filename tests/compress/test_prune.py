@@ -101,7 +101,7 @@ def test_shares_are_exact(scope, scan):
 
 @pytest.mark.parametrize('scope', ['layer', 'global'])
 def test_a_smaller_share_than_before_brings_nothing_back(scope):
-  """A run that goes on with more steps has a schedule that begins again."""
+  """A resumed run with more steps has a schedule that begins again."""
   params, rule = filled(MLP(3, (16,)), np.zeros((1, 6), 'f')), Rule(0.8, scope=scope)
   _, kept = rule.apply(params)
   again = rule.choose(params, kept, jnp.float32(0.3))

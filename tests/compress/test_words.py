@@ -60,6 +60,13 @@ def test_words_that_the_method_does_not_read(given, message):
     checked(words(**given), {})
 
 
+def test_a_kind_beside_a_method_that_prunes(capsys):
+  """int8 is the default of the kind, so that only the command shows that it was asked for."""
+  with pytest.raises(SystemExit):
+    cli.translate(['compress', 'runs/a', '--int8', '--magnitude'])
+  assert 'error: --int8 --magnitude: expected one of the two' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('given', [('--gptq', '--magnitude'), ('--int4', '--group=16', '--nf4')])
 def test_two_short_forms_of_one_word(given, capsys):
   with pytest.raises(SystemExit):

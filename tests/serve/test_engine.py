@@ -9,7 +9,6 @@ import pytest
 from bmx.core.errors import InputError
 from bmx.models.mlp import MLP
 from bmx.parallel import Layout, make_mesh
-from bmx.serve import engine as module
 from bmx.serve.engine import Engine, Request
 from bmx.serve.generate import draw_key
 from bmx.serve.sample import RowSampling, Sampling, draw, draw_rows
@@ -194,4 +193,3 @@ def test_errors():
   with pytest.raises(InputError, match='max_new_tokens=0'):
     made.submit(Request((1,), 0))
   assert made.idle
-  assert tuple(sorted(module.CHUNKS)) == module.CHUNKS

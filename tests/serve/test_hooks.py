@@ -23,8 +23,8 @@ def build(**part):
 def test_samples_change_nothing_and_appear_in_log_and_report(tmp_path, monkeypatch):
   plain = loop.run(build(), tmp_path / 'plain')
   x = build(prompts=('def ', '<a>'), max_new_tokens=5, temperature=0.0)
-  told, log, handler = [], logging.getLogger('bmx'), logging.Handler()
-  monkeypatch.setattr(handler, 'emit', lambda record: told.append(record.getMessage()))
+  lines, log, handler = [], logging.getLogger('bmx'), logging.Handler()
+  monkeypatch.setattr(handler, 'emit', lambda record: lines.append(record.getMessage()))
   former = log.level
   log.addHandler(handler)
   log.setLevel(logging.INFO)
@@ -34,8 +34,8 @@ def test_samples_change_nothing_and_appear_in_log_and_report(tmp_path, monkeypat
     log.removeHandler(handler)
     log.setLevel(former)
   assert sampled['state_digest'] == plain['state_digest']
-  told = [text for text in told if text.startswith('sample')]
-  assert len(told) == 4 and "'def " in told[0]
+  lines = [text for text in lines if text.startswith('sample')]
+  assert len(lines) == 4 and "'def " in lines[0]
   page = (tmp_path / 'run/report.html').read_text()
   assert 'Texts of step 8' in page and '&lt;a&gt;' in page and '<b><a>' not in page
   assert json.loads((tmp_path / 'run/summary.json').read_text())['steps'] == 8
