@@ -186,6 +186,7 @@ def _serve(libraries: _Libraries, server: Any, worker: Worker, listening: socket
       signal.signal(number, handler)
     worker.drain()
     worker.join(GRACE_SECONDS)
+    server.observers.close(GRACE_SECONDS)
   if worker.error is not None:
     sys.stderr.write(f'error: the device thread has ended: {worker.error}\n')
     return errors.FAILURE

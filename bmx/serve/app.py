@@ -6,7 +6,7 @@ import importlib.resources
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from bmx.serve.completions import Completions, Piece
+from bmx.serve.observers import Observer, Observers
 from bmx.serve.openai import Answer, ApiError, Asked, choice, read_request, token_logprobs
 
 log = logging.getLogger('bmx')
@@ -33,9 +34,35 @@ class Metrics:
                             **kwargs)  # fmt: skip
     self.tokens = Counter('bmx_tokens', 'Tokens read and generated', ['kind'], **kwargs)
     self.seconds = Histogram('bmx_request_seconds', 'Seconds of an answer', ['route'], **kwargs)
+    self.lost = Counter('bmx_unobserved_answers', 'Answers that observers did not see', **kwargs)
     self.first = Histogram('bmx_first_token_seconds', 'Seconds to the first token', **kwargs)
     pending = Gauge('bmx_pending_requests', 'Choices that wait or generate', **kwargs)
     pending.set_function(lambda: completions.worker.pending)
+
+
+class Collected:
+  """The pieces of all choices of an answer so far.
+
+  Args:
+    choices: how many.
+  """
+
+  def __init__(self, choices: int):
+    self.texts, self.finish = [''] * choices, [''] * choices
+    self.tokens: list[list[int]] = [[] for _ in range(choices)]
+    self.logprobs: list[list[float]] = [[] for _ in range(choices)]
+
+  @property
+  def written(self) -> int:
+    """Number of tokens."""
+    return sum(map(len, self.tokens))
+
+  def add(self, piece: Piece) -> None:
+    """Appends a piece to its choice."""
+    self.texts[piece.index] += piece.text
+    self.tokens[piece.index] += piece.tokens
+    self.logprobs[piece.index] += piece.logprobs
+    self.finish[piece.index] = piece.finish
 
 
 class Server:
@@ -46,14 +73,16 @@ class Server:
     keys: API keys; () accepts every client.
     max_body: bytes of a request.
     timeout: seconds of an answer.
+    observers: see whole answers.
   """
 
   def __init__(
     self, completions: Completions, keys: Sequence[str] = (), max_body: int = 2**20,
-    timeout: float = 600.0,
+    timeout: float = 600.0, observers: Sequence[Observer] = (),
   ):  # fmt: skip
     self.completions, self.keys, self.max_body = completions, tuple(keys), max_body
     self.timeout, self.metrics, self.created = timeout, Metrics(completions), int(time.time())
+    self.observers = Observers(observers, self.metrics.lost.inc)
     self.draining = False
 
   def app(self) -> Starlette:
@@ -124,11 +153,21 @@ class Server:
     read = sum(len(job.request.prompt) for job in jobs[:: asked.choices])
     self.metrics.tokens.labels('prompt').inc(read)
     parts = self._timed(self.completions.pieces(jobs, self.timeout), began)
+    collected = Collected(len(jobs))
+    answer = Answer(self.completions.name, chat)
+
+    def ended() -> dict[str, Any]:
+      whole = self._answer(answer, collected, asked, read)
+      route = request.url.path
+      self.observers.answered(route, whole['id'], body, whole)
+      return whole
+
     if asked.stream:
       first = await anext(parts)  # errors of the queue get a status of their own
-      stream = self._events(first, parts, asked, chat, read)
+      stream = self._events(first, parts, asked, answer, collected, ended)
       return StreamingResponse(stream, media_type='text/event-stream')
-    return await self._whole(request, parts, asked, chat, read, len(jobs))
+    await self._collect(request, parts, collected)
+    return JSONResponse(ended())
 
   def _authorize(self, request: Request) -> None:
     if not self.keys:
@@ -166,36 +205,43 @@ class Server:
         self.metrics.tokens.labels('generated').inc(len(piece.tokens))
         yield piece
 
-  async def _whole(
-    self, request: Request, parts: AsyncIterator[Piece], asked: Asked, chat: bool, read: int, n: int
-  ) -> Response:
-    """Collects an answer; looks now and then whether the client is still there."""
-    texts, finish = [''] * n, [''] * n
-    tokens: list[list[int]] = [[] for _ in range(n)]
-    likely: list[list[float]] = [[] for _ in range(n)]
+  async def _collect(
+    self, request: Request, parts: AsyncIterator[Piece], collected: Collected
+  ) -> None:
+    """Reads an answer to its end; looks now and then whether the client is still there."""
     looked = time.monotonic()
     async with contextlib.aclosing(parts) as open_parts:  # type: ignore
       async for piece in open_parts:
-        texts[piece.index] += piece.text
-        tokens[piece.index] += piece.tokens
-        likely[piece.index] += piece.logprobs
-        finish[piece.index] = piece.finish
+        collected.add(piece)
         if time.monotonic() - looked > POLL_SECONDS:
           looked = time.monotonic()
           if await request.is_disconnected():
             raise ApiError(400, 'the client has left')
-    logs = [self._logprobs(tokens[i], likely[i], asked, chat) for i in range(n)]
-    choices = [choice(i, texts[i], finish[i], chat, False, logs[i]) for i in range(n)]
-    usage = _usage(read, sum(map(len, tokens)))
-    return JSONResponse(Answer(self.completions.name, chat).whole(choices, usage))
+
+  def _answer(
+    self, answer: Answer, collected: Collected, asked: Asked, read: int
+  ) -> dict[str, Any]:
+    """Returns an answer in one piece."""
+    choices = []
+    for i, text in enumerate(collected.texts):
+      logs = self._logprobs(collected.tokens[i], collected.logprobs[i], asked, answer.chat)
+      choices.append(choice(i, text, collected.finish[i], answer.chat, False, logs))
+    return answer.whole(choices, _usage(read, collected.written))
 
   async def _events(
-    self, first: Piece, parts: AsyncIterator[Piece], asked: Asked, chat: bool, read: int
+    self,
+    first: Piece,
+    parts: AsyncIterator[Piece],
+    asked: Asked,
+    answer: Answer,
+    collected: Collected,
+    ended: Callable[[], dict[str, Any]],
   ) -> AsyncIterator[str]:
     """Yields server-sent events; an error after the first is an event of its own."""
-    answer, seen, written = Answer(self.completions.name, chat), set(), 0
+    chat, seen = answer.chat, set()
 
     def event(piece: Piece) -> str:
+      collected.add(piece)
       log_values = self._logprobs(piece.tokens, piece.logprobs, asked, chat)
       one = choice(piece.index, piece.text, piece.finish, chat, True, log_values,
                    piece.index not in seen)  # fmt: skip
@@ -204,16 +250,15 @@ class Server:
 
     try:
       async with contextlib.aclosing(parts) as open_parts:  # type: ignore
-        written += len(first.tokens)
         yield event(first)
         async for piece in open_parts:
-          written += len(piece.tokens)
           yield event(piece)
     except ApiError as error:
       yield _event(error.body())
       return
+    whole = ended()
     if asked.usage:
-      yield _event(answer.part([], usage=_usage(read, written)))
+      yield _event(answer.part([], usage=whole['usage']))
     yield 'data: [DONE]\n\n'
 
   def _logprobs(

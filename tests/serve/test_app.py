@@ -15,6 +15,7 @@ import pytest
 from bmx.data.text.tokenizer import Bytes
 from bmx.models.gpt import GPT
 from bmx.parallel import Layout, make_mesh
+from bmx.serve import observers
 from bmx.serve.engine import Engine, Request
 from bmx.serve.sample import Sampling
 from bmx.serve.text import Options
@@ -275,3 +276,53 @@ def test_a_full_queue_asks_to_come_again_and_a_dead_device_fails_all_at_once():
     assert post(port, {'prompt': 'a'})[0] == 503
     assert get(port, '/health')[0] == 503
   assert [str(e) for e in server.deaths] == ['the device is lost']
+
+
+class Watching:
+  """An observer that fails for some answers."""
+
+  def __init__(self):
+    self.seen = []
+
+  def answered(self, route, request_id, asked, answer):
+    self.seen.append((route, request_id, asked, answer))
+    if 'explode' in asked.get('prompt', ''):
+      raise RuntimeError('of the observer')
+
+
+def test_observers_see_whole_answers_and_never_fail_one():
+  watching = Watching()
+  with serving(make_engine(), observers=[watching]) as (port, server, _):
+    words = {'max_tokens': 12, 'seed': 3}
+    _, whole, _ = post(port, words | {'prompt': 'explode'})
+    with openai.OpenAI(base_url=f'http://127.0.0.1:{port}/v1', api_key='-', max_retries=0) as made:
+      ask = {'model': 'tiny', 'prompt': 'def f', **words}
+      parts = list(made.completions.create(**ask, stream=True))
+      several = made.completions.create(**ask, n=2)
+    assert post(port, {'prompt': 'a', 'n': 0})[0] == 400  # errors are not observed
+    assert server.observers.close(10)
+  assert [s[0] for s in watching.seen] == ['/v1/completions'] * 3
+  assert [s[1] for s in watching.seen] == [whole['id'], parts[0].id, several.id]
+  assert watching.seen[0][3] == whole
+  asked, answer = watching.seen[1][2:]
+  assert asked['stream'] is True
+  assert answer['choices'][0]['text'] == ''.join(p.choices[0].text for p in parts)
+  assert answer['choices'][0]['text'] == several.choices[0].text
+  assert answer['usage']['completion_tokens'] > 0
+
+
+def test_a_slow_observer_loses_answers_and_delays_none(monkeypatch):
+  monkeypatch.setattr(observers, 'MAX_WAITING', 2)
+  gate, began = threading.Event(), time.monotonic()
+
+  class Slow:
+    def answered(self, *_):
+      gate.wait(30)
+
+  made = observers.Observers([Slow()])
+  for n in range(10):
+    made.answered('/v1/predict', str(n), {}, {})
+  assert time.monotonic() - began < 1
+  assert made.lost >= 7
+  gate.set()
+  assert made.close(10)
