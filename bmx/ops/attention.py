@@ -195,13 +195,13 @@ def _blocks(q, k, v, mask):
   """Computes causal attention a block of queries at a time, each against the keys before its end.
 
   That is (ROWS + 1) / (2·ROWS) of the work. Slices of a sharded length would move data, so only on
-  one device.
+  one device; and only of a known length: ROWS divides no symbolic one (`jax.export`).
   """
   length, window, ids = q.shape[1], mask.window, mask.segment_ids
   n = ROWS if one_device() and length % ROWS == 0 and not _counting.get() else 1
   step = length // n
   rows = []
-  for start in range(0, length, step):
+  for start in (i * step for i in range(n)):
     low = max(0, start - window + 1) if window and n > 1 else 0
     queries, keys = slice(start, start + step), slice(low, start + step)
     pair = None if ids is None else (ids[:, queries], ids[:, keys])

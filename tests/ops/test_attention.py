@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from bmx.core.errors import InputError
 from bmx.ops.attention import attend
@@ -71,6 +72,17 @@ def test_blocks_are_the_whole():
   fn = lambda *x: attend(*x, causal=True, segment_ids=jnp.asarray(segments(16)))
   whole = jit(fn, Layout(make_mesh({'data': 8})))(q, k, v)
   np.testing.assert_allclose(jax.jit(fn)(q, k, v), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_a_program_of_symbolic_length_is_the_attention_of_each_length():
+  batch, length = export.symbolic_shape('b, t', constraints=('b>=1', 't>=1'))
+  abstract = [jax.ShapeDtypeStruct((batch, length, *x.shape[2:]), x.dtype) for x in tensors(1)]
+  program = export.export(jax.jit(lambda q, k, v: attend(q, k, v, causal=True, window=3)))
+  call = program(*abstract).call
+  for size in (5, 8):
+    q, k, v = tensors(size)
+    near = np.tri(size, k=0) * (1 - np.tri(size, k=-3)) > 0
+    np.testing.assert_allclose(call(q, k, v), oracle(q, k, v, near[None]), rtol=1e-5, atol=2e-6)
 
 
 def torch_gradients(torch, arrays, mask, cotangent):
