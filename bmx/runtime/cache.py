@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from bmx.core.paths import local
 
@@ -39,18 +40,21 @@ def enable(folder: str) -> None:
 
 @contextlib.contextmanager
 def nothing_kept() -> Iterator[None]:
-  """Writes no program to the cache inside the context.
+  """Neither writes a program to the cache nor reads one inside the context.
 
-  A program for an absent device could not be loaded again. jax reads the switch of the cache once
-  per process, so the context sets the least compile time instead.
+  A program for an absent device cannot be loaded: an entry with its key, of a machine that has the
+  device or of another version of bmx, is a warning of jax. jax reads the switch of the cache once,
+  hence the resets.
   """
-  word = 'jax_persistent_cache_min_compile_time_secs'
-  before = getattr(jax.config, word)
-  jax.config.update(word, float('inf'))
+  word = 'jax_enable_compilation_cache'
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update(word, False)
+  compilation_cache.reset_cache()
   try:
     yield
   finally:
     jax.config.update(word, before)
+    compilation_cache.reset_cache()
 
 
 def sweep(folder: pathlib.Path) -> list[str]:
