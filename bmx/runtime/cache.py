@@ -47,7 +47,7 @@ def nothing_kept() -> Iterator[None]:
   hence the resets.
   """
   word = 'jax_enable_compilation_cache'
-  before = jax.config.jax_enable_compilation_cache
+  before = getattr(jax.config, word)
   jax.config.update(word, False)
   compilation_cache.reset_cache()
   try:
