@@ -24,7 +24,7 @@ MESH = {
 }
 
 # Words whose own words are all known; `mesh` and `rules` are checked where they are read.
-GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep', 'compress', 'serve')
+GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep', 'compress', 'serve', 'feedback')
 
 
 class Word(NamedTuple):
@@ -79,6 +79,13 @@ WORDS = {
   'serve.timeout': Word(600.0, 'Seconds of an answer.'),
   'serve.max_body': Word(1_048_576, 'Bytes of a request.'),
   'serve.keys': Word('', 'File of API keys, a line each; empty: every client is served.'),
+  'feedback.level': Word(0.05, 'Rate of false alarms of drift; intervals of gate hold 1 - level.'),
+  'feedback.sample': Word(2000, 'Examples of each side that drift compares, at most.'),
+  'feedback.entry': Word('', 'Entry of `eval` with old data; empty: the first but test, or test.'),
+  'feedback.margin': Word(0.01, 'By which a challenger may be worse on old data.'),
+  'feedback.slices': Word((), 'Columns, or `label`: gate compares each of their values alone.'),
+  'feedback.slice_margin': Word(0.05, 'By which a challenger may be worse in a slice.'),
+  'feedback.least': Word(100, 'Examples of a slice that gate judges, and of its new data.'),
   'compress.method': Word('nearest', 'nearest, gptq, awq round; magnitude, wanda prune; shrink.'),
   'compress.kind': Word('int8', 'Of the weights: int8, fp8, int4 or nf4.'),
   'compress.group': Word(32, 'Weights that share a scale, of int4 and nf4.'),

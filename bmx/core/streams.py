@@ -20,12 +20,14 @@ varies over, so the draw for position p needs no draw before it.
 | AUGMENTATION | crops and flips                              | position          |
 | PAIRS        | which text stands second                      | position          |
 | SPLIT        | which examples a random split holds          | nothing           |
+| DRIFT        | rows that are compared, permutations of MMD  | nothing           |
+| GATE         | draws of a bootstrap                         | nothing           |
 """
 
 import numpy as np
 
 INIT, STEP, EVAL, GENERATE, PREPARE, ADAPTERS, TEACHER = 0, 1, 2, 3, 4, 5, 6
-PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK = 16, 17, 18, 19, 20, 21
+PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE = 16, 17, 18, 19, 20, 21, 22, 23
 MIX = 1000  # and one for each source from here on
 
 

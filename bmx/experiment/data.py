@@ -19,6 +19,7 @@ from bmx.ops.ring import zigzag as ring_order
 from bmx.parallel import Layout
 from bmx.train.datafile import DataFile, tokenizer_of
 
+NAMED_COLUMNS = ('.jsonl', '.json', '.ndjson', '.parquet', '.pq')  # tables that name their columns
 TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
 
 
@@ -125,8 +126,16 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
 
 
 def _input_part(data: Mapping[str, Any], path: str) -> dict[str, Any]:
-  """The data part that reads a file to predict, or data in memory where `path` is ''."""
+  """The data part that reads a file to predict, or data in memory where `path` is ''.
+
+  Of a mixture it is a source that reads files: all have one meaning. Words that describe a CSV file
+  are left out for another one.
+  """
+  sources = data.get('sources', {}).values()
+  data = next((part for part in sources if 'path' in part), data)
   known = recipes.parameters(recipes.resolve(data['call']), data['call'])
+  if path.lower().endswith(NAMED_COLUMNS):
+    data = {k: v for k, v in data.items() if k not in ('columns', 'delimiter')}
   if path.endswith('.npz') or (path and 'path' not in known):
     return {'call': 'bmx.data.arrays:arrays', 'path': path}
   return {**data, 'path': path, **({'split': 'all'} if 'split' in known else {})}

@@ -45,6 +45,7 @@ FREE = [
   'generate',
   'serve',
   'compress',
+  'feedback',
   'init',
   'hooks',
   'writers',

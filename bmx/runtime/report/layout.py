@@ -4,10 +4,10 @@ import html
 import pathlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bmx.runtime.report import curves, plots
+from bmx.runtime.report import curves, fragments, plots
 from bmx.runtime.writer import brief
 
 STYLE = pathlib.Path(__file__).with_name('page.css')
@@ -62,6 +62,14 @@ def drawn(
   if len(charts) > len(some):
     notes.append(f'{len(charts) - len(some)} further metrics are in metrics.jsonl.')
   return shown, notes
+
+
+def cards(sections: Iterable[Sequence[str]]) -> str:
+  """Returns (title, HTML) of sections as cards, made harmless, see `fragments.clean`."""
+  return ''.join(
+    f'<div class="card"><h2>{html.escape(title)}</h2>{fragments.clean(body)}</div>'
+    for title, body in sections
+  )
 
 
 def named(metric: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmx.runtime.files import read_json, replacing, tolerated
-from bmx.runtime.report import curves, fragments, layout, plots, starts
+from bmx.runtime.report import curves, layout, plots, starts
 from bmx.runtime.report.layout import day, duration, facts, grid, named, number
 from bmx.runtime.report.sections import DATA, stored_sections
 from bmx.runtime.storage import Place
@@ -62,10 +62,7 @@ def write(workdir: Place, name: str, summary: Mapping[str, Any]) -> None:
   shown, notes = layout.drawn(curves.charts(lines), markers)
   kept = sorted(stored_sections(workdir).items(), key=lambda item: item[0] == DATA)
   sections = [s for _, some in kept for s in some]
-  cards = ''.join(
-    f'<div class="card"><h2>{html.escape(title)}</h2>{fragments.clean(body)}</div>'
-    for title, body in sections
-  )
+  cards = layout.cards(sections)
   if markers and shown:
     notes += ['Dotted lines: the run was started again. Dashed lines: with another schedule.']
   body = f"""<h1>{html.escape(name)}</h1>

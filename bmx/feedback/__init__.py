@@ -1,0 +1,1 @@
+"""From traffic back to a better model: capture, drift, learning, the gate, promotion."""
