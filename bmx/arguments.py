@@ -73,11 +73,12 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
   parser.add_argument('--step', default='latest', help='checkpoint that eval, predict, generate, '
                       'chat and compress read: latest, best or a step')  # fmt: skip
   parser.add_argument('--input', default='', help='predict: file of examples (default: the '
-                      'test set); generate: file of prompts, a line each, or .jsonl')  # fmt: skip
+                      'test set); generate: file of prompts, a line each, or .jsonl; drift, learn, '
+                      'gate: folder that a server has captured, or file of examples')  # fmt: skip
   parser.add_argument('--output', default='', help='predict: file to write, .jsonl, .csv or '
                       '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl); compare: '
-                      'page to write (default: compare.html); compress: run directory to '
-                      'write; merge: folder to write')  # fmt: skip
+                      'page to write (default: compare.html); compress, learn: run directory '
+                      'to write; merge: folder to write; drift: page to write')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '
@@ -85,7 +86,7 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
   parser.add_argument('--words', nargs='?', default='', const='all', help='config: prints the '
                       'words alone, or those whose names contain a text')  # fmt: skip
   parser.add_argument('--run', action='append', default=[], metavar='DIR', help='compare: run '
-                      'directory; can be repeated')  # fmt: skip
+                      'directory; can be repeated; gate: the champion')  # fmt: skip
   parser.add_argument('--trials', type=int, default=0, help='sweep: trials of the whole sweep')
   parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
                       'that a stored config may call besides bmx, optax and flax')  # fmt: skip

@@ -12,7 +12,9 @@ from bmx import config as recipes
 from bmx import main as entry
 from bmx import modes
 
-GROUPS = ('compress', 'serve')  # modes whose words need no prefix
+# Mode -> the group of words that need no prefix there.
+GROUPS = {'compress': 'compress', 'serve': 'serve', 'drift': 'feedback', 'learn': 'feedback',
+          'gate': 'feedback'}  # fmt: skip
 # Of `bmx compress`: --NAME is --compress.WORD=NAME.
 SHORT = {
   'kind': ('int8', 'int4', 'nf4', 'fp8'),
@@ -39,12 +41,16 @@ def translate(arguments: list[str]) -> list[str]:
   ['--mode=compare', '--run=runs/a', '--run=runs/b']
   >>> translate(['merge', 'runs/a', '--output=merged'])
   ['--mode=merge', '--workdir=runs/a', '--output=merged']
+  >>> translate(['gate', 'runs/a', 'runs/b', '--input=new', '--margin=0.02'])[1:]
+  ['--run=runs/a', '--workdir=runs/b', '--input=new', '--config.feedback.margin=0.02']
   """
   result, rest = [], list(arguments)
   if rest and not rest[0].startswith('-'):
     mode = rest.pop(0)
     result.append(f'--mode={mode}')
     while mode == 'compare' and rest and not rest[0].startswith('-'):
+      result.append(f'--run={rest.pop(0)}')
+    if mode == 'gate' and len(rest) > 1 and not rest[1].startswith('-'):
       result.append(f'--run={rest.pop(0)}')
     if rest and not rest[0].startswith('-'):
       word = rest.pop(0)
@@ -79,8 +85,9 @@ def _group_word(mode: str, argument: str) -> str:
   for word, values in SHORT.items() if mode == 'compress' else ():
     if name in values and not equals:
       return f'--compress.{word}={name}'
-  if argument.startswith('--') and name in recipes.base()[mode]:
-    return f'--{mode}.{name}{equals}{value}'
+  group = GROUPS[mode]
+  if argument.startswith('--') and name in recipes.base()[group]:
+    return f'--{group}.{name}{equals}{value}'
   return argument
 
 

@@ -24,7 +24,18 @@ MESH = {
 }
 
 # Words whose own words are all known; `mesh` and `rules` are checked where they are read.
-GROUPS = ('profile', 'generate', 'every', 'guard', 'watchdog', 'stop', 'keep', 'compress', 'serve', 'feedback')
+GROUPS = (
+  'profile',
+  'generate',
+  'every',
+  'guard',
+  'watchdog',
+  'stop',
+  'keep',
+  'compress',
+  'serve',
+  'feedback',
+)
 
 
 class Word(NamedTuple):

@@ -27,7 +27,16 @@ varies over, so the draw for position p needs no draw before it.
 import numpy as np
 
 INIT, STEP, EVAL, GENERATE, PREPARE, ADAPTERS, TEACHER = 0, 1, 2, 3, 4, 5, 6
-PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE = 16, 17, 18, 19, 20, 21, 22, 23
+PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE = (
+  16,
+  17,
+  18,
+  19,
+  20,
+  21,
+  22,
+  23,
+)
 MIX = 1000  # and one for each source from here on
 
 

@@ -186,7 +186,8 @@ def mmd(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float]:
   a, b = (_some(x, random) for x in (a, b))
   kernel = gaussian(np.concatenate([a, b]), np.concatenate([a, b]))
   signs = np.concatenate([np.full(len(a), 1 / len(a)), np.full(len(b), -1 / len(b))])
-  order = np.stack([signs, *(random.permutation(signs) for _ in range(PERMUTATIONS))], 1)
+  shuffled = random.permuted(np.tile(signs, (PERMUTATIONS, 1)), axis=1)
+  order = np.concatenate([signs[None], shuffled]).T
   squared = (order * (kernel @ order)).sum(0)
   p = (1 + (squared[1:] >= squared[0] * (1 - 1e-9)).sum()) / (1 + PERMUTATIONS)
   return math.sqrt(max(0.0, squared[0])), float(p)

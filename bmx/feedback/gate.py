@@ -1,6 +1,7 @@
 """The gate: whether a challenger may replace a champion, by margins and paired intervals."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -161,8 +162,10 @@ def scores(rows: HostBatch, scale: float = 1.0) -> np.ndarray:
     InputError: predictions of another kind.
   """
   prediction = rows.get('prediction')
-  if prediction is not None and 'label' in rows and prediction.shape == rows['label'].shape == (
-    len(prediction),
+  if (
+    prediction is not None
+    and 'label' in rows
+    and prediction.shape == rows['label'].shape == (len(prediction),)
   ):
     return (prediction == rows['label']).astype(np.float64)
   if prediction is not None and 'y' in rows and prediction.shape == rows['y'].shape:
@@ -184,7 +187,8 @@ def slices_of(old: np.ndarray, *parts: np.ndarray, kind: str) -> list[np.ndarray
   if kind == 'category':
     return [part.astype(str) for part in parts]
   cuts = np.unique(np.quantile(old, (0.25, 0.5, 0.75)))
-  names = [f'<={cuts[0]:.4g}', *(f'<={c:.4g}' for c in cuts[1:]), f'>{cuts[-1]:.4g}']
+  inner = (f'{a:.4g}..{b:.4g}' for a, b in itertools.pairwise(cuts))
+  names = [f'<={cuts[0]:.4g}', *inner, f'>{cuts[-1]:.4g}']
   return [np.array(names)[np.searchsorted(cuts, part)] for part in parts]
 
 

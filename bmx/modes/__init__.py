@@ -44,6 +44,16 @@ MODES = {
   ),
   'chat': Mode('bmx.modes.chat', 'answers questions on the terminal', ('--step',)),
   'serve': Mode('bmx.modes.serve', 'answers requests over HTTP, as OpenAI does', ('--step',)),
+  'drift': Mode(
+    'bmx.modes.drift',
+    'compares --input, captured or a file, with the data that a run was evaluated on',
+    ('--step', '--input', '--output'),
+  ),
+  'gate': Mode(
+    'bmx.modes.gate',
+    'compares a challenger (--workdir) with a champion (--run): may it replace it?',
+    ('--step', '--input', '--run'),
+  ),
   'plan': Mode(
     'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
   ),
