@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bmx.core import streams
-from bmx.core.data import Stateful
+from bmx.core.data import Data, Stateful
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, HostBatch, Noise, Task, Variables
 from bmx.data.arrays import ArrayData
@@ -43,7 +43,7 @@ def with_hidden(task: Task) -> tuple[Task, str]:
   return task, f'counts of token ids, hashed into {BUCKETS} buckets'
 
 
-def sample(data: Batches, most: int, seed: int = 0) -> Batches:
+def sample(data: Data, most: int, seed: int = 0) -> Batches:
   """Returns at most `most` examples of a split, drawn without replacement, in their order."""
   count = min(data.size, most)
   random = streams.generator(seed, streams.DRIFT, 1)
@@ -54,15 +54,15 @@ def sample(data: Batches, most: int, seed: int = 0) -> Batches:
   names = {k: s.names for k, s in data.spec.items()}
   inner = ArrayData(data.rows(indices, positions), data.metadata, train=False, names=names,
                     fitted=state_of(data))  # fmt: skip
-  return dataclasses.replace(data, examples=inner)
+  return Batches(inner, data.batch_size, seed, False)
 
 
-def state_of(data: Batches) -> dict[str, Any]:
+def state_of(data: Data) -> dict[str, Any]:
   """Returns the fitted values of the examples; {} if nothing was fitted."""
   return data.examples.state() if isinstance(data.examples, Stateful) else {}
 
 
-def inputs(data: Batches, rows: HostBatch) -> list[Column]:
+def inputs(data: Data, rows: HostBatch) -> list[Column]:
   """Returns the columns of examples that are held as arrays: of a table, or one embedding.
 
   Args:

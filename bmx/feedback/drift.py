@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -124,8 +124,8 @@ def kolmogorov_smirnov(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     a: float [N].
     b: float [M].
   """
-  whole = [np.where(np.isnan(x), -np.inf, x) for x in (a, b)]
-  found = stats.ks_2samp(*whole, method='asymp')
+  a, b = (np.where(np.isnan(x), -np.inf, x) for x in (a, b))
+  found: Any = stats.ks_2samp(a, b, method='asymp')
   return float(found.statistic), float(found.pvalue)
 
 
@@ -141,9 +141,9 @@ def chi_square(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
   table = pooled(*counts(a, b)[1:])
   if table.shape[1] < 2:
     return 0.0, 1.0
-  p = stats.chi2_contingency(table, correction=False).pvalue
+  found: Any = stats.chi2_contingency(table, correction=False)
   shares = table / table.sum(1, keepdims=True)
-  return float(np.abs(shares[0] - shares[1]).sum() / 2), float(p)
+  return float(np.abs(shares[0] - shares[1]).sum() / 2), float(found.pvalue)
 
 
 def counts(a: np.ndarray, b: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -196,11 +196,12 @@ def table_rows(checks: Sequence[Check]) -> list[tuple[str, ...]]:
   """Returns a head and a row of texts for each check, for people."""
   head = ('data', 'rows', 'champion', 'challenger', 'difference', 'interval', 'above', 'result')
   number = lambda x: f'{x:+.4f}'
-  return [head] + [
+  rows: list[tuple[str, ...]] = [
     (c.name, f'{c.rows:,}', f'{c.champion:.4f}', f'{c.challenger:.4f}', number(c.difference),
      f'[{number(c.low)}, {number(c.high)}]', number(c.bound), c.result)
     for c in checks
   ]  # fmt: skip
+  return [head, *rows]
 
 
 def plain(checks: Sequence[Check]) -> list[dict[str, Any]]:

@@ -22,9 +22,8 @@ def rows_of(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
   head = ('column', 'result', 'effect', 'p', 'adjusted p', 'test')
   said = lambda f: 'drifted' if f.drifted else 'calm'
   order = sorted(findings, key=lambda f: (f.adjusted, f.p, -f.effect))
-  return [head] + [
-    (f.name, said(f), f'{f.effect:.3f}', f'{f.p:.2g}', f'{f.adjusted:.2g}', f.test) for f in order
-  ]
+  cells = lambda f: (said(f), f'{f.effect:.3f}', f'{f.p:.2g}', f'{f.adjusted:.2g}', f.test)
+  return [head, *((f.name, *cells(f)) for f in order)]
 
 
 def picture(finding: Finding, reference: Column, window: Column) -> Section:

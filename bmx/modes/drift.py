@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 from bmx.core import errors
+from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.paths import local
 from bmx.core.ranges import check_number
 from bmx.core.terminal import printable
-from bmx.data.batches import Batches
 from bmx.feedback import columns, pictures
 from bmx.feedback.drift import Column, compare
 from bmx.modes import Request
@@ -38,7 +38,10 @@ def run(request: Request) -> int:
   page = _checked_page(request.output)
   x, workdir, stored = open_run(request, labels=False)
   entry = old_entry(x.config)
-  sides = {'reference': x.evals[entry].data, 'window': window_data(x, stored, request.input)}
+  sides: dict[str, Data] = {
+    'reference': x.evals[entry].data,
+    'window': window_data(x, stored, request.input),
+  }
   state, step = restored(x, workdir, request.step)
   task, embedding = columns.with_hidden(x.task)
   found: dict[str, list[Column]] = {}
@@ -68,7 +71,7 @@ def _facts(
   workdir: Place,
   step: int,
   entry: str,
-  sides: dict[str, Batches],
+  sides: dict[str, Data],
   found: dict[str, list[Column]],
 ) -> dict[str, Any]:
   """Facts of a comparison, for people and for programs."""

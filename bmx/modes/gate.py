@@ -10,11 +10,11 @@ import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment as experiments
+from bmx.core.data import Data
 from bmx.core.errors import DONE, FAILURE, InputError, did_you_mean
 from bmx.core.experiment import Experiment
 from bmx.core.terminal import printable
 from bmx.core.types import HostBatch
-from bmx.data.batches import Batches
 from bmx.feedback import columns, gate, pointer, traffic
 from bmx.feedback.drift import Column
 from bmx.feedback.gate import NEW, OLD, Rules, Scored
@@ -140,10 +140,10 @@ def _scored(
       if one is champion:
         sides[name] = _columns(data, rows, one.x, names)
   slices = _slices(sides)
-  return {name: Scored(*scores[name], slices[name]) for name in (NEW, OLD)}, step
+  return {k: Scored(scores[k][0], scores[k][1], slices[k]) for k in (NEW, OLD)}, step
 
 
-def _columns(data: Batches, rows: HostBatch, x: Experiment, names: tuple[str, ...]) -> list[Column]:
+def _columns(data: Data, rows: HostBatch, x: Experiment, names: tuple[str, ...]) -> list[Column]:
   """The columns that slices may name: inputs of a table, and the true class."""
   if not names:
     return []
