@@ -53,10 +53,15 @@ def _read_parquet(path: Place) -> list[Record]:
 
 
 def frame_records(frame: Any) -> list[Record]:
-  """Returns the records of a data frame (pandas, polars, pyarrow) or of a mapping of columns.
+  """Returns the records of a data frame (pandas, polars, pyarrow), a mapping of columns, or a list.
 
-  Raises InputError if it is neither, is empty, or has columns of different lengths.
+  Args:
+    frame: a list has a mapping of column to cell for each record, as a line of JSON has it.
+
+  Raises InputError if it is another value, is empty, or has columns of different lengths.
   """
+  if isinstance(frame, list | tuple):
+    return _of_list(frame)
   import pyarrow
 
   try:
@@ -65,7 +70,17 @@ def frame_records(frame: Any) -> list[Record]:
     raise InputError(
       f'{type(frame).__name__}: expected a data frame, or a mapping of name to column: {error}'
     ) from None
-  return _of_arrow(found, 'the given table')
+  return _of_arrow(found, 'the given records')
+
+
+def _of_list(given: Sequence[Any]) -> list[Record]:
+  if not given:
+    raise InputError('the given records are empty')
+  for i, record in enumerate(given, 1):
+    if not isinstance(record, Mapping):
+      raise InputError(f'the given records, record {i}: expected a mapping of column to cell, not '
+                       f'{type(record).__name__}')  # fmt: skip
+  return [_plain(dict(r), f'the given records, record {i}') for i, r in enumerate(given, 1)]
 
 
 def _of_arrow(found: Any, source: str) -> list[Record]:

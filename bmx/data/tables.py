@@ -90,7 +90,7 @@ def table(
     InputError: a file that cannot be read; columns that are not those of the training data; a cell
       that is not read as the rest of its column; a class, number or weight that is not one.
   """
-  source = path or 'the given table'
+  source = path or 'the given records'
   if path:
     records = read_records(place(path), columns, delimiter)
   elif given is not None:

@@ -2,5 +2,6 @@
 
 from bmx.experiment.build import build
 from bmx.experiment.data import input_data
+from bmx.experiment.instances import Column, Instances
 
-__all__ = ['build', 'input_data']
+__all__ = ['Column', 'Instances', 'build', 'input_data']

@@ -21,6 +21,9 @@ from bmx.train.datafile import DataFile, tokenizer_of
 
 NAMED_COLUMNS = ('.jsonl', '.json', '.ndjson', '.parquet', '.pq')  # tables that name their columns
 TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
+ARRAYS = 'bmx.data.arrays:arrays'
+# Arrays of a batch that predictions do not need, or that are made of the others.
+LABELS = ('label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next')
 
 
 def train_data(
@@ -94,8 +97,8 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
 
   Args:
     experiment: whose data part reads them.
-    source: a file of the kind that the recipe trains on, a numpy archive (.npz), or data in memory
-      as `build` takes them.
+    source: a file of the kind that the recipe trains on, a numpy archive (.npz), or data in memory:
+      what the parameter `given` of the data part takes, or a mapping of name to array.
     stored: data.json of the run.
 
   Raises:
@@ -103,7 +106,7 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
   """
   c, layout = experiment.config, experiment.layout
   path = os.fspath(source) if isinstance(source, str | os.PathLike) else ''
-  memory = {} if path else _given(c, source)
+  memory = {} if path else {'given': source}
   part = _input_part(c['data'], path)
   fitted = fitted_of(experiment.data.examples)
   data = _read(c, part, '--input', layout, fitted, stored, **memory)
@@ -113,9 +116,8 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
       f'--input={path}: expected text that the tokenizer of the run cuts; {part["call"]} made '
       'another one'
     )
-  labels = ('label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next')
   for key, spec in experiment.data.spec.items():
-    if key in labels:
+    if key in LABELS:
       continue
     if key not in data.spec or data.spec[key].shape != spec.shape:
       given = data.spec[key].shape if key in data.spec else 'missing'
@@ -128,17 +130,22 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
 def _input_part(data: Mapping[str, Any], path: str) -> dict[str, Any]:
   """The data part that reads a file to predict, or data in memory where `path` is ''.
 
-  Of a mixture it is a source that reads files: all have one meaning. Words that describe a CSV file
-  are left out for another one.
+  Words that describe a CSV file are left out for another one.
   """
-  sources = data.get('sources', {}).values()
-  data = next((part for part in sources if 'path' in part), data)
+  data = source_part(data)
   known = recipes.parameters(recipes.resolve(data['call']), data['call'])
   if path.lower().endswith(NAMED_COLUMNS):
     data = {k: v for k, v in data.items() if k not in ('columns', 'delimiter')}
-  if path.endswith('.npz') or (path and 'path' not in known):
-    return {'call': 'bmx.data.arrays:arrays', 'path': path}
+  archive = path.endswith('.npz') and data['call'] != ARRAYS
+  if archive or ('path' if path else 'given') not in known:
+    return {'call': ARRAYS, 'path': path}
   return {**data, 'path': path, **({'split': 'all'} if 'split' in known else {})}
+
+
+def source_part(data: Mapping[str, Any]) -> Mapping[str, Any]:
+  """A data part, or of a mixture a source that reads files: all have one meaning."""
+  sources = data.get('sources', {}).values()
+  return next((part for part in sources if 'path' in part), data)
 
 
 def checked(data: Any, task: Task) -> Any:
@@ -192,18 +199,25 @@ def _read(
   stored: DataFile | None,
   **memory: Any,
 ) -> Batches:
-  if stored is not None and stored.state.get('tokenizer'):
-    own = {'text': stored.state['tokenizer'], 'names': stored.state.get('special_tokens')}
-    part = _with_tokenizer(part, own | {'call': TOKENIZER, 'source': 'the tokenizer in data.json'})
+  if own := tokenizer_part(stored):
+    part = with_tokenizer(part, own)
   injected = memory | ({'fitted': fitted} if fitted else {})
   own = {k: v for k, v in part.items() if k != 'batch_size'}
   examples = recipes.build(own, where, seed=c['seed'], train=False, read=True, **injected)
   return _batches(c, examples, part, where, layout, train=False)
 
 
-def _with_tokenizer(part: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-  """A data part whose tokenizers, those of parts inside it too, are the one that the run keeps."""
-  found = {k: _with_tokenizer(v, own) for k, v in part.items() if isinstance(v, Mapping)}
+def tokenizer_part(stored: DataFile | None) -> dict[str, Any]:
+  """The tokenizer that a run keeps, as a part; {} without one."""
+  if stored is None or not stored.state.get('tokenizer'):
+    return {}
+  own = {'text': stored.state['tokenizer'], 'names': stored.state.get('special_tokens')}
+  return own | {'call': TOKENIZER, 'source': 'the tokenizer in data.json'}
+
+
+def with_tokenizer(part: Mapping[str, Any], own: Any) -> dict[str, Any]:
+  """A data part whose tokenizers, those of parts inside it too, are `own`: a part or a value."""
+  found = {k: with_tokenizer(v, own) for k, v in part.items() if isinstance(v, Mapping)}
   return {**part, **found} | ({'tokenizer': own} if 'tokenizer' in found else {})
 
 

@@ -11,16 +11,17 @@ import jax
 
 from bmx import experiment as experiments
 from bmx.core import errors
-from bmx.core.data import Data, Described, Presenting, Readable
+from bmx.core.data import Data
 from bmx.core.experiment import Experiment
 from bmx.core.paths import local
-from bmx.core.types import HostBatch, Task
+from bmx.core.types import HostBatch
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.progress import share
 from bmx.runtime.rows import check_output, unique, write_rows
 from bmx.runtime.storage import Place, place
-from bmx.train.evaluate import join, predictions
+from bmx.train.evaluate import predictions
+from bmx.train.predicted import lines
 from bmx.train.run import restored
 
 log = logging.getLogger('bmx')
@@ -37,18 +38,18 @@ def run(request: Request) -> int:
     check_output(local(request.output))
   experiment, workdir, stored = open_run(request, evals=not request.input, labels=False)
   data = experiments.input_data(experiment, request.input, stored) if request.input else None
-  lines, step = _predicted(experiment, workdir, data, request.step)
+  rows, step = _predicted(experiment, workdir, data, request.step)
   name = pathlib.Path(request.input).stem if request.input else entry_of(experiment)
   own = workdir / 'predictions' / f'{name}.{step}.jsonl'
   path = local(request.output) if request.output else own
   if jax.process_index():
-    for _ in lines:
+    for _ in rows:
       pass
     return errors.DONE
   if not request.output:
     path.parent.mkdir(exist_ok=True, parents=True)
     path = unique(path)
-  log.info('%d predictions of step %d in %s', write_rows(path, lines), step, path)
+  log.info('%d predictions of step %d in %s', write_rows(path, rows), step, path)
   return errors.DONE
 
 
@@ -87,27 +88,12 @@ def _predicted(
     data = experiment.evals[entry_of(experiment)].data
   state, number = restored(experiment, workdir, step)
   parts = predictions(data, experiment.task, experiment.layout, state)
-  return _lines(data, experiment.task, parts), number
+  return lines(data, experiment.task, watched(parts, data.size)), number
 
 
 def entry_of(experiment: Experiment) -> str:
   """Returns the `eval` entry that is predicted by default: `test`, or the first one."""
   return 'test' if 'test' in experiment.evals else next(iter(experiment.evals))
-
-
-def _lines(data: Data, task: Task, parts: Iterator[HostBatch]) -> Iterator[dict[str, Any]]:
-  """Yields the rows; for questions, the best answer over a paragraph's windows."""
-  parts = watched(parts, data.size)
-  if isinstance(data.examples, Presenting):
-    yield from data.examples.present(join(list(parts)))
-    return
-  done = 0
-  for step, rows in enumerate(parts):
-    lines = task.readable(rows, data.metadata) if isinstance(task, Readable) else _plain(rows)
-    described = _described(data, step, len(lines))
-    for n, (about, line) in enumerate(zip(described, lines, strict=True), done + 1):
-      yield {'row': n, **about, **line}
-    done += len(lines)
 
 
 def watched(
@@ -122,14 +108,3 @@ def watched(
     if now() - said > EVERY and done < size:
       said = now()
       log.info('predicted %s', share(done, size, said - began))
-
-
-def _plain(rows: HostBatch) -> list[dict[str, Any]]:
-  return [{k: v[i].tolist() for k, v in rows.items()} for i in range(len(rows['prediction']))]
-
-
-def _described(data: Data, step: int, n: int) -> list[dict[str, Any]]:
-  examples = data.examples
-  if not isinstance(examples, Described):
-    return [{}] * n
-  return examples.describe(data.indices(step)[0, :n])

@@ -1,4 +1,4 @@
-"""Mode `serve`: a run, or a Hugging Face folder, behind OpenAI's completions API."""
+"""Mode `serve`: a run behind HTTP: OpenAI's completions API, or predictions of instances."""
 
 import contextlib
 import logging
@@ -6,25 +6,17 @@ import pathlib
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from bmx.core import errors
 from bmx.core.errors import InputError
-from bmx.core.experiment import Experiment
 from bmx.core.ranges import check_number
-from bmx.core.types import facts_of
-from bmx.data.text.chat_template import ChatTemplate
-from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
-from bmx.modes.chat import find_template
-from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights
+from bmx.modes.services import Run, completions, generates, predictions
 from bmx.modes.start import need_run, open_run
-from bmx.runtime.storage import Place, place
-from bmx.serve.chat import end_of_turn
-from bmx.serve.engine import Engine
-from bmx.serve.text import Options, check_size, stop_ids
-from bmx.serve.worker import Worker
+from bmx.runtime.storage import place
+from bmx.serve.text import Options
 
 log = logging.getLogger('bmx')
 GRACE_SECONDS = 30  # that answers under way have after SIGTERM
@@ -41,42 +33,15 @@ def run(request: Request) -> int:
   begun = (workdir / 'checkpoints').is_dir()
   if request.workdir and not begun:
     raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
-  decoder_of(x)
-  folder = workdir if begun else place(x.weights)
-  known = stored.state if stored is not None and begun else {}
+  served = Run(x, workdir, workdir if begun else place(x.weights), stored if begun else None,
+               request.step)  # fmt: skip
   with contextlib.closing(_listen(words['host'], words['port'])) as listening:
-    coder = load_tokenizer(x, folder, known)
-    render, stop = _template(options.template, coder, folder, known)
-    _, variables = load_weights(x, workdir, request.step)
-    engine = _engine(x, variables, folder, coder, (*options.stop, *stop))
-    del variables  # the engine has its own
-    worker = Worker(engine, words['max_waiting'])
-    completions = libraries.completions(x.name, worker, coder, options, render, stop)
-    server = libraries.server(completions, keys, words['max_body'], words['timeout'])
+    service, line = completions(served, options) if generates(x) else predictions(served)
+    server = libraries.server(service, keys, words['max_body'], words['timeout'])
     host, port = listening.getsockname()[:2]
-    log.info('serving    %s at http://%s:%d, %d rows of %d tokens%s', folder, host, port,
-             len(engine.rows), engine.context,
+    log.info('serving    %s at http://%s:%d, %s%s', served.folder, host, port, line,
              '' if keys else '; every client is served (serve.keys)')  # fmt: skip
-    return _serve(libraries, server, worker, listening)
-
-
-def _engine(
-  x: Experiment, variables: dict[str, Any], folder: Place, coder: Tokenizer, stop: Sequence[str]
-) -> Engine:
-  """Compiles the engine.
-
-  Args:
-    x: of the run.
-    variables: see `load_weights`.
-    folder: of the weights.
-    coder: the tokenizer.
-    stop: texts that end an answer; a special token ends it as an id.
-  """
-  model, words = decoder_of(x), x.config['serve']
-  check_size(coder, facts_of(model))
-  ends = *(ends_of(x, folder, coder) or coder.ends), *stop_ids(coder, stop)
-  sizes = {'rows': words['rows'], 'context': words['context']}
-  return Engine(model, layout=x.layout, ends=ends, **sizes, **variables)
+    return _serve(libraries, server, listening)
 
 
 class _Libraries:
@@ -86,9 +51,8 @@ class _Libraries:
     import uvicorn
 
     from bmx.serve.app import Server
-    from bmx.serve.completions import Completions
 
-    self.uvicorn, self.server, self.completions = uvicorn, Server, Completions
+    self.uvicorn, self.server = uvicorn, Server
 
 
 def _libraries() -> _Libraries:
@@ -140,26 +104,9 @@ def _listen(host: str, port: int) -> socket.socket:
   return made
 
 
-def _template(
-  name: str, coder: Tokenizer, folder: Place, known: dict[str, Any]
-) -> tuple[Callable[[Sequence[Any]], str] | None, tuple[str, ...]]:
-  """Returns the function that writes a chat, and the texts that end an answer.
-
-  (None, ()) if the model has no template and the command names none.
-  """
-  try:
-    template: ChatTemplate = find_template(name, coder, folder, known)
-  except InputError:
-    if name:
-      raise
-    log.info('chat       without a template: /v1/chat/completions is refused')
-    return None, ()
-  end = end_of_turn(template, coder)
-  return lambda messages: template.render(messages, answer=True), (end,) if end else ()
-
-
-def _serve(libraries: _Libraries, server: Any, worker: Worker, listening: socket.socket) -> int:
-  """Runs the event loop in this thread and the engine in its own."""
+def _serve(libraries: _Libraries, server: Any, listening: socket.socket) -> int:
+  """Runs the event loop in this thread and the model in its own."""
+  worker = server.service.worker
   config = libraries.uvicorn.Config(
     server.app(), log_level='warning', lifespan='off', timeout_graceful_shutdown=GRACE_SECONDS
   )

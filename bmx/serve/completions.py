@@ -1,7 +1,6 @@
 """Completions of a served model: prompts to requests of the engine, its tokens to texts."""
 
 import asyncio
-import contextlib
 import dataclasses
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -11,12 +10,12 @@ from bmx.core.errors import InputError
 from bmx.core.types import facts_of
 from bmx.data.text.documents import whole
 from bmx.data.text.tokenizer import Tokenizer
-from bmx.serve.openai import ApiError, Asked
+from bmx.serve.apierror import ApiError
+from bmx.serve.openai import Asked
 from bmx.serve.rows import Output, Request
+from bmx.serve.service import api_errors, threadsafe
 from bmx.serve.text import Detokenizer, Options, encode_prompts
-from bmx.serve.worker import Overloaded, Unavailable, Worker
-
-RETRY_SECONDS = 1  # that an overloaded server asks for
+from bmx.serve.worker import Worker
 
 
 class Piece(NamedTuple):
@@ -129,39 +128,25 @@ class Completions:
     deadline = loop.time() + timeout
 
     def sink(index: int) -> Callable[[Output | Exception], None]:
-      put = lambda item: inbox.put_nowait((index, item))
-
-      def call(item):
-        with contextlib.suppress(RuntimeError):  # the event loop of a dead server
-          loop.call_soon_threadsafe(put, item)
-
-      return call
+      return threadsafe(lambda item: inbox.put_nowait((index, item)))
 
     try:
-      for index, job in enumerate(jobs):
-        tickets[index] = self.worker.submit(job.request, sink(index))
-      while left:
-        # Not asyncio.timeout: another task may read the later parts.
-        index, item = await asyncio.wait_for(inbox.get(), max(0.0, deadline - loop.time()))
-        if isinstance(item, Exception):
-          raise item
-        if index not in left:
-          continue
-        piece = self._piece(index, item, texts[index])
-        if piece.finish:
-          left.discard(index)
-          if not item.finish:
-            self.worker.cancel(tickets[index])
-        yield piece
-    except Overloaded as error:
-      headers = {'Retry-After': str(RETRY_SECONDS)}
-      raise ApiError(429, f'{error}; send the request again', kind='overloaded', code='queue_full',
-                     headers=headers) from None  # fmt: skip
-    except Unavailable as error:
-      raise ApiError(503, str(error), kind='server_error', code='unavailable') from None
-    except TimeoutError:
-      raise ApiError(504, f'no answer within {timeout:g} seconds', kind='server_error',
-                     code='timeout') from None  # fmt: skip
+      with api_errors(timeout):
+        for index, job in enumerate(jobs):
+          tickets[index] = self.worker.submit(job.request, sink(index))
+        while left:
+          # Not asyncio.timeout: another task may read the later parts.
+          index, item = await asyncio.wait_for(inbox.get(), max(0.0, deadline - loop.time()))
+          if isinstance(item, Exception):
+            raise item
+          if index not in left:
+            continue
+          piece = self._piece(index, item, texts[index])
+          if piece.finish:
+            left.discard(index)
+            if not item.finish:
+              self.worker.cancel(tickets[index])
+          yield piece
     finally:
       for index in left & tickets.keys():
         self.worker.cancel(tickets[index])

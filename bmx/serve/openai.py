@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bmx.core.errors import InputError
+from bmx.serve.apierror import ApiError, bad, unknown_model
 from bmx.serve.sample import Sampling
 from bmx.serve.text import Options
 
@@ -25,38 +26,6 @@ SHARED = (
   'model', 'max_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty', 'n', 'stop', 'seed',
   'stream', 'stream_options', 'logprobs',
 )  # fmt: skip
-
-
-class ApiError(Exception):
-  """An answer in OpenAI's shape of errors.
-
-  Attributes:
-    status: of HTTP.
-    message: one sentence for people.
-    kind: `type` of the error.
-    param: key of the request.
-    code: word for programs.
-    headers: of the answer.
-  """
-
-  def __init__(
-    self,
-    status: int,
-    message: str,
-    *,
-    kind: str = 'invalid_request_error',
-    param: str | None = None,
-    code: str | None = None,
-    headers: Mapping[str, str] | None = None,
-  ):
-    super().__init__(message)
-    self.status, self.message, self.kind = status, message, kind
-    self.param, self.code, self.headers = param, code, dict(headers or {})
-
-  def body(self) -> dict[str, Any]:
-    """Returns the JSON object of the answer."""
-    return {'error': {'message': self.message, 'type': self.kind, 'param': self.param,
-                      'code': self.code}}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +57,6 @@ class Asked:
   logprobs: bool
 
 
-def bad(param: str, value: Any, expected: str, code: str | None = None) -> ApiError:
-  """Returns the error of a value that is out of its range."""
-  shown = repr(value) if len(repr(value)) < 60 else f'{repr(value)[:57]}...'
-  return ApiError(400, f'{param}={shown}: expected {expected}', param=param, code=code)
-
-
 def read_request(body: Any, *, chat: bool, served: str, defaults: Options) -> Asked:
   """Checks the body of a request.
 
@@ -119,10 +82,7 @@ def read_request(body: Any, *, chat: bool, served: str, defaults: Options) -> As
   given = {k: v for k, v in body.items() if v is not None}
   model = _get(given, 'model', str, served)
   if model != served:
-    raise ApiError(
-      404, f'the model {model!r} does not exist: expected {served!r}', param='model',
-      code='model_not_found',
-    )  # fmt: skip
+    raise unknown_model(model, served)
   limit = 'max_completion_tokens' if 'max_completion_tokens' in given else 'max_tokens'
   ordinary = 0 if chat else defaults.max_new_tokens
   options = _get(given, 'stream_options', dict, {})

@@ -1,4 +1,4 @@
-"""The device thread of a server: it alone calls the engine, requests reach it through a queue."""
+"""The device threads of a server: one alone uses the device, requests reach it through a queue."""
 
 import itertools
 import logging
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from bmx.serve.engine import Engine
-from bmx.serve.rows import Output, Request
+from bmx.serve.rows import Output
 
 log = logging.getLogger('bmx')
 
-Sink = Callable[[Output | Exception], None]  # called in the device thread
+Sink = Callable[[Any], None]  # gets outputs, or the exception that ends a request; device thread
 
 
 class Overloaded(Exception):
@@ -23,13 +23,116 @@ class Unavailable(Exception):
   """The server drains, or its device thread has ended with an error."""
 
 
-class Worker:
-  """Runs an engine in a thread of its own.
+class DeviceThread:
+  """A thread that answers requests from a queue; a subclass says how, in `turns`.
+
+  Args:
+    most: requests that may wait or run; more are refused.
+    on_death: called with the error that ends the thread, after all requests have failed.
+  """
+
+  def __init__(self, most: int, on_death: Callable[[BaseException], None] = lambda error: None):
+    self.most, self.on_death = most, on_death
+    self.error: BaseException | None = None
+    self.inbox: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
+    self.sinks: dict[int, Sink] = {}  # by ticket
+    self.closing = False
+    self.lock = threading.Lock()
+    self._tickets = itertools.count()
+    self._thread = threading.Thread(target=self._run, name='device', daemon=True)
+
+  def turns(self) -> None:
+    """Answers requests until `closing` and nothing is left."""
+    raise NotImplementedError
+
+  def start(self) -> None:
+    """Starts the thread."""
+    self._thread.start()
+
+  @property
+  def pending(self) -> int:
+    """Number of requests that wait or run."""
+    return len(self.sinks)
+
+  @property
+  def accepts(self) -> bool:
+    """Whether a request would be accepted now."""
+    return self._refusal(self.pending) is None
+
+  def check(self, pending: int) -> None:
+    """Raises Overloaded or Unavailable if one more than `pending` requests is not accepted."""
+    refusal = self._refusal(pending)
+    if refusal is not None:
+      raise refusal
+
+  def submit(self, request: Any, sink: Sink) -> int:
+    """Queues a request; returns a ticket for `cancel`.
+
+    Args:
+      request: that has been checked.
+      sink: gets every output of the request, or the exception that ends it.
+
+    Raises:
+      Overloaded: the queue is full.
+      Unavailable: the server drains or has failed.
+    """
+    with self.lock:
+      self.check(self.pending)
+      ticket = next(self._tickets)
+      self.sinks[ticket] = sink
+    self.inbox.put(('submit', ticket, request))
+    return ticket
+
+  def cancel(self, ticket: int) -> None:
+    """Ends a request without another output; a ticket that has ended is ignored."""
+    with self.lock:
+      self.sinks.pop(ticket, None)
+    self.inbox.put(('cancel', ticket, None))
+
+  def drain(self) -> None:
+    """Refuses new requests; the thread ends when all others have finished."""
+    with self.lock:
+      self.closing = True
+    self.inbox.put(('wake', -1, None))
+
+  def join(self, timeout: float | None = None) -> bool:
+    """Waits for the thread; returns whether it has ended."""
+    self._thread.join(timeout)
+    return not self._thread.is_alive()
+
+  def _refusal(self, pending: int) -> Exception | None:
+    if self.error is not None:
+      return Unavailable(f'the device thread has ended: {self.error}')
+    if self.closing:
+      return Unavailable('the server is shutting down')
+    if pending >= self.most:
+      return Overloaded(f'{pending} requests are waiting or running')
+    return None
+
+  def _run(self) -> None:
+    try:
+      self.turns()
+    except BaseException as error:
+      self._die(error)
+
+  def _die(self, error: BaseException) -> None:
+    """Fails all requests at once: none waits for its time-out."""
+    with self.lock:
+      self.error = error
+      sinks, self.sinks = list(self.sinks.values()), {}
+    log.critical('the device thread has ended: %s: %s', type(error).__name__, error)
+    for sink in sinks:
+      sink(Unavailable(f'the device thread has ended: {type(error).__name__}'))
+    self.on_death(error)
+
+
+class Worker(DeviceThread):
+  """Runs an engine; a sink gets each `Output` of its request.
 
   Args:
     engine: compiled.
     max_waiting: requests that may wait for a row; more are refused.
-    on_death: called with the error that ends the thread, after all requests have failed.
+    on_death: see `DeviceThread`.
   """
 
   def __init__(
@@ -38,89 +141,22 @@ class Worker:
     max_waiting: int,
     on_death: Callable[[BaseException], None] = lambda error: None,
   ):
-    self.engine, self.max_waiting, self.on_death = engine, max_waiting, on_death
-    self.error: BaseException | None = None
-    self._tickets, self._lock = itertools.count(), threading.Lock()
-    self._inbox: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
-    self._sinks: dict[int, Sink] = {}  # by ticket
-    self._numbers: dict[int, int] = {}  # ticket -> number in the engine; of the device thread
-    self._closing = False
-    self._thread = threading.Thread(target=self._run, name='device', daemon=True)
+    super().__init__(len(engine.rows) + max_waiting, on_death)
+    self.engine = engine
+    self._numbers: dict[int, int] = {}  # ticket -> number in the engine
 
-  def start(self) -> None:
-    """Starts the thread."""
-    self._thread.start()
-
-  @property
-  def pending(self) -> int:
-    """Number of requests that wait or generate."""
-    return len(self._sinks)
-
-  @property
-  def accepts(self) -> bool:
-    """Whether a request would be accepted now."""
-    return self._refusal() is None
-
-  def submit(self, request: Request, sink: Sink) -> int:
-    """Queues a request; returns a ticket for `cancel`.
-
-    Args:
-      request: that `Engine.check` accepts.
-      sink: gets every Output of the request, or the exception that ends it.
-
-    Raises:
-      Overloaded: too many requests wait.
-      Unavailable: the worker drains, or has died.
-    """
-    with self._lock:
-      refusal = self._refusal()
-      if refusal is not None:
-        raise refusal
-      ticket = next(self._tickets)
-      self._sinks[ticket] = sink
-    self._inbox.put(('submit', ticket, request))
-    return ticket
-
-  def cancel(self, ticket: int) -> None:
-    """Ends a request without another output; a ticket that has ended is ignored."""
-    with self._lock:
-      self._sinks.pop(ticket, None)
-    self._inbox.put(('cancel', ticket, None))
-
-  def drain(self) -> None:
-    """Refuses new requests; the thread ends when all others have finished."""
-    with self._lock:
-      self._closing = True
-    self._inbox.put(('wake', -1, None))
-
-  def join(self, timeout: float | None = None) -> bool:
-    """Waits for the thread; returns whether it has ended."""
-    self._thread.join(timeout)
-    return not self._thread.is_alive()
-
-  def _refusal(self) -> Exception | None:
-    if self.error is not None:
-      return Unavailable(f'the device thread has ended: {self.error}')
-    if self._closing:
-      return Unavailable('the server is shutting down')
-    if len(self._sinks) >= len(self.engine.rows) + self.max_waiting:
-      return Overloaded(f'{len(self._sinks)} requests are waiting or running')
-    return None
-
-  def _run(self) -> None:
-    try:
-      while not (self._closing and self.engine.idle and self._inbox.empty()):
-        self._read_inbox(wait=self.engine.idle)
-        for output in self.engine.step():
-          self._deliver(output)
-    except BaseException as error:
-      self._die(error)
+  def turns(self) -> None:
+    """Steps the engine until it is idle and the server drains."""
+    while not (self.closing and self.engine.idle and self.inbox.empty()):
+      self._read_inbox(wait=self.engine.idle)
+      for output in self.engine.step():
+        self._deliver(output)
 
   def _read_inbox(self, wait: bool) -> None:
-    while wait or not self._inbox.empty():
-      kind, ticket, request = self._inbox.get()
+    while wait or not self.inbox.empty():
+      kind, ticket, request = self.inbox.get()
       wait = False
-      if kind == 'submit' and ticket in self._sinks:
+      if kind == 'submit' and ticket in self.sinks:
         self._numbers[ticket] = self.engine.submit(request)
       if kind == 'cancel' and ticket in self._numbers:
         self.engine.cancel(self._numbers.pop(ticket))
@@ -129,19 +165,9 @@ class Worker:
     ticket = next((t for t, n in self._numbers.items() if n == output.request), None)
     if ticket is None:
       return
-    with self._lock:
-      sink = self._sinks.pop(ticket, None) if output.finish else self._sinks.get(ticket)
+    with self.lock:
+      sink = self.sinks.pop(ticket, None) if output.finish else self.sinks.get(ticket)
     if output.finish:
       self._numbers.pop(ticket)
     if sink is not None:
       sink(output)
-
-  def _die(self, error: BaseException) -> None:
-    """Fails all requests at once: none waits for its time-out."""
-    with self._lock:
-      self.error = error
-      sinks, self._sinks = list(self._sinks.values()), {}
-    log.critical('the device thread has ended: %s: %s', type(error).__name__, error)
-    for sink in sinks:
-      sink(Unavailable(f'the device thread has ended: {type(error).__name__}'))
-    self.on_death(error)

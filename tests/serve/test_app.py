@@ -25,6 +25,7 @@ openai = pytest.importorskip('openai', reason='the extra `serve` is not installe
 uvicorn = pytest.importorskip('uvicorn', reason='the extra `serve` is not installed')
 
 from bmx.serve.app import Server  # noqa: E402
+from bmx.serve.completion_routes import CompletionService  # noqa: E402
 from bmx.serve.completions import Completions  # noqa: E402
 from bmx.serve.worker import Worker  # noqa: E402
 
@@ -50,7 +51,7 @@ def serving(engine, **options):
   worker = Worker(engine, options.pop('max_waiting', 8), deaths.append)
   given = {'render': render, 'chat_stop': ('<user>',)} | options.pop('model', {})
   completions = Completions('tiny', worker, Bytes(), Options(temperature=0.8), **given)
-  server = Server(completions, **options)
+  server = Server(CompletionService(completions), **options)
   config = uvicorn.Config(server.app(), port=0, log_level='error', lifespan='off')
   http_server = uvicorn.Server(config)
   thread = threading.Thread(target=http_server.run)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bmx.core.errors import InputError, did_you_mean
-from bmx.data.frames import read_records
+from bmx.data.frames import frame_records, read_records
 from bmx.data.records import LINE_END, Record, numbered_json_lines, read_text
 from bmx.data.text.clean import clean, report
 from bmx.data.text.steps import Step
@@ -113,6 +113,12 @@ def located(
 
 def _paragraphs(text: str) -> list[str]:
   return re.split(r'(?>\r\n|\n|\r)(?:[ \t]*(?>\r\n|\n|\r))+', text)
+
+
+def given_records(given: Any) -> list[tuple[str, Record]]:
+  """Returns (origin, record) of records in memory, see `bmx.data.frames.frame_records`."""
+  found = enumerate(frame_records(given), 1)
+  return [(f'the given records, record {n}', r) for n, r in found]
 
 
 def records(path: str, data_dir: str = '') -> list[tuple[str, Record]]:

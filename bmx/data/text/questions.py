@@ -1,8 +1,30 @@
 """Questions of a file in SQuAD's format: their checks and right answers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from bmx.core.errors import InputError
+from bmx.data.text.documents import whole
+
+GIVEN = 'the given questions'
+
+
+def given_paragraphs(given: Any) -> list[tuple[str, dict[str, Any]]]:
+  """Returns (title, paragraph with its 'context' and one question) of questions in memory.
+
+  Raises InputError for a record without a question or a context.
+  """
+  if not isinstance(given, list | tuple) or not given:
+    raise InputError(f'{GIVEN}: expected a list of at least one question')
+  found = []
+  for n, record in enumerate(given, 1):
+    for key in ('question', 'context'):
+      text = record.get(key) if isinstance(record, Mapping) else None
+      if not isinstance(text, str) or not text.strip():
+        raise InputError(f'{GIVEN}, record {n}: {key}={text!r:.60}: expected a text')
+      whole(text, f'{GIVEN}, record {n}: {key}')
+    found.append((str(n), {'context': record['context'], 'qas': [dict(record)]}))
+  return found
 
 
 def is_impossible(qa: Any) -> bool:

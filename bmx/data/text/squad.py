@@ -13,7 +13,13 @@ from bmx.data.arrays import split_indices
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import squad_paragraphs
 from bmx.data.text.encoding import SPLITS, TextData, fill_row, pad, text_metadata, text_spec
-from bmx.data.text.questions import check_question, is_impossible, known_answers
+from bmx.data.text.questions import (
+  GIVEN,
+  check_question,
+  given_paragraphs,
+  is_impossible,
+  known_answers,
+)
 from bmx.data.text.template import need_prefix
 from bmx.data.text.tokenizer import Subwords
 
@@ -78,6 +84,7 @@ def squad(
   stride: int = 0,
   split: str = 'all',
   holdout: float = 0.0,
+  given: Any = None,
   fitted: Mapping[str, Any] | None = None,
   read: bool = True,
   seed: int = 0,
@@ -96,6 +103,8 @@ def squad(
     stride: tokens between the beginnings of two windows, at most their length; 0 is half of it.
     split: 'all', 'train' or 'valid'.
     holdout: share of the *articles* in 'valid', so that no paragraph is in both.
+    given: questions instead of `path`: a list of {'question': text, 'context': text, ...}, whose
+      other keys are those of a question in a file.
     fitted: `state()` of the training data: questions without an answer are predicted if those had
       any.
     read: False returns shapes only.
@@ -115,7 +124,8 @@ def squad(
   least = 2 * tokenizer.template.added + 1
   if length < least or stride < 0:
     raise InputError(f'length={length}, stride={stride}: at least {least} and 0 are expected')
-  paragraphs = squad_paragraphs(path)
+  paragraphs = squad_paragraphs(path) if given is None else given_paragraphs(given)
+  path = path or GIVEN
   titles = list(dict.fromkeys(title for title, _ in paragraphs))
   chosen = {titles[i] for i in split_indices(len(titles), split, holdout, SPLITS)}
   every = [(p['context'], q, t in chosen) for t, p in paragraphs for q in p['qas']]

@@ -12,7 +12,7 @@ from bmx.data.arrays import split_indices
 from bmx.data.classes import class_line, class_names, ordered_names, warn_unseen
 from bmx.data.records import LINE_END, number
 from bmx.data.shapes import shapes
-from bmx.data.text.documents import describe, documents, records, said, whole
+from bmx.data.text.documents import describe, documents, given_records, records, said, whole
 from bmx.data.text.encoding import SPLITS, TextData, encode_rows, text_metadata, text_spec
 from bmx.data.text.template import need_prefix
 from bmx.data.text.tokenizer import Subwords
@@ -36,6 +36,7 @@ def text_classification(
   split: str = 'all',
   holdout: float = 0.0,
   classes: Sequence[str] = (),
+  given: Any = None,
   fitted: Mapping[str, Any] | None = None,
   read: bool = True,
   seed: int = 0,
@@ -56,6 +57,7 @@ def text_classification(
     split: 'all', 'train' or 'valid'.
     holdout: share of 'valid'.
     classes: names in the order of the model's outputs; default: sorted.
+    given: the records themselves instead of `path`: a data frame, or a list of mappings.
     fitted: `state()` of the training data, whose classes count.
     read: False returns shapes only.
     seed: of the run.
@@ -68,30 +70,31 @@ def text_classification(
   if not read:
     return shapes(text_spec(length, TARGET if regression else LABEL), length=length)
   need_prefix(tokenizer.template, 'text classification', pair=bool(pair))
-  every = records(path, data_dir)
+  every = records(path, data_dir) if given is None else given_records(given)
+  path = path or 'the given records'
   found = [every[i] for i in split_indices(len(every), split, holdout, SPLITS)]
   texts: list[Any] = [_text(r, text, where) for where, r in found]
   if pair:
     texts = [(a, _text(r, pair, where)) for a, (where, r) in zip(texts, found, strict=True)]
   arrays, cut = encode_rows(tokenizer, texts, length)
   metadata = text_metadata(tokenizer, length, f'{path}: {len(texts):,} texts, {cut:,} of them cut')
-  given, where = [r.get(label) for _, r in found], [w for w, _ in found]
-  hidden = all(v in MISSING or number(v) == -1 for v in given)
+  labels, where = [r.get(label) for _, r in found], [w for w, _ in found]
+  hidden = all(v in MISSING or number(v) == -1 for v in labels)
   if hidden and train:
     raise InputError(f'{path}: no record has a {label!r}{did_you_mean(label, found[0][1])}')
   state: dict[str, Any] = {}
   if regression:
     metadata['num_targets'] = 1
-    arrays |= {} if hidden else {'y': _numbers(given, where, label)}
+    arrays |= {} if hidden else {'y': _numbers(labels, where, label)}
   else:
     known = _classes([r.get(label) for _, r in every])
     names = ordered_names(known, classes, fitted)
     if train and not fitted:
-      log.info('%s: %s: %s', path, label, class_line(known, [str(v) for v in given]))
-      warn_unseen(known, map(str, given), f'{path}: {label}')
+      log.info('%s: %s: %s', path, label, class_line(known, [str(v) for v in labels]))
+      warn_unseen(known, map(str, labels), f'{path}: {label}')
     state['class_names'] = list(names)
     metadata |= {'num_classes': len(names), 'class_names': names}
-    arrays |= {} if hidden else {'label': _labels(given, names, where)}
+    arrays |= {} if hidden else {'label': _labels(labels, names, where)}
   described = [{k: r[k] for k in (text, pair) if k} for _, r in found]
   return TextData(
     arrays, metadata, seed, train, fitted=state, tokenizer=tokenizer, described=described

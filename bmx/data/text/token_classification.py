@@ -13,12 +13,14 @@ from bmx.data.arrays import split_indices
 from bmx.data.classes import ordered_names, warn_unseen
 from bmx.data.records import LINE_END, read_text
 from bmx.data.shapes import shapes
+from bmx.data.text.documents import whole
 from bmx.data.text.encoding import SPLITS, TextData, encode, fill_row, text_metadata
 from bmx.data.text.tokenizer import Subwords
 from bmx.data.text.windows import along
 from bmx.data.text.words import space_before
 from bmx.runtime.storage import place
 
+GIVEN = 'the given records'
 OUTSIDE = 'O'  # the tag of words outside all entities
 
 
@@ -37,7 +39,8 @@ class TagData(TextData):
   def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
     """Each sentence: {'words': [...], 'tags': [predicted], 'known': [tags of the file]}.
 
-    A word without a token, cut off or deleted by the tokenizer, is predicted as 'O'.
+    A word without a token, cut off or deleted by the tokenizer, is predicted as 'O'. 'known' is
+    missing where the sentence has no tags.
     """
     names, result = self.metadata['class_names'], []
     rows = zip(self.sentences, self.heads, predictions['prediction'], strict=True)
@@ -45,7 +48,8 @@ class TagData(TextData):
       found = {word: names[int(ids[token])] for token, word in heads}
       words, known = (list(column) for column in zip(*sentence, strict=True))
       tags = [found.get(n, OUTSIDE) for n in range(len(words))]
-      result.append({'words': words, 'tags': tags, 'known': known})
+      line = {'words': words, 'tags': tags}
+      result.append(line | ({'known': known} if any(known) else {}))
     return result
 
 
@@ -56,6 +60,7 @@ def token_classification(
   split: str = 'all',
   holdout: float = 0.0,
   classes: Sequence[str] = (),
+  given: Any = None,
   fitted: Mapping[str, Any] | None = None,
   read: bool = True,
   seed: int = 0,
@@ -74,6 +79,8 @@ def token_classification(
     split: 'all', 'train' or 'valid'.
     holdout: share of the sentences in 'valid'.
     classes: tags in the order of the model's outputs; default: 'O', then the others, sorted.
+    given: sentences instead of `path`: a list of {'words': [...], 'tags': [...]}; to predict, tags
+      may be missing.
     fitted: `state()` of the training data, whose tags count.
     read: False returns shapes only.
     seed: of the run.
@@ -85,9 +92,11 @@ def token_classification(
   if not read:
     rows = {k: along(length) for k in ('tokens', 'segment_ids', 'targets')}
     return shapes(rows | {'weights': along(length, np.float32)}, length=length)
-  every = read_conll(path)
+  every = read_conll(path) if given is None else _given(given, train)
+  path = path or GIVEN
   found = [every[i] for i in split_indices(len(every), split, holdout, SPLITS)]
-  tags = sorted({tag for words in every for _, tag in words}, key=lambda t: (t != OUTSIDE, t))
+  used = {tag for words in every for _, tag in words if tag}
+  tags = sorted(used, key=lambda t: (t != OUTSIDE, t))
   names = ordered_names(tags, classes, fitted)
   if train and not fitted:
     warn_unseen(tags, {tag for words in found for _, tag in words}, path)
@@ -99,10 +108,11 @@ def token_classification(
   place = {name: i for i, name in enumerate(names)}
   for n, (sentence, firsts) in enumerate(zip(found, heads, strict=True)):
     for _, tag in sentence:
-      if tag not in place:
+      if tag and tag not in place:
         raise InputError(f'{path}: tag {tag!r}; expected one of {", ".join(names)}')
     for token, word in firsts:
-      arrays['targets'][n, token], arrays['weights'][n, token] = place[sentence[word][1]], 1.0
+      arrays['targets'][n, token] = place.get(sentence[word][1], 0)
+      arrays['weights'][n, token] = 1.0
   cut, deleted = _lost(encoded, heads, found)
   source = f'{path}: {len(found):,} sentences, {cut:,} words cut off'
   source += f', {deleted:,} without a token' if deleted else ''
@@ -141,6 +151,32 @@ def _lost(
   made = [{w for e in (one, *one.overflowing) for w in e.word_ids} - {None} for one in encoded]
   cut = sum(len(m) - len(h) for m, h in zip(made, heads, strict=True))
   return cut, sum(len(s) - len(m) for s, m in zip(sentences, made, strict=True))
+
+
+def _given(given: Any, train: bool) -> list[list[tuple[str, str]]]:
+  """Sentences in memory; '' stands for a tag that is missing.
+
+  Raises InputError for a sentence without words, words or tags that are not texts, or fewer tags.
+  """
+  if not isinstance(given, list | tuple) or not given:
+    raise InputError(f'{GIVEN}: expected a list of at least one sentence')
+  sentences = []
+  for n, record in enumerate(given, 1):
+    where = f'{GIVEN}, record {n}'
+    words = record.get('words') if isinstance(record, Mapping) else None
+    if not _are_texts(words) or not words:
+      raise InputError(f'{where}: words={words!r:.60}: expected a list of at least one text')
+    tags = record.get('tags') or ([] if train else [''] * len(words))
+    if not isinstance(tags, list | tuple) or len(tags) != len(words):
+      raise InputError(f'{where}: tags={tags!r:.60}: expected a tag for each of {len(words)} words')
+    if not all(isinstance(tag, str) for tag in tags):
+      raise InputError(f'{where}: tags={tags!r:.60}: expected texts')
+    sentences.append([(whole(word, where), tag) for word, tag in zip(words, tags, strict=True)])
+  return sentences
+
+
+def _are_texts(words: Any) -> bool:
+  return isinstance(words, list | tuple) and all(isinstance(w, str) and w.strip() for w in words)
 
 
 def read_conll(path: str) -> list[list[tuple[str, str]]]:

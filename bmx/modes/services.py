@@ -1,0 +1,132 @@
+"""The model of a server: completions of a decoder, or predictions of any other run."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from bmx.core.errors import InputError
+from bmx.core.experiment import Experiment
+from bmx.core.ranges import check_number
+from bmx.core.types import Decoder, facts_of
+from bmx.data.text.chat_template import ChatTemplate
+from bmx.data.text.tokenizer import Tokenizer
+from bmx.experiment import Instances
+from bmx.modes.chat import find_template
+from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights
+from bmx.runtime.storage import Place
+from bmx.serve.chat import end_of_turn
+from bmx.serve.engine import Engine
+from bmx.serve.text import Options, check_size, stop_ids
+from bmx.train.datafile import DataFile
+from bmx.train.run import restored
+from bmx.train.state import eval_variables
+
+log = logging.getLogger('bmx')
+
+
+class Run(NamedTuple):
+  """What a command serves.
+
+  Attributes:
+    experiment: of the run.
+    workdir: run directory.
+    folder: of the weights: the run directory, or `init.path`.
+    stored: data.json of the run; None without one.
+    step: of the checkpoint.
+  """
+
+  experiment: Experiment
+  workdir: Place
+  folder: Place
+  stored: DataFile | None
+  step: str
+
+
+def generates(x: Experiment) -> bool:
+  """Returns whether the model of an experiment is a decoder."""
+  return isinstance(x.task.model, Decoder)
+
+
+def completions(run: Run, options: Options) -> Any:
+  """Returns the service of a decoder, compiled, and a line about it.
+
+  Raises InputError: see `load_tokenizer`, `find_template` and `Engine`.
+  """
+  from bmx.serve.completion_routes import CompletionService
+  from bmx.serve.completions import Completions
+  from bmx.serve.worker import Worker
+
+  x, words = run.experiment, run.experiment.config['serve']
+  known = run.stored.state if run.stored is not None else {}
+  coder = load_tokenizer(x, run.folder, known)
+  render, stop = _template(options.template, coder, run.folder, known)
+  _, variables = load_weights(x, run.workdir, run.step)
+  engine = _engine(x, variables, run.folder, coder, (*options.stop, *stop))
+  worker = Worker(engine, words['max_waiting'])
+  made = Completions(x.name, worker, coder, options, render, stop)
+  return CompletionService(made), f'{len(engine.rows)} rows of {engine.context} tokens'
+
+
+def predictions(run: Run) -> Any:
+  """Returns the service of a run that predicts, compiled, and a line about it.
+
+  Raises InputError: the run has not trained, its data part reads no instances, or
+  its checkpoint is missing.
+  """
+  from bmx.serve.predict_routes import PredictionService
+  from bmx.serve.predictions import Predictions
+  from bmx.serve.predictor import Batcher, Predictor
+
+  x, words = run.experiment, run.experiment.config['serve']
+  check_number('serve.batch', words['batch'], at_least=1)
+  check_number('serve.window', words['window'], at_least=0)
+  check_number('serve.max_instances', words['max_instances'], at_least=1)
+  if run.stored is None:
+    raise InputError(f'--workdir={run.workdir}: expected the directory of a run that has trained')
+  read = Instances(x, run.stored)
+  state, number = restored(x, run.workdir, run.step)
+  variables = eval_variables(state)
+  predictor = Predictor(x.task, x.layout, variables, read.spec, words['batch'])
+  worker = Batcher(predictor, words['window'] / 1000, words['max_waiting'])
+  columns = [dataclasses.asdict(c) for c in read.columns]
+  made = Predictions(x.name, worker, x.task, read, columns, words['max_instances'])
+  line = f'predictions of step {number}, batches of {", ".join(map(str, predictor.sizes))}'
+  return PredictionService(made), line
+
+
+def _engine(
+  x: Experiment, variables: dict[str, Any], folder: Place, coder: Tokenizer, stop: Sequence[str]
+) -> Engine:
+  """Compiles the engine.
+
+  Args:
+    x: of the run.
+    variables: see `load_weights`.
+    folder: of the weights.
+    coder: the tokenizer.
+    stop: texts that end an answer; a special token ends it as an id.
+  """
+  model, words = decoder_of(x), x.config['serve']
+  check_size(coder, facts_of(model))
+  ends = *(ends_of(x, folder, coder) or coder.ends), *stop_ids(coder, stop)
+  sizes = {'rows': words['rows'], 'context': words['context']}
+  return Engine(model, layout=x.layout, ends=ends, **sizes, **variables)
+
+
+def _template(
+  name: str, coder: Tokenizer, folder: Place, known: dict[str, Any]
+) -> tuple[Callable[[Sequence[Any]], str] | None, tuple[str, ...]]:
+  """Returns the function that writes a chat, and the texts that end an answer.
+
+  (None, ()) if the model has no template and the command names none.
+  """
+  try:
+    template: ChatTemplate = find_template(name, coder, folder, known)
+  except InputError:
+    if name:
+      raise
+    log.info('chat       without a template: /v1/chat/completions is refused')
+    return None, ()
+  end = end_of_turn(template, coder)
+  return lambda messages: template.render(messages, answer=True), (end,) if end else ()
