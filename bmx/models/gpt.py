@@ -243,14 +243,10 @@ class GPT(nn.Module):
     return Cache.empty(self.depth, batch, slots, heads, size, dtype, first)
 
   def slot_cache(self, rows: int, slots: int) -> SlotCache:
-    """Returns a cache for `extend` whose rows begin and end on their own.
-
-    Raises InputError for a model with another cache than that of its `dtype`.
-    """
-    if self.kv_cache != 'auto':
-      raise InputError(f"kv_cache={self.kv_cache!r}: expected 'auto' for rows of their own length")
+    """Returns a cache for `extend` whose rows begin and end on their own."""
     heads, size = self.kv_heads or self.heads, self.head_dim or self.width // self.heads
-    return SlotCache.empty(self.depth, rows, slots, heads, size, self.dtype)
+    dtype = jnp.int8 if self.kv_cache == 'int8' else self.dtype
+    return SlotCache.empty(self.depth, rows, slots, heads, size, dtype)
 
   def extend(self, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     """Reads the next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""

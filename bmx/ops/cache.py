@@ -3,8 +3,9 @@
 Prompts of unequal length are padded on the left, so that all rows write their next token into one
 slot, `at`. Row b's own tokens begin at slot `first[b]`.
 
-Keys and values are arrays [B, S, K, H] of one dtype, or stored leaves (`ops.stored`) of int8 codes
-with a scale for each head and slot: a quarter of the bytes of float32.
+Keys and values are arrays [B, K, S, H] of one dtype, or stored leaves (`ops.stored`) of int8 codes
+with a scale for each head and slot: a quarter of the bytes of float32. The slots of a head lie
+together, so that a product reads them in place; with heads inside slots XLA copies all of them.
 
 B rows, S slots, T new tokens, K key/value heads, N query heads, H head size.
 """
@@ -20,7 +21,7 @@ from bmx.ops.masks import MASK_VALUE
 from bmx.ops.stored import is_stored, quantize
 from bmx.parallel import constrain
 
-Slots = Any  # keys or values of a layer: an array [B, S, K, H], or a stored leaf of int8
+Slots = Any  # keys or values of a layer: an array [B, K, S, H], or a stored leaf of int8
 
 
 @runtime_checkable
@@ -36,8 +37,8 @@ class LayerCache(struct.PyTreeNode):
   """The cache of one layer.
 
   Attributes:
-    key: Slots of [B, S, K, H].
-    value: Slots of [B, S, K, H].
+    key: Slots of [B, K, S, H].
+    value: Slots of [B, K, S, H].
     at: int32 [], the slot of the next token.
     first: int32 [B], the slot of each row's first token.
   """
@@ -51,12 +52,11 @@ class LayerCache(struct.PyTreeNode):
     """Returns the cache with key and value [B, T, K, H] in the slots from `at`."""
 
     def put(slots, new):
-      if is_stored(slots):
-        return {k: put(slots[k], v) for k, v in quantize(new, 'int8', (3,)).items()}
-      slots = jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), self.at, axis=1)
-      return constrain(slots, 'batch', None, 'kv', None)
+      slots = jax.lax.dynamic_update_slice_in_dim(slots, new, self.at, axis=2)
+      return constrain(slots, 'batch', 'kv', None, None)
 
-    return self.replace(key=put(self.key, key), value=put(self.value, value))
+    one = lambda slots, new: jax.tree.map(put, slots, as_slots(new, slots))
+    return self.replace(key=one(self.key, key), value=one(self.value, value))
 
   def attend(self, q: jax.Array, window: int = 0) -> jax.Array:
     """Computes softmax(q kᵀ / √H) v over the slots that a query may attend to.
@@ -68,7 +68,7 @@ class LayerCache(struct.PyTreeNode):
     Returns:
       [B, T, N, H] in q's dtype.
     """
-    length, slots = q.shape[1], shape_of(self.key)[1]
+    length, slots = q.shape[1], length_of(self.key)
     slot = jnp.arange(slots)[None, :]
     distance = self.at + jnp.arange(length)[:, None] - slot
     seen = within(distance, window)[None] & (slot >= self.first[:, None])[:, None, :]
@@ -80,9 +80,24 @@ def within(distance: jax.Array, window: int) -> jax.Array:
   return (distance >= 0) & (distance < window) if window else distance >= 0
 
 
-def shape_of(slots: Slots) -> tuple[int, ...]:
-  """Returns (B, S, K, H)."""
-  return slots['int8'].shape if is_stored(slots) else slots.shape
+def length_of(slots: Slots) -> int:
+  """Returns S."""
+  return jax.tree.leaves(slots)[0].shape[2]
+
+
+def empty_slots(batch: int, slots: int, heads: int, size: int, dtype: Any) -> Slots:
+  """Returns zeros; the arguments are those of `Cache.empty`."""
+  codes = constrain(jnp.zeros((batch, heads, slots, size), dtype), 'batch', 'kv', None, None)
+  if jnp.dtype(dtype) != jnp.int8:
+    return codes
+  scale = jnp.zeros((batch, heads, slots, 1), jnp.float32)
+  return {'int8': codes, 'scale': constrain(scale, 'batch', 'kv', None, None)}
+
+
+def as_slots(new: jax.Array, slots: Slots) -> Slots:
+  """Returns new keys or values [B, T, K, H] in the form of `slots`: of [B, K, T, H]."""
+  new = new.swapaxes(1, 2)
+  return quantize(new, 'int8', (3,)) if is_stored(slots) else new.astype(slots.dtype)
 
 
 def attend_slots(q: jax.Array, key: Slots, value: Slots, seen: jax.Array) -> jax.Array:
@@ -90,8 +105,8 @@ def attend_slots(q: jax.Array, key: Slots, value: Slots, seen: jax.Array) -> jax
 
   Args:
     q: [B, T, N, H].
-    key: of [B, S, K, H].
-    value: of [B, S, K, H].
+    key: of [B, K, S, H].
+    value: of [B, K, S, H].
     seen: bool [B, T, S].
 
   Returns:
@@ -99,27 +114,27 @@ def attend_slots(q: jax.Array, key: Slots, value: Slots, seen: jax.Array) -> jax
   """
   batch, length, heads, size = q.shape
   (key, key_scale), (value, value_scale) = _codes(key, q.dtype), _codes(value, q.dtype)
-  q = (q * size**-0.5).reshape(batch, length, key.shape[2], -1, size)
-  scores = jnp.einsum('btkgh,bskh->bkgts', q, key, preferred_element_type=jnp.float32)
+  q = (q * size**-0.5).reshape(batch, length, key.shape[1], -1, size)
+  scores = jnp.einsum('btkgh,bksh->bkgts', q, key, preferred_element_type=jnp.float32)
   scores = jnp.where(seen[:, None, None], scores * key_scale, MASK_VALUE)
   weights = (jax.nn.softmax(scores, axis=-1) * value_scale).astype(value.dtype)
-  y = jnp.einsum('bkgts,bskh->btkgh', weights, value)
+  y = jnp.einsum('bkgts,bksh->btkgh', weights, value)
   return y.reshape(batch, length, heads, size).astype(q.dtype)
 
 
 def _codes(slots: Slots, dtype: Any) -> tuple[jax.Array, jax.Array | float]:
-  """Returns (values [B, S, K, H] that a product reads, their scale [B, K, 1, 1, S] or 1)."""
+  """Returns (values [B, K, S, H] that a product reads, their scale [B, K, 1, 1, S] or 1)."""
   if not is_stored(slots):
     return slots, 1.0
-  return slots['int8'].astype(dtype), slots['scale'][..., 0].transpose(0, 2, 1)[:, :, None, None]
+  return slots['int8'].astype(dtype), slots['scale'][..., 0][:, :, None, None]
 
 
 class Cache(struct.PyTreeNode):
   """The cache of all layers.
 
   Attributes:
-    keys: Slots of [B, S, K, H], one per layer.
-    values: Slots of [B, S, K, H], one per layer.
+    keys: Slots of [B, K, S, H], one per layer.
+    values: Slots of [B, K, S, H], one per layer.
     at: int32 [], the slot of the next token.
     first: int32 [B], the slot of each row's first token.
   """
@@ -145,12 +160,7 @@ class Cache(struct.PyTreeNode):
       first: int [B], the slot of each row's first token.
     """
 
-    def zeros() -> Slots:
-      codes = jnp.zeros((batch, slots, heads, size), dtype)
-      if jnp.dtype(dtype) != jnp.int8:
-        return codes
-      return {'int8': codes, 'scale': jnp.zeros((batch, slots, heads, 1), jnp.float32)}
-
+    zeros = lambda: empty_slots(batch, slots, heads, size, dtype)
     keys, values = (tuple(zeros() for _ in range(layers)) for _ in range(2))
     return cls(keys, values, jnp.int32(0), first.astype(jnp.int32))
 

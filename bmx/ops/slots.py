@@ -1,20 +1,20 @@
 """A key-value cache whose rows begin, grow and end on their own: the slots of a serving engine.
 
 Row b holds `at[b]` tokens from slot 0 on. Every row of a call gets T tokens, of which the first
-`count[b]` are real; the others are written behind them and overwritten later, so that a row needs
-T - 1 spare slots.
+`count[b]` are real; the others are written nowhere. A call may be for one row of each shard alone.
 
-B rows, S slots, T new tokens, K key/value heads, N query heads, H head size, D shards of the batch.
+B rows, D shards of the batch, R rows of a call (B or D), S slots, T new tokens, K key/value heads,
+N query heads, H head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from bmx.ops.cache import attend_slots, within
+from bmx.ops.cache import Slots, as_slots, attend_slots, empty_slots, length_of, within
 from bmx.parallel import constrain
 
 
@@ -22,72 +22,82 @@ class SlotLayer(struct.PyTreeNode):
   """The cache of one layer.
 
   Attributes:
-    key: [B, S, K, H].
-    value: [B, S, K, H].
-    at: int32 [B], the slot of each row's next token.
+    key: Slots of [B, K, S, H], see `ops.cache`.
+    value: likewise.
+    at: int32 [R], the slot of each row's next token.
+    count: int32 [R], real tokens of each row.
+    rows: int32 [D], the one row of each shard that a call is for; None: all rows.
   """
 
-  key: jax.Array
-  value: jax.Array
+  key: Slots
+  value: Slots
   at: jax.Array
+  count: jax.Array
+  rows: jax.Array | None = None
 
   def write(self, key: jax.Array, value: jax.Array) -> 'SlotLayer':
-    """Returns the cache with key and value [B, T, K, H] in each row's slots from `at`."""
+    """Returns the cache with key and value [R, T, K, H] in each row's slots from `at`."""
+    step = jnp.arange(key.shape[1])[None, :]
+    slot = jnp.where(step < self.count[:, None], self.at[:, None] + step, length_of(self.key))
 
     def put(slots, new):
-      one = lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0)
-      slots = jax.vmap(one)(slots, new.astype(slots.dtype), self.at)
-      return constrain(slots, 'batch', None, 'kv', None)
+      if self.rows is None:
+        write = lambda row, part, at: row.at[:, at].set(part, mode='drop')
+        return constrain(jax.vmap(write)(slots, new, slot), 'batch', 'kv', None, None)
+      write = lambda x, part, at, row: x.at[row, :, at].set(part.swapaxes(0, 1), mode='drop')
+      return _in_shards(write, len(self.rows), slots, new, slot, self.rows)
 
-    return self.replace(key=put(self.key, key), value=put(self.value, value))
+    one = lambda slots, new: jax.tree.map(put, slots, as_slots(new, slots))
+    return self.replace(key=one(self.key, key), value=one(self.value, value))
 
   def attend(self, q: jax.Array, window: int = 0) -> jax.Array:
     """Computes softmax(q kᵀ / √H) v over the slots that a query may attend to.
 
     Args:
-      q: [B, T, N, H]; the first token of row b is in slot `at[b]`.
+      q: [R, T, N, H]; the first token of row r is in slot `at[r]`.
       window: slots that a query attends to, its own included; 0 is all up to its own.
 
     Returns:
-      [B, T, N, H] in q's dtype.
+      [R, T, N, H] in q's dtype.
     """
     own = self.at[:, None] + jnp.arange(q.shape[1])[None, :]
-    distance = own[:, :, None] - jnp.arange(self.key.shape[1])[None, None, :]
-    return attend_slots(q, self.key, self.value, within(distance, window))
+    distance = own[:, :, None] - jnp.arange(length_of(self.key))[None, None, :]
+    key, value = self.key, self.value
+    if self.rows is not None:
+      key, value = (jax.tree.map(lambda x: take_rows(x, self.rows), part) for part in (key, value))
+    return attend_slots(q, key, value, within(distance, window))
 
 
 class SlotCache(struct.PyTreeNode):
   """The cache of all layers.
 
   Attributes:
-    keys: one [B, S, K, H] per layer.
-    values: one [B, S, K, H] per layer.
-    at: int32 [B], tokens that each row holds.
-    count: int32 [B], real tokens of each row in the next call.
+    keys: Slots of [B, K, S, H], one per layer.
+    values: likewise.
+    at: int32 [R], tokens that each row of the next call holds.
+    count: int32 [R], real tokens of each row in the next call.
+    rows: see `SlotLayer`.
   """
 
-  keys: tuple[jax.Array, ...]
-  values: tuple[jax.Array, ...]
+  keys: tuple[Slots, ...]
+  values: tuple[Slots, ...]
   at: jax.Array
   count: jax.Array
+  rows: jax.Array | None = None
 
   @classmethod
   def empty(
     cls, layers: int, batch: int, slots: int, heads: int, size: int, dtype: Any
   ) -> 'SlotCache':
     """Returns a cache without tokens; the arguments are those of `ops.cache.Cache.empty`."""
-
-    def zeros():
-      one = jnp.zeros((batch, slots, heads, size), dtype)
-      return constrain(one, 'batch', None, 'kv', None)
-
+    zeros = lambda: empty_slots(batch, slots, heads, size, dtype)
     none = jnp.zeros(batch, jnp.int32)
     keys, values = (tuple(zeros() for _ in range(layers)) for _ in range(2))
     return cls(keys, values, none, none)
 
   def layer(self, i: int) -> SlotLayer:
     """Returns the cache of layer `i`."""
-    return SlotLayer(self.keys[i], self.values[i], self.at)
+    return SlotLayer(self.keys[i], self.values[i], self.at, self.count, self.rows)
 
   def advance(self, layers: Sequence[SlotLayer], length: int) -> 'SlotCache':
     """Returns the cache after all layers have written `length` tokens, `count` of them real."""
@@ -95,61 +105,77 @@ class SlotCache(struct.PyTreeNode):
     return self.replace(keys=keys, values=values, at=self.at + self.count)
 
   def positions(self, length: int) -> jax.Array:
-    """Returns positions of the next `length` tokens in their rows: int32 [B, T].
+    """Returns positions of the next `length` tokens in their rows: int32 [R, T].
 
     Those of tokens that are not real are 0: a table has no row for a position behind the last.
     """
     step = jnp.arange(length)[None, :]
     return jnp.where(step < self.count[:, None], self.at[:, None] + step, 0)
 
-  def take(self, rows: jax.Array, at: jax.Array) -> 'SlotCache':
-    """Returns one row of each shard, of which the first `at` tokens count.
+  def of_rows(self, rows: jax.Array, at: jax.Array, count: jax.Array) -> 'SlotCache':
+    """Returns the cache for a call that is for one row of each shard alone.
 
     Args:
       rows: int32 [D], a row's number within its shard: no row leaves its device.
-      at: int32 [D].
+      at: int32 [D], tokens that the rows hold.
+      count: int32 [D], real tokens of the call; 0 leaves a shard as it is.
     """
-    pick = lambda x: _local(_pick, len(rows), x, rows)
-    keys, values = tuple(map(pick, self.keys)), tuple(map(pick, self.values))
-    return self.replace(keys=keys, values=values, at=at, count=jnp.zeros_like(at))
+    return self.replace(rows=rows, at=at, count=count)
 
-  def put(self, rows: jax.Array, part: 'SlotCache', real: jax.Array) -> 'SlotCache':
-    """Returns the cache with one row of each shard replaced.
+  def of_all(self, at: jax.Array) -> 'SlotCache':
+    """Returns the cache for calls that are for all rows, which hold int32 [B] tokens."""
+    return self.replace(rows=None, at=at, count=jnp.zeros_like(at))
 
-    Args:
-      rows: int32 [D], see `take`.
-      part: the rows.
-      real: bool [D]; a shard where it is False keeps its rows.
-    """
-    place = lambda x, new: _local(_place, len(rows), x, new, rows, real)
-    keys, values = (tuple(map(place, *pair)) for pair in (
-      (self.keys, part.keys), (self.values, part.values)))  # fmt: skip
-    at = put_rows(self.at, part.at, rows, real)
-    return self.replace(keys=keys, values=values, at=at)
+  def copied(self, sources: jax.Array, rows: jax.Array) -> 'SlotCache':
+    """Returns the cache with one row of each shard, int32 [D], replaced by another's content."""
+
+    def copy(x):
+      move = lambda part, source, row: part.at[row].set(part[source])
+      return _in_shards(move, len(rows), x, sources, rows)
+
+    return self._mapped(copy)
+
+  def resized(self, slots: int) -> 'SlotCache':
+    """Returns the cache with so many slots: the first ones, or empty ones behind them."""
+
+    def resize(x):
+      kept = x[:, :, :slots]
+      missing = slots - kept.shape[2]
+      return constrain(jnp.pad(kept, ((0, 0), (0, 0), (0, missing), (0, 0))),
+                       'batch', 'kv', None, None)  # fmt: skip
+
+    return self._mapped(resize)
+
+  def _mapped(self, fn: Callable[[jax.Array], jax.Array]) -> 'SlotCache':
+    keys, values = jax.tree.map(fn, (self.keys, self.values))
+    return self.replace(keys=keys, values=values)
+
+
+def take_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns one row of each shard: x [B, ...], rows int32 [D] -> [D, ...]."""
+  split = _split(x, len(rows))
+  taken = jax.vmap(lambda part, row: part[row])(split, rows)
+  return constrain(taken, *_names(x))
 
 
 def put_rows(x: jax.Array, new: jax.Array, rows: jax.Array, real: jax.Array) -> jax.Array:
   """Replaces one row of each shard: x [B, ...], new [D, ...], rows int32 [D], real bool [D]."""
-  return _local(_place, len(rows), x, new, rows, real)
+  put = lambda part, new, row, real: part.at[row].set(jnp.where(real, new, part[row]))
+  return _in_shards(put, len(rows), x, new, rows, real)
 
 
-def _pick(x, row):
-  return jax.lax.dynamic_index_in_dim(x, row, 0, keepdims=False)
+def _split(x: jax.Array, shards: int) -> jax.Array:
+  return x.reshape(shards, -1, *x.shape[1:])
 
 
-def _place(x, new, row, real):
-  old = jax.lax.dynamic_index_in_dim(x, row, 0, keepdims=False)
-  return jax.lax.dynamic_update_index_in_dim(x, jnp.where(real, new, old), row, 0)
-
-
-def _local(fn: Any, shards: int, x: jax.Array, *rest: jax.Array) -> jax.Array:
+def _in_shards(
+  fn: Callable[..., jax.Array], shards: int, x: jax.Array, *rest: jax.Array
+) -> jax.Array:
   """Applies a function to the rows [B / D, ...] of each shard alone, and joins them again."""
-  split = x.reshape(shards, -1, *x.shape[1:])
-  done = jax.vmap(fn)(split, *rest)
-  kept = done.reshape(x.shape) if done.shape == split.shape else done
-  return constrain(kept, *_names(x))
+  done = jax.vmap(fn)(_split(x, shards), *rest)
+  return constrain(done.reshape(x.shape), *_names(x))
 
 
 def _names(x: jax.Array) -> tuple[str | None, ...]:
-  heads = ('kv', None) if x.ndim == 4 else (None,) * (x.ndim - 2)
-  return ('batch', *(None,) * (x.ndim > 1), *heads)
+  heads = ('kv', None, None) if x.ndim == 4 else (None,) * (x.ndim - 1)
+  return ('batch', *heads)

@@ -3,17 +3,22 @@
 B rows, D shards of the batch, C tokens of a chunk, V vocabulary.
 """
 
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from bmx.core.types import Variables
-from bmx.ops.slots import SlotCache, put_rows
-from bmx.parallel import constrain
+from bmx.ops.slots import SlotCache, put_rows, take_rows
+from bmx.parallel import Layout, constrain, jit
 from bmx.serve.decode import next_logits
 from bmx.serve.sample import RowSampling, draw_rows
+
+STEPS = 8  # most tokens of a decoding call
 
 
 class EngineState(struct.PyTreeNode):
@@ -31,21 +36,19 @@ class EngineState(struct.PyTreeNode):
 
 
 class Chunk(NamedTuple):
-  """The next tokens of one prompt in each shard.
+  """The next tokens of one row in each shard.
 
   Attributes:
     tokens: int32 [D, C].
-    count: int32 [D], real tokens; 0 for a shard without a prompt.
+    count: int32 [D], real tokens; 0 for a shard that reads nothing.
     row: int32 [D], number of the row within its shard.
-    source: int32 [D], the row whose first `at` tokens the prompt continues; mostly `row` itself.
-    at: int32 [D], tokens that are in the cache already.
-    fresh: bool [D], whether the prompt begins: `seen` is cleared.
+    at: int32 [D], tokens that the row holds already.
+    fresh: bool [D], whether a prompt begins: `seen` is cleared.
   """
 
   tokens: Any
   count: Any
   row: Any
-  source: Any
   at: Any
   fresh: Any
 
@@ -55,6 +58,7 @@ class Rows(NamedTuple):
 
   Attributes:
     active: bool [B], whether the row generates.
+    at: int32 [B], tokens that it holds.
     left: int32 [B], tokens that it may still generate.
     count: int32 [B], tokens that it has generated, which number its draws.
     keys: uint32 [B, 2], of its draws.
@@ -62,10 +66,126 @@ class Rows(NamedTuple):
   """
 
   active: Any
+  at: Any
   left: Any
   count: Any
   keys: Any
   sampling: RowSampling
+
+  @classmethod
+  def idle(cls, rows: int) -> 'Rows':
+    """Returns rows that generate nothing."""
+    ones, zeros = np.ones(rows, np.float32), np.zeros(rows, np.int32)
+    sampling = RowSampling(ones, zeros, ones, ones)
+    return cls(zeros > 0, zeros, zeros, zeros, np.zeros((rows, 2), np.uint32), sampling)
+
+
+class Programs:
+  """Compiled programs by the slots of the cache; each is compiled once, at its first call.
+
+  Args:
+    model: a decoder with `slot_cache`, in its decoding form.
+    layout: mesh and rules.
+    rows: B.
+    shards: D.
+    ends: ids that end a row.
+  """
+
+  def __init__(self, model: Any, layout: Layout, rows: int, shards: int, ends: Sequence[int]):
+    self.model, self.layout, self.rows, self.shards = model, layout, rows, shards
+    self.ends, self.seconds = tuple(int(x) for x in ends), 0.0
+    self._found: dict[Any, Any] = {}
+
+  def compile(self, variables: Variables, chunks: Sequence[int], sizes: Sequence[int]) -> None:
+    """Compiles every program: no call of an engine with these sizes compiles another."""
+    for size in sizes:
+      state = self._like(variables, size)
+      for chunk in chunks:
+        self._prefill(size, chunk, variables, state)
+      self._decode(size, variables, state)
+      self._copy(size, state)
+      for other in sizes:
+        if other != size:
+          self._resize(size, other, state)
+
+  def empty(self, variables: Variables, size: int) -> EngineState:
+    """Returns the state without tokens."""
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._like(variables, size))
+    place = jax.tree.map(lambda x: x.sharding, self._like(variables, size))
+    return jit(zeros, self.layout, out_shardings=place)()
+
+  def prefill(self, variables: Variables, state: EngineState, chunk: Chunk) -> EngineState:
+    """Reads a chunk, see `prefill_chunk`; the state is donated."""
+    program = self._prefill(slots_of(state), chunk.tokens.shape[1], variables, state)
+    return program(variables, state, chunk)
+
+  def decode(
+    self, variables: Variables, state: EngineState, rows: Rows, n: int
+  ) -> tuple[EngineState, np.ndarray, np.ndarray]:
+    """Generates tokens, see `decode`; the state is donated."""
+    program = self._decode(slots_of(state), variables, state)
+    state, new, likely = program(variables, state, rows, np.int32(n))
+    return state, *jax.device_get((new, likely))
+
+  def copy(self, state: EngineState, sources: np.ndarray, rows: np.ndarray) -> EngineState:
+    """Copies the cache of one row in each shard to another; the state is donated."""
+    return self._copy(slots_of(state), state)(state, sources, rows)
+
+  def resize(self, state: EngineState, size: int) -> EngineState:
+    """Returns the state with a cache of other slots."""
+    now = slots_of(state)
+    return state if now == size else self._resize(now, size, state)(state)
+
+  def _prefill(self, size: int, chunk: int, variables: Variables, state: EngineState) -> Any:
+    none = np.zeros(self.shards, np.int32)
+    given = Chunk(np.zeros((self.shards, chunk), np.int32), none, none, none, none > 0)
+    fn = lambda v, state, chunk: prefill_chunk(self.model, v, state, chunk)
+    return self._program(('prefill', size, chunk), fn, (variables, state, given), donated=(1,))
+
+  def _decode(self, size: int, variables: Variables, state: EngineState) -> Any:
+    ends = jnp.array(self.ends, jnp.int32)
+    fn = lambda v, state, rows, n: decode(self.model, v, state, rows, ends, n, STEPS)
+    given = variables, state, Rows.idle(self.rows), np.int32(1)
+    return self._program(('decode', size), fn, given, donated=(1,), others=2)
+
+  def _copy(self, size: int, state: EngineState) -> Any:
+    fn = lambda state, sources, rows: state.replace(cache=state.cache.copied(sources, rows))
+    none = np.zeros(self.shards, np.int32)
+    return self._program(('copy', size), fn, (state, none, none), donated=(0,))
+
+  def _resize(self, size: int, other: int, state: EngineState) -> Any:
+    fn = lambda state: state.replace(cache=state.cache.resized(other))
+    return self._program(('resize', size, other), fn, (state,))
+
+  def _program(
+    self, name: Any, fn: Callable, args: Any, donated: tuple[int, ...] = (), others: int = 0
+  ) -> Any:
+    """Returns the program of this name, whose first result is a state placed as the given one."""
+    if name not in self._found:
+      began = time.perf_counter()
+      state = next(x for x in args if isinstance(x, EngineState))
+      place = jax.tree.map(lambda x: x.sharding, state)
+      out = (place, *[self.layout.sharding()] * others) if others else place
+      made = jit(fn, self.layout, donate_argnums=donated, out_shardings=out)
+      self._found[name] = made.lower(*args).compile()
+      self.seconds += time.perf_counter() - began
+    return self._found[name]
+
+  def _like(self, variables: Variables, size: int) -> EngineState:
+    """Returns shapes and placement of the state."""
+    make = jit(lambda v: empty_state(self.model, v, self.rows, size), self.layout)
+    name = ('state', size)
+    if name not in self._found:
+      place = make.lower(variables).compile().output_shardings
+      shapes = jax.eval_shape(lambda v: empty_state(self.model, v, self.rows, size), variables)
+      spec = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+      self._found[name] = jax.tree.map(spec, shapes, place)
+    return self._found[name]
+
+
+def slots_of(state: EngineState) -> int:
+  """Returns the slots of the cache."""
+  return jax.tree.leaves(state.cache.keys)[0].shape[2]
 
 
 def empty_state(model: Any, variables: Variables, rows: int, slots: int) -> EngineState:
@@ -85,10 +205,10 @@ def _hidden(model: Any, variables: Variables, rows: int, cache: SlotCache) -> ja
 def prefill_chunk(
   model: Any, variables: Variables, state: EngineState, chunk: Chunk
 ) -> EngineState:
-  """Reads one chunk of a prompt in each shard; sets the logits behind it."""
-  real = chunk.count > 0
-  part = state.cache.take(chunk.source, chunk.at).replace(count=chunk.count)
+  """Reads tokens of one row in each shard; sets the logits behind them."""
+  real, held = chunk.count > 0, state.cache.at
   tokens = constrain(chunk.tokens, 'batch', None)
+  part = state.cache.of_rows(chunk.row, chunk.at, chunk.count)
   hidden, part = model.apply(variables, tokens, part, method='extend')
   last = jnp.maximum(chunk.count - 1, 0)[:, None, None]
   logits = next_logits(model, variables, jnp.take_along_axis(hidden, last, axis=1))
@@ -96,12 +216,10 @@ def prefill_chunk(
   rows, outside = jnp.arange(len(real))[:, None], state.seen.shape[1]
   new = jnp.zeros((len(real), outside), bool)
   new = new.at[rows, jnp.where(kept, tokens, outside)].set(True, mode='drop')
-  own = state.seen.reshape(len(real), -1, outside)
-  own = jnp.take_along_axis(own, chunk.row[:, None, None], axis=1)[:, 0]
-  seen = jnp.where(chunk.fresh[:, None], new, own | new)
+  seen = jnp.where(chunk.fresh[:, None], new, take_rows(state.seen, chunk.row) | new)
   return EngineState(
-    state.cache.put(chunk.row, part, real),
-    put_rows(state.logits, logits, chunk.row, real),
+    part.of_all(held),
+    put_rows(state.logits, logits.astype(state.logits.dtype), chunk.row, real),
     put_rows(state.seen, seen, chunk.row, real),
   )
 
@@ -153,6 +271,7 @@ def decode(
     return i + 1, active, EngineState(cache, logits, seen), new, likely
 
   more = lambda carry: (carry[0] < n) & carry[1].any()
-  start = jnp.int32(0), jnp.asarray(rows.active), state, new, likely
+  held, cache = state.cache.at, state.cache.of_all(jnp.asarray(rows.at))
+  start = jnp.int32(0), jnp.asarray(rows.active), state.replace(cache=cache), new, likely
   _, _, state, new, likely = jax.lax.while_loop(more, step, start)
-  return state, new, likely
+  return state.replace(cache=state.cache.of_all(held)), new, likely

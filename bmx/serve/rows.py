@@ -8,6 +8,8 @@ import numpy as np
 
 from bmx.serve.sample import Sampling
 
+CALL_TOKENS = 32  # that a prefill call costs besides its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -53,8 +55,9 @@ class Row:
       with the same tokens.
     request: number of the request; None for a free row.
     given: the request.
-    read: prompt tokens that the cache holds.
-    source: row whose cache the prompt continues.
+    wanted: ids that the cache must hold before the row generates: the prompt, or what is kept of a
+      text that slides.
+    fresh: whether these begin a text.
     generated: number of new tokens.
     left: number of tokens that it may still generate.
     key: uint32 [2], of its draws.
@@ -64,17 +67,22 @@ class Row:
   tokens: list[int] = dataclasses.field(default_factory=list)
   request: int | None = None
   given: Request = Request((), 0)
-  read: int = 0
-  source: int = 0
+  wanted: Sequence[int] = ()
+  fresh: bool = True
   generated: int = 0
   left: int = 0
   key: Any = None
   used: int = 0
 
   @property
+  def missing(self) -> int:
+    """Number of tokens that are read before the row generates."""
+    return 0 if self.request is None else max(len(self.wanted) - len(self.tokens), 0)
+
+  @property
   def decoding(self) -> bool:
-    """Whether its prompt is in the cache."""
-    return self.request is not None and self.read == len(self.given.prompt)
+    """Whether the row generates."""
+    return self.request is not None and not self.missing
 
 
 def common_length(held: Sequence[int], prompt: Sequence[int]) -> int:
@@ -82,3 +90,11 @@ def common_length(held: Sequence[int], prompt: Sequence[int]) -> int:
   n = min(len(held), len(prompt) - 1)
   a, b = np.asarray(held[:n]), np.asarray(prompt[:n])
   return n if (a == b).all() else int((a != b).argmax())
+
+
+def next_chunk(missing: int, chunks: Sequence[int]) -> int:
+  """Returns the size of the next prefill call: of those that cost least for `missing` tokens.
+
+  A call costs as its tokens and CALL_TOKENS more: the weights are read.
+  """
+  return min(chunks, key=lambda c: (-(-missing // c) * (c + CALL_TOKENS), c))

@@ -49,6 +49,15 @@ class Slide:
     return slide
 
 
+  def newest(self, row: Sequence[int], begin: Sequence[int]) -> list[int]:
+    """Returns what is kept of a row: `begin`, where it begins with it, and its newest tokens."""
+    row, begin = list(row), list(begin)
+    if len(row) <= self.keep:
+      return row
+    head = begin if row[: len(begin)] == begin else []
+    return head + row[len(row) - self.keep + len(head) :]
+
+
 class RowTokens:
   """The tokens that the cache of each row holds.
 
@@ -82,17 +91,10 @@ class RowTokens:
     keep, limit = self.slide.keep, self.slide.limit
     for n, alive in enumerate(live):
       if len(self.rows[n]) >= limit or not alive:
-        self.rows[n] = self._newest(self.rows[n])
+        self.rows[n] = self.slide.newest(self.rows[n], self.begin)
     slots = keep if max(map(len, self.rows)) <= keep else limit
     tokens = np.zeros((len(self.rows), slots), np.int32)
     for n, row in enumerate(self.rows):
       tokens[n, slots - len(row) :] = row
     first = np.array([slots - len(row) for row in self.rows], np.int32)
     return {'tokens': tokens, 'first': first}, slots + limit - keep
-
-  def _newest(self, row: list[int]) -> list[int]:
-    """Returns the begin of a row and its newest tokens, `keep` together."""
-    if len(row) <= self.slide.keep:
-      return row
-    head = self.begin if row[: len(self.begin)] == self.begin else []
-    return head + row[len(row) - self.slide.keep + len(head) :]

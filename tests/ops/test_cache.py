@@ -139,8 +139,8 @@ def test_bfloat16_is_near_float32():
 
 def test_a_cache_has_the_shape_that_its_model_writes():
   cache = gpt(kv_heads=2, head_dim=12, depth=3).empty_cache(5, SLOTS, jnp.arange(5))
-  assert cache.keys[0].shape[1] == SLOTS and len(cache.keys) == len(cache.values) == 3
-  assert {x.shape for x in cache.keys + cache.values} == {(5, SLOTS, 2, 12)}
+  assert cache.keys[0].shape[2] == SLOTS and len(cache.keys) == len(cache.values) == 3
+  assert {x.shape for x in cache.keys + cache.values} == {(5, 2, SLOTS, 12)}
   assert int(cache.at) == 0 and cache.first.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -164,11 +164,12 @@ def test_a_layer_attends_to_what_is_written(window):
   slots, at, first = 9, 4, np.array([0, 3])
   key, value, q = draw(2, slots, 2, 4), draw(2, slots, 2, 4), draw(2, 3, 6, 4)
   k, v = draw(2, 3, 2, 4), draw(2, 3, 2, 4)
-  layer = LayerCache(*map(jnp.asarray, (key, value)), jnp.int32(at), jnp.asarray(first))
+  heads_first = lambda x: jnp.asarray(x.swapaxes(1, 2))
+  layer = LayerCache(*map(heads_first, (key, value)), jnp.int32(at), jnp.asarray(first))
   layer = jit(LayerCache.write)(layer, k, v)
   key[:, at : at + 3], value[:, at : at + 3] = k, v
-  np.testing.assert_array_equal(layer.key, key)
-  np.testing.assert_array_equal(layer.value, value)
+  np.testing.assert_array_equal(layer.key, heads_first(key))
+  np.testing.assert_array_equal(layer.value, heads_first(value))
   given = jit(lambda layer, q: layer.attend(q, window))(layer, q)
   for b, t, n in np.ndindex(2, 3, 6):
     low = max(first[b], at + t - window + 1 if window else 0)
@@ -194,7 +195,8 @@ def test_a_layer_of_codes_attends_to_the_values_that_they_stand_for():
   first = jnp.array([0, 1])
   empty, coded = (Cache.empty(1, 2, 9, 2, 4, d, first).layer(0) for d in (jnp.float32, jnp.int8))
   coded = jit(LayerCache.write)(coded, k, v)
-  rounded = {name: dequantize(getattr(coded, name))[:, :3] for name in ('key', 'value')}
+  written = lambda slots: dequantize(slots).swapaxes(1, 2)[:, :3]
+  rounded = {name: written(getattr(coded, name)) for name in ('key', 'value')}
   for name, given in (('key', k), ('value', v)):
     half_step = np.abs(given).max(-1, keepdims=True) / 127 / 2
     assert (np.abs(rounded[name] - given) <= half_step * 1.001).all()

@@ -109,13 +109,13 @@ def test_a_shared_beginning_is_read_once():
   calls, results = {}, {}
   for reuse in (False, True):
     made = Engine(model, weights(model), ONE, rows=4, chunks=(4,), reuse=reuse)
-    run, calls[reuse] = made.prefill[4], 0
+    run, calls[reuse] = made.programs.prefill, 0
 
     def counted(*args, run=run, reuse=reuse):
       calls[reuse] += 1
       return run(*args)
 
-    made.prefill = {4: counted}
+    made.programs.prefill = counted
     results[reuse] = made.run(requests)
   assert results[True] == results[False]
   assert calls[False] == 12 * 7
