@@ -16,7 +16,7 @@ from bmx.modes import Request
 from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights, log_speed
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.storage import Place, place
-from bmx.serve.chat import Chat, end_of_turn, prompt_multiple
+from bmx.serve.chat import Chat, end_of_turn
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
 
@@ -47,10 +47,9 @@ def run(request: Request) -> int:
   end = end_of_turn(template, coder)
   options = dataclasses.replace(options, stop=(*options.stop, *([end] if end else [])))
   _, variables = load_weights(x, workdir, request.step)
-  multiple = prompt_multiple(facts_of(model).max_seq_len or 1024)
   ends = ends_of(x, folder, coder)
   generator = TextGenerator(model, layout=x.layout, tokenizer=coder, options=options, ends=ends,
-                            multiple=multiple, **variables)  # fmt: skip
+                            **variables)  # fmt: skip
   del variables  # the generator has its own
   log.info('chat       with %s, template %s: %s', folder, template.source, HELP)
   stats = GenerationStats()

@@ -24,7 +24,6 @@ from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
 
 log = logging.getLogger('bmx')
-PROMPT_BATCH = 32  # prompts of a file that are continued together
 
 
 def run(request: Request) -> int:
@@ -91,13 +90,10 @@ def _write(
   stats: GenerationStats,
   workdir: Place,
 ) -> None:
-  """Writes generations.jsonl, PROMPT_BATCH prompts at a time: memory does not grow with them."""
+  """Writes generations.jsonl."""
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'generations.jsonl'
   with replacing(path) as file:
-    for first in range(0, len(prompts), PROMPT_BATCH):
-      some = prompts[first : first + PROMPT_BATCH]
-      texts = generator.generate(some, seed, stats, first)
-      for prompt, text in zip(some, texts, strict=True):
-        file.write(json.dumps({'prompt': prompt, 'text': text}) + '\n')
+    for prompt, text in zip(prompts, generator.generate(prompts, seed, stats), strict=True):
+      file.write(json.dumps({'prompt': prompt, 'text': text}) + '\n')
   log.info('%d texts in %s', len(prompts), path)

@@ -70,9 +70,6 @@ def _check(words: dict[str, Any], options: Options) -> tuple[str, ...]:
   """
   if options.num_beams > 1:
     raise InputError(f'generate.num_beams={options.num_beams}: expected 1; a server draws tokens')
-  if options.cache != 'auto':
-    raise InputError(f'generate.cache={options.cache!r}: expected auto; the rows of a server keep '
-                     'keys and values in `dtype`')  # fmt: skip
   check_number('serve.port', words['port'], at_least=0, at_most=65535)
   check_number('serve.max_waiting', words['max_waiting'], at_least=0)
   check_number('serve.timeout', words['timeout'], above=0)

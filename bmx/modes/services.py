@@ -16,6 +16,7 @@ from bmx.modes.chat import find_template
 from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights
 from bmx.runtime.storage import Place
 from bmx.serve.chat import end_of_turn
+from bmx.serve.decode import decoder
 from bmx.serve.engine import Engine
 from bmx.serve.text import Options, check_size, stop_ids
 from bmx.train.datafile import DataFile
@@ -111,7 +112,10 @@ def _engine(
   check_size(coder, facts_of(model))
   ends = *(ends_of(x, folder, coder) or coder.ends), *stop_ids(coder, stop)
   sizes = {'rows': words['rows'], 'context': words['context']}
-  return Engine(model, layout=x.layout, ends=ends, **sizes, **variables)
+  made = decoder(model, layout=x.layout, cache=Options(**x.generate).cache, **variables)
+  engine = Engine(*made, x.layout, ends=ends, **sizes)
+  engine.compile()
+  return engine
 
 
 def _template(

@@ -159,7 +159,6 @@ class Cache(struct.PyTreeNode):
       dtype: of keys and values; int8 stores codes with scales.
       first: int [B], the slot of each row's first token.
     """
-
     zeros = lambda: empty_slots(batch, slots, heads, size, dtype)
     keys, values = (tuple(zeros() for _ in range(layers)) for _ in range(2))
     return cls(keys, values, jnp.int32(0), first.astype(jnp.int32))

@@ -10,8 +10,6 @@ from bmx.data.text.protocol import Tokenizer
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import TextGenerator
 
-PROMPT_BUCKETS = 4  # lengths of a conversation with programs of their own, up to 1024 positions
-
 
 def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> str:
   """Returns the text after an answer, as a stop of generation: one special token, or plain text.
@@ -23,11 +21,6 @@ def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> str:
   if special:
     return max(special, key=len)
   return text[: min((text.index(t) for t in tokenizer.hidden if t in text), default=len(text))]
-
-
-def prompt_multiple(max_seq_len: int) -> int:
-  """Returns the multiple that conversations are padded to, so that few programs are compiled."""
-  return min(256, max(16, max_seq_len // PROMPT_BUCKETS))
 
 
 class Chat:

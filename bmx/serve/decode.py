@@ -12,6 +12,7 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.types import Decoder, Facts, Variables, facts_of
+from bmx.ops.slots import SlotCache
 from bmx.parallel import Layout, jit
 
 PREFILL_CHUNK = 512  # tokens of a prompt per forward pass: scores are [PREFILL_CHUNK, slots]
@@ -30,6 +31,15 @@ class DecodingForm(Protocol):
 
     `cache` is the config word `generate.cache`.
     """
+    ...
+
+
+@runtime_checkable
+class SlotDecoder(Protocol):
+  """A decoder whose rows can begin and end on their own."""
+
+  def slot_cache(self, rows: int, slots: int) -> SlotCache:
+    """Returns an empty cache; `extend` takes it."""
     ...
 
 

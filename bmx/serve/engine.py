@@ -9,43 +9,44 @@ import collections
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.types import Variables, facts_of
-from bmx.ops.slots import SlotCache
 from bmx.parallel import Layout
-from bmx.serve.decode import check_decoder, check_prompts, decoder
-from bmx.serve.generate import draw_key
-from bmx.serve.programs import STEPS, Chunk, EngineState, Programs, Rows, slots_of
-from bmx.serve.rows import Output, Request, Row, common_length, next_chunk
-from bmx.serve.sample import RowSampling
+from bmx.serve.decode import SlotDecoder, check_decoder, check_prompts
+from bmx.serve.generate import GenerationStats, draw_key
+from bmx.serve.programs import STEPS, EngineState, Programs, slots_of
+from bmx.serve.rows import (
+  Output,
+  Request,
+  Row,
+  choose,
+  chunk_of,
+  is_read,
+  jobs_of,
+  lengths,
+  next_chunk,
+)
 from bmx.serve.slide import Slide
 
 CHUNKS = (16, 64, 256)  # sizes of a prefill call, in tokens
-READ_TOKENS = 256  # that are read between two decoding calls once half of the busy rows generate
-LEAST_SLOTS, SIZES = 64, 3  # of the cache: the shortest length, and the number of lengths
+READ_TOKENS = 256  # that are read at least between two decoding calls, if as many wait
 
-
-@runtime_checkable
-class SlotDecoder(Protocol):
-  """A decoder whose rows can begin and end on their own."""
-
-  def slot_cache(self, rows: int, slots: int) -> SlotCache:
-    """Returns an empty cache; `extend` takes it."""
-    ...
+MAX_TOKENS = 2**31 - 1  # of a text: they are counted in int32
 
 
 class Engine:
   """Generates tokens for many requests at once.
 
   Args:
-    model: a decoder with `slot_cache`, in its training form.
-    params: its plain weights.
+    model: a decoder with `slot_cache`, see `decode.decoder`.
+    variables: of it, see `decode.decoder`; after `forget` others can be set.
     layout: mesh and rules.
     rows: requests that generate at once; a multiple of the devices that hold the batch.
     context: tokens of a row, prompt included; 0 is the model's `max_seq_len`.
@@ -55,8 +56,6 @@ class Engine:
     slide: share of the context that a text keeps, its newest tokens, once all of it is used; 0 ends
       the text there. See `Slide`.
     begin: ids that a text that slides keeps where it begins with them.
-    cache: the config word `generate.cache`.
-    quantized: kernels that `params` lacks, as they are stored.
 
   Raises:
     InputError: a model that cannot generate this way; sizes out of range.
@@ -65,7 +64,7 @@ class Engine:
   def __init__(
     self,
     model: Any,
-    params: Variables,
+    variables: Variables,
     layout: Layout,
     *,
     rows: int = 16,
@@ -75,8 +74,6 @@ class Engine:
     reuse: bool = True,
     slide: float = 0.0,
     begin: Sequence[int] = (),
-    cache: str = 'auto',
-    quantized: Variables | None = None,
   ):
     check_decoder(model, layout)
     if not isinstance(model, SlotDecoder):
@@ -92,9 +89,9 @@ class Engine:
       raise InputError(f'context={context}: expected at least 2 tokens')
     self.reuse, self.begin = reuse, tuple(begin)
     self.slide = Slide.of(slide, self.context, begin)
-    self.model, self.variables = decoder(model, params, layout, cache, quantized)
+    self.model, self.variables, self.stats = model, variables, GenerationStats()
     self.chunks = tuple(c for c in sorted(chunks) if c < self.context) or (self.context,)
-    self.sizes = _sizes(self.context)
+    self.sizes = lengths(self.context)
     self.ends = tuple(int(x) for x in ends)
     self.rows = [Row() for _ in range(rows)]
     self.waiting: collections.deque[tuple[int, Request]] = collections.deque()
@@ -112,10 +109,6 @@ class Engine:
     if self._state is None:
       self._state = self.programs.empty(self.variables, self.sizes[0])
     return self._state
-
-  @state.setter
-  def state(self, state: EngineState) -> None:
-    self._state = state
 
   def forget(self) -> None:
     """Drops the cache and what its rows hold. Raises RuntimeError while requests are answered."""
@@ -147,6 +140,7 @@ class Engine:
     self.check(request)
     number = next(self.numbers)
     self.waiting.append((number, request))
+    self.stats.prompt_tokens += len(request.prompt)
     return number
 
   def cancel(self, number: int) -> None:
@@ -159,17 +153,35 @@ class Engine:
   def step(self) -> list[Output]:
     """Reads waiting prompts, then decodes some tokens; returns the new tokens.
 
-    Prompts are read until half of the busy rows generate, and READ_TOKENS further at most.
+    READ_TOKENS are read, and more until half of the rows that could generate do.
     """
     self.calls += 1
-    self._admit()
     self._shrink()
+    stats, compiled, began = self.stats, self.programs.seconds, self._clock()
+    self._fill()
+    filled = self._clock()
+    outputs = self._decode()
+    stats.prefill_seconds += filled - began
+    stats.decode_seconds += self._clock() - filled
+    stats.compile_seconds += self.programs.seconds - compiled
+    return outputs
+
+  def _clock(self) -> float:
+    """Returns seconds without those of compilation."""
+    return time.perf_counter() - self.programs.seconds
+
+  def _fill(self) -> None:
+    """Admits requests and reads their prompts."""
     read = 0
-    while any(row.missing for row in self.rows):
-      if read >= READ_TOKENS and 2 * self._decoding >= self.busy:
+    while True:
+      self._admit()
+      most = min(len(self.rows), self.busy + len(self.waiting))
+      enough = read >= READ_TOKENS and 2 * sum(row.decoding for row in self.rows) >= most
+      if enough or not any(row.missing for row in self.rows):
         break
       read += self._read()
-    return self._decode()
+    if read:
+      jax.block_until_ready(self.state.logits)
 
   def run(self, requests: Sequence[Request]) -> list[list[int]]:
     """Returns the new tokens of each request, all of them finished."""
@@ -182,68 +194,60 @@ class Engine:
     return found
 
   @property
-  def _decoding(self) -> int:
-    return sum(row.decoding for row in self.rows)
-
-  @property
   def _per_shard(self) -> int:
     return len(self.rows) // self.shards
 
   def _admit(self) -> None:
-    """Gives free rows to waiting requests, in their order."""
+    """Gives free rows to waiting requests, in their order.
+
+    A prompt that begins as another one which is read just now does waits for it.
+    """
     while self.waiting:
       free = [i for i, row in enumerate(self.rows) if row.request is None]
-      if not free:
+      number, request = self.waiting[0]
+      late = self._shares(request) and is_read(self.rows, request.prompt, self.chunks[0])
+      if late or not free:
         return
-      number, request = self.waiting.popleft()
+      self.waiting.popleft()
       self._start(free, number, request)
+
+  def _shares(self, request: Request) -> bool:
+    """Whether a prompt may start from another row: `seen` is not copied."""
+    return self.reuse and request.sampling.repetition_penalty == 1
 
   def _start(self, free: list[int], number: int, request: Request) -> None:
     """Chooses a row; one that has tokens in common with another of its shard gets a copy."""
-    place = min(free, key=lambda i: (len(self.rows[i].tokens) > 0, self.rows[i].used))
-    source, common = place, 0
-    if self.reuse and request.sampling.repetition_penalty == 1:
-      place, source, common = self._shared(free, place, request.prompt)
-    if source != place and common:
-      self._copy(source, place)
+    prompt = request.prompt if self._shares(request) else ()
+    place = choose(self.rows, free, self._per_shard, prompt)
+    if place.source != place.row and place.common:
+      self._copy(place.source, place.row)
     room = math.inf if self.slide else self.context - len(request.prompt)
-    self.rows[place] = Row(
-      tokens=list(request.prompt[:common]), request=number, given=request, wanted=request.prompt,
-      left=int(min(request.max_new_tokens, room)), used=self.calls,
+    self.rows[place.row] = Row(
+      tokens=list(request.prompt[: place.common]), request=number, given=request,
+      wanted=request.prompt, left=int(min(request.max_new_tokens, room, MAX_TOKENS)),
+      used=self.calls,
       key=np.asarray(jax.random.fold_in(draw_key(request.seed), request.number)),
     )  # fmt: skip
-
-  def _shared(self, free: list[int], place: int, prompt: Sequence[int]) -> tuple[int, int, int]:
-    """Returns (free row, row of the same shard to start from, common tokens), the most of them."""
-    best = place, place, 0
-    for j, row in enumerate(self.rows):
-      shard = j // self._per_shard
-      near = [i for i in free if i // self._per_shard == shard]
-      common = common_length(row.tokens, prompt)
-      if near and (common, j in free) > (best[2], best[0] == best[1]) and common:
-        own = min(near, key=lambda i: (len(self.rows[i].tokens) > 0, self.rows[i].used))
-        best = (j if j in free else own), j, common
-    return best
 
   def _copy(self, source: int, place: int) -> None:
     sources, rows = (np.zeros(self.shards, np.int32) for _ in range(2))
     shard = place // self._per_shard
     sources[shard], rows[shard] = source % self._per_shard, place % self._per_shard
-    self.state = self.programs.copy(self.state, sources, rows)
+    self._state = self.programs.copy(self.state, sources, rows)
 
   def _shrink(self) -> None:
     """Shortens the cache to what the busy rows hold; free rows keep what fits."""
     held = (max(len(row.tokens), len(row.wanted)) for row in self.rows if row.request is not None)
     size = self._size(max(held, default=0))
     if self._state is not None and size < slots_of(self.state):
-      self.state = self.programs.resize(self.state, size)
+      self._state = self.programs.resize(self.state, size)
       for row in self.rows:
         row.tokens = row.tokens[:size]
 
   def _grow(self, tokens: int) -> None:
     """Makes room for rows of so many tokens."""
     size = max(self._size(tokens), slots_of(self.state))
-    self.state = self.programs.resize(self.state, size)
+    self._state = self.programs.resize(self.state, size)
 
   def _size(self, tokens: int) -> int:
     return next(size for size in self.sizes if size >= tokens)
@@ -252,48 +256,21 @@ class Engine:
     """Reads one chunk in every shard that has a prompt to read; returns its size in tokens."""
     chosen: dict[int, Row] = {}
     for i, row in enumerate(self.rows):
-      if row.missing and i // self._per_shard not in chosen:
-        chosen[i // self._per_shard] = row
+      if row.missing:
+        chosen.setdefault(i // self._per_shard, row)
     size = next_chunk(max(row.missing for row in chosen.values()), self.chunks)
     ends = [len(row.tokens) + min(size, row.missing) for row in chosen.values()]
     self._grow(max(ends))
-    self.state = self.programs.prefill(self.variables, self.state, self._chunk(chosen, size))
+    self._state = self.programs.prefill(
+      self.variables, self.state, chunk_of(chosen, self.rows, self.shards, size)
+    )
     for row, end in zip(chosen.values(), ends, strict=True):
       row.tokens, row.fresh = [*row.wanted[:end]], False
     return size
 
-  def _chunk(self, chosen: dict[int, Row], size: int) -> Chunk:
-    """Arguments of a prefill call: shard -> the row that it reads."""
-    tokens = np.zeros((self.shards, size), np.int32)
-    count, number, at = (np.zeros(self.shards, np.int32) for _ in range(3))
-    fresh = np.zeros(self.shards, bool)
-    for shard, row in chosen.items():
-      part = row.wanted[len(row.tokens) : len(row.tokens) + size]
-      tokens[shard, : len(part)] = part
-      count[shard], at[shard], fresh[shard] = len(part), len(row.tokens), row.fresh
-      number[shard] = next(i for i, x in enumerate(self.rows) if x is row) % self._per_shard
-    return Chunk(tokens, count, number, at, fresh)
-
   def _room(self, row: Row) -> int:
     """Returns how many tokens a row generates until it ends or slides."""
     return min(row.left, self.context - len(row.tokens))
-
-  def _active(self) -> Rows:
-    """Arguments of a decoding call: what each row does."""
-    of = lambda get, dtype: np.array([get(row) for row in self.rows], dtype)
-    options = lambda name, dtype: of(lambda row: getattr(row.given.sampling, name), dtype)
-    none = np.zeros(2, np.uint32)
-    return Rows(
-      active=of(lambda row: row.decoding, bool),
-      at=of(lambda row: len(row.tokens), np.int32),
-      left=of(self._room, np.int32),
-      count=of(lambda row: row.generated, np.int32),
-      keys=of(lambda row: none if row.key is None else row.key, np.uint32),
-      sampling=RowSampling(
-        options('temperature', np.float32), options('top_k', np.int32),
-        options('top_p', np.float32), options('repetition_penalty', np.float32),
-      ),
-    )  # fmt: skip
 
   def _decode(self) -> list[Output]:
     on = [(i, row) for i, row in enumerate(self.rows) if row.decoding]
@@ -301,14 +278,16 @@ class Engine:
       return []
     rooms = [self._room(row) for _, row in on]
     n = min(STEPS, min(rooms) if self.waiting else max(rooms))
-    self._grow(max(len(row.tokens) + min(n, room) for (_, row), room in zip(on, rooms, strict=True)))
-    self.state, new, likely = self.programs.decode(self.variables, self.state, self._active(), n)
+    self._grow(max(len(row.tokens) + min(n, self._room(row)) for _, row in on))
+    active = jobs_of(self.rows, [self._room(row) for row in self.rows])
+    self._state, new, likely = self.programs.decode(self.variables, self.state, active, n)
     return [self._take(row, new[i], likely[i]) for i, row in on]
 
   def _take(self, row: Row, new: np.ndarray, likely: np.ndarray) -> Output:
     """Notes the new tokens of a row, and frees it at its end."""
     ids = [int(x) for x in new if x >= 0]
     row.tokens += ids
+    self.stats.new_tokens += len(ids)
     row.generated, row.left = row.generated + len(ids), row.left - len(ids)
     finish = 'stop' if ids[-1] in self.ends else '' if row.left else 'length'
     assert row.request is not None
@@ -317,10 +296,5 @@ class Engine:
       row.request = None
     elif len(row.tokens) == self.context and self.slide:
       row.wanted, row.tokens = self.slide.newest(row.tokens, self.begin), []
+      self.stats.slides += 1
     return output
-
-
-def _sizes(context: int) -> tuple[int, ...]:
-  """Returns the lengths of the cache: the context, its half, ..., none below LEAST_SLOTS."""
-  halves = (-(-context // 2**k) for k in range(SIZES))
-  return tuple(sorted({size for size in halves if size >= LEAST_SLOTS} | {context}))

@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 
 from bmx.core import streams
-from bmx.core.types import Variables, facts_of
+from bmx.core.types import Variables
 from bmx.parallel import Layout, constrain, jit
 from bmx.serve.decode import (
   PROMPT_MULTIPLE,
@@ -24,9 +24,6 @@ from bmx.serve.decode import (
   steps_for,
 )
 from bmx.serve.sample import Sampling, draw
-from bmx.serve.slide import RowTokens, Slide
-
-MAX_TOKENS = 2**31 - 1  # of a text: they are counted in int32
 
 
 class DecodeState(struct.PyTreeNode):
@@ -56,7 +53,7 @@ class GenerationStats:
   prefill_seconds: float = 0.0
   decode_seconds: float = 0.0
   compile_seconds: float = 0.0
-  slides: int = 0  # times that the cache was filled anew
+  slides: int = 0  # times that a text forgot its oldest tokens
 
   @property
   def tokens_per_second(self) -> float:
@@ -73,10 +70,7 @@ class Generator:
     layout: mesh and rules.
     sampling: how tokens are drawn.
     ends: token ids that end a row.
-    begin: the prompt of inputs without token prompts, a begin-of-sequence id for instance. Texts
-      that begin with it keep it when their window slides.
-    slide: share of the model's positions that a text keeps, its newest tokens, once all are used;
-      0 ends it there. See `Slide`.
+    begin: the prompt of inputs without token prompts, a begin-of-sequence id for instance.
     multiple: prompts and caches are padded to a multiple of it, so that few programs are compiled.
   """
 
@@ -88,12 +82,10 @@ class Generator:
     sampling: Sampling,
     ends: Sequence[int] = (),
     begin: Sequence[int] = (),
-    slide: float = 0.0,
     multiple: int = PROMPT_MULTIPLE,
   ):
     self.model, self.params, self.layout = model, params, layout
     self.sampling, self.ends, self.begin = sampling, tuple(ends), tuple(begin)
-    self.slide = Slide.of(slide, facts_of(model).max_seq_len, begin)
     self.multiple = multiple
     self.programs: dict[Any, Any] = {}
 
@@ -108,8 +100,8 @@ class Generator:
   ) -> Iterator[tuple[np.ndarray, Callable[[Sequence[int]], None]]]:
     """Yields the new tokens chunk by chunk.
 
-    The draws of a row depend on (seed, its number, its inputs), not on the rows beside it. With the
-    last of the model's `max_seq_len` positions a row ends, or its window slides (`slide`).
+    The draws of a row depend on (seed, its number, its inputs), not on the rows beside it. A row
+    ends with the last of the model's `max_seq_len` positions.
 
     Args:
       inputs: see `decode.pad`.
@@ -132,27 +124,17 @@ class Generator:
       jax.vmap(lambda i: jax.random.fold_in(draw_key(seed), i))(row + np.arange(batch))
     )
     free = room(self.model, padded.prompt_lengths, max_new_tokens)
-    held = self.slide and RowTokens(padded.prompts, self.slide, self.begin)
-    ends_at = np.full(batch, min(max_new_tokens, MAX_TOKENS), np.int32) if held else free.copy()
-    free[rows:], ends_at[rows:] = 0, 0
-    last = int(ends_at.max())
+    free[rows:] = 0
+    last = int(free.max())
     slots = steps_for(free, max_new_tokens, self.multiple)
     chunk = min(chunk, slots)
     state = self._run(stats, ('prefill', slots), lambda: self._begin(slots), arrays)
     stats.prompt_tokens += int(padded.prompt_lengths[:rows].sum())
-    stopped, live = np.zeros(batch, bool), ends_at > 0
-    start = 0
-    while start < last:
-      if held and not held.room(live):
-        window, slots = held.forget(live)
-        rest = state.seen, state.done, state.count
-        del state  # the memory of the old cache is free for the new one
-        inside = {**arrays, **window}
-        state = self._run(stats, ('refill', slots), lambda n=slots: self._again(n), inside, *rest)
-        stats.slides += 1
-      n = min(chunk, last - start, held.room(live) if held else chunk)
+    stopped = np.zeros(batch, bool)
+    for start in range(0, last, chunk):
+      n = min(chunk, last - start)
       where = jax.tree.map(lambda x: x.sharding, state)
-      others = keys, ends_at, stopped, np.int32(n)
+      others = keys, free, stopped, np.int32(n)
       decode = self._compiled(
         stats, ('decode', chunk), lambda w=where: self._more(w, chunk), state, *others
       )
@@ -162,12 +144,8 @@ class Generator:
       stats.decode_seconds += time.perf_counter() - began
       stats.new_tokens += int((new[:rows] >= 0).sum())
       yield new[:rows, :n], lambda some: np.put(stopped, some, True)
-      live = ~(done | stopped)
-      if not live.any():
+      if (done | stopped).all():
         return
-      start += n
-      if held:
-        held.add(new[:, :n])
 
   def _run(self, stats: GenerationStats, name: Any, make: Callable[[], Any], *args: Any) -> Any:
     """Runs a program that fills a cache; its time is that of prefill."""
@@ -190,13 +168,6 @@ class Generator:
 
   def _begin(self, limit: int) -> jit:
     return jit(lambda p, arrays: self._prefill(p, arrays, limit), self.layout)
-
-  def _again(self, slots: int) -> jit:
-    def refill(params, arrays, seen, done, count):
-      cache, logits = prefill(self.model, params, arrays, slots)
-      return DecodeState(cache, logits, seen, done, count)
-
-    return jit(refill, self.layout)
 
   def _more(self, where: Any, chunk: int) -> jit:
     """Compiles decoding; the state keeps the sharding of prefill in every step."""

@@ -3,6 +3,7 @@
 B rows, D shards of the batch, C tokens of a chunk, V vocabulary.
 """
 
+import concurrent.futures
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -98,15 +99,15 @@ class Programs:
 
   def compile(self, variables: Variables, chunks: Sequence[int], sizes: Sequence[int]) -> None:
     """Compiles every program: no call of an engine with these sizes compiles another."""
+    calls = []
     for size in sizes:
       state = self._like(variables, size)
-      for chunk in chunks:
-        self._prefill(size, chunk, variables, state)
-      self._decode(size, variables, state)
-      self._copy(size, state)
-      for other in sizes:
-        if other != size:
-          self._resize(size, other, state)
+      calls += [(self._prefill, size, chunk, variables, state) for chunk in chunks]
+      calls += [(self._decode, size, variables, state), (self._copy, size, state)]
+      calls += [(self._resize, size, other, state) for other in sizes if other != size]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers use one core each
+      for done in [pool.submit(fn, *args) for fn, *args in calls]:
+        done.result()
 
   def empty(self, variables: Variables, size: int) -> EngineState:
     """Returns the state without tokens."""

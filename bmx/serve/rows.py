@@ -1,13 +1,16 @@
 """Requests of an engine, and the rows of its cache as the host knows them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bmx.serve.sample import Sampling
+from bmx.serve.programs import Chunk, Rows
+from bmx.serve.sample import RowSampling, Sampling
 
+GREEDY = Sampling(temperature=0.0)
+LEAST_SLOTS, LENGTHS = 64, 3  # of the cache: its shortest length, and the number of lengths
 CALL_TOKENS = 32  # that a prefill call costs besides its own
 
 
@@ -92,9 +95,96 @@ def common_length(held: Sequence[int], prompt: Sequence[int]) -> int:
   return n if (a == b).all() else int((a != b).argmax())
 
 
+def is_read(rows: Sequence[Row], prompt: Sequence[int], least: int) -> bool:
+  """Whether a row is reading `least` more tokens of a prompt than any row holds."""
+  held = max(common_length(row.tokens, prompt) for row in rows)
+  read = [common_length(row.wanted, prompt) for row in rows if row.missing]
+  return max(read, default=0) >= held + least
+
+
+class Place(NamedTuple):
+  """Where a prompt is read.
+
+  Attributes:
+    row: number of a free row.
+    source: the row of the same shard that the prompt starts from, mostly `row` itself.
+    common: tokens that it has in common with the source.
+  """
+
+  row: int
+  source: int
+  common: int
+
+
+def choose(
+  rows: Sequence[Row], free: Sequence[int], per_shard: int, prompt: Sequence[int]
+) -> Place:
+  """Returns the place with the most tokens in common, of equals one without a copy.
+
+  Args:
+    rows: of the engine.
+    free: numbers of rows without a request, at least one.
+    per_shard: rows of a shard: no row leaves its device.
+    prompt: ids; () starts from no row.
+  """
+  age = lambda i: (len(rows[i].tokens) > 0, rows[i].used)
+  oldest = min(free, key=age)
+  places = [Place(oldest, oldest, 0)]
+  for source, row in enumerate(rows):
+    near = [i for i in free if i // per_shard == source // per_shard]
+    if near and prompt and (common := common_length(row.tokens, prompt)):
+      places.append(Place(source if source in near else min(near, key=age), source, common))
+  return max(places, key=lambda p: (p.common, p.row == p.source))
+
+
 def next_chunk(missing: int, chunks: Sequence[int]) -> int:
   """Returns the size of the next prefill call: of those that cost least for `missing` tokens.
 
   A call costs as its tokens and CALL_TOKENS more: the weights are read.
   """
   return min(chunks, key=lambda c: (-(-missing // c) * (c + CALL_TOKENS), c))
+
+
+def lengths(context: int) -> tuple[int, ...]:
+  """Returns the lengths of the cache: the context, its half, ..., none below LEAST_SLOTS."""
+  halves = (-(-context // 2**k) for k in range(LENGTHS))
+  return tuple(sorted({size for size in halves if size >= LEAST_SLOTS} | {context}))
+
+
+def chunk_of(chosen: Mapping[int, Row], rows: Sequence[Row], shards: int, size: int) -> Chunk:
+  """Returns the arguments of a prefill call.
+
+  Args:
+    chosen: shard -> the row that it reads.
+    rows: of the engine.
+    shards: number of them.
+    size: tokens of the call.
+  """
+  tokens, fresh = np.zeros((shards, size), np.int32), np.zeros(shards, bool)
+  count, number, at = (np.zeros(shards, np.int32) for _ in range(3))
+  for shard, row in chosen.items():
+    part = row.wanted[len(row.tokens) : len(row.tokens) + size]
+    tokens[shard, : len(part)] = part
+    count[shard], at[shard], fresh[shard] = len(part), len(row.tokens), row.fresh
+    number[shard] = next(i for i, x in enumerate(rows) if x is row) % (len(rows) // shards)
+  return Chunk(tokens, count, number, at, fresh)
+
+
+def jobs_of(rows: Sequence[Row], left: Sequence[int]) -> Rows:
+  """Returns the arguments of a decoding call; `left`: tokens that each row may generate in it."""
+  of = lambda get, dtype: np.array([get(row) for row in rows], dtype)
+  sampling = [row.given.sampling if row.decoding else GREEDY for row in rows]
+  none = np.zeros(2, np.uint32)
+  return Rows(
+    active=of(lambda row: row.decoding, bool),
+    at=of(lambda row: len(row.tokens), np.int32),
+    left=np.array(left, np.int32),
+    count=of(lambda row: row.generated, np.int32),
+    keys=of(lambda row: none if row.key is None else row.key, np.uint32),
+    sampling=RowSampling(
+      np.array([s.temperature for s in sampling], np.float32),
+      np.array([s.top_k for s in sampling], np.int32),
+      np.array([s.top_p for s in sampling], np.float32),
+      np.array([s.repetition_penalty for s in sampling], np.float32),
+    ),
+  )

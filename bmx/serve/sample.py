@@ -107,7 +107,7 @@ def draw_rows(
 ) -> jax.Array:
   """Draws the next token of each row, int32 [B], each with options of its own, as `draw` does.
 
-  Sorts only if a row asks for top_k or top_p.
+  Sorts only if a row asks for top_k or top_p, and draws only if one is not greedy.
 
   Args:
     logits: [B, V].
@@ -123,8 +123,10 @@ def draw_rows(
   cuts = (sampling.top_k > 0) | (sampling.top_p < 1)
   scaled = jax.lax.cond((cuts & (sampling.temperature > 0)).any(), _cut, lambda x, _: x,
                         scaled, sampling)  # fmt: skip
-  drawn = jax.vmap(jax.random.categorical)(keys, scaled)
-  return jnp.where(temperature[:, 0] > 0, drawn, logits.argmax(-1)).astype(jnp.int32)
+  best = logits.argmax(-1).astype(jnp.int32)
+  some = lambda: jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+  drawn = jax.lax.cond((temperature > 0).any(), some, lambda: best)
+  return jnp.where(temperature[:, 0] > 0, drawn, best)
 
 
 def _cut(logits: jax.Array, sampling: RowSampling) -> jax.Array:

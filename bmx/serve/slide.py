@@ -1,13 +1,11 @@
 """Generation past the positions of a model: its rows forget their oldest tokens.
 
-A row that has filled all positions keeps its newest tokens, from position 0 on, and the cache is
-filled anew. B rows, P slots of a padded prompt.
+A row that has filled all positions keeps its newest tokens, from position 0 on, and its cache is
+filled anew.
 """
 
 import dataclasses
 from collections.abc import Sequence
-
-import numpy as np
 
 from bmx.core.errors import InputError
 
@@ -48,7 +46,6 @@ class Slide:
       )
     return slide
 
-
   def newest(self, row: Sequence[int], begin: Sequence[int]) -> list[int]:
     """Returns what is kept of a row: `begin`, where it begins with it, and its newest tokens."""
     row, begin = list(row), list(begin)
@@ -56,45 +53,3 @@ class Slide:
       return row
     head = begin if row[: len(begin)] == begin else []
     return head + row[len(row) - self.keep + len(head) :]
-
-
-class RowTokens:
-  """The tokens that the cache of each row holds.
-
-  Args:
-    rows: ids of each row's prompt.
-    slide: how many are kept.
-    begin: ids that stay where a row begins with them.
-  """
-
-  def __init__(self, rows: Sequence[Sequence[int]], slide: Slide, begin: Sequence[int]):
-    self.rows = [list(row) for row in rows]
-    self.slide, self.begin = slide, list(begin)
-
-  def room(self, live: np.ndarray) -> int:
-    """Returns how many tokens fit until a live row, bool [B], is full."""
-    lengths = [len(row) for row, alive in zip(self.rows, live, strict=True) if alive]
-    return self.slide.limit - max(lengths, default=0)
-
-  def add(self, new: np.ndarray) -> None:
-    """Appends new ids, int [B, n]; -1 marks the end of a row."""
-    for row, ids in zip(self.rows, new.tolist(), strict=True):
-      row += [i for i in ids if i >= 0]
-
-  def forget(self, live: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
-    """Cuts the rows that are full, and those that are not live.
-
-    Returns:
-      ('tokens' int32 [B, P], padded on the left, and 'first' int32 [B], as `Decoder.prefill` reads
-      them; the tokens that the cache must hold). P is `keep`, or `limit` if a row holds more.
-    """
-    keep, limit = self.slide.keep, self.slide.limit
-    for n, alive in enumerate(live):
-      if len(self.rows[n]) >= limit or not alive:
-        self.rows[n] = self.slide.newest(self.rows[n], self.begin)
-    slots = keep if max(map(len, self.rows)) <= keep else limit
-    tokens = np.zeros((len(self.rows), slots), np.int32)
-    for n, row in enumerate(self.rows):
-      tokens[n, slots - len(row) :] = row
-    first = np.array([slots - len(row) for row in self.rows], np.int32)
-    return {'tokens': tokens, 'first': first}, slots + limit - keep

@@ -15,8 +15,8 @@ from bmx.data.text.tokenizer import Tokenizer, frame
 from bmx.parallel import Layout
 from bmx.serve.beam import BeamSearch
 from bmx.serve.decode import (
-  PROMPT_MULTIPLE,
   Inputs,
+  SlotDecoder,
   check_prompts,
   decoding_form,
   decoding_variables,
@@ -25,9 +25,9 @@ from bmx.serve.decode import (
 from bmx.serve.detokenizer import Detokenizer
 from bmx.serve.generate import GenerationStats, Generator
 from bmx.serve.sample import Sampling
+from bmx.serve.stream import SlotGenerator
 
 log = logging.getLogger('bmx')
-STREAM_CHUNK, BATCH_CHUNK = 4, 32  # tokens between two looks at the text, with and without a reader
 
 TextInputs = Sequence[str] | Mapping[str, Any]
 
@@ -87,7 +87,6 @@ class TextGenerator:
     tokenizer: of the model.
     options: the config word `generate`.
     ends: ids that end a text; the tokenizer's by default.
-    multiple: see `Generator`.
     quantized: kernels that `params` lacks, see `decode.decoder`.
 
   Raises:
@@ -102,7 +101,6 @@ class TextGenerator:
     tokenizer: Tokenizer,
     options: Options,
     ends: Sequence[int] = (),
-    multiple: int = PROMPT_MULTIPLE,
     quantized: Variables | None = None,
   ):
     check_size(tokenizer, facts_of(model))
@@ -112,9 +110,10 @@ class TextGenerator:
     self.begin = list(frame(tokenizer).prefix)
     self.ends = *(ends or tokenizer.ends), *stop_ids(tokenizer, options.stop)
     ends, begin = self.ends, self.begin
-    self.generator = Generator(
-      model, params, layout, options.sampling, ends, begin, options.slide, multiple
-    )
+    given = model, params, layout, options.sampling, ends, begin
+    self.generator: Generator | SlotGenerator = Generator(*given)
+    if isinstance(model, SlotDecoder):
+      self.generator = SlotGenerator(*given, options.slide)
     self.search = BeamSearch(
       model, params, layout, options.num_beams, ends, options.length_penalty, begin
     )
@@ -173,10 +172,7 @@ class TextGenerator:
       yield [t.add(ids) for t, ids in zip(texts, new, strict=True)]
       yield [t.flush() for t in texts]
       return
-    chunk = STREAM_CHUNK if options.stream and len(texts) == 1 else BATCH_CHUNK
-    for new, stop in self.generator.stream(
-      encoded, options.max_new_tokens, seed, stats, chunk, row
-    ):
+    for new, stop in self.generator.stream(encoded, options.max_new_tokens, seed, stats, row=row):
       kept = [[i for i in ids if i >= 0 and i not in self.ends] for ids in new]
       parts = [t.add(ids) for t, ids in zip(texts, kept, strict=True)]
       stop([n for n, t in enumerate(texts) if t.stopped])
@@ -212,7 +208,8 @@ class TextGenerator:
 
   def _note_limit(self, short: int, count: int, limit: int) -> None:
     """Logs what happens to texts that may need more than the model's positions."""
-    slide = self.generator.slide
+    generator = self.generator
+    slide = generator.slide if isinstance(generator, SlotGenerator) else None
     if slide is None:
       log.info('%d of %d texts may end early: the model has %d positions', short, count, limit)
       return

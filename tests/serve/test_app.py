@@ -27,6 +27,7 @@ uvicorn = pytest.importorskip('uvicorn', reason='the extra `serve` is not instal
 from bmx.serve.app import Server  # noqa: E402
 from bmx.serve.completion_routes import CompletionService  # noqa: E402
 from bmx.serve.completions import Completions  # noqa: E402
+from bmx.serve.decode import decoder  # noqa: E402
 from bmx.serve.worker import Worker  # noqa: E402
 
 ONE = Layout(make_mesh({}, jax.devices()[:1]))
@@ -37,7 +38,9 @@ KEY = 'secret-key'
 def make_engine():
   model = GPT(256, CONTEXT, width=32, depth=1, heads=2)
   params = variables(model, np.zeros((1, 4), np.int32), scale=0.5)['params']
-  return Engine(model, params, ONE, rows=4, ends=(0,), chunks=(16,))
+  engine = Engine(*decoder(model, params, ONE), ONE, rows=4, ends=(0,), chunks=(16,))
+  engine.compile()
+  return engine
 
 
 def render(messages):

@@ -9,10 +9,12 @@ import pytest
 
 from bmx.models.gpt import GPT
 from bmx.parallel import Layout, jit, make_mesh, unbox
-from bmx.serve import decode as module
+from bmx.serve import stream
 from bmx.serve.decode import decoder
-from bmx.serve.generate import GenerationStats, Generator
+from bmx.serve.generate import GenerationStats
+from bmx.serve.programs import STEPS
 from bmx.serve.sample import Sampling
+from bmx.serve.stream import SlotGenerator
 
 V, LIMIT = 23, 12
 ONE = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
@@ -56,12 +58,18 @@ def oracle(name, prompt, tokens, keep, begin=()):
 
 def generator(name, slide, layout=ONE, **options):
   found = decoder(model_of(name), jax.device_put(weights(name), layout.sharding()), layout)
-  return Generator(*found, layout, Sampling(temperature=0.0), slide=slide, **options)
+  return SlotGenerator(*found, layout, Sampling(temperature=0.0), slide=slide, **options)
 
 
 def made(generator, prompts, tokens, **options):
-  parts = generator.stream(prompts, tokens, **options)
-  return np.concatenate([new for new, _ in parts], axis=1)
+  return joined([new for new, _ in generator.stream(prompts, tokens, **options)])
+
+
+def joined(parts):
+  """New tokens of each text in its parts."""
+  return [
+    [i for part in parts for i in part[row].tolist() if i >= 0] for row in range(len(parts[0]))
+  ]
 
 
 @pytest.mark.parametrize(
@@ -71,44 +79,49 @@ def test_rows_that_slide_at_different_times_are_those_of_the_oracle(name, slide,
   """The first slides of the rows are after 9, 1, 11 and 7 tokens."""
   stats = GenerationStats()
   writer = generator(name, slide, begin=begin)
-  rows = made(writer, PROMPTS, 40, stats=stats, chunk=7)
+  rows = made(writer, PROMPTS, 40, stats=stats)
   keep = round(slide * LIMIT)
   for prompt, row in zip(PROMPTS, rows, strict=True):
-    assert row.tolist() == oracle(name, prompt, 40, keep, begin)
-  assert len({tuple(row) for row in rows.tolist()}) > 1
+    assert row == oracle(name, prompt, 40, keep, begin)
+  assert len({tuple(row) for row in rows}) > 1
   assert stats.slides > 4 and stats.new_tokens == 160
-  assert len(writer.programs) <= 6  # of prefill, two windows and their decoding
 
 
-def test_a_single_row_refills_one_cache_of_the_limit(monkeypatch):
-  """Also in chunks of prefill; the programs of later slides are those of the first."""
-  monkeypatch.setattr(module, 'PREFILL_CHUNK', 4)
+def test_a_text_is_read_anew_in_chunks():
   writer, stats = generator('learned', 0.5), GenerationStats()
   (row,) = made(writer, [[2, 3]], 60, stats=stats)
-  assert row.tolist() == oracle('learned', [2, 3], 60, 6)
-  assert len(writer.programs) == 4 and stats.slides == 9
-  assert made(generator('learned', 0.0), [[2, 3]], 60).tolist()[0] == row[:10].tolist()
+  assert row == oracle('learned', [2, 3], 60, 6)
+  assert stats.slides == 9
+  assert made(generator('learned', 0.0), [[2, 3]], 60)[0] == row[:10]
 
 
 def test_rows_end_and_stop_while_others_slide():
   writer = generator('rotary', 0.5)
-  free = made(writer, PROMPTS, 30, chunk=4)
-  end = int(free[1, 8])
-  rows = made(generator('rotary', 0.5, ends=(end,)), PROMPTS, 30, chunk=4)
-  for row, whole in zip(rows, free[:, : rows.shape[1]], strict=True):
-    stop = whole.tolist().index(end) + 1 if end in whole else len(whole)
-    assert row[:stop].tolist() == whole[:stop].tolist() and (row[stop:] == -1).all()
+  free = made(writer, PROMPTS, 30)
+  end = int(free[1][8])
+  rows = made(generator('rotary', 0.5, ends=(end,)), PROMPTS, 30)
+  for row, whole in zip(rows, free, strict=True):
+    assert row == whole[: whole.index(end) + 1 if end in whole else len(whole)]
   parts = []
-  for new, stop in writer.stream(PROMPTS, 30, chunk=4):
+  for new, stop in writer.stream(PROMPTS, 30):
     parts.append(new)
     stop([0])
-  rows = np.concatenate(parts, axis=1)
-  assert (rows[0, 4:] == -1).all()
-  np.testing.assert_array_equal(rows[1:], free[1:])
+  rows = joined(parts)
+  assert rows[0] == free[0][: len(rows[0])] and len(rows[0]) <= STEPS
+  assert rows[1:] == free[1:]
+
+
+def test_more_texts_than_rows_and_a_reader_that_leaves(monkeypatch):
+  monkeypatch.setattr(stream, 'ROWS', 2)
+  writer = generator('rotary', 0.5)
+  next(writer.stream(PROMPTS, 30))  # left after its first part
+  expected = [oracle('rotary', prompt, 30, 6) for prompt in PROMPTS]
+  assert made(writer, PROMPTS, 30) == expected
+  assert list(writer.engines) == [2]
 
 
 def test_devices_agree():
   layout = Layout(make_mesh({'data': 2, 'fsdp': 4}))
   writer = generator('learned', 0.5, layout)
   for prompt, row in zip(PROMPTS[:3], made(writer, PROMPTS[:3], 20), strict=True):
-    assert row.tolist() == oracle('learned', prompt, 20, 6)
+    assert row == oracle('learned', prompt, 20, 6)
