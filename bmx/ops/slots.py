@@ -62,9 +62,9 @@ class SlotLayer(struct.PyTreeNode):
     """
     own = self.at[:, None] + jnp.arange(q.shape[1])[None, :]
     distance = own[:, :, None] - jnp.arange(length_of(self.key))[None, None, :]
-    key, value = self.key, self.value
-    if self.rows is not None:
-      key, value = (jax.tree.map(lambda x: take_rows(x, self.rows), part) for part in (key, value))
+    key, value, rows = self.key, self.value, self.rows
+    if rows is not None:
+      key, value = jax.tree.map(lambda x: take_rows(x, rows), (key, value))
     return attend_slots(q, key, value, within(distance, window))
 
 

@@ -1,14 +1,15 @@
 """Prompts of a command, continued by an engine: the texts of a decoder with `slot_cache`."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bmx.core.errors import InputError
 from bmx.core.types import Variables, facts_of
 from bmx.parallel import Layout
-from bmx.serve.decode import check_prompts, prompt_names
+from bmx.serve.decode import Inputs, check_prompts, prompt_names
 from bmx.serve.engine import Engine
 from bmx.serve.generate import GenerationStats
 from bmx.serve.programs import STEPS
@@ -63,7 +64,7 @@ class SlotGenerator:
 
   def stream(
     self,
-    prompts: Sequence[Sequence[int]],
+    inputs: Inputs,
     max_new_tokens: int,
     seed: int = 0,
     stats: GenerationStats | None = None,
@@ -74,7 +75,7 @@ class SlotGenerator:
     The draws of a text depend on (seed, its number, its prompt), not on the texts beside it.
 
     Args:
-      prompts: token ids.
+      inputs: prompts, token ids; or a mapping that holds them as 'tokens' and nothing else.
       max_new_tokens: per text.
       seed: of the draws.
       stats: counts are added to it.
@@ -84,8 +85,9 @@ class SlotGenerator:
       (new ids int32 [B, n], -1 where a text has fewer; a function that ends the given texts).
 
     Raises:
-      InputError: see `decode.check_prompts`.
+      InputError: see `decode.check_prompts`; inputs that the model does not read.
     """
+    prompts = _prompts(inputs)
     check_prompts(prompts, facts_of(self.model), prompt_names(len(prompts), row))
     engine = self._engine(len(prompts))
     engine.stats = stats or GenerationStats()
@@ -118,6 +120,15 @@ class SlotGenerator:
         begin=self.begin,
       )  # fmt: skip
     return self.engines[rows]
+
+
+def _prompts(inputs: Inputs) -> Sequence[Sequence[int]]:
+  if not isinstance(inputs, Mapping):
+    return inputs
+  others = [name for name in inputs if name != 'tokens']
+  if others:
+    raise InputError(f'inputs={", ".join(others)}: expected prompts, which the model reads alone')
+  return inputs['tokens']
 
 
 def _table(outputs: Sequence[Output], numbers: Sequence[int]) -> np.ndarray:

@@ -69,11 +69,10 @@ def batches(queue: Queue) -> list[Queue]:
 
 def of_engine(model, params, layout, reuse=True):
   """Returns a function that answers a queue with the engine."""
-  engine = Engine(model, params, layout, rows=ROWS, reuse=reuse)
+  engine = Engine(*decoder(model, params, layout), layout, rows=ROWS, reuse=reuse)
 
   def run(queue: Queue) -> list[list[int]]:
-    for row in engine.rows:  # nothing is kept from the run before
-      row.tokens = []
+    engine.forget()  # nothing is kept from the run before
     return engine.run([Request(prompt, tokens, GREEDY) for prompt, tokens in queue])
 
   return run

@@ -29,8 +29,8 @@ from bmx.data.text.windows import token_spec
 from bmx.optim.optimizers import sgd
 from bmx.parallel import Layout, make_mesh
 from bmx.serve.decode import decoder
-from bmx.serve.generate import Generator
 from bmx.serve.sample import Sampling
+from bmx.serve.stream import SlotGenerator
 from bmx.tasks.language import CausalLM
 from bmx.train.state import plan_state
 
@@ -67,11 +67,12 @@ def ours(folder: str, prompts: np.ndarray):
   plan = plan_state(task, sgd(lambda step: 0.0), batch, layout)
   state = start(task, plan, {'path': folder, 'reinit': ''})
   sampling = Sampling(temperature=0.0)
-  generator = Generator(*decoder(model, state.params, layout), layout, sampling)
+  generator = SlotGenerator(*decoder(model, state.params, layout), layout, sampling)
 
   def run() -> np.ndarray:
-    parts = generator.stream(prompts.tolist(), TOKENS, chunk=TOKENS)
-    return np.concatenate([made for made, _ in parts], axis=1)
+    generator.params = generator.params  # nothing is kept from the run before
+    parts = [made for made, _ in generator.stream(prompts.tolist(), TOKENS)]
+    return np.array([[i for part in parts for i in part[row] if i >= 0] for row in range(BATCH)])
 
   return run
 
