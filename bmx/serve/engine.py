@@ -245,7 +245,7 @@ class Engine:
         row.tokens = row.tokens[:size]
 
   def _grow(self, tokens: int) -> None:
-    """Makes room for rows of so many tokens."""
+    """Lengthens the cache to at least so many tokens."""
     size = max(self._size(tokens), slots_of(self.state))
     self._state = self.programs.resize(self.state, size)
 

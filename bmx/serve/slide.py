@@ -47,7 +47,7 @@ class Slide:
     return slide
 
   def newest(self, row: Sequence[int], begin: Sequence[int]) -> list[int]:
-    """Returns what is kept of a row: `begin`, where it begins with it, and its newest tokens."""
+    """Returns the tokens kept of a row: `begin`, where it begins with it, and its newest ones."""
     row, begin = list(row), list(begin)
     if len(row) <= self.keep:
       return row
