@@ -58,8 +58,8 @@ class Row:
       with the same tokens.
     request: number of the request; None for a free row.
     given: the request.
-    wanted: ids that the cache must hold before the row generates: the prompt, or the tokens kept of a
-      text that slides.
+    wanted: ids that the cache must hold before the row generates: the prompt, or the tokens kept of
+      a text that slides.
     fresh: whether these begin a text.
     generated: number of new tokens.
     left: number of tokens that it may still generate.
