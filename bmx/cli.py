@@ -13,8 +13,8 @@ from bmx import main as entry
 from bmx import modes
 
 # Mode -> the group of words that need no prefix there.
-GROUPS = {'compress': 'compress', 'serve': 'serve', 'drift': 'feedback', 'learn': 'feedback',
-          'gate': 'feedback'}  # fmt: skip
+GROUPS = {'compress': 'compress', 'export': 'export', 'serve': 'serve', 'drift': 'feedback',
+          'learn': 'feedback', 'gate': 'feedback'}  # fmt: skip
 # Of `bmx compress`: --NAME is --compress.WORD=NAME.
 SHORT = {
   'kind': ('int8', 'int4', 'nf4', 'fp8'),

@@ -167,12 +167,15 @@ def _facts(args: argparse.Namespace, request: modes.Request) -> dict[str, str]:
 
 
 def _choose_platform(mode: str) -> None:
-  """Selects the CPU on a machine without accelerators.
+  """Selects the CPU on a machine without accelerators, and for exports.
 
   Otherwise jax asks the compilers of the extra `aot` for devices, and they print pages of errors.
   """
   if mode == 'plan':
     topology.prepare()
+    return
+  if mode == 'export':  # its check compares programs, and accelerators round products
+    os.environ['JAX_PLATFORMS'] = 'cpu'
     return
   nodes = [*pathlib.Path('/dev').glob('nvidia*'), *pathlib.Path('/dev').glob('accel*')]
   nodes += pathlib.Path('/dev').glob('vfio/*')

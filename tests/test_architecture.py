@@ -18,7 +18,7 @@ FLOORS = [
   ['models', 'data', 'optim'],
   ['tasks'],
   ['train'],
-  ['adapt', 'compress', 'feedback', 'privacy', 'interpret', 'serve', 'plan'],
+  ['adapt', 'compress', 'feedback', 'privacy', 'interpret', 'serve', 'plan', 'export'],
   ['experiment'],
   ['modes'],
   ['arguments'],

@@ -14,7 +14,7 @@ from bmx.core.errors import InputError
 from bmx.core.types import Task, Variables
 from bmx.parallel import Layout, jit
 from bmx.runtime.storage import Place, place
-from bmx.train import constants, manifest
+from bmx.train import constants, manifest, package
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.rundir import read_config
 from bmx.train.state import StateSpec
@@ -23,7 +23,10 @@ log = logging.getLogger('bmx')
 
 
 def is_run(folder: str) -> bool:
-  """Returns whether a folder is a run of bmx. Raises InputError if it is not a folder."""
+  """Returns whether a folder is a run of bmx, or a package of `bmx export`.
+
+  Raises InputError if it is not a folder.
+  """
   path = place(folder)
   if not folder:
     raise InputError('no weights are named: set --config.init.path=DIR, or --workdir of a run')
@@ -31,7 +34,7 @@ def is_run(folder: str) -> bool:
     raise InputError(
       f'init.path={folder!r}: expected a folder; name a run of bmx, or one of Hugging Face'
     )
-  return (path / 'checkpoints').is_dir()
+  return package.holds_weights(path)
 
 
 def merged_params(task: Task, spec: StateSpec, folder: str, step: str, layout: Layout) -> Variables:
@@ -85,7 +88,11 @@ def _has(leaves: Mapping[str, Any], kind: str) -> bool:
 
 
 def checkpoint(folder: str, which: str) -> tuple[Place, dict[str, Any]]:
-  """Returns the folder of a verified checkpoint, and its manifest."""
+  """Returns the folder of a verified checkpoint, and its manifest; of a package, like ones."""
+  if package.is_package(place(folder)):
+    step = package.check_step(place(folder), which)
+    log.info('weights    of step %d of the package %s', step, folder)
+    return place(folder), {'leaves': package.leaves(place(folder))}
   checkpoints = Checkpoints(place(folder) / 'checkpoints')
   step = checkpoints.newest_valid() if which == 'latest' else checkpoints.choose_whole(which)
   checkpoints.close()
@@ -233,6 +240,10 @@ def _compare(
 
 def _read(path: Place, kind: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
   """Reads only the wanted leaves of 'params', 'ema/params' or 'collections/NAME', placed."""
+  if package.is_package(path):
+    stored = kind.removeprefix('collections/')
+    found = package.arrays(path, {f'{stored}/{name}': leaf for name, leaf in wanted.items()})
+    return {name.removeprefix(f'{stored}/'): leaf for name, leaf in found.items()}
   target = tree.nested({f'{kind}/{name}': leaf for name, leaf in wanted.items()})
   arguments = ocp.args.PyTreeRestore(
     item=target,

@@ -33,6 +33,7 @@ GROUPS = (
   'stop',
   'keep',
   'compress',
+  'export',
   'serve',
   'feedback',
 )
@@ -110,6 +111,9 @@ WORDS = {
   'compress.activations': Word('', 'int8 or fp8: products of codes; empty: none.'),
   'compress.examples': Word(128, 'Training examples that gptq, awq and wanda read, at least.'),
   'compress.tables': Word('', 'int8 or fp8: of embedding tables; empty: none.'),
+  'export.format': Word('bmx', 'bmx, huggingface or onnx.'),
+  'export.length': Word(0, 'Tokens of a row of the exported program; 0: any number.'),
+  'export.license': Word('', 'Of the weights, for the model card, such as apache-2.0.'),
   **{f'mesh.{axis}': Word(-1 if axis == 'data' else 1, MESH[axis]) for axis in AXES},
   **{f'rules.{name}': Word(axes, 'Mesh axes that this dimension is stored along.')
      for name, axes in RULES.items()},

@@ -42,6 +42,11 @@ MODES = {
     'writes the weights of a run, adapters added, as a Hugging Face folder',
     ('--step', '--output'),
   ),
+  'export': Mode(
+    'bmx.modes.export',
+    'writes a package that runs without bmx, a Hugging Face folder or ONNX',
+    ('--step', '--output'),
+  ),
   'chat': Mode('bmx.modes.chat', 'answers questions on the terminal', ('--step',)),
   'serve': Mode('bmx.modes.serve', 'answers requests over HTTP, as OpenAI does', ('--step',)),
   'drift': Mode(

@@ -19,6 +19,7 @@ from bmx.runtime.storage import Place, place
 from bmx.serve.chat import Chat, end_of_turn
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
+from bmx.train.package import holds_weights
 
 log = logging.getLogger('bmx')
 HELP = '/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer'
@@ -35,7 +36,7 @@ def run(request: Request) -> int:
       f'generate.num_beams={options.num_beams}: expected 1, as answers are shown while they are '
       'generated'
     )
-  begun = (workdir / 'checkpoints').is_dir()
+  begun = holds_weights(workdir)
   if request.workdir and not begun:
     raise errors.InputError(
       f'--workdir={workdir}: expected the directory of a run that has trained'

@@ -88,8 +88,8 @@ def plain_config(given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
   And the words of the rounding that the run was trained with, {} for none.
   """
   config, trained = recipes.plain(given), {}
-  part = config['task']
-  while isinstance(maker := recipes.resolve(part['call']), type) and issubclass(maker, Wrapper):
+  *wrappers, (_, inner) = layers(config['task'])
+  for maker, part in wrappers:
     if issubclass(maker, Quantized):
       raise InputError(
         f'task={part["call"]}: expected a run of plain weights; this one is quantized already. '
@@ -97,11 +97,25 @@ def plain_config(given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
       )
     if issubclass(maker, FakeQuantize):
       trained = dataclasses.asdict(Scheme(**{k: part[k] for k in SCHEME if k in part}))
-    part = part['inner']
-  alone = {word: {} for word in ('grad', 'privacy', 'hooks', 'writers')}
-  alone |= {'optimizer': {'call': 'optax:identity'}, 'init': {'path': '', 'reinit': ''}, 'ema': 0.0}
-  alone |= {'compress': recipes.plain(recipes.base())['compress']}
-  return {**config, **alone, 'task': part}, trained
+  return alone(config, inner), trained
+
+
+def layers(part: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
+  """Returns (callable, part) of a task and of the tasks inside it, from outside in."""
+  found = [(recipes.resolve(part['call']), part)]
+  while isinstance(found[-1][0], type) and issubclass(found[-1][0], Wrapper):
+    inner = found[-1][1]['inner']
+    found.append((recipes.resolve(inner['call']), inner))
+  return found
+
+
+def alone(config: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config of the task `part` without optimizer, hooks, writers and `compress`."""
+  without: dict[str, Any] = {word: {} for word in ('grad', 'privacy', 'hooks', 'writers')}
+  without |= {'optimizer': {'call': 'optax:identity'}, 'ema': 0.0}
+  without |= {'init': {'path': '', 'reinit': ''}}
+  without |= {'compress': recipes.plain(recipes.base())['compress']}
+  return {**config, **without, 'task': dict(part)}
 
 
 def state_of(x: Experiment, variables: Variables, step: int) -> TrainState:

@@ -16,7 +16,7 @@ from bmx.parallel import jit
 from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import brief
 from bmx.serve.generate import GenerationStats
-from bmx.train import datafile
+from bmx.train import datafile, package
 from bmx.train.run import restored
 from bmx.train.state import eval_variables, state_spec, variables_of
 
@@ -39,7 +39,7 @@ def load_weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, dict
   The variables are 'params', and 'quantized' where a run keeps kernels as codes.
   """
   spec = state_spec(x)
-  if x.weights and not (workdir / 'checkpoints').is_dir():
+  if x.weights and not package.holds_weights(workdir):
     if which != 'latest':
       raise errors.InputError(
         f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'

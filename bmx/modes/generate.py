@@ -22,6 +22,7 @@ from bmx.runtime.storage import Place
 from bmx.serve.decode import prompt_names
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
+from bmx.train.package import holds_weights
 
 log = logging.getLogger('bmx')
 
@@ -35,7 +36,7 @@ def run(request: Request) -> int:
     raise errors.InputError(
       'give --prompt=TEXT, once for each prompt, or --input=FILE; one of the two'
     )
-  if request.prompts and request.workdir and not (workdir / 'checkpoints').is_dir():
+  if request.prompts and request.workdir and not holds_weights(workdir):
     raise errors.InputError(
       f'--workdir={workdir}: expected the directory of a run that has trained'
     )

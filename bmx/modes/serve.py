@@ -17,6 +17,7 @@ from bmx.modes.services import Run, completions, generates, predictions
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.storage import place
 from bmx.serve.text import Options
+from bmx.train.package import holds_weights
 
 log = logging.getLogger('bmx')
 GRACE_SECONDS = 30  # that answers under way have after SIGTERM
@@ -30,7 +31,7 @@ def run(request: Request) -> int:
   x, workdir, stored = open_run(request, read=False, evals=False)
   words, options = dict(x.config['serve']), Options(**x.generate)
   keys = _check(words, options)
-  begun = (workdir / 'checkpoints').is_dir()
+  begun = holds_weights(workdir)
   if request.workdir and not begun:
     raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
   served = Run(x, workdir, workdir if begun else place(x.weights), stored if begun else None,

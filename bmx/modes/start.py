@@ -5,6 +5,8 @@ import os
 import pathlib
 import secrets
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -41,7 +43,12 @@ def open_experiment(request: Request) -> tuple[Experiment, Place]:
 
 
 def open_run(
-  request: Request, *, read: bool = True, evals: bool = True, labels: bool = True
+  request: Request,
+  *,
+  read: bool = True,
+  evals: bool = True,
+  labels: bool = True,
+  devices: Sequence[Any] | None = None,
 ) -> tuple[Experiment, Place, DataFile | None]:
   """Builds the experiment of a run that is there, without its training data.
 
@@ -50,6 +57,7 @@ def open_run(
     read: False builds from shapes alone where the run has no data.json.
     evals: False leaves out the `eval` entries, whose files need not be there then.
     labels: False accepts `eval` entries without labels.
+    devices: to compute on; by default all of this machine.
 
   Returns:
     The experiment, the run directory, and what it keeps of its training data.
@@ -59,6 +67,7 @@ def open_run(
   made = experiments.build(
     request.config,
     request.name,
+    devices,
     read=read or stored is not None,
     evals=evals,
     labels=labels,

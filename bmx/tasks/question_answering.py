@@ -94,7 +94,7 @@ class QuestionAnswering(ModelTask):
     ahead = jnp.arange(out.shape[1])[None, :] - jnp.arange(out.shape[1])[:, None]
     fits = ((ahead >= 0) & (ahead < self.longest))[None]
     span = jnp.where(fits & context[:, :, None] & context[:, None, :], span, MASK_VALUE)
-    flat = span.reshape(len(out), -1)
+    flat = span.reshape(out.shape[0], -1)
     best = flat.argmax(-1)
     none = start[:, 0] + end[:, 0]
     return {

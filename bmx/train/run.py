@@ -20,7 +20,7 @@ from bmx.runtime.storage import Place
 from bmx.runtime.throughput import Throughput
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar, Silent, Writer, brief
-from bmx.train import datafile, start
+from bmx.train import datafile, package, start
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.evaluate import Evaluation, evaluations, rehearse
 from bmx.train.feed import Feed
@@ -271,13 +271,16 @@ def restored(experiment: Experiment, workdir: Place, which: str) -> tuple[TrainS
 
   Args:
     experiment: of the run.
-    workdir: the run directory.
+    workdir: the run directory, or a package.
     which: 'latest', 'best' or a step.
 
   Raises InputError if it is missing, is damaged, or it does not fit.
   """
   folder = workdir / 'checkpoints'
   check_links(workdir)
+  if package.is_package(workdir):
+    datafile.check_tokenizer(workdir, datafile.tokenizer_of(experiment.data))
+    return package.restored(experiment, workdir, which)
   if not folder.is_dir():
     raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
   checkpoints = Checkpoints(folder, constant=experiment.task.constant)

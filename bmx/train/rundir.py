@@ -22,7 +22,7 @@ from bmx.runtime import storage
 from bmx.runtime.files import numbers, read_json, write_json
 from bmx.runtime.locks import locked
 from bmx.runtime.storage import Place
-from bmx.train import datafile
+from bmx.train import datafile, package
 from bmx.train.stepdirs import check_names, check_path
 
 log = logging.getLogger('bmx')
@@ -46,6 +46,7 @@ FREE = [
   'serve',
   'compress',
   'feedback',
+  'export',
   'init',
   'hooks',
   'writers',
@@ -111,8 +112,8 @@ class RunDir:
     experiment: whose run it holds.
 
   Raises:
-    InputError: it cannot be written, or holds the run of another config (the differences are
-      listed).
+    InputError: it cannot be written, is a package, or holds the run of another config (the
+      differences are listed).
   """
 
   def __init__(self, workdir: str | os.PathLike[str], experiment: Experiment):
@@ -124,6 +125,7 @@ class RunDir:
     self.changes: list[tuple[str, Any, Any]] = []  # (word, before, now) of a resumed run
     check_path(self.path)
     check_links(self.path)
+    check_new(self.path)
     if jax.process_index():
       return  # process 0 writes the directory
     check_names(self.path / 'checkpoints')
@@ -228,6 +230,15 @@ class RunDir:
     return summary if steps >= x.steps or (stopped and same) else None
 
 
+def check_new(workdir: Place) -> None:
+  """Raises InputError if a folder is a package, which no run continues."""
+  if package.is_package(workdir):
+    raise InputError(
+      f'--workdir={workdir}: expected a run, found a package of `bmx export`; '
+      f'to train from its weights, add --config.init.path={workdir} and name another --workdir'
+    )
+
+
 def check_links(workdir: Place) -> None:
   """Raises InputError if something that bmx writes in a run directory is a symbolic link."""
   links = [name for name in OWN if storage.is_link(workdir / name)]
@@ -241,6 +252,8 @@ def check_links(workdir: Place) -> None:
 def read_config(workdir: Place) -> dict[str, Any]:
   """Returns the stored config.json. Raises InputError if it is missing or damaged."""
   path = workdir / 'config.json'
+  if package.is_package(workdir):
+    package.check_config(workdir)
   try:
     stored = read_json(path)
     if not isinstance(stored, dict) or not isinstance(stored['config'], dict):

@@ -1,0 +1,1 @@
+"""Exports: packages of weights and a compiled-for-anywhere program; ONNX."""

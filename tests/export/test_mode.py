@@ -1,0 +1,147 @@
+"""`bmx export`: a package runs without bmx, and is read as the run that it came from."""
+
+import ast
+import importlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import bmx
+from bmx import cli
+from bmx import config as recipes
+from bmx import experiment as experiments
+from bmx import main as entry
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.export import loader
+from bmx.train import package
+from bmx.train.state import state_spec
+from tests.test_bad_input import own_logging
+
+WORDS = ('task.model.norm=batch', 'steps=3', 'every.eval=0', 'cache=off')
+
+
+def call(*arguments):
+  with own_logging():
+    return entry.main(cli.translate([*map(str, arguments)]), 'bmx')
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of a perceptron with batch norm, and its package beside it."""
+  folder = tmp_path_factory.mktemp('export')
+  config, name = recipes.load('digits_mlp:tiny', WORDS)
+  bmx.train(experiments.build(config, name, jax.devices()[:1]), folder / 'run')
+  assert call('export', folder / 'run', f'--output={folder}/package', '--license=mit') == 0
+  return folder
+
+
+def test_the_files_of_a_package(run):
+  facts = json.loads((run / 'package/package.json').read_text())
+  assert facts['inputs'] == {'image': {'shape': ['b', 8, 8, 1], 'dtype': 'float32'}}
+  assert set(facts['outputs']) == {'logits', 'prediction', 'probability'}
+  assert facts['platforms'] == ['cpu', 'cuda', 'tpu']
+  assert 0 <= facts['error'] <= 1e-5
+  names = {p.name for p in (run / 'package').iterdir()}
+  assert names == {*facts['files'], 'README.md', 'package.json'}
+  weights = load_file(run / 'package/model.safetensors')
+  assert {name.partition('/')[0] for name in weights} == {'params', 'batch_stats'}
+  card = (run / 'package/README.md').read_text()
+  digest = json.loads((run / 'run/data.json').read_text())['digest']
+  accuracy = json.loads((run / 'run/summary.json').read_text())['metrics']['eval/test/accuracy']
+  for text in ('license: mit', digest, f'{accuracy:.4g}', f'{facts["error"]:.2g} of the largest'):
+    assert text in card
+
+
+def test_the_loader_is_short_and_imports_jax_and_numpy_alone():
+  text = pathlib.Path(loader.__file__).read_text()
+  parsed = ast.parse(text)
+  imported = {a.name for n in ast.walk(parsed) if isinstance(n, ast.Import) for a in n.names}
+  assert imported == {'hashlib', 'json', 'pathlib', 'jax', 'jax.export', 'numpy'}
+  assert not [n for n in ast.walk(parsed) if isinstance(n, ast.ImportFrom)]
+  prose = [line for d in (parsed, parsed.body[-1]) for line in ast.get_docstring(d).splitlines()]
+  assert len([line for line in text.splitlines() if line.strip()]) - len(prose) <= 40 + 5
+
+
+def test_a_package_predicts_as_its_run_does(run):
+  rows = {}
+  for name in ('run', 'package'):
+    assert call('predict', run / name, f'--output={run}/{name}.jsonl') == 0
+    rows[name] = [json.loads(line) for line in (run / f'{name}.jsonl').read_text().splitlines()]
+  assert rows['run'] == rows['package']
+  images, _ = importlib.import_module('sklearn.datasets').load_digits(return_X_y=True)
+  model = loader.Model(run / 'package')
+  with pytest.raises(ValueError, match=r"\['x'\]: expected the inputs \['image'\]"):
+    model(x=images)
+  with pytest.raises(ValueError, match=r"image \(3, 64\): expected \['b', 8, 8, 1\]"):
+    model(image=images[:3])
+  found = model(image=np.zeros((2, 8, 8, 1)))
+  assert found['logits'].shape == (2, 10)
+  assert found['prediction'].dtype == np.int32
+
+
+def test_a_package_begins_another_run(run, capsys):
+  config, name = recipes.load('digits_mlp:tiny', [*WORDS, f'init.path={run}/package'])
+  x = experiments.build(config, name, jax.devices()[:1])
+  state = x.init(state_spec(x))
+  given = tree.named({'params': state.params, **state.collections})
+  expected = load_file(run / 'package/model.safetensors')
+  assert given.keys() == expected.keys()
+  assert all((np.asarray(given[k]) == v).all() for k, v in expected.items())
+  assert call('train', f'--workdir={run}/package', '--steps=9') == 2
+  assert '--config.init.path=' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json', 'program.bin'])
+def test_a_changed_file_is_named(run, name, capsys):
+  path = run / 'package' / name
+  kept = path.read_bytes()
+  changed = kept[:-9] + bytes([kept[-9] ^ 1]) + kept[-8:]
+  try:
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=f'{name}: expected the file that was exported'):
+      loader.Model(run / 'package')
+    assert call('predict', run / 'package') == 2
+    assert f'{name}: expected the file that was exported' in capsys.readouterr().err
+  finally:
+    path.write_bytes(kept)
+
+
+def test_a_platform_that_the_program_lacks_is_named(run, monkeypatch):
+  monkeypatch.setattr('jax.default_backend', lambda: 'rocm')
+  with pytest.raises(ValueError, match="rocm: expected one of .*'cpu', 'cuda', 'tpu'"):
+    loader.Model(run / 'package')
+
+
+def test_wrong_commands(run, tmp_path, capsys):
+  (tmp_path / 'config.json').write_text((run / 'run/config.json').read_text())
+  (tmp_path / 'data.json').write_text((run / 'run/data.json').read_text())
+  for arguments, message in {
+    (run / 'run', '--format=tflite'): "export.format='tflite': expected one of bmx, huggingface",
+    (run / 'run', f'--output={run}/package'): 'package: expected a new folder',
+    (run / 'run', '--license=a\nb'): 'export.license=',
+    (tmp_path,): 'expected the directory of a run that has trained',
+    (run / 'package', '--step=2'): '--step=2: expected 3, the step of the package',
+    (): 'give --config=RECIPE, or --workdir=DIR',
+  }.items():
+    with own_logging():
+      try:
+        code = call('export', *arguments)
+      except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_facts_of_another_format_are_refused(run, tmp_path):
+  facts = json.loads((run / 'package/package.json').read_text())
+  for change, message in (({'format': 2}, 'format=2: expected at most 1'),
+                          ({'files': {}}, 'expected model.safetensors among them'),
+                          ({'step': 'x'}, 'expected the facts of a package')):  # fmt: skip
+    (tmp_path / 'package.json').write_text(json.dumps(facts | change))
+    with pytest.raises(InputError, match=message):
+      package.read(tmp_path)
