@@ -93,6 +93,7 @@ WORDS = {
   'serve.max_instances': Word(1024, 'Instances of one request of predictions.'),
   'serve.timeout': Word(600.0, 'Seconds of an answer.'),
   'serve.max_body': Word(1_048_576, 'Bytes of a request.'),
+  'serve.adapters': Word('', 'NAME=RUN,NAME=RUN: adapters that requests name as their model.'),
   'serve.keys': Word('', 'File of API keys, a line each; empty: every client is served.'),
   'feedback.level': Word(0.05, 'Rate of false alarms of drift; intervals of gate hold 1 - level.'),
   'feedback.sample': Word(2000, 'Examples of each side that drift compares, at most.'),
