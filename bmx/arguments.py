@@ -13,7 +13,7 @@ from bmx.core.terminal import printable
 
 FLAGS = (
   'config', 'workdir', 'mode', 'step', 'input', 'output', 'prompt', 'topology', 'words', 'run',
-  'trials', 'allow',
+  'trials', 'allow', 'pointer', 'back', 'force',
   'processes', 'process', 'coordinator', 'help',
 )  # fmt: skip
 USAGE = {
@@ -87,6 +87,10 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
                       'words alone, or those whose names contain a text')  # fmt: skip
   parser.add_argument('--run', action='append', default=[], metavar='DIR', help='compare: run '
                       'directory; can be repeated; gate: the champion')  # fmt: skip
+  parser.add_argument('--pointer', default='', metavar='FILE', help='promote: file that names the '
+                      'served model')  # fmt: skip
+  parser.add_argument('--back', action='store_true', help='promote: returns to the model before')
+  parser.add_argument('--force', action='store_true', help='promote: without a gate')
   parser.add_argument('--trials', type=int, default=0, help='sweep: trials of the whole sweep')
   parser.add_argument('--allow', action='append', default=[], metavar='PACKAGE', help='package '
                       'that a stored config may call besides bmx, optax and flax')  # fmt: skip

@@ -43,6 +43,8 @@ def translate(arguments: list[str]) -> list[str]:
   ['--mode=merge', '--workdir=runs/a', '--output=merged']
   >>> translate(['gate', 'runs/a', 'runs/b', '--input=new', '--margin=0.02'])[1:]
   ['--run=runs/a', '--workdir=runs/b', '--input=new', '--config.feedback.margin=0.02']
+  >>> translate(['promote', 'served.json', 'runs/b', '--force'])
+  ['--mode=promote', '--pointer=served.json', '--workdir=runs/b', '--force']
   """
   result, rest = [], list(arguments)
   if rest and not rest[0].startswith('-'):
@@ -52,6 +54,8 @@ def translate(arguments: list[str]) -> list[str]:
       result.append(f'--run={rest.pop(0)}')
     if mode == 'gate' and len(rest) > 1 and not rest[1].startswith('-'):
       result.append(f'--run={rest.pop(0)}')
+    if mode == 'promote' and rest and not rest[0].startswith('-'):
+      result.append(f'--pointer={rest.pop(0)}')
     if rest and not rest[0].startswith('-'):
       word = rest.pop(0)
       result.append(f'--workdir={word}' if _is_run(mode, word) else f'--config={word}')
@@ -72,7 +76,7 @@ def translate(arguments: list[str]) -> list[str]:
 
 def _is_run(mode: str, word: str) -> bool:
   """Whether the word after a mode that reads a run is its directory, and not a recipe."""
-  if '--step' not in modes.MODES.get(mode, modes.Mode('', '')).flags:
+  if '--step' not in modes.MODES.get(mode, modes.Mode('', '')).flags and mode != 'learn':
     return False
   name = word.partition(':')[0]
   recipe = name.endswith('.py') or name in recipes.names()

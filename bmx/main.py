@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> 
     return at_terminal(lambda: main(sys.argv[1:], program))
   args, overrides = arguments.parse(argv, program)
   try:
+    _follow_pointer(args)
     _choose_platform(args.mode)
     if not 0 <= args.process < args.processes:
       raise errors.InputError(
@@ -110,7 +111,27 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
     recipe=args.config,
     overrides=tuple(overrides),
     spaces=tuple(spaces),
+    pointer=args.pointer,
+    back=args.back,
+    force=args.force,
   )
+
+
+def _follow_pointer(args: argparse.Namespace) -> None:
+  """Replaces a --workdir that is a pointer by the run and the step that it names."""
+  reads_step = '--step' in modes.MODES[args.mode].flags
+  if (
+    not os.path.isfile(args.workdir)
+    or args.mode == 'promote'
+    or not (reads_step or args.mode == 'learn')
+  ):
+    return
+  from bmx.feedback import pointer
+
+  target = pointer.read(args.workdir).target
+  args.pointer, args.workdir = args.workdir, target.run
+  if reads_step and args.step == 'latest':
+    args.step = str(target.step)
 
 
 def _keep_library_lines(workdir: str) -> None:

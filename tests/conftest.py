@@ -49,6 +49,8 @@ SLOW = (
   'compress/test_runs.py',
   'compress/test_shrink.py',
   'export/',
+  'feedback/test_loop.py',
+  'feedback/test_served.py',
   'models/test_bert.py::test_loss_and_gradient_do_not_depend_on_the_layout',
   'models/test_bert.py::test_the_loss_does_not_depend_on_the_layout',
   'models/test_gpt.py::test_a_scan_is_a_loop',

@@ -85,7 +85,7 @@ def check_calls(config: Mapping[str, Any]) -> None:
     if isinstance(value, Mapping):
       check_calls(value)
     paths = value if isinstance(value, list | tuple) else [value]
-    for path in paths if key in ('call', 'metrics') else ():
+    for path in paths if key in ('call', 'metrics') or (key == 'redact' and value) else ():
       if not str(path).startswith(trusted):
         package = str(path).partition(':')[0].partition('.')[0]
         raise InputError(

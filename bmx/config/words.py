@@ -36,6 +36,7 @@ GROUPS = (
   'export',
   'serve',
   'feedback',
+  'capture',
 )
 
 
@@ -69,6 +70,7 @@ WORDS = {
   'writers': Word({}, 'Name -> part that logs elsewhere: Weights & Biases, trackio.'),
   'profile.start': Word(10, 'Step after which a trace begins.'),
   'profile.steps': Word(0, 'Steps of the trace in WORKDIR/profile; 0: none.'),
+  'fitted': Word('', 'Run whose columns, classes and tokenizer the data have; empty: their own.'),
   'init.path': Word('', 'Weights to start from: a run of bmx or a Hugging Face directory.'),
   'init.reinit': Word('', 'Regex of parameters that are initialized, not read from `init.path`.'),
   'generate.max_new_tokens': Word(100, 'Tokens that are generated for a prompt, at most.'),
@@ -93,11 +95,16 @@ WORDS = {
   'serve.max_instances': Word(1024, 'Instances of one request of predictions.'),
   'serve.timeout': Word(600.0, 'Seconds of an answer.'),
   'serve.max_body': Word(1_048_576, 'Bytes of a request.'),
-  'serve.adapters': Word('', 'NAME=RUN,NAME=RUN: adapters that requests name as their model.'),
   'serve.keys': Word('', 'File of API keys, a line each; empty: every client is served.'),
+  'capture.folder': Word('', 'A server writes answers and corrections there; empty: nowhere.'),
+  'capture.share': Word(1.0, 'Of the answers that are written, chosen by their ids.'),
+  'capture.redact': Word('', "'module:function' that events pass through before they are written."),
+  'capture.file_bytes': Word(67_108_864, 'Size at which the next file begins.'),
   'feedback.level': Word(0.05, 'Rate of false alarms of drift; intervals of gate hold 1 - level.'),
   'feedback.sample': Word(2000, 'Examples of each side that drift compares, at most.'),
   'feedback.entry': Word('', 'Entry of `eval` with old data; empty: the first but test, or test.'),
+  'feedback.share': Word(0.5, 'Of captured examples in a batch of learn.'),
+  'feedback.holdout': Word(0.2, 'Share of captured examples that learn leaves for gate.'),
   'feedback.margin': Word(0.01, 'By which a challenger may be worse on old data.'),
   'feedback.slices': Word((), 'Columns, or `label`: gate compares each of their values alone.'),
   'feedback.slice_margin': Word(0.05, 'By which a challenger may be worse in a slice.'),

@@ -22,6 +22,7 @@ from bmx.experiment.data import (
   checked,
   evaluation,
   fitted_of,
+  inherited,
   train_data,
 )
 from bmx.experiment.hooks import check_hooks, hook, tracker
@@ -72,10 +73,11 @@ def build(
     if key != 'reinit':
       place(folder)
   layout = Layout(make_mesh(c['mesh'], devices), c['rules'], c['compute'])
-  data = train_data(c, layout, read=read, stored=stored, given=given)
+  known = inherited(c) if read and stored is None else stored
+  data = train_data(c, layout, read=read, stored=stored, known=known, given=given)
   c['task'] = restore.concrete(c['task']) if stored is None else c['task']
   fitted = fitted_of(data.examples)
-  made = {key: evaluation(c, key, layout, fitted, stored, given) for key in c['eval']}
+  made = {key: evaluation(c, key, layout, fitted, known, given) for key in c['eval']}
   steps = _steps(c, data)
   settled = recipes.settle(c['task'], _preset(c, layout, data, made), 'task.')
   task = recipes.build(settled, 'task', metadata=data.metadata)

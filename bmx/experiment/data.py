@@ -17,6 +17,8 @@ from bmx.data.shapes import Shapes
 from bmx.data.transforms import Reorder
 from bmx.ops.ring import zigzag as ring_order
 from bmx.parallel import Layout
+from bmx.runtime.storage import place
+from bmx.train import datafile
 from bmx.train.datafile import DataFile, tokenizer_of
 
 NAMED_COLUMNS = ('.jsonl', '.json', '.ndjson', '.parquet', '.pq')  # tables that name their columns
@@ -26,16 +28,41 @@ ARRAYS = 'bmx.data.arrays:arrays'
 LABELS = ('label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next')
 
 
+def inherited(c: Mapping[str, Any]) -> DataFile | None:
+  """What the run that the word `fitted` names keeps of its data; None without one.
+
+  Raises InputError if it keeps nothing.
+  """
+  if not c['fitted']:
+    return None
+  found = datafile.read(place(c['fitted']))
+  if found is None:
+    raise InputError(f'fitted={c["fitted"]}: expected the directory of a run that has trained')
+  return found
+
+
 def train_data(
-  c: Mapping[str, Any], layout: Layout, *, read: bool, stored: DataFile | None, given: Any = None
+  c: Mapping[str, Any],
+  layout: Layout,
+  *,
+  read: bool,
+  stored: DataFile | None,
+  known: DataFile | None = None,
+  given: Any = None,
 ) -> Batches:
-  """The training data, of a file or `given`; shapes only if not read or `stored` by a run."""
+  """The training data, of a file or `given`; shapes only if not read or `stored` by a run.
+
+  They are encoded as those of the run that `known` describes, if there is one.
+  """
   if stored is not None:
     examples: Examples = Shapes(stored.spec, stored.metadata, stored.size, stored.state)
   else:
     part = c['data'] if read else _unread(c['data'])
+    if own := tokenizer_part(known):
+      part = with_tokenizer(part, own)
+    fitted = {'fitted': known.state} if known is not None else {}
     examples = recipes.build(
-      part, 'data', seed=c['seed'], train=True, read=read, **_given(c, given)
+      part, 'data', seed=c['seed'], train=True, read=read, **fitted, **_given(c, given)
     )
   length = examples.spec['tokens'].shape[0] if 'tokens' in examples.spec else 0
   if length and layout.mesh.shape['seq'] > 1 and 'positions' not in _stored_names(stored):

@@ -65,8 +65,8 @@ def _shares(a: np.ndarray, b: np.ndarray) -> str:
   top = max(float(p.max()), float(q.max()))
   rows = ''.join(
     f'<div class="pair"><span>{html.escape(names[i])}</span><div>'
-    f'<p><i style="width: {75 * p[i] / top:.1f}%"></i>{p[i]:.1%}</p>'
-    f'<p><i class="other" style="width: {75 * q[i] / top:.1f}%"></i>{q[i]:.1%}</p></div></div>'
+    f'<p><i style="width: {65 * p[i] / top:.1f}%"></i>{p[i]:.1%}</p>'
+    f'<p><i class="other" style="width: {65 * q[i] / top:.1f}%"></i>{q[i]:.1%}</p></div></div>'
     for i in order[:MAX_CATEGORIES]
   )
   rest = len(order) - MAX_CATEGORIES

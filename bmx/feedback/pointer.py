@@ -116,6 +116,15 @@ def check(target: Target) -> None:
                      'promoted; promote it again')  # fmt: skip
 
 
+def check_champion(path: str, found: dict[str, Any]) -> None:
+  """Raises InputError if a gate has compared with another model than the pointer names."""
+  if local(path).exists() and found.get('champion_digest') != read(path).target.digest:
+    raise InputError(
+      f'{path}: names {read(path).target.run}, and the gate has compared with '
+      f'{found.get("champion")}; compare with {path}, or promote with --force'
+    )
+
+
 def check_gate(workdir: Place, target: Target) -> dict[str, Any]:
   """Returns the accepted gate.json of a target.
 

@@ -142,7 +142,13 @@ def examples(found: Iterable[Mapping[str, Any]], fields: Fields) -> Iterator[Exa
     elif event.get('route') == PREDICT:
       answers.append(event)
   for event in answers:
-    pairs = zip(event['asked']['instances'], event['answer']['predictions'], strict=False)
+    try:
+      pairs = list(zip(event['asked']['instances'], event['answer']['predictions'], strict=True))
+    except (KeyError, TypeError, ValueError) as error:
+      raise InputError(
+        f'answer {event["id"]}: expected instances and as many predictions: {error!r}; '
+        'capture.redact must keep them'
+      ) from None
     for index, (instance, answer) in enumerate(pairs):
       prediction = answer.get('prediction') if isinstance(answer, Mapping) else answer
       inputs = dict(instance) if isinstance(instance, Mapping) else {fields.text: instance}
@@ -154,7 +160,7 @@ def _label(correction: Mapping[str, Any], prediction: Any) -> Any:
   for key in ('label', 'answer'):
     if correction.get(key) is not None:
       return correction[key]
-  return prediction if correction.get('rating', 0) > 0 else None
+  return prediction if (correction.get('rating') or 0) > 0 else None
 
 
 def labeled(found: Sequence[Example], classes: Sequence[Any] = ()) -> list[Example]:

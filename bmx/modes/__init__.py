@@ -18,7 +18,7 @@ class Mode(NamedTuple):
   flags: tuple[str, ...] = ()
 
 
-WITHOUT_CONFIG = ('config', 'compare')  # modes that work without --config and --workdir
+WITHOUT_CONFIG = ('config', 'compare', 'promote')  # modes that work without --config and --workdir
 MODES = {
   'train': Mode('bmx.modes.train', 'trains; the same --workdir resumes'),
   'eval': Mode('bmx.modes.evaluate', 'evaluates a checkpoint on every `eval` entry', ('--step',)),
@@ -54,10 +54,20 @@ MODES = {
     'compares --input, captured or a file, with the data that a run was evaluated on',
     ('--step', '--input', '--output'),
   ),
+  'learn': Mode(
+    'bmx.modes.learn',
+    'trains a challenger in --output, from a run and the labeled examples of --input',
+    ('--input', '--output'),
+  ),
   'gate': Mode(
     'bmx.modes.gate',
     'compares a challenger (--workdir) with a champion (--run): may it replace it?',
     ('--step', '--input', '--run'),
+  ),
+  'promote': Mode(
+    'bmx.modes.promote',
+    'makes --pointer name a run that a gate has accepted; --back: what it named before',
+    ('--step', '--pointer', '--back', '--force'),
   ),
   'plan': Mode(
     'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
@@ -94,6 +104,9 @@ class Request:
     recipe: as the command names it; '' for a stored config.
     overrides: 'a.b=value' texts that the config follows.
     spaces: words that a sweep sets.
+    pointer: file that names the served model.
+    back: whether the pointer returns to what it named before.
+    force: whether a run is promoted without a gate.
     began: when the command began, in seconds of `time.perf_counter`.
   """
 
@@ -111,6 +124,9 @@ class Request:
   recipe: str = ''
   overrides: tuple[str, ...] = ()
   spaces: tuple[Space, ...] = ()
+  pointer: str = ''
+  back: bool = False
+  force: bool = False
   began: float = dataclasses.field(default_factory=time.perf_counter)
 
 
@@ -132,6 +148,8 @@ def check_flags(mode: str, request: Request) -> None:
     '--words': request.words,
     '--run': request.runs,
     '--trials': request.trials,
+    '--back': request.back,
+    '--force': request.force,
   }
   for flag, is_set in given.items():
     if is_set and flag not in MODES[mode].flags:

@@ -15,6 +15,7 @@ from bmx.modes import Request
 from bmx.train.datafile import DataFile
 
 ARRAYS = '.npz'
+LEARNED = 'captured.jsonl'  # in a run directory: the new examples that the run learns from
 
 
 def need_input(mode: str, request: Request) -> None:

@@ -20,7 +20,7 @@ from bmx.feedback.drift import Column
 from bmx.feedback.gate import NEW, OLD, Rules, Scored
 from bmx.feedback.traffic import Example
 from bmx.modes import Request
-from bmx.modes.feedback import as_data, need_input, old_entry, read_examples
+from bmx.modes.feedback import LEARNED, as_data, need_input, old_entry, read_examples
 from bmx.modes.start import need_run, start
 from bmx.runtime.files import replacing, write_json
 from bmx.runtime.storage import Place, place
@@ -32,7 +32,6 @@ from bmx.train.run import restored
 from bmx.train.rundir import read_config
 
 log = logging.getLogger('bmx')
-LEARNED = 'captured.jsonl'  # in a run directory: the new examples that the run learns from
 TABLE = 'gate.txt'
 LABEL = 'label'  # slices by the true class
 
@@ -58,13 +57,14 @@ def run(request: Request) -> int:
   workdir = start(request)
   champion, challenger = _contestants(request, workdir)
   found, fields, known = _new_examples(champion.x, workdir, request.input)
-  sides, step = _scored(champion, challenger, found, fields, tuple(words.slices))
+  sides, steps = _scored(champion, challenger, found, fields, tuple(words.slices))
   checks = gate.judge(sides[NEW], sides[OLD], rules, champion.x.seed)
   accepted = gate.accepted(checks)
   text = table(gate.table_rows(checks))
   write_json(workdir / pointer.GATE, {
-    'accepted': accepted, 'champion': request.runs[0], 'challenger': str(workdir), 'step': step,
-    'digest': pointer.digest_of(workdir, step), 'input': request.input,
+    'accepted': accepted, 'champion': request.runs[0], 'challenger': str(workdir), 'step': steps[1],
+    'digest': pointer.digest_of(workdir, steps[1]),
+    'champion_digest': pointer.digest_of(champion.workdir, steps[0]), 'input': request.input,
     'learned': known, 'rules': dataclasses.asdict(rules), 'checks': gate.plain(checks),
     'written': time.strftime('%Y-%m-%d %H:%M:%S'),
   })  # fmt: skip
@@ -125,14 +125,15 @@ def _scored(
   found: list[Example],
   fields: traffic.Fields,
   names: tuple[str, ...],
-) -> tuple[dict[str, Scored], int]:
-  """Returns the scores of both on new and old data, and the step of the challenger."""
+) -> tuple[dict[str, Scored], list[int]]:
+  """Returns the scores of both on new and old data, and the step of each."""
   scale = float(champion.x.data.metadata.get('target_std', 1.0))
   scores: dict[str, list[np.ndarray]] = {NEW: [], OLD: []}
   sides: dict[str, list[Column]] = {}
-  step = 0
+  steps: list[int] = []
   for one in (champion, challenger):
     state, step = restored(one.x, one.workdir, one.step)
+    steps.append(step)
     new = as_data(one.x, one.stored, found, fields, labels=True)
     for name, data in ((NEW, new), (OLD, one.x.evals[OLD].data)):
       rows = join(list(predictions(data, one.x.task, one.x.layout, state)))
@@ -140,7 +141,7 @@ def _scored(
       if one is champion:
         sides[name] = _columns(data, rows, one.x, names)
   slices = _slices(sides)
-  return {k: Scored(scores[k][0], scores[k][1], slices[k]) for k in (NEW, OLD)}, step
+  return {k: Scored(scores[k][0], scores[k][1], slices[k]) for k in (NEW, OLD)}, steps
 
 
 def _columns(data: Data, rows: HostBatch, x: Experiment, names: tuple[str, ...]) -> list[Column]:

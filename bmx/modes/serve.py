@@ -12,7 +12,10 @@ from typing import Any
 from bmx.core import errors
 from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
+from bmx.feedback import pointer
+from bmx.feedback.capture import capture_of
 from bmx.modes import Request
+from bmx.modes.promoted import Watch, load_target
 from bmx.modes.services import Run, completions, generates, predictions
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.storage import place
@@ -38,11 +41,38 @@ def run(request: Request) -> int:
                request.step)  # fmt: skip
   with contextlib.closing(_listen(words['host'], words['port'])) as listening:
     service, line = completions(served, options) if generates(x) else predictions(served)
-    server = libraries.server(service, keys, words['max_body'], words['timeout'])
+    captured = capture_of(x.config['capture'])
+    observers, chosen = ([captured], captured.chosen) if captured else ([], None)
+    server = libraries.server(service, keys, words['max_body'], words['timeout'], observers, chosen)
+    if captured is not None:
+      captured.count(server.metrics.registry)
+      log.info('capture    %s of the answers in %s', f'{captured.share:.0%}', captured.folder)
     host, port = listening.getsockname()[:2]
     log.info('serving    %s at http://%s:%d, %s%s', served.folder, host, port, line,
              '' if keys else '; every client is served (serve.keys)')  # fmt: skip
-    return _serve(libraries, server, listening)
+    try:
+      with _watching(request, served, service.worker):
+        return _serve(libraries, server, listening)
+    finally:
+      if captured is not None:
+        captured.close()
+
+
+@contextlib.contextmanager
+def _watching(request: Request, served: Run, worker: Any) -> Iterator[None]:
+  """Watches the pointer that the command names, if it names one."""
+  if not request.pointer:
+    yield
+    return
+  named = pointer.read(request.pointer).target
+  is_served = (named.run, str(named.step)) == (request.workdir, request.step)
+  target = named if is_served else pointer.Target(request.workdir, 0, '')
+  watch = Watch(request.pointer, target, lambda new: worker.swap(load_target(served, new)))
+  watch.start()
+  try:
+    yield
+  finally:
+    watch.stop()
 
 
 class _Libraries:

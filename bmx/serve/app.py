@@ -5,7 +5,7 @@ import importlib.resources
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from bmx.serve import corrections
 from bmx.serve.apierror import ApiError, unknown_model
 from bmx.serve.observers import Observer, Observers
 from bmx.serve.service import Answered, Call, Service
@@ -22,6 +23,7 @@ from bmx.serve.service import Answered, Call, Service
 log = logging.getLogger('bmx')
 # Of all kinds of models; a server has those of its own model.
 MODEL_ROUTES = ('/v1/completions', '/v1/chat/completions', '/v1/predict')
+POST_ROUTES = (*MODEL_ROUTES, corrections.ROUTE)
 
 
 class Metrics:
@@ -47,17 +49,19 @@ class Server:
     keys: API keys; () accepts every client.
     max_body: bytes of a request.
     timeout: seconds of an answer.
-    observers: see whole answers.
+    observers: see whole answers, and corrections with the route `corrections.ROUTE`.
+    captured: whether the answer of an id is captured; None: corrections are refused.
   """
 
   def __init__(
     self, service: Service, keys: Sequence[str] = (), max_body: int = 2**20,
     timeout: float = 600.0, observers: Sequence[Observer] = (),
+    captured: Callable[[str], bool] | None = None,
   ):  # fmt: skip
     self.service, self.keys, self.max_body = service, tuple(keys), max_body
     self.timeout, self.metrics, self.created = timeout, Metrics(service), int(time.time())
     self.observers = Observers(observers, self.metrics.lost.inc)
-    self.draining = False
+    self.captured, self.draining = captured, False
 
   def app(self) -> Starlette:
     """Returns the ASGI application."""
@@ -68,7 +72,7 @@ class Server:
       Route('/metrics', self._metrics),
       Route('/v1/models', self._models),
       Route('/v1/models/{name:path}', self._models),
-      *(Route(path, self._call(path), methods=['POST']) for path in MODEL_ROUTES),
+      *(Route(path, self._call(path), methods=['POST']) for path in POST_ROUTES),
     ]
     handlers: Any = {ApiError: _answer_error, HTTPException: _answer_http, Exception: _answer_any}
     return Starlette(routes=routes, exception_handlers=handlers)
@@ -91,14 +95,14 @@ class Server:
 
   async def _models(self, request: Request) -> Response:
     self._authorize(request)
-    served = self.service.names
-    one = {'object': 'model', 'created': self.created, 'owned_by': 'bmx'}
+    served = self.service.name
+    one = {'id': served, 'object': 'model', 'created': self.created, 'owned_by': 'bmx'}
     name = request.path_params.get('name')
     if name is None:
-      return Answered({'object': 'list', 'data': [{'id': n, **one} for n in served]})
-    if name not in served:
+      return Answered({'object': 'list', 'data': [one]})
+    if name != served:
       raise unknown_model(name, served)
-    return Answered({'id': name, **one})
+    return Answered(one)
 
   def _call(self, route: str) -> Any:
     """Returns the endpoint of a route of models: counts and times its answers."""
@@ -118,11 +122,23 @@ class Server:
 
   async def _answer(self, route: str, request: Request, began: float) -> Response:
     self._authorize(request)
+    if route == corrections.ROUTE:
+      return self._correct(await self._body(request))
     handler = self.service.routes.get(route)
     if handler is None:
       raise ApiError(404, f'{route}: {self.service.ability}', code='unsupported_route')
     body = await self._body(request)
     return await handler(Call(request, body, began, self.timeout, self.observers))
+
+  def _correct(self, body: Any) -> Response:
+    """Passes a correction to the observers: it is written a moment later."""
+    if self.captured is None:
+      raise ApiError(404, f'{corrections.ROUTE}: answers are not captured: expected a server with '
+                     '--capture.folder=DIR', code='not_captured')  # fmt: skip
+    correction = corrections.read_correction(body)
+    name = correction['id']
+    self.observers.answered(corrections.ROUTE, name, correction, {})
+    return Answered({'id': name, 'object': 'feedback', 'captured': self.captured(name)}, 202)
 
   def _authorize(self, request: Request) -> None:
     if not self.keys:

@@ -24,8 +24,7 @@ class PredictionService:
   page = 'predict.html'
 
   def __init__(self, predictions: Predictions):
-    self.predictions, self.worker = predictions, predictions.worker
-    self.names = (predictions.name,)
+    self.predictions, self.name, self.worker = predictions, predictions.name, predictions.worker
     self.facts: dict[str, Any] = {'model': predictions.name, 'columns': predictions.columns}
     self.routes: dict[str, Handler] = {'/v1/predict': self._predict}
 
@@ -44,7 +43,7 @@ class PredictionService:
       'id': f'pred-{uuid.uuid4().hex}',
       'object': 'prediction',
       'created': int(time.time()),
-      'model': self.predictions.name,
+      'model': self.name,
       'predictions': rows,
     }
     call.observers.answered(call.route, answer['id'], call.body, answer)

@@ -111,6 +111,10 @@ class Batcher(DeviceThread):
     super().__init__(max_waiting, on_death)
     self.predictor, self.window, self.on_batch = predictor, window, on_batch
 
+  def swap(self, variables: Variables) -> None:
+    """Exchanges the weights between two batches; see `Predictor.swap`."""
+    self.predictor.swap(variables)
+
   def turns(self) -> None:
     """Collects and predicts until the server drains."""
     while not (self.closing and self.inbox.empty()):

@@ -7,6 +7,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
+from bmx.core import tree
+from bmx.core.errors import InputError
+from bmx.core.types import Variables
 from bmx.serve.engine import Engine
 from bmx.serve.rows import Output
 
@@ -40,6 +45,10 @@ class DeviceThread:
     self.lock = threading.Lock()
     self._tickets = itertools.count()
     self._thread = threading.Thread(target=self._run, name='device', daemon=True)
+
+  def swap(self, variables: Variables) -> None:
+    """Exchanges the weights without dropping a request."""
+    raise NotImplementedError
 
   def turns(self) -> None:
     """Answers requests until `closing` and nothing is left."""
@@ -144,11 +153,30 @@ class Worker(DeviceThread):
     super().__init__(len(engine.rows) + max_waiting, on_death)
     self.engine = engine
     self._numbers: dict[int, int] = {}  # ticket -> number in the engine
+    self._next: Variables | None = None  # weights that wait for the requests under way
+    self._held: list[tuple[int, Any]] = []  # requests that wait for these weights
+
+  def swap(self, variables: Variables) -> None:
+    """Exchanges the weights between two requests; returns at once.
+
+    Requests under way finish with the weights that they began with, so that an answer has one
+    model; later ones wait for them. Nothing is compiled. May be called from any thread.
+
+    Raises InputError if the arrays differ in name, shape or type from those of the engine.
+    """
+    wrong = tree.difference(tree.signature(variables), tree.signature(self.engine.variables))
+    if wrong:
+      raise InputError(f'weights of another model: {wrong[0]}; start a server of its own for it')
+    place = lambda was, now: jax.device_put(now, was.sharding)
+    placed = jax.tree.map(place, self.engine.variables, variables)
+    self.inbox.put(('swap', -1, jax.block_until_ready(placed)))
 
   def turns(self) -> None:
     """Steps the engine until it is idle and the server drains."""
-    while not (self.closing and self.engine.idle and self.inbox.empty()):
-      self._read_inbox(wait=self.engine.idle)
+    while not (self.closing and self.engine.idle and self.inbox.empty() and not self._held):
+      self._read_inbox(wait=self.engine.idle and self._next is None)
+      if self._next is not None and self.engine.idle:
+        self._exchange(self._next)
       for output in self.engine.step():
         self._deliver(output)
 
@@ -156,10 +184,27 @@ class Worker(DeviceThread):
     while wait or not self.inbox.empty():
       kind, ticket, request = self.inbox.get()
       wait = False
-      if kind == 'submit' and ticket in self.sinks:
-        self._numbers[ticket] = self.engine.submit(request)
+      if kind == 'swap':
+        self._next = request
+      if kind == 'submit':
+        self._held.append((ticket, request))
+      if self._next is None:
+        self._submit()
       if kind == 'cancel' and ticket in self._numbers:
         self.engine.cancel(self._numbers.pop(ticket))
+
+  def _submit(self) -> None:
+    """Gives requests that wait to the engine; those that were cancelled are left out."""
+    for ticket, request in self._held:
+      if ticket in self.sinks:
+        self._numbers[ticket] = self.engine.submit(request)
+    self._held = []
+
+  def _exchange(self, variables: Variables) -> None:
+    """Sets the weights of an idle engine, whose cache the old ones have made."""
+    self.engine.forget()
+    self.engine.variables, self._next = variables, None
+    self._submit()
 
   def _deliver(self, output: Output) -> None:
     ticket = next((t for t, n in self._numbers.items() if n == output.request), None)

@@ -47,6 +47,7 @@ FREE = [
   'compress',
   'feedback',
   'export',
+  'capture',
   'init',
   'hooks',
   'writers',
@@ -87,9 +88,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
 
 
 def _ours(name: str) -> bool:
-  """Whether bmx, killed before it wrote config.json, may have left a file."""
+  """Whether bmx may have left a file before it wrote config.json."""
   return (
-    name in ('logs', 'checkpoints', 'lock', '.probe')
+    name in ('logs', 'checkpoints', 'lock', '.probe', 'captured.jsonl')
     or name.startswith('.nonce-')
     or (name.endswith('.part'))
   )

@@ -1,0 +1,101 @@
+"""Watches the pointer of a server: loads what it names, and swaps the served weights."""
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from bmx import config as recipes
+from bmx import experiment as experiments
+from bmx.core.errors import InputError
+from bmx.feedback import pointer
+from bmx.feedback.pointer import Target
+from bmx.modes.services import Run, weights
+from bmx.runtime.storage import place
+from bmx.train import datafile
+from bmx.train.rundir import differences, read_config
+
+log = logging.getLogger('bmx')
+POLL_SECONDS = 1.0
+JOIN_SECONDS = 30.0
+
+
+class Watch:
+  """Looks at a pointer in a thread of its own; a target that does not fit leaves the old one.
+
+  Args:
+    path: of the pointer.
+    target: that is served.
+    load: makes a target the served one; raises InputError if it does not fit.
+    seconds: between two looks.
+  """
+
+  def __init__(
+    self, path: str, target: Target, load: Callable[[Target], None], seconds: float = POLL_SECONDS
+  ):
+    self.path, self.target, self.seconds = path, target, seconds
+    self._load, self._refused, self._problem = load, target, ''  # said once
+    self._ended = threading.Event()
+    self._thread = threading.Thread(target=self._run, name='pointer', daemon=True)
+
+  def start(self) -> None:
+    """Starts the thread."""
+    self._thread.start()
+
+  def stop(self) -> None:
+    """Ends the thread; a load under way is finished first."""
+    self._ended.set()
+    self._thread.join(JOIN_SECONDS)
+
+  def _run(self) -> None:
+    while not self._ended.wait(self.seconds):
+      self.look()
+
+  def look(self) -> None:
+    """Reads the pointer once, and loads its target if it is another one."""
+    try:
+      target = pointer.read(self.path).target
+      if _identity(target) in (_identity(self.target), _identity(self._refused)):
+        return
+      self._refused = target
+      self._load(target)
+      self.target, self._refused, self._problem = target, target, ''
+      log.info('promoted   %s, step %d', target.run, target.step)
+    except Exception as error:
+      if str(error) != self._problem:
+        known = isinstance(error, InputError)
+        log.error('pointer    %s; %s stays', error, self.target.run,
+                  exc_info=None if known else error)  # fmt: skip
+      self._problem = str(error)
+
+
+def _identity(target: Target) -> tuple[str, int, str]:
+  return target.run, target.step, target.digest
+
+
+def load_target(served: Run, target: Target) -> Any:
+  """Returns the weights of a target, in the form that the served programs take.
+
+  Raises InputError if its checkpoint has changed, or its model or data are not those served.
+  """
+  pointer.check(target)
+  folder = place(target.run)
+  stored, found = read_config(folder), datafile.read(folder)
+  config = recipes.from_stored(stored['config'])
+  task = json.loads(json.dumps(recipes.plain(config)['task']))
+  changed = differences(json.loads(json.dumps(served.experiment.config['task'])), task)
+  if changed:
+    word, old, new = changed[0]
+    raise InputError(f'{target.run}: task.{word}={new!r}: expected {old!r}, as the served model '
+                     'has it; start a server of its own')  # fmt: skip
+  for fact in ('spec', 'state'):
+    if found is None or served.stored is None or not _same(found, served.stored, fact):
+      raise InputError(f'{target.run}: its data.json has another {fact} (columns, classes or '
+                       'tokenizer) than the served run; start a server of its own')  # fmt: skip
+  x = experiments.build(config, 'run', evals=False, stored=found)
+  return weights(Run(x, folder, folder, found, str(target.step)))
+
+
+def _same(a: datafile.DataFile, b: datafile.DataFile, fact: str) -> bool:
+  return a.spec == b.spec if fact == 'spec' else a.state == b.state

@@ -1,0 +1,110 @@
+"""The loop by its commands, in one process: train, drift, learn, gate, promote."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bmx import main
+from bmx.feedback import pointer
+
+COLOURS = np.array(['red', 'blue', 'green'])
+
+
+def write_table(path, rows: int, seed: int, shift: float = 0.0, wrong: float = 0.0) -> None:
+  """Rows of one rule, of which the old world shows a half: large `a` are rare there."""
+  random = np.random.default_rng(seed)
+  a, b = random.normal(size=(2, rows)) + np.array([[shift], [0.0]])
+  label = np.where(a > 1.5, b > 0, a + b > 0) ^ (random.random(rows) < wrong)
+  colour = COLOURS[random.integers(0, 3, rows)]
+  lines = [f'{x:.4f},{y:.4f},{c},{"yes" if z else "no"}'
+           for x, y, c, z in zip(a, b, colour, label, strict=True)]  # fmt: skip
+  path.write_text('a,b,colour,bought\n' + '\n'.join(lines) + '\n')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A trained champion and tables of a calm and of a shifted world."""
+  made = tmp_path_factory.mktemp('loop')
+  write_table(made / 'train.csv', 1200, 0)
+  write_table(made / 'calm.csv', 400, 1)
+  write_table(made / 'shift.csv', 1500, 2, shift=3.0)
+  write_table(made / 'bad.csv', 1500, 3, shift=3.0, wrong=0.5)
+  words = ('data.target=bought', 'epochs=0', 'steps=120', 'schedule.peak=0.01',
+           'task.model.widths=(16,)', 'every.eval=0',
+           'show_parameters=1')  # fmt: skip
+  flags = [f'--config.{w}' for w in words]
+  assert main.main(['--config=table', f'--config.data.path={made}/train.csv', *flags,
+                    f'--workdir={made}/champion']) == 0  # fmt: skip
+  return made
+
+
+def run(mode: str, folder, workdir: str, *arguments: str) -> int:
+  where = [f'--workdir={folder}/{workdir}'] if workdir else []
+  return main.main([f'--mode={mode}', *where, *(a.format(folder) for a in arguments)])
+
+
+def test_the_loop(folder, capsys):
+  for name in ('calm', 'shift'):
+    assert run('drift', folder, 'champion', f'--input={{}}/{name}.csv') == 0
+  read = lambda name: json.loads((folder / f'champion/drift/{name}.json').read_text())
+  assert read('calm')['drifted'] == []
+  assert {'a', 'prediction'} <= set(read('shift')['drifted'])
+  assert not {'b', 'colour'} & set(read('shift')['drifted'])
+
+  new, least = '--input={}/shift.csv', '--config.feedback.least=50'
+  margin = '--config.feedback.margin=0.1'  # the old data have 240 rows
+  learn = ('--config.every.log=0', '--config.steps=150')
+  assert run('learn', folder, 'champion', new, '--output={}/good', *learn) == 0
+  assert run('learn', folder, 'champion', '--input={}/bad.csv', '--output={}/worse', *learn) == 0
+  slices = "--config.feedback.slices=('colour','a','label')"
+  compare = ('--run={}/champion', new, least, margin, slices,
+             '--config.feedback.slice_margin=1.0')  # fmt: skip
+  assert run('gate', folder, 'good', *compare) == 0
+  assert run('gate', folder, 'worse', *compare) == 1
+  found = json.loads((folder / 'good/gate.json').read_text())
+  learned = len((folder / 'good/captured.jsonl').read_text().splitlines())
+  by_name = {c['name']: c for c in found['checks']}
+  assert by_name['new']['rows'] == 1500 - learned == 1500 - found['learned']
+  assert sum(c['rows'] for n, c in by_name.items() if n.startswith('colour=') and '(new)' in n
+             ) == by_name['new']['rows']  # fmt: skip
+  assert 'label=yes (old)' in (folder / 'good/gate.txt').read_text()
+
+  served = f'--pointer={folder}/served.json'
+  assert run('promote', folder, 'champion', served) == 2
+  assert run('promote', folder, 'champion', served, '--force') == 0
+  assert run('promote', folder, 'worse', served) == 2
+  assert run('promote', folder, 'good', served) == 0
+  assert pointer.read(f'{folder}/served.json').target.run == str(folder / 'good')
+  capsys.readouterr()
+  assert run('eval', folder, 'served.json') == 0
+  assert run('promote', folder, '', served, '--back') == 0
+  assert str(folder / 'champion') in capsys.readouterr().out
+
+
+def test_a_challenger_is_an_ordinary_run(folder):
+  """It predicts a file of the champion's form, without the captured data, the champion, or both."""
+  assert (folder / 'good').is_dir(), 'made by test_the_loop'
+  (folder / 'good/captured.jsonl').rename(folder / 'elsewhere.jsonl')
+  (folder / 'champion').rename(folder / 'gone')
+  try:
+    assert run('predict', folder, 'good', '--input={}/calm.csv') == 0
+    assert len((folder / 'good/predictions/calm.150.jsonl').read_text().splitlines()) == 400
+  finally:
+    (folder / 'gone').rename(folder / 'champion')
+    (folder / 'elsewhere.jsonl').rename(folder / 'good/captured.jsonl')
+
+
+@pytest.mark.parametrize('mode, arguments, message', [
+  ('drift', [], 'needs --input'),
+  ('drift', ['--input={}/none.csv'], 'no file'),
+  ('drift', ['--input={}/calm.csv', '--output=x.txt'], 'ends with .html'),
+  ('drift', ['--input={}/calm.csv', '--config.feedback.entry=test'], 'no such entry of eval'),
+  ('learn', ['--input={}/calm.csv'], '--output: expected a run directory'),
+  ('gate', ['--input={}/calm.csv'], 'expected two runs'),
+  ('gate', ['--run={}/champion', '--input={}/calm.csv',
+            "--config.feedback.slices=('color',)"], "did you mean 'colour'"),
+])  # fmt: skip
+def test_bad_input_is_named(folder, capsys, mode, arguments, message):
+  assert run(mode, folder, 'champion', *arguments) == 2
+  assert message in capsys.readouterr().err
