@@ -1,7 +1,7 @@
 """AdaLoRA: adapters whose ranks follow their importance (Zhang et al. 2023).
 
 The adapter of a kernel is P Λ Q: 'kernel_a' holds Q, 'kernel_b' P and 'singular' the diagonal of Λ,
-see `adapt.lowrank`. All matrices share one budget of triplets (a singular value with its two
+see `ops.lowrank`. All matrices share one budget of triplets (a singular value with its two
 vectors); each layer of a stack is a matrix of its own.
 """
 
@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bmx.adapt import lowrank
 from bmx.adapt.lora import ADAPTERS, LoRA
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
 from bmx.core.types import Batch, Noise, Out, Variables
 from bmx.models import kernels
+from bmx.ops import lowrank
 from bmx.optim.masks import Masks
 from bmx.parallel.sharding import Named
 

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bmx.adapt import lowrank, runs
+from bmx.adapt import runs
 from bmx.adapt.lora import ADAPTERS, FROZEN, TRAINED
 from bmx.adapt.peft import adapters_of
 from bmx.core import tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Variables
+from bmx.ops import lowrank
 from bmx.train.state import StateSpec
 
 

@@ -1,6 +1,6 @@
 """LoRA: low-rank adapters of a frozen base (Hu et al. 2022), as a task around a task.
 
-params['adapters']  PATH/kernel_a, PATH/kernel_b: see `adapt.lowrank`
+params['adapters']  PATH/kernel_a, PATH/kernel_b: see `ops.lowrank`
 params['trained']   plain parameters that `train` matches, such as a new head
 frozen              every other parameter, constant: kept once, beside the checkpoints
 quantized           kernels of a quantized base (QLoRA, Dettmers et al. 2023), likewise
@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bmx.adapt import lowrank
 from bmx.core import streams, tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.ranges import check_number
@@ -24,7 +23,7 @@ from bmx.core.types import Batch, Noise, Out, Variables
 from bmx.models import kernels
 from bmx.models.kernels import QUANTIZED, Recorded
 from bmx.models.layers import Einsum, check_rate
-from bmx.ops import stored
+from bmx.ops import lowrank, stored
 from bmx.optim.optimizers import DECAYED
 from bmx.parallel import gather
 from bmx.parallel.sharding import Named, is_named

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
-from bmx.adapt import lowrank
 from bmx.adapt.adalora import AdaLoRA
 from bmx.adapt.configs import describe
 from bmx.adapt.families import ARCHITECTURES, Architecture
@@ -24,6 +23,7 @@ from bmx.core.errors import InputError
 from bmx.models import bert
 from bmx.models.kernels import QUANTIZED
 from bmx.models.stack import layers_apart
+from bmx.ops import lowrank
 from bmx.runtime.fetch import fetch
 from bmx.tasks.common import Wrapper
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from bmx.adapt import lowrank, runs
+from bmx.adapt import runs
 from bmx.adapt.layouts import Rule
 from bmx.adapt.lora import ADAPTERS, TRAINED, LoRA
 from bmx.adapt.peft import (
@@ -32,6 +32,7 @@ from bmx.core.errors import InputError
 from bmx.core.paths import local
 from bmx.models import bert
 from bmx.models.stack import layers_apart
+from bmx.ops import lowrank
 from bmx.runtime.files import write_json
 
 TASKS = (

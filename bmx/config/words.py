@@ -95,6 +95,7 @@ WORDS = {
   'serve.max_instances': Word(1024, 'Instances of one request of predictions.'),
   'serve.timeout': Word(600.0, 'Seconds of an answer.'),
   'serve.max_body': Word(1_048_576, 'Bytes of a request.'),
+  'serve.adapters': Word('', 'NAME=RUN,NAME=RUN: adapters that requests name as their model.'),
   'serve.keys': Word('', 'File of API keys, a line each; empty: every client is served.'),
   'capture.folder': Word('', 'A server writes answers and corrections there; empty: nowhere.'),
   'capture.share': Word(1.0, 'Of the answers that are written, chosen by their ids.'),

@@ -2,9 +2,14 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+from bmx.adapt import adapters
+from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
 from bmx.core.ranges import check_number
@@ -12,9 +17,11 @@ from bmx.core.types import Decoder, facts_of
 from bmx.data.text.chat_template import ChatTemplate
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.experiment import Instances
+from bmx.models.kernels import QUANTIZED
 from bmx.modes.chat import find_template
 from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights
 from bmx.runtime.storage import Place
+from bmx.serve.adapters import stacked
 from bmx.serve.chat import end_of_turn
 from bmx.serve.decode import decoder
 from bmx.serve.engine import Engine
@@ -63,9 +70,10 @@ def completions(run: Run, options: Options) -> Any:
   coder = load_tokenizer(x, run.folder, known)
   render, stop = _template(options.template, coder, run.folder, known)
   _, variables = load_weights(x, run.workdir, run.step)
-  engine = _engine(x, variables, run.folder, coder, (*options.stop, *stop))
+  names, own = _adapters(x, words['adapters'], variables)
+  engine = _engine(x, variables, own, run.folder, coder, (*options.stop, *stop))
   worker = Worker(engine, words['max_waiting'])
-  made = Completions(x.name, worker, coder, options, render, stop)
+  made = Completions((x.name, *names), worker, coder, options, render, stop)
   return CompletionService(made), f'{len(engine.rows)} rows of {engine.context} tokens'
 
 
@@ -96,6 +104,32 @@ def predictions(run: Run) -> Any:
   return PredictionService(made), line
 
 
+def _adapters(
+  x: Experiment, word: str, variables: Mapping[str, Any]
+) -> tuple[list[str], list[tuple[float, Any]]]:
+  """Reads `serve.adapters` -> names, and (scale, adapters) of each.
+
+  Raises InputError: a name twice, or adapters of another base than the served weights.
+  """
+  if not word:
+    return [], []
+  pairs = [part.strip().partition('=') for part in word.split(',')]
+  folders = {name: folder for name, _, folder in pairs}
+  if len(folders) < len(pairs) or x.name in folders or not all(n and f for n, _, f in pairs):
+    raise InputError(f'serve.adapters={word!r}: expected NAME=RUN,NAME=RUN with names of their own')
+  if QUANTIZED in variables:
+    raise InputError(f'serve.adapters={word!r}: expected a run whose kernels are not stored as '
+                     'codes')  # fmt: skip
+  found = adapters.load(folders)
+  ours, base = (tree.named(jax.device_get(p)) for p in (variables['params'], found.base))
+  differ = [k for k in {**ours, **base} if k not in ours or k not in base
+            or not np.array_equal(ours[k], base[k])]  # fmt: skip
+  if differ:
+    raise InputError(f'serve.adapters={word!r}: expected adapters of the weights that are served; '
+                     f'their base differs in {sorted(differ)[0]}')  # fmt: skip
+  return [*folders], [found.own[name] for name in folders]
+
+
 def weights(run: Run) -> Any:
   """Returns the weights of a run in the form that its service takes: see `swap` of its worker."""
   x = run.experiment
@@ -105,13 +139,19 @@ def weights(run: Run) -> Any:
 
 
 def _engine(
-  x: Experiment, variables: dict[str, Any], folder: Place, coder: Tokenizer, stop: Sequence[str]
+  x: Experiment,
+  variables: dict[str, Any],
+  own: Sequence[tuple[float, Any]],
+  folder: Place,
+  coder: Tokenizer,
+  stop: Sequence[str],
 ) -> Engine:
   """Compiles the engine.
 
   Args:
     x: of the run.
     variables: see `load_weights`.
+    own: adapters, see `serve.adapters`.
     folder: of the weights.
     coder: the tokenizer.
     stop: texts that end an answer; a special token ends it as an id.
@@ -120,8 +160,11 @@ def _engine(
   check_size(coder, facts_of(model))
   ends = *(ends_of(x, folder, coder) or coder.ends), *stop_ids(coder, stop)
   sizes = {'rows': words['rows'], 'context': words['context']}
-  made = decoder(model, layout=x.layout, cache=Options(**x.generate).cache, **variables)
-  engine = Engine(*made, x.layout, ends=ends, **sizes)
+  cache = Options(**x.generate).cache
+  plain, weights = decoder(model, layout=x.layout, cache=cache, **variables)
+  if own:
+    weights = {**weights, **stacked(own, x.config['dtype'], x.layout)}
+  engine = Engine(plain, weights, x.layout, ends=ends, **sizes)
   engine.compile()
   return engine
 

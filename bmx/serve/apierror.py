@@ -1,7 +1,7 @@
 """Errors of a server, in OpenAI's shape."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_SHOWN = 60  # characters of a value in a message
@@ -47,9 +47,10 @@ def bad(param: str, value: Any, expected: str, code: str | None = None) -> ApiEr
   return ApiError(400, text, param=param[:MAX_SHOWN], code=code)
 
 
-def unknown_model(name: Any, served: str) -> ApiError:
-  """Returns the error of a request for another model than the served one."""
-  return ApiError(404, f'the model {shown(name)} does not exist: expected {served!r}',
+def unknown_model(name: Any, served: Sequence[str]) -> ApiError:
+  """Returns the error of a request for another model than the served ones."""
+  names = ', '.join(map(repr, served))
+  return ApiError(404, f'the model {shown(name)} does not exist: expected {names}',
                   param='model', code='model_not_found')  # fmt: skip
 
 

@@ -95,14 +95,14 @@ class Server:
 
   async def _models(self, request: Request) -> Response:
     self._authorize(request)
-    served = self.service.name
-    one = {'id': served, 'object': 'model', 'created': self.created, 'owned_by': 'bmx'}
+    served = self.service.names
+    one = {'object': 'model', 'created': self.created, 'owned_by': 'bmx'}
     name = request.path_params.get('name')
     if name is None:
-      return Answered({'object': 'list', 'data': [one]})
-    if name != served:
+      return Answered({'object': 'list', 'data': [{'id': n, **one} for n in served]})
+    if name not in served:
       raise unknown_model(name, served)
-    return Answered(one)
+    return Answered({'id': name, **one})
 
   def _call(self, route: str) -> Any:
     """Returns the endpoint of a route of models: counts and times its answers."""

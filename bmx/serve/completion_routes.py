@@ -54,8 +54,8 @@ class CompletionService:
   page = 'page.html'
 
   def __init__(self, completions: Completions):
-    self.completions, self.name, self.worker = completions, completions.name, completions.worker
-    self.facts: dict[str, Any] = {'model': completions.name}
+    self.completions, self.names, self.worker = completions, completions.names, completions.worker
+    self.facts: dict[str, Any] = {'model': completions.names[0]}
     self.routes: dict[str, Handler] = {
       '/v1/completions': lambda call: self._complete(call, False),
       '/v1/chat/completions': lambda call: self._complete(call, True),
@@ -68,13 +68,13 @@ class CompletionService:
     self.first = Histogram('bmx_first_token_seconds', 'Seconds to the first token', **kwargs)
 
   async def _complete(self, call: Call, chat: bool) -> Response:
-    served, options = self.name, self.completions.options
-    asked = read_request(call.body, chat=chat, served=served, defaults=options)
+    options = self.completions.options
+    asked = read_request(call.body, chat=chat, served=self.names, defaults=options)
     jobs = self.completions.jobs(asked)
     read = sum(len(job.request.prompt) for job in jobs[:: asked.choices])
     self.tokens.labels('prompt').inc(read)
     parts = self._timed(self.completions.pieces(jobs, call.timeout), call.began)
-    collected, answer = Collected(len(jobs)), Answer(served, chat)
+    collected, answer = Collected(len(jobs)), Answer(asked.model, chat)
 
     def ended() -> dict[str, Any]:
       whole = self._answer(answer, collected, asked, read)

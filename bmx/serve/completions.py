@@ -48,7 +48,7 @@ class Completions:
   """Texts of one model.
 
   Args:
-    name: of the model, in requests and answers.
+    names: of the model, in requests and answers, and of its adapters, in their order.
     worker: of the engine.
     tokenizer: of the model.
     options: defaults of requests: the config word `generate`.
@@ -58,14 +58,15 @@ class Completions:
 
   def __init__(
     self,
-    name: str,
+    names: Sequence[str],
     worker: Worker,
     tokenizer: Tokenizer,
     options: Options,
     render: Callable[[Sequence[Any]], str] | None = None,
     chat_stop: Sequence[str] = (),
   ):
-    self.name, self.worker, self.tokenizer, self.options = name, worker, tokenizer, options
+    self.names, self.worker = tuple(names), worker
+    self.tokenizer, self.options = tokenizer, options
     self._render, self._chat_stop = render, tuple(chat_stop)
     self.facts = dataclasses.replace(
       facts_of(worker.engine.model), max_seq_len=worker.engine.context
@@ -80,10 +81,10 @@ class Completions:
     stop = (*asked.stop, *self._chat_stop) if asked.messages else asked.stop
     seed = asked.seed if asked.seed >= 0 else secrets.randbelow(2**31)
     limit = asked.max_new_tokens or self.worker.engine.context
-    jobs = []
+    jobs, adapter = [], self.names.index(asked.model)
     for prompt in prompts:
       for _ in range(asked.choices):
-        request = Request(tuple(prompt), limit, asked.sampling, seed, len(jobs))
+        request = Request(tuple(prompt), limit, asked.sampling, seed, len(jobs), adapter)
         jobs.append(Job(request, stop))
     try:
       for job in jobs:

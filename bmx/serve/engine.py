@@ -205,7 +205,7 @@ class Engine:
     while self.waiting:
       free = [i for i, row in enumerate(self.rows) if row.request is None]
       number, request = self.waiting[0]
-      late = self._shares(request) and is_read(self.rows, request.prompt, self.chunks[0])
+      late = self._shares(request) and is_read(self.rows, request, self.chunks[0])
       if late or not free:
         return
       self.waiting.popleft()
@@ -217,8 +217,7 @@ class Engine:
 
   def _start(self, free: list[int], number: int, request: Request) -> None:
     """Chooses a row; one that has tokens in common with another of its shard gets a copy."""
-    prompt = request.prompt if self._shares(request) else ()
-    place = choose(self.rows, free, self._per_shard, prompt)
+    place = choose(self.rows, free, self._per_shard, request, self._shares(request))
     if place.source != place.row and place.common:
       self._copy(place.source, place.row)
     room = math.inf if self.slide else self.context - len(request.prompt)

@@ -33,6 +33,7 @@ class Asked:
   """A request after its checks.
 
   Attributes:
+    model: name of one of the served models.
     prompts: texts, or lists of token ids; of a chat none.
     messages: of a chat; () of a completion.
     choices: answers for each prompt.
@@ -45,6 +46,7 @@ class Asked:
     logprobs: whether tokens come with their log-probabilities.
   """
 
+  model: str
   prompts: tuple[str | tuple[int, ...], ...]
   messages: tuple[Mapping[str, str], ...]
   choices: int
@@ -57,13 +59,13 @@ class Asked:
   logprobs: bool
 
 
-def read_request(body: Any, *, chat: bool, served: str, defaults: Options) -> Asked:
+def read_request(body: Any, *, chat: bool, served: Sequence[str], defaults: Options) -> Asked:
   """Checks the body of a request.
 
   Args:
     body: the JSON value.
     chat: of /v1/chat/completions, else of /v1/completions.
-    served: name of the model.
+    served: names of the models; the first answers requests that name none.
     defaults: values of keys that the request lacks.
 
   Raises:
@@ -80,8 +82,8 @@ def read_request(body: Any, *, chat: bool, served: str, defaults: Options) -> As
         key, value, f'one of the keys {", ".join((*own, *SHARED))}', 'unsupported_parameter'
       )
   given = {k: v for k, v in body.items() if v is not None}
-  model = _get(given, 'model', str, served)
-  if model != served:
+  model = _get(given, 'model', str, served[0])
+  if model not in served:
     raise unknown_model(model, served)
   limit = 'max_completion_tokens' if 'max_completion_tokens' in given else 'max_tokens'
   ordinary = 0 if chat else defaults.max_new_tokens
@@ -92,6 +94,7 @@ def read_request(body: Any, *, chat: bool, served: str, defaults: Options) -> As
   if isinstance(logprobs, int) and not isinstance(logprobs, bool) and logprobs > 1:
     raise bad('logprobs', logprobs, 'at most 1: those of the chosen tokens')
   return Asked(
+    model=model,
     prompts=() if chat else _prompts(given.get('prompt')),
     messages=_messages(given.get('messages')) if chat else (),
     choices=_number(given, 'n', 1, 1, MAX_CHOICES),

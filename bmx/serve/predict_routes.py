@@ -24,7 +24,8 @@ class PredictionService:
   page = 'predict.html'
 
   def __init__(self, predictions: Predictions):
-    self.predictions, self.name, self.worker = predictions, predictions.name, predictions.worker
+    self.predictions, self.worker = predictions, predictions.worker
+    self.names = (predictions.name,)
     self.facts: dict[str, Any] = {'model': predictions.name, 'columns': predictions.columns}
     self.routes: dict[str, Handler] = {'/v1/predict': self._predict}
 
@@ -43,7 +44,7 @@ class PredictionService:
       'id': f'pred-{uuid.uuid4().hex}',
       'object': 'prediction',
       'created': int(time.time()),
-      'model': self.name,
+      'model': self.predictions.name,
       'predictions': rows,
     }
     call.observers.answered(call.route, answer['id'], call.body, answer)

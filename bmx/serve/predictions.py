@@ -59,7 +59,7 @@ class Predictions:
         raise bad(key, value, f'one of the keys {", ".join(KEYS)}', 'unsupported_parameter')
     model = body.get('model')
     if model is not None and model != self.name:
-      raise unknown_model(model, self.name)
+      raise unknown_model(model, (self.name,))
     found = body.get('instances')
     if not isinstance(found, list) or not found:
       raise bad('instances', found, 'a list of at least one instance')

@@ -16,6 +16,7 @@ from flax import struct
 from bmx.core.types import Variables
 from bmx.ops.slots import SlotCache, put_rows, take_rows
 from bmx.parallel import Layout, constrain, jit
+from bmx.serve.adapters import adapting
 from bmx.serve.decode import next_logits
 from bmx.serve.sample import RowSampling, draw_rows
 
@@ -45,6 +46,7 @@ class Chunk(NamedTuple):
     row: int32 [D], number of the row within its shard.
     at: int32 [D], tokens that the row holds already.
     fresh: bool [D], whether a prompt begins: `seen` is cleared.
+    adapter: int32 [D], see `serve.adapters`.
   """
 
   tokens: Any
@@ -52,6 +54,7 @@ class Chunk(NamedTuple):
   row: Any
   at: Any
   fresh: Any
+  adapter: Any
 
 
 class Rows(NamedTuple):
@@ -63,6 +66,7 @@ class Rows(NamedTuple):
     left: int32 [B], tokens that it may still generate.
     count: int32 [B], tokens that it has generated, which number its draws.
     keys: uint32 [B, 2], of its draws.
+    adapter: int32 [B], see `serve.adapters`.
     sampling: options, one of each per row.
   """
 
@@ -71,6 +75,7 @@ class Rows(NamedTuple):
   left: Any
   count: Any
   keys: Any
+  adapter: Any
   sampling: RowSampling
 
   @classmethod
@@ -78,7 +83,7 @@ class Rows(NamedTuple):
     """Returns rows that generate nothing."""
     ones, zeros = np.ones(rows, np.float32), np.zeros(rows, np.int32)
     sampling = RowSampling(ones, zeros, ones, ones)
-    return cls(zeros > 0, zeros, zeros, zeros, np.zeros((rows, 2), np.uint32), sampling)
+    return cls(zeros > 0, zeros, zeros, zeros, np.zeros((rows, 2), np.uint32), zeros, sampling)
 
 
 class Programs:
@@ -139,7 +144,7 @@ class Programs:
 
   def _prefill(self, size: int, chunk: int, variables: Variables, state: EngineState) -> Any:
     none = np.zeros(self.shards, np.int32)
-    given = Chunk(np.zeros((self.shards, chunk), np.int32), none, none, none, none > 0)
+    given = Chunk(np.zeros((self.shards, chunk), np.int32), none, none, none, none > 0, none)
     fn = lambda v, state, chunk: prefill_chunk(self.model, v, state, chunk)
     return self._program(('prefill', size, chunk), fn, (variables, state, given), donated=(1,))
 
@@ -210,9 +215,10 @@ def prefill_chunk(
   real, held = chunk.count > 0, state.cache.at
   tokens = constrain(chunk.tokens, 'batch', None)
   part = state.cache.of_rows(chunk.row, chunk.at, chunk.count)
-  hidden, part = model.apply(variables, tokens, part, method='extend')
   last = jnp.maximum(chunk.count - 1, 0)[:, None, None]
-  logits = next_logits(model, variables, jnp.take_along_axis(hidden, last, axis=1))
+  with adapting(chunk.adapter):
+    hidden, part = model.apply(variables, tokens, part, method='extend')
+    logits = next_logits(model, variables, jnp.take_along_axis(hidden, last, axis=1))
   kept = jnp.arange(tokens.shape[1])[None, :] < chunk.count[:, None]
   rows, outside = jnp.arange(len(real))[:, None], state.seen.shape[1]
   new = jnp.zeros((len(real), outside), bool)
@@ -265,8 +271,9 @@ def decode(
     seen = state.seen.at[every, jnp.where(active, ids, raw.shape[1])].set(True, mode='drop')
     tokens = constrain(ids[:, None], 'batch', None)
     cache = state.cache.replace(count=active.astype(jnp.int32))
-    hidden, cache = model.apply(variables, tokens, cache, method='extend')
-    logits = next_logits(model, variables, hidden)
+    with adapting(rows.adapter):
+      hidden, cache = model.apply(variables, tokens, cache, method='extend')
+      logits = next_logits(model, variables, hidden)
     logits = jnp.where(active[:, None], logits, state.logits)
     active &= ~jnp.isin(ids, ends) & (i + 1 < rows.left)
     return i + 1, active, EngineState(cache, logits, seen), new, likely

@@ -24,6 +24,7 @@ class Request:
     sampling: how tokens are drawn.
     seed: of the draws.
     number: of the row in a batch: rows of one seed and different numbers draw apart.
+    adapter: number of its adapter, see `serve.adapters`; 0: the model alone.
   """
 
   prompt: Sequence[int]
@@ -31,6 +32,7 @@ class Request:
   sampling: Sampling = dataclasses.field(default_factory=Sampling)
   seed: int = 0
   number: int = 0
+  adapter: int = 0
 
 
 class Output(NamedTuple):
@@ -95,11 +97,12 @@ def common_length(held: Sequence[int], prompt: Sequence[int]) -> int:
   return n if (a == b).all() else int((a != b).argmax())
 
 
-def is_read(rows: Sequence[Row], prompt: Sequence[int], least: int) -> bool:
+def is_read(rows: Sequence[Row], request: Request, least: int) -> bool:
   """Whether a row is reading `least` more tokens of a prompt than any row holds."""
-  held = max(common_length(row.tokens, prompt) for row in rows)
-  read = [common_length(row.wanted, prompt) for row in rows if row.missing]
-  return max(read, default=0) >= held + least
+  near = [row for row in rows if row.given.adapter == request.adapter]
+  held = [common_length(row.tokens, request.prompt) for row in near]
+  read = [common_length(row.wanted, request.prompt) for row in near if row.missing]
+  return max(read, default=0) >= max(held, default=0) + least
 
 
 class Place(NamedTuple):
@@ -117,7 +120,7 @@ class Place(NamedTuple):
 
 
 def choose(
-  rows: Sequence[Row], free: Sequence[int], per_shard: int, prompt: Sequence[int]
+  rows: Sequence[Row], free: Sequence[int], per_shard: int, request: Request, share: bool
 ) -> Place:
   """Returns the place with the most tokens in common, of equals one without a copy.
 
@@ -125,14 +128,17 @@ def choose(
     rows: of the engine.
     free: numbers of rows without a request, at least one.
     per_shard: rows of a shard: no row leaves its device.
-    prompt: ids; () starts from no row.
+    request: whose prompt is read.
+    share: whether it may start from the tokens of a row, which has the same adapter.
   """
   age = lambda i: (len(rows[i].tokens) > 0, rows[i].used)
   oldest = min(free, key=age)
   places = [Place(oldest, oldest, 0)]
   for source, row in enumerate(rows):
     near = [i for i in free if i // per_shard == source // per_shard]
-    if near and prompt and (common := common_length(row.tokens, prompt)):
+    if not near or not share or row.given.adapter != request.adapter:
+      continue
+    if common := common_length(row.tokens, request.prompt):
       places.append(Place(source if source in near else min(near, key=age), source, common))
   return max(places, key=lambda p: (p.common, p.row == p.source))
 
@@ -161,13 +167,14 @@ def chunk_of(chosen: Mapping[int, Row], rows: Sequence[Row], shards: int, size: 
     size: tokens of the call.
   """
   tokens, fresh = np.zeros((shards, size), np.int32), np.zeros(shards, bool)
-  count, number, at = (np.zeros(shards, np.int32) for _ in range(3))
+  count, number, at, adapter = (np.zeros(shards, np.int32) for _ in range(4))
   for shard, row in chosen.items():
     part = row.wanted[len(row.tokens) : len(row.tokens) + size]
     tokens[shard, : len(part)] = part
     count[shard], at[shard], fresh[shard] = len(part), len(row.tokens), row.fresh
+    adapter[shard] = row.given.adapter
     number[shard] = next(i for i, x in enumerate(rows) if x is row) % (len(rows) // shards)
-  return Chunk(tokens, count, number, at, fresh)
+  return Chunk(tokens, count, number, at, fresh, adapter)
 
 
 def jobs_of(rows: Sequence[Row], left: Sequence[int]) -> Rows:
@@ -181,6 +188,7 @@ def jobs_of(rows: Sequence[Row], left: Sequence[int]) -> Rows:
     left=np.array(left, np.int32),
     count=of(lambda row: row.generated, np.int32),
     keys=of(lambda row: none if row.key is None else row.key, np.uint32),
+    adapter=of(lambda row: row.given.adapter, np.int32),
     sampling=RowSampling(
       np.array([s.temperature for s in sampling], np.float32),
       np.array([s.top_k for s in sampling], np.int32),

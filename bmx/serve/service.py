@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -59,7 +59,7 @@ class Service(Protocol):
   """The model of a server.
 
   Attributes:
-    name: of the model, in requests and answers.
+    names: of the models, in requests and answers: the served one, then its adapters.
     worker: the device thread.
     ability: of the model, in one sentence; routes of other kinds answer with it.
     page: file of the page at `/`, beside this module.
@@ -67,7 +67,7 @@ class Service(Protocol):
     routes: path -> handler of POST.
   """
 
-  name: str
+  names: Sequence[str]
   worker: DeviceThread
   ability: str
   page: str

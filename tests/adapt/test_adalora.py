@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from bmx.adapt import adalora, lowrank
+from bmx.adapt import adalora
 from bmx.adapt.adalora import AdaLoRA
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models.mlp import MLP
+from bmx.ops import lowrank
 from bmx.parallel import jit, unbox
 from bmx.tasks.classification import Classification
 from bmx.train.gradients import Accumulate, Gradient

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from bmx.adapt import lowrank
 from bmx.adapt.lora import LoRA
 from bmx.compress.quantize import Quantized
 from bmx.core import tree
@@ -16,6 +15,7 @@ from bmx.models.bert import BERT, Classifier
 from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
+from bmx.ops import lowrank
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.tasks.classification import Classification
 from bmx.tasks.encoder import TextClassification

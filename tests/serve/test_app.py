@@ -53,7 +53,7 @@ def serving(engine, **options):
   deaths = []
   worker = Worker(engine, options.pop('max_waiting', 8), deaths.append)
   given = {'render': render, 'chat_stop': ('<user>',)} | options.pop('model', {})
-  completions = Completions('tiny', worker, Bytes(), Options(temperature=0.8), **given)
+  completions = Completions(['tiny'], worker, Bytes(), Options(temperature=0.8), **given)
   server = Server(CompletionService(completions), **options)
   config = uvicorn.Config(server.app(), port=0, log_level='error', lifespan='off')
   http_server = uvicorn.Server(config)

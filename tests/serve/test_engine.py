@@ -8,7 +8,9 @@ import pytest
 
 from bmx.core.errors import InputError
 from bmx.models.mlp import MLP
+from bmx.ops import lowrank
 from bmx.parallel import Layout, make_mesh
+from bmx.serve import adapters
 from bmx.serve.decode import decoder
 from bmx.serve.engine import Engine, Request
 from bmx.serve.generate import Generator, draw_key
@@ -160,6 +162,30 @@ def test_codes_in_the_cache_and_stored_kernels_on_a_mesh():
   one = Generator(*decoder(model, weights(model), ONE, 'int8'), ONE, GREEDY)
   expected = np.concatenate([new for new, _ in one.stream(PROMPTS, 8)], axis=1)
   assert made.run([Request(p, 8, GREEDY) for p in PROMPTS]) == expected.tolist()
+
+
+@pytest.mark.parametrize('mesh', [{'data': 1}, {'data': 2, 'model': 2}], ids=str)
+def test_rows_of_one_batch_have_adapters_of_their_own(mesh):
+  """As each alone with merged weights; ranks, targets and stacked layers differ, AdaLoRA's too."""
+  model = gpt(positions='rotary', kv_heads=2, scan=True, vocab_pad=1)
+  base, random = weights(model), np.random.default_rng(0)
+  normal = lambda *shape: random.normal(size=shape).astype(np.float32) * 0.3
+  query = {'kernel_a': normal(2, 32, 3), 'kernel_b': normal(2, 3, 4, 8)}
+  up = {'kernel_a': normal(2, 32, 5), 'kernel_b': normal(2, 5, 128), 'singular': normal(2, 5)}
+  blocks = lambda attention, **others: {'stack': {'blocks': {'attention': attention, **others}}}
+  other = {'query': {**query, 'kernel_b': -query['kernel_b']}}
+  own = [(0.5, blocks({'query': query})), (2.0, blocks(other, feed_forward={'up': up}))]
+  layout = Layout(make_mesh(mesh, jax.devices()[: np.prod([*mesh.values()])]))
+  form, variables = decoder(model, placed(model, layout), layout)
+  variables = {**variables, **adapters.stacked(own, 'float32', layout)}
+  made = Engine(form, variables, layout, rows=4, chunks=(8,))
+  requests = [Request(p, 8, GREEDY, adapter=a) for p in PROMPTS[:3] for a in (0, 1, 2)]
+  found = made.run(requests)
+  for number in (0, 1, 2):
+    params = base if not number else lowrank.add(base, own[number - 1][1], own[number - 1][0])
+    alone = Engine(*decoder(model, params, ONE), ONE, rows=4, chunks=(8,))
+    assert alone.run([Request(p, 8, GREEDY) for p in PROMPTS[:3]]) == found[number::3]
+  assert len({tuple(row) for row in found[:3]}) == 3
 
 
 def test_every_program_is_compiled_before_the_first_request():

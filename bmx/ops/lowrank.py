@@ -45,6 +45,24 @@ def product(equation: str, x: jax.Array, parts: Parts) -> jax.Array:
   return contract(out, hidden, parts[B])
 
 
+def product_by_row(equation: str, x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+  """Multiplies each row of an input with factors of its own.
+
+  Args:
+    equation: of the kernel.
+    x: [B, .., *contracted].
+    a: [B, *contracted, r].
+    b: [B, r, *outputs].
+
+  Returns:
+    [B, .., *outputs].
+  """
+  for factors, w in zip(equations(equation), (a, b), strict=True):
+    inputs, rest = factors.split(',')
+    x = jnp.einsum(f'{inputs},{inputs[0]}{rest}', x, w)
+  return x
+
+
 def delta(parts: Parts, shape: tuple[int, ...]) -> jax.Array:
   """Returns A·B (A·diag(singular)·B) as an addend of a kernel of `shape`, unscaled."""
   a, b = parts[A], parts[B]
