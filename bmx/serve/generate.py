@@ -23,7 +23,7 @@ from bmx.serve.decode import (
   signature,
   steps_for,
 )
-from bmx.serve.sample import Sampling, draw
+from bmx.serve.sample import RowSampling, Sampling, draw
 
 
 class DecodeState(struct.PyTreeNode):
@@ -194,14 +194,14 @@ class Generator:
     """
     batch = len(keys)
     remember = self.sampling.repetition_penalty != 1
-    ends = jnp.array(self.ends, jnp.int32)
+    ends, sampling = jnp.array(self.ends, jnp.int32), RowSampling.of([self.sampling] * batch)
     new = jnp.full((batch, chunk), -1, jnp.int32)
     state = state.replace(done=state.done | stopped | (state.count >= free))
 
     def step(carry):
       i, state, new = carry
       now = jax.vmap(jax.random.fold_in, (0, None))(keys, state.count)
-      ids = draw(state.logits, state.seen, now, self.sampling)
+      ids = draw(state.logits, state.seen, now, sampling)
       new = new.at[:, i].set(jnp.where(state.done, -1, ids))
       done = state.done | jnp.isin(ids, ends) | (state.count + 1 >= free)
       seen = state.seen.at[jnp.arange(batch), ids].set(True) if remember else state.seen

@@ -18,7 +18,7 @@ from bmx.ops.slots import SlotCache, put_rows, take_rows
 from bmx.parallel import Layout, constrain, jit
 from bmx.serve.adapters import adapting
 from bmx.serve.decode import next_logits
-from bmx.serve.sample import RowSampling, draw_rows
+from bmx.serve.sample import RowSampling, draw
 
 STEPS = 8  # most tokens of a decoding call
 
@@ -263,7 +263,7 @@ def decode(
   def step(carry):
     i, active, state, new, likely = carry
     keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.count + i)
-    ids = draw_rows(state.logits, state.seen, keys, rows.sampling)
+    ids = draw(state.logits, state.seen, keys, rows.sampling)
     raw = state.logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(raw, ids[:, None], axis=1)[:, 0]
     likely = likely.at[:, i].set(chosen - jax.nn.logsumexp(raw, axis=-1))

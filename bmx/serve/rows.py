@@ -189,10 +189,5 @@ def jobs_of(rows: Sequence[Row], left: Sequence[int]) -> Rows:
     count=of(lambda row: row.generated, np.int32),
     keys=of(lambda row: none if row.key is None else row.key, np.uint32),
     adapter=of(lambda row: row.given.adapter, np.int32),
-    sampling=RowSampling(
-      np.array([s.temperature for s in sampling], np.float32),
-      np.array([s.top_k for s in sampling], np.int32),
-      np.array([s.top_p for s in sampling], np.float32),
-      np.array([s.repetition_penalty for s in sampling], np.float32),
-    ),
+    sampling=RowSampling.of(sampling),
   )

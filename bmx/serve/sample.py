@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.ops.masks import MASK_VALUE
@@ -44,55 +46,6 @@ class Sampling:
         raise InputError(f'generate.{name}={value}: expected {condition}')
 
 
-def adjust(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array:
-  """Returns the adjusted logits, float32 [B, V], whose softmax is drawn from.
-
-  The order is that of Hugging Face's generate: penalty, temperature, top_k, top_p.
-
-  Args:
-    logits: [B, V].
-    seen: bool [B, V], the tokens that each row contains.
-    sampling: the options.
-  """
-  logits = logits.astype(jnp.float32)
-  if sampling.repetition_penalty != 1:
-    penalty = sampling.repetition_penalty
-    penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
-    logits = jnp.where(seen, penalized, logits)
-  if not sampling.temperature:
-    return logits
-  logits /= sampling.temperature
-  vocab_size = logits.shape[-1]
-  if not sampling.top_k and sampling.top_p == 1:
-    return logits
-  best = jax.lax.top_k(logits, min(sampling.top_k or vocab_size, vocab_size))[0]
-  if sampling.top_p == 1:  # equal logits at the edge of top_k all stay, as in Hugging Face's
-    return jnp.where(logits >= best[:, -1:], logits, MASK_VALUE)
-  probability = jax.nn.softmax(best, axis=-1)
-  # A token is kept while those before it have less than top_p together.
-  kept = jnp.cumsum(probability, axis=-1) - probability < sampling.top_p
-  threshold = jnp.where(kept, best, jnp.inf).min(-1, keepdims=True)
-  # Of equal logits at the edge only as many stay as top_p needs, those of the lowest ids.
-  edge, room = logits == threshold, (kept & (best == threshold)).sum(-1, keepdims=True)
-  stays = (logits > threshold) | (edge & (jnp.cumsum(edge, axis=-1) <= room))
-  return jnp.where(stays, logits, MASK_VALUE)
-
-
-def draw(logits: jax.Array, seen: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
-  """Draws the next token of each row, int32 [B].
-
-  Args:
-    logits: [B, V].
-    seen: bool [B, V], see `adjust`.
-    keys: uint32 [B, 2], one key per row.
-    sampling: how to draw.
-  """
-  logits = adjust(logits, seen, sampling)
-  if not sampling.temperature:
-    return logits.argmax(-1).astype(jnp.int32)
-  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-
-
 class RowSampling(NamedTuple):
   """Options of `Sampling`, one of each per row: float32 [B], but `top_k` int32 [B]."""
 
@@ -101,13 +54,36 @@ class RowSampling(NamedTuple):
   top_p: Any
   repetition_penalty: Any
 
+  @classmethod
+  def of(cls, rows: Sequence[Sampling]) -> 'RowSampling':
+    """Returns the options of rows."""
+    temperature, top_k, top_p, penalty = zip(*map(dataclasses.astuple, rows), strict=True)
+    real = lambda values: np.array(values, np.float32)
+    return cls(real(temperature), np.array(top_k, np.int32), real(top_p), real(penalty))
 
-def draw_rows(
-  logits: jax.Array, seen: jax.Array, keys: jax.Array, sampling: RowSampling
-) -> jax.Array:
-  """Draws the next token of each row, int32 [B], each with options of its own, as `draw` does.
 
-  Sorts only if a row asks for top_k or top_p, and draws only if one is not greedy.
+def adjust(logits: jax.Array, seen: jax.Array, sampling: RowSampling) -> jax.Array:
+  """Returns the adjusted logits, float32 [B, V], whose softmax is drawn from.
+
+  The order is that of Hugging Face's generate: penalty, temperature, top_k, top_p; a greedy row
+  gets the first alone. Sorts only if a row asks for top_k or top_p.
+
+  Args:
+    logits: [B, V].
+    seen: bool [B, V], the tokens that each row contains.
+    sampling: the options.
+  """
+  penalty, temperature = sampling.repetition_penalty[:, None], sampling.temperature[:, None]
+  logits = logits.astype(jnp.float32)
+  penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+  scaled = jnp.where(seen, penalized, logits) / jnp.where(temperature > 0, temperature, 1)
+  cuts = (sampling.temperature > 0) & ((sampling.top_k > 0) | (sampling.top_p < 1))
+  cut = lambda x: jnp.where(cuts[:, None], _cut(x, sampling), x)
+  return jax.lax.cond(jnp.any(cuts), cut, lambda x: x, scaled)
+
+
+def draw(logits: jax.Array, seen: jax.Array, keys: jax.Array, sampling: RowSampling) -> jax.Array:
+  """Draws the next token of each row, int32 [B]; the likeliest where the temperature is 0.
 
   Args:
     logits: [B, V].
@@ -115,22 +91,14 @@ def draw_rows(
     keys: uint32 [B, 2], one key per row.
     sampling: how to draw.
   """
-  penalty, temperature = sampling.repetition_penalty[:, None], sampling.temperature[:, None]
-  logits = logits.astype(jnp.float32)
-  penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
-  logits = jnp.where(seen, penalized, logits)
-  scaled = logits / jnp.where(temperature > 0, temperature, 1)
-  cuts = (sampling.top_k > 0) | (sampling.top_p < 1)
-  scaled = jax.lax.cond((cuts & (sampling.temperature > 0)).any(), _cut, lambda x, _: x,
-                        scaled, sampling)  # fmt: skip
-  best = logits.argmax(-1).astype(jnp.int32)
-  some = lambda: jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
-  drawn = jax.lax.cond((temperature > 0).any(), some, lambda: best)
-  return jnp.where(temperature[:, 0] > 0, drawn, best)
+  logits = adjust(logits, seen, sampling)
+  draws, best = sampling.temperature > 0, logits.argmax(-1).astype(jnp.int32)
+  some = lambda: jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+  return jnp.where(draws, jax.lax.cond(jnp.any(draws), some, lambda: best), best)
 
 
 def _cut(logits: jax.Array, sampling: RowSampling) -> jax.Array:
-  """Applies top_k and top_p of each row, as `adjust` does for all rows alike."""
+  """Applies top_k and top_p of each row."""
   vocab_size = logits.shape[-1]
   k = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab_size), vocab_size)[:, None]
   best = -jnp.sort(-logits, axis=-1)
@@ -138,8 +106,11 @@ def _cut(logits: jax.Array, sampling: RowSampling) -> jax.Array:
   least = jnp.where(among, best, jnp.inf).min(-1, keepdims=True)
   probability = jax.nn.softmax(jnp.where(among, best, -jnp.inf), axis=-1)
   top_p = sampling.top_p[:, None]
+  # A token is kept while those before it have less than top_p together.
   kept = among & (jnp.cumsum(probability, axis=-1) - probability < top_p)
   threshold = jnp.where(kept, best, jnp.inf).min(-1, keepdims=True)
+  # Of equal logits at the edge only as many stay as top_p needs, those of the lowest ids; those at
+  # the edge of top_k all stay, as in Hugging Face's.
   edge, room = logits == threshold, (kept & (best == threshold)).sum(-1, keepdims=True)
   stays = (logits > threshold) | (edge & (jnp.cumsum(edge, axis=-1) <= room))
   return jnp.where(jnp.where(top_p < 1, stays, logits >= least), logits, MASK_VALUE)

@@ -14,7 +14,7 @@ from bmx.serve import adapters
 from bmx.serve.decode import decoder
 from bmx.serve.engine import Engine, Request
 from bmx.serve.generate import Generator, draw_key
-from bmx.serve.sample import RowSampling, Sampling, draw, draw_rows
+from bmx.serve.sample import RowSampling, Sampling, draw
 from tests.serve.test_generate import GREEDY, LENGTH, ONE, PROMPTS, V, gpt, placed, weights
 
 KINDS = {
@@ -49,7 +49,9 @@ def forward(kind):
   return lambda ids: run(weights(model), np.array([ids + [0] * (LENGTH - len(ids))], np.int32))
 
 
-DRAW = functools.cache(lambda how: jax.jit(lambda x, seen, key: draw(x, seen, key, how)))
+DRAW = jax.jit(
+  lambda x, seen, key, how: draw(x, seen, key, RowSampling.of([how])), static_argnums=3
+)
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def alone(kind, prompt, tokens, how, seed):
   for count in range(min(tokens, LENGTH - len(prompt))):
     logits, seen = forward(kind)(ids)[len(ids) - 1][None], np.zeros((1, V), bool)
     seen[0, ids] = True
-    ids.append(int(DRAW(how)(logits, seen, jax.random.fold_in(row, count)[None])[0]))
+    ids.append(int(DRAW(logits, seen, jax.random.fold_in(row, count)[None], how)[0]))
     if ids[-1] in ENDS:
       break
   return ids[len(prompt) :]
@@ -233,16 +235,14 @@ def test_rows_of_unequal_options_are_drawn_as_each_alone():
   logits = random.normal(size=(5, 40)).astype(np.float32) * 3
   logits[:, 7] = logits[:, 9]  # ties
   seen = random.random((5, 40)) < 0.3
-  together = jax.jit(draw_rows)
+  together = jax.jit(draw)
   for seed in range(20):
     keys = jax.random.split(jax.random.PRNGKey(seed), 5)
-    column = lambda name, dtype: np.array([getattr(s, name) for s in SAMPLINGS], dtype)
-    rows = RowSampling(column('temperature', 'f'), column('top_k', 'i4'), column('top_p', 'f'),
-                       column('repetition_penalty', 'f'))  # fmt: skip
+    rows = RowSampling.of(SAMPLINGS)
     found = together(logits, seen, keys, rows)
     for i, how in enumerate(SAMPLINGS):
       one = slice(i, i + 1)
-      assert found[i] == DRAW(how)(logits[one], seen[one], keys[one])[0], (seed, how)
+      assert found[i] == DRAW(logits[one], seen[one], keys[one], how)[0], (seed, how)
 
 
 def test_errors():
