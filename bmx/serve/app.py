@@ -1,5 +1,6 @@
 """HTTP of a server: limits, keys, metrics and the routes that all models share (Starlette)."""
 
+import asyncio
 import hmac
 import importlib.resources
 import json
@@ -16,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from bmx.serve import corrections
-from bmx.serve.apierror import ApiError, unknown_model
+from bmx.serve.apierror import MAX_SHOWN, ApiError, unknown_model
 from bmx.serve.observers import Observer, Observers
 from bmx.serve.service import Answered, Call, Service
 
@@ -149,17 +150,21 @@ class Server:
                      code='invalid_api_key', headers={'WWW-Authenticate': 'Bearer'})  # fmt: skip
 
   async def _body(self, request: Request) -> Any:
-    """Reads a body piece by piece. Raises ApiError for one that is too large or is not JSON."""
+    """Reads a body. Raises ApiError for one that is too large or too slow, or is not JSON."""
     parts, size = [], 0
     try:
-      async for part in request.stream():
-        size += len(part)
-        if size > self.max_body:
-          raise ApiError(413, f'expected a body of at most {self.max_body} bytes',
-                         code='body_too_large')  # fmt: skip
-        parts.append(part)
+      async with asyncio.timeout(self.timeout):
+        async for part in request.stream():
+          size += len(part)
+          if size > self.max_body:
+            raise ApiError(413, f'expected a body of at most {self.max_body} bytes',
+                           code='body_too_large')  # fmt: skip
+          parts.append(part)
     except ClientDisconnect:
       raise ApiError(400, 'the client has left') from None
+    except TimeoutError:
+      raise ApiError(408, f'expected the whole body within {self.timeout:g} seconds',
+                     code='timeout') from None  # fmt: skip
     try:
       return json.loads(b''.join(parts))
     except (ValueError, RecursionError) as error:
@@ -171,7 +176,7 @@ async def _answer_error(request: Request, error: ApiError) -> Response:
 
 
 async def _answer_http(request: Request, error: HTTPException) -> Response:
-  text = f'{request.method} {request.url.path}: {error.detail}'
+  text = f'{request.method[:MAX_SHOWN]} {request.url.path[:MAX_SHOWN]}: {error.detail}'
   return Answered(ApiError(error.status_code, text).body(), error.status_code,
                   headers=error.headers)  # fmt: skip
 

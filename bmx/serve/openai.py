@@ -15,6 +15,8 @@ from bmx.serve.sample import Sampling
 from bmx.serve.text import Options
 
 MAX_STOPS, MAX_CHOICES = 4, 16
+MAX_INTEGER = 2**31 - 1
+LARGEST = 1e30  # of a number that the device computes with in float32
 # Keys that ask for nothing where they have this value.
 NEUTRAL = {
   'presence_penalty': 0, 'frequency_penalty': 0, 'logit_bias': {}, 'echo': False, 'suffix': None,
@@ -98,7 +100,7 @@ def read_request(body: Any, *, chat: bool, served: Sequence[str], defaults: Opti
     prompts=() if chat else _prompts(given.get('prompt')),
     messages=_messages(given.get('messages')) if chat else (),
     choices=_number(given, 'n', 1, 1, MAX_CHOICES),
-    max_new_tokens=_number(given, limit, ordinary, 0 if limit not in given else 1, 2**31 - 1),
+    max_new_tokens=_number(given, limit, ordinary, 0 if limit not in given else 1, MAX_INTEGER),
     sampling=_sampling(given, defaults),
     stop=_stop(given.get('stop', defaults.stop)),
     seed=_number(given, 'seed', -1, -(2**63), 2**63 - 1) % 2**31 if 'seed' in given else -1,
@@ -128,9 +130,11 @@ def _sampling(given: Mapping[str, Any], defaults: Options) -> Sampling:
     value = given.get(key, base[key])
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise bad(key, value, 'a number')
+    if abs(value) > LARGEST or 0 < abs(value) < 1 / LARGEST:
+      raise bad(key, value, f'0, or a number from {1 / LARGEST:g} to {LARGEST:g}')
     base[key] = value
-  if not isinstance(base['top_k'], int):
-    raise bad('top_k', base['top_k'], 'an integer')
+  if not isinstance(base['top_k'], int) or base['top_k'] > MAX_INTEGER:
+    raise bad('top_k', base['top_k'], f'an integer up to {MAX_INTEGER}')
   try:
     return Sampling(**base)
   except InputError as error:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import socket
 import threading
 import time
 
@@ -28,7 +29,7 @@ from bmx.serve.app import Server  # noqa: E402
 from bmx.serve.predict_routes import PredictionService  # noqa: E402
 from bmx.serve.predictions import Predictions  # noqa: E402
 from bmx.serve.predictor import Batcher, Predictor  # noqa: E402
-from tests.serve.test_app import get, post  # noqa: E402
+from tests.serve.test_app import assert_unharmed, get, post  # noqa: E402
 
 ONE = Layout(make_mesh({}, jax.devices()[:1]))
 AGES = np.random.default_rng(0).integers(18, 90, 40)
@@ -182,6 +183,20 @@ def test_routes_of_a_predictor(port):
   assert status == 200
   assert '"name": "born", "kind": "date"' in page
   assert 'bmx_instances_total' in get(port, '/metrics')[1]
+
+
+def test_hostile_requests_do_no_harm(port):
+  before = ask(port, [GOOD])[1]['predictions']
+  assert_unharmed(port, '/v1/predict', {'instances': [GOOD, GOOD], 'model': 'tiny'}, 60)
+  assert ask(port, [GOOD])[1]['predictions'] == before
+
+
+def test_a_slow_body_is_refused(table):
+  with serving(table, timeout=0.2) as (port, _):
+    head = b'POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{'
+    with socket.create_connection(('127.0.0.1', port), 10) as connection:
+      connection.sendall(head)
+      assert connection.recv(100).startswith(b'HTTP/1.1 408')
 
 
 def test_requests_of_a_window_share_a_batch(table):
