@@ -1,16 +1,25 @@
-"""Mode `serve` as a process: a run answers over HTTP, SIGTERM ends it with 0."""
+"""Mode `serve`: a process answers over HTTP until SIGTERM; the service of a run that predicts."""
 
+import asyncio
 import contextlib
 import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
+import bmx
+from bmx import modes
+from bmx.core.errors import InputError
+from bmx.modes import serve, services
+from bmx.modes.start import open_run
 from tests.conftest import CACHE, ROOT
 
 pytest.importorskip('uvicorn', reason='the extra `serve` is not installed')
@@ -55,3 +64,61 @@ def test_a_run_is_served_until_sigterm(bmx, tmp_path):
     assert server.wait(60) == 0
   assert 'all answers are sent' in rest
   assert 'Traceback' not in rest
+
+
+def test_a_port_has_one_server():
+  """Neither two sockets that listen nor a socket of another kind of address share a port."""
+  with contextlib.closing(serve._listen('127.0.0.1', 0)) as first:
+    port = first.getsockname()[1]
+    for host in ('127.0.0.1', '0.0.0.0'):
+      with pytest.raises(InputError, match=f'serve.port={port}.*choose another with --port=N'):
+        serve._listen(host, port)
+    with socket.create_connection(('127.0.0.1', port)) as client:
+      accepted, _ = first.accept()
+      accepted.close()  # first, so that its port waits for late packets
+      client.recv(1)
+  serve._listen('127.0.0.1', port).close()  # taken again at once
+
+
+@pytest.fixture
+def trained(tmp_path):
+  """A run of a few steps, and its config."""
+  config, name = bmx.load('table:tiny', ['steps=2', 'serve.batch=4', 'every.log=2'])
+  bmx.train(bmx.build(config, name, jax.devices()[:1]), tmp_path / 'run')
+  return tmp_path / 'run', config
+
+
+def test_a_run_that_predicts_becomes_a_service(trained):
+  run, config = trained
+  request = modes.Request(config, 'table', str(run))
+  x, workdir, stored = open_run(request, read=False, evals=False, devices=jax.devices()[:1])
+  service, line = services.predictions(services.Run(x, workdir, workdir, stored, 'latest'))
+  assert line == 'predictions of step 2, batches of 1, 2, 4'
+  assert [c['name'] for c in service.facts['columns']] == ['x']
+  given = np.random.default_rng(0).normal(size=(7, 30)).astype(np.float32)
+  expected = list(bmx.predict(x, run, {'x': given}))
+  service.worker.start()
+  try:
+    instances = [{'x': row.tolist()} for row in given]
+    rows = asyncio.run(service.predictions.rows(instances, 30))
+  finally:
+    service.worker.drain()
+    assert service.worker.join(30)
+  assert [r['prediction'] for r in rows] == [r['prediction'] for r in expected]
+  for row, other in zip(rows, expected, strict=True):
+    assert row['probability'] == pytest.approx(other['probability'], abs=1e-6)
+  with pytest.raises(InputError, match='expected the directory of a run that has trained'):
+    services.predictions(services.Run(x, workdir, workdir, None, 'latest'))
+  x.config['serve']['batch'] = 0
+  with pytest.raises(InputError, match='serve.batch=0'):
+    services.predictions(services.Run(x, workdir, workdir, stored, 'latest'))
+
+
+@pytest.mark.nightly
+def test_faults_of_a_process():
+  """SIGKILL amid traffic, a second server, a directory that is gone: see the script."""
+  script = [sys.executable, 'experiments/serve/load.py', 'check', 'faults', 'vanish']
+  environment = {**os.environ, 'XDG_CACHE_HOME': str(CACHE), 'XLA_FLAGS': ''}
+  done = subprocess.run(script, cwd=ROOT, env=environment, text=True, capture_output=True,
+                        check=False)  # fmt: skip
+  assert done.returncode == 0, done.stderr
