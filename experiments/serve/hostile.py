@@ -86,7 +86,7 @@ def closed_by_peer() -> Iterator[None]:
 
 
 def verdict(reply: Reply) -> str:
-  """Returns what is wrong with a reply; '' where nothing is."""
+  """Returns the fault of a reply; '' without one."""
   if 'Traceback' in reply.text or '.py"' in reply.text:
     return 'a traceback'
   if reply.status >= 500:

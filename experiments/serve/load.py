@@ -150,7 +150,7 @@ class Alone:
   def text(self, body: dict[str, Any]) -> str:
     """The text of an answer."""
     served = self.service.completions
-    asked = read_request(body, chat=False, served=served.name, defaults=self.options)
+    asked = read_request(body, chat=False, served=served.names, defaults=self.options)
 
     async def joined() -> str:
       parts = served.pieces(served.jobs(asked), 300)
