@@ -14,12 +14,11 @@ from bmx.data.text.chat_template import ChatTemplate
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
 from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights, log_speed
-from bmx.modes.start import need_run, open_run
-from bmx.runtime.storage import Place, place
+from bmx.modes.start import open_weights
+from bmx.runtime.storage import Place
 from bmx.serve.chat import Chat, end_of_turn
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
-from bmx.train.package import holds_weights
 
 log = logging.getLogger('bmx')
 HELP = '/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer'
@@ -27,27 +26,19 @@ HELP = '/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an 
 
 def run(request: Request) -> int:
   """Answers each line of the standard input, and remembers the conversation."""
-  if not request.config.init.path:
-    need_run('chat', request)
-  x, workdir, stored = open_run(request, read=False, evals=False)
+  opened = open_weights('chat', request)
+  x, folder = opened.experiment, opened.folder
   options, model = Options(**x.generate), decoder_of(x)
   if options.num_beams > 1:
     raise errors.InputError(
       f'generate.num_beams={options.num_beams}: expected 1, as answers are shown while they are '
       'generated'
     )
-  begun = holds_weights(workdir)
-  if request.workdir and not begun:
-    raise errors.InputError(
-      f'--workdir={workdir}: expected the directory of a run that has trained'
-    )
-  folder = workdir if begun else place(x.weights)
-  known = stored.state if stored is not None and begun else {}
-  coder = load_tokenizer(x, folder, known)
-  template = find_template(options.template, coder, folder, known)
+  coder = load_tokenizer(x, folder, opened.known)
+  template = find_template(options.template, coder, folder, opened.known)
   end = end_of_turn(template, coder)
   options = dataclasses.replace(options, stop=(*options.stop, *([end] if end else [])))
-  _, variables = load_weights(x, workdir, request.step)
+  variables = load_weights(opened)
   ends = ends_of(x, folder, coder)
   generator = TextGenerator(model, layout=x.layout, tokenizer=coder, options=options, ends=ends,
                             **variables)  # fmt: skip

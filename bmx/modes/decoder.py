@@ -12,6 +12,7 @@ from bmx.core.types import Decoder, facts_of
 from bmx.data.text import special, tokenizer
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.models.kernels import QUANTIZED
+from bmx.modes.start import Run
 from bmx.parallel import jit
 from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import brief
@@ -33,27 +34,21 @@ def decoder_of(x: Experiment) -> Any:
   return model
 
 
-def load_weights(x: Experiment, workdir: Place, which: str) -> tuple[Place, dict[str, Any]]:
-  """Reads the weights of a run or of `init.path`; returns (folder, variables).
-
-  The variables are 'params', and 'quantized' where a run keeps kernels as codes.
-  """
-  spec = state_spec(x)
-  if x.weights and not package.holds_weights(workdir):
-    if which != 'latest':
+def load_weights(run: Run) -> dict[str, Any]:
+  """Reads the variables of a command: 'params', and 'quantized' where a run keeps codes."""
+  x, spec = run.experiment, state_spec(run.experiment)
+  if x.weights and not package.holds_weights(run.workdir):
+    if run.step != 'latest':
       raise errors.InputError(
-        f'--step={which}: expected latest, as init.path={x.weights} has no steps; remove --step'
+        f'--step={run.step}: expected latest, as init.path={x.weights} has no steps; remove --step'
       )
     if x.config['init'].get('adapter'):
-      merged = jit(x.task.merged_params, x.layout)(variables_of(x.init(spec)))
-      return place(x.weights), {'params': merged}
-    found = restore.load(x.weights, spec.plain)
-    return place(x.weights), {'params': tree.nested(found)}
+      return {'params': jit(x.task.merged_params, x.layout)(variables_of(x.init(spec)))}
+    return {'params': tree.nested(restore.load(x.weights, spec.plain))}
   if isinstance(x.task, Quantized):
-    variables = eval_variables(restored(x, workdir, which)[0])
-    return workdir, {k: variables[k] for k in ('params', QUANTIZED)}
-  params = restore.merged_params(x.task, spec, str(workdir), which, x.layout)
-  return workdir, {'params': params}
+    variables = eval_variables(restored(x, run.workdir, run.step)[0])
+    return {k: variables[k] for k in ('params', QUANTIZED)}
+  return {'params': restore.merged_params(x.task, spec, str(run.workdir), run.step, x.layout)}
 
 
 def load_tokenizer(x: Experiment, folder: Place, state: Mapping[str, Any]) -> Tokenizer:

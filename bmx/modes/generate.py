@@ -16,29 +16,23 @@ from bmx.modes.decoder import (
   load_weights,
   log_speed,
 )
-from bmx.modes.start import need_run, open_run
+from bmx.modes.start import open_weights
 from bmx.runtime.files import replacing
 from bmx.runtime.storage import Place
 from bmx.serve.decode import prompt_names
 from bmx.serve.generate import GenerationStats
 from bmx.serve.text import Options, TextGenerator
-from bmx.train.package import holds_weights
 
 log = logging.getLogger('bmx')
 
 
 def run(request: Request) -> int:
   """Continues each --prompt (printed) or each line of --input (written to generations.jsonl)."""
-  if not request.config.init.path:
-    need_run('generate', request)
-  x, workdir, stored = open_run(request, read=False, evals=False)
+  opened = open_weights('generate', request, writes=not request.prompts)
+  x, folder = opened.experiment, opened.folder
   if bool(request.prompts) == bool(request.input):
     raise errors.InputError(
       'give --prompt=TEXT, once for each prompt, or --input=FILE; one of the two'
-    )
-  if request.prompts and request.workdir and not holds_weights(workdir):
-    raise errors.InputError(
-      f'--workdir={workdir}: expected the directory of a run that has trained'
     )
   options = Options(**x.generate)
   model = decoder_of(x)
@@ -46,9 +40,8 @@ def run(request: Request) -> int:
     names, prompts = prompt_names(len(request.prompts)), request.prompts
   else:
     names, prompts = zip(*documents.located(request.input, 'prompt', 'line'), strict=True)
-  folder, variables = load_weights(x, workdir, request.step)
-  known = stored.state if stored is not None and folder == workdir else {}
-  coder = load_tokenizer(x, folder, known)
+  variables = load_weights(opened)
+  coder = load_tokenizer(x, folder, opened.known)
   ends = ends_of(x, folder, coder)
   generator = TextGenerator(model, layout=x.layout, tokenizer=coder, options=options, ends=ends,
                             **variables)  # fmt: skip
@@ -58,7 +51,7 @@ def run(request: Request) -> int:
   if request.prompts:
     _print(generator, prompts, x.seed, stats)
   else:
-    _write(generator, prompts, x.seed, stats, workdir)
+    _write(generator, prompts, x.seed, stats, opened.workdir)
   log_speed(stats)
   return errors.DONE
 

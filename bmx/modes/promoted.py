@@ -11,7 +11,8 @@ from bmx import experiment as experiments
 from bmx.core.errors import InputError
 from bmx.feedback import pointer
 from bmx.feedback.pointer import Target
-from bmx.modes.services import Run, weights
+from bmx.modes.services import weights
+from bmx.modes.start import Run
 from bmx.runtime.storage import place
 from bmx.train import datafile
 from bmx.train.rundir import differences, read_config

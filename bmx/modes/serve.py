@@ -16,11 +16,9 @@ from bmx.feedback import pointer
 from bmx.feedback.capture import capture_of
 from bmx.modes import Request
 from bmx.modes.promoted import Watch, load_target
-from bmx.modes.services import Run, completions, generates, predictions
-from bmx.modes.start import need_run, open_run
-from bmx.runtime.storage import place
+from bmx.modes.services import completions, generates, predictions
+from bmx.modes.start import Run, open_weights
 from bmx.serve.text import Options
-from bmx.train.package import holds_weights
 
 log = logging.getLogger('bmx')
 GRACE_SECONDS = 30  # that answers under way have after SIGTERM
@@ -29,16 +27,10 @@ GRACE_SECONDS = 30  # that answers under way have after SIGTERM
 def run(request: Request) -> int:
   """Serves until SIGTERM or SIGINT; answers under way are finished first."""
   libraries = _libraries()
-  if not request.config.init.path:
-    need_run('serve', request)
-  x, workdir, stored = open_run(request, read=False, evals=False)
+  served = open_weights('serve', request)
+  x = served.experiment
   words, options = dict(x.config['serve']), Options(**x.generate)
   keys = _check(words, options)
-  begun = holds_weights(workdir)
-  if request.workdir and not begun:
-    raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
-  served = Run(x, workdir, workdir if begun else place(x.weights), stored if begun else None,
-               request.step)  # fmt: skip
   with contextlib.closing(_listen(words['host'], words['port'])) as listening:
     service, line = completions(served, options) if generates(x) else predictions(served)
     captured = capture_of(x.config['capture'])

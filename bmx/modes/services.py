@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,35 +20,17 @@ from bmx.experiment import Instances
 from bmx.models.kernels import QUANTIZED
 from bmx.modes.chat import find_template
 from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights
+from bmx.modes.start import Run
 from bmx.runtime.storage import Place
 from bmx.serve.adapters import stacked
 from bmx.serve.chat import end_of_turn
 from bmx.serve.decode import decoder
 from bmx.serve.engine import Engine
 from bmx.serve.text import Options, check_size, stop_ids
-from bmx.train.datafile import DataFile
 from bmx.train.run import restored
 from bmx.train.state import eval_variables
 
 log = logging.getLogger('bmx')
-
-
-class Run(NamedTuple):
-  """What a command serves.
-
-  Attributes:
-    experiment: of the run.
-    workdir: run directory.
-    folder: of the weights: the run directory, or `init.path`.
-    stored: data.json of the run; None without one.
-    step: of the checkpoint.
-  """
-
-  experiment: Experiment
-  workdir: Place
-  folder: Place
-  stored: DataFile | None
-  step: str
 
 
 def generates(x: Experiment) -> bool:
@@ -66,10 +48,9 @@ def completions(run: Run, options: Options) -> Any:
   from bmx.serve.worker import Worker
 
   x, words = run.experiment, run.experiment.config['serve']
-  known = run.stored.state if run.stored is not None else {}
-  coder = load_tokenizer(x, run.folder, known)
-  render, stop = _template(options.template, coder, run.folder, known)
-  _, variables = load_weights(x, run.workdir, run.step)
+  coder = load_tokenizer(x, run.folder, run.known)
+  render, stop = _template(options.template, coder, run.folder, run.known)
+  variables = load_weights(run)
   names, own = _adapters(x, words['adapters'], variables)
   engine = _engine(x, variables, own, run.folder, coder, (*options.stop, *stop))
   worker = Worker(engine, words['max_waiting'])
@@ -133,9 +114,12 @@ def _adapters(
 def weights(run: Run) -> Any:
   """Returns the weights of a run in the form that its service takes: see `swap` of its worker."""
   x = run.experiment
+  if x.config['serve']['adapters']:
+    raise InputError('serve.adapters: expected none where weights are exchanged; their base would '
+                     'be another one')  # fmt: skip
   if not generates(x):
     return eval_variables(restored(x, run.workdir, run.step)[0])
-  return decoder(decoder_of(x), layout=x.layout, **load_weights(x, run.workdir, run.step)[1])[1]
+  return decoder(decoder_of(x), layout=x.layout, **load_weights(run))[1]
 
 
 def _engine(

@@ -6,7 +6,7 @@ import pathlib
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,6 +18,7 @@ from bmx.runtime import cache, logs, processes
 from bmx.runtime.storage import Place, place
 from bmx.train import datafile
 from bmx.train.datafile import DataFile
+from bmx.train.package import holds_weights
 
 
 def default_workdir(request: Request) -> Place:
@@ -75,6 +76,50 @@ def open_run(
   )
   compare_processes(made)
   return made, workdir, stored
+
+
+class Run(NamedTuple):
+  """Weights that a command uses: of a run, or of `init.path`.
+
+  Attributes:
+    experiment: of the run.
+    workdir: run directory.
+    folder: of the weights: the run directory, or `init.path`.
+    stored: data.json of the run; None without one.
+    step: of the checkpoint, as the command names it.
+  """
+
+  experiment: Experiment
+  workdir: Place
+  folder: Place
+  stored: DataFile | None
+  step: str
+
+  @property
+  def known(self) -> dict[str, Any]:
+    """What the run keeps of its training data; empty without data.json."""
+    return self.stored.state if self.stored is not None else {}
+
+
+def open_weights(mode: str, request: Request, *, writes: bool = False) -> Run:
+  """Opens a run that has trained, or `init.path` with the experiment of a recipe.
+
+  Args:
+    mode: of the command.
+    request: the command.
+    writes: whether --workdir may be a new folder, which the mode writes to.
+
+  Raises:
+    InputError: neither is named, or --workdir has not trained.
+  """
+  if not request.config.init.path:
+    need_run(mode, request)
+  x, workdir, stored = open_run(request, read=False, evals=False)
+  begun = holds_weights(workdir)
+  if request.workdir and not begun and not writes:
+    raise InputError(f'--workdir={workdir}: expected the directory of a run that has trained')
+  folder = workdir if begun else place(x.weights)
+  return Run(x, workdir, folder, stored if begun else None, request.step)
 
 
 def compare_processes(experiment: Experiment) -> None:

@@ -14,7 +14,7 @@ from bmx.data.text.chat import trained
 from bmx.data.text.chat_template import CHATML, ChatTemplate
 from bmx.data.text.tokenizer import Bytes
 from bmx.models.gpt import GPT
-from bmx.modes import Request
+from bmx.modes import Request, start
 from bmx.modes import chat as mode
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.serve.chat import Chat, end_of_turn
@@ -182,7 +182,7 @@ def talk(workdir, monkeypatch, lines, *words):
   recipes.apply(config, ['generate.temperature=0.0', *words])
   kept = datafile.read(workdir)
   x = experiment.build(config, 'chat', jax.devices()[:1], evals=False, stored=kept)
-  monkeypatch.setattr(mode, 'open_run', lambda request, **_: (x, workdir, kept))
+  monkeypatch.setattr(start, 'open_run', lambda request, **_: (x, workdir, kept))
   return mode.run(Request(config, 'chat', str(workdir)))
 
 

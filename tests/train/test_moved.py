@@ -166,7 +166,7 @@ def test_generation_needs_no_training_file(tmp_path, monkeypatch, capsys):
   (tmp_path / 'a.txt').unlink()
   config.mesh.data = jax.device_count()
   request = Request(config, name, str(tmp_path / 'run'), prompts=('Ab ',))
-  weights = lambda x, folder, _: (folder, {'params': x.init().params})
+  weights = lambda opened: {'params': opened.experiment.init().params}
   monkeypatch.setattr(generate, 'load_weights', weights)
   monkeypatch.setattr(start, 'start', lambda request: tmp_path / 'run')
   assert generate.run(request) == 0
