@@ -252,7 +252,7 @@ def picture(results: dict) -> str:
 
 
 def run() -> None:
-  """Plays all seeds; results.json grows with each."""
+  """Plays the seeds that results.json lacks; it grows with each."""
   folder = pathlib.Path(sys.argv[1])
   seeds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
   names = sys.argv[3].split(',') if len(sys.argv) > 3 else list(CASES)
@@ -260,11 +260,11 @@ def run() -> None:
   stored = json.loads(path.read_text()) if path.exists() else {}
   found = stored.get('results', {})
   for name in names:
-    found[name] = []
-    for seed in range(seeds):
-      found[name].append(play(name, folder / f'{name}-{seed}', seed))
-      known = {'date': datetime.date.today().isoformat(), 'level': LEVEL, 'rows': ROWS}
-      path.write_text(json.dumps(known | {'results': found}, indent=1) + '\n')
+    known = found.setdefault(name, [])
+    for seed in range(len(known), seeds):
+      known.append(play(name, folder / f'{name}-{seed}', seed))
+      facts = {'date': datetime.date.today().isoformat(), 'level': LEVEL, 'rows': ROWS}
+      path.write_text(json.dumps(facts | {'results': found}, indent=1) + '\n')
       (HERE / 'loop.svg').write_text(picture(found))
 
 

@@ -1,12 +1,23 @@
 """The loop by its commands, in one process: train, drift, learn, gate, promote."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from bmx import main
+from bmx import config as recipes
+from bmx import experiment, main
+from bmx.core import tree
+from bmx.core.errors import InputError
 from bmx.feedback import pointer
+from bmx.modes import promoted
+from bmx.modes.services import Run
+from bmx.train import datafile
+from bmx.train.run import restored
+from bmx.train.rundir import read_config
+from bmx.train.state import eval_variables
 
 COLOURS = np.array(['red', 'blue', 'green'])
 
@@ -93,6 +104,28 @@ def test_a_challenger_is_an_ordinary_run(folder):
   finally:
     (folder / 'gone').rename(folder / 'champion')
     (folder / 'elsewhere.jsonl').rename(folder / 'good/captured.jsonl')
+
+
+def test_a_server_takes_weights_of_its_own_kind_only(folder):
+  """A promoted run has model and encoding of the served one, and an unchanged checkpoint."""
+  champion, stored = folder / 'champion', datafile.read(folder / 'champion')
+  assert stored is not None
+  config = recipes.from_stored(read_config(champion)['config'])
+  x = experiment.build(config, 'run', evals=False, stored=stored)
+  served = Run(x, champion, champion, stored, '120')
+  target = pointer.target_of(folder / 'good', 150)
+  new = promoted.load_target(served, target)
+  own = eval_variables(restored(x, champion, '120')[0])
+  assert tree.signature(new) == tree.signature(own)
+  assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (new, own)), strict=True))
+  with pytest.raises(InputError, match='differs from the one that was promoted'):
+    promoted.load_target(served, dataclasses.replace(target, digest='0' * 64))
+  wider = {**x.config, 'task': {**x.config['task'], 'model': {'widths': [32]}}}
+  with pytest.raises(InputError, match='as the served model has it'):
+    promoted.load_target(served._replace(experiment=dataclasses.replace(x, config=wider)), target)
+  other = dataclasses.replace(stored, state={**stored.state, 'class_names': ['a', 'b']})
+  with pytest.raises(InputError, match='another state'):
+    promoted.load_target(served._replace(stored=other), target)
 
 
 @pytest.mark.parametrize('mode, arguments, message', [
