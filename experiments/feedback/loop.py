@@ -64,6 +64,7 @@ class Case:
   learn: tuple[str, ...]
   traffic: int  # labeled examples of the new world
   slices: str = '()'  # word of the gate
+  margin: float = 0.01  # word of the gate
 
 
 def table() -> Case:
@@ -95,11 +96,15 @@ def texts() -> Case:
   everything = [everything[i] for i in order]
   old = [r for r in everything if len(r[0].split()) <= 6]
   new = [r for r in everything if len(r[0].split()) >= 12]
-  worlds = World(old[:-6000], old[-6000:]), World(new[:-6000], new[-6000:])
-  words = ('vocab=4096', 'length=32', 'task.model.encoder.width=64', 'epochs=0', 'steps=600',
-           'data.split=all', 'eval.valid.split=all', 'every.eval=0', 'every.log=0', 'keep.metric=',
-           'schedule.peak=2e-3')  # fmt: skip
-  return Case(worlds[0], worlds[1], ('text', 'label'), 'text', words, ('steps=600',), 8000)
+  worlds = World(old[:-10000], old[-10000:]), World(new[:-6000], new[-6000:])
+  words = (
+    'vocab=4096', 'length=32', 'task.model.encoder.width=64', 'task.model.encoder.depth=1',
+    'epochs=0', 'steps=400', 'data.split=all', 'eval.valid.split=all', 'every.eval=0',
+    'every.log=0', 'keep.metric=', 'schedule.peak=2e-3',
+  )  # fmt: skip
+  return Case(
+    worlds[0], worlds[1], ('text', 'label'), 'text', words, ('steps=400',), 8000, margin=0.02
+  )
 
 
 CASES = {'table': table, 'texts': texts}
@@ -213,6 +218,7 @@ def play(name: str, folder: pathlib.Path, seed: int) -> dict:
       f'--run={champion}',
       f'--input={files[2]}',
       f'--config.feedback.slices={case.slices}',
+      f'--config.feedback.margin={case.margin}',
     )
     found = json.loads((output / 'gate.json').read_text())
     checks = {c['name']: {k: round(c[k], 4) for k in ('champion', 'challenger', 'low', 'high')} |
@@ -224,9 +230,11 @@ def play(name: str, folder: pathlib.Path, seed: int) -> dict:
 def picture(results: dict) -> str:
   """Draws the accuracy of each model on both worlds, a dot for each seed."""
   colours = {'champion': '#64748b', 'good': '#16a34a', 'bad': '#db2777'}
-  parts, width, height = [], 420, 300
+  parts, width, height = [], 420, 320
   for i, (name, seeds) in enumerate(results.items()):
-    parts.append(f'<text x="{i * width + 60}" y="22" font-weight="bold">{name}</text>')
+    parts.append(
+      f'<text x="{i * width + 20}" y="42" font-weight="bold">{name}, accuracy in %</text>'
+    )
     for tick in range(50, 101, 10):
       y = height - 30 - (tick - 50) * 4.6
       parts.append(f'<line x1="{i * width + 50}" x2="{i * width + 400}" y1="{y}" y2="{y}" '
@@ -246,6 +254,7 @@ def picture(results: dict) -> str:
     said = {'champion': 'champion', 'good': 'challenger', 'bad': 'challenger of shuffled labels'}
     parts.append(f'<circle cx="{160 + 120 * k}" cy="18" r="4" fill="{colour}"/>'
                  f'<text x="{168 + 120 * k}" y="22">{said[model]}</text>')  # fmt: skip
+  width = max(width, 520 // len(results))
   size = f'viewBox="0 0 {width * len(results)} {height}" width="{width * len(results)}"'
   return (f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" '
           f'font-size="12" fill="#475569">{"".join(parts)}</svg>\n')  # fmt: skip
