@@ -13,7 +13,7 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.feedback import pointer
 from bmx.modes import promoted
-from bmx.modes.services import Run
+from bmx.modes.start import Run
 from bmx.train import datafile
 from bmx.train.run import restored
 from bmx.train.rundir import read_config
