@@ -81,7 +81,7 @@ def loaded(
     )  # fmt: skip
     if done.returncode:
       last = (done.stderr.strip() or f'exit code {done.returncode}').splitlines()[-1]
-      raise Stop(f'{folder}: the {kind} failed in a process without bmx: {last}')
+      raise Stop(f'{folder}: {kind} failed in a process without bmx: {last}')
     with np.load(made) as file:
       found = {k: file[k] for k in file.files}
   return [

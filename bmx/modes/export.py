@@ -5,7 +5,7 @@ import importlib.util
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from bmx.core.experiment import Experiment
 from bmx.core.paths import local
 from bmx.core.types import HostBatch, Task, Variables, facts_of
 from bmx.export import card, check, onnx, program, write
+from bmx.models.stack import unstacked
 from bmx.modes import Request
 from bmx.modes.compress import alone, layers
 from bmx.modes.merge import merge
@@ -93,12 +94,15 @@ def portable(given: Any) -> Any:
   """Returns a config for one device of any kind: no mesh, no kernels of one kind of device."""
   config, base = recipes.plain(given), recipes.plain(recipes.base())
   config |= {word: base[word] for word in ('mesh', 'rules', 'compute')}
-  return recipes.from_plain({**config, 'task': _without_kernels(config['task'])})
+  task = _replaced(config['task'], 'attention', KERNELS, 'auto')
+  return recipes.from_plain({**config, 'task': task})
 
 
-def _without_kernels(part: Mapping[str, Any]) -> dict[str, Any]:
-  found = {k: _without_kernels(v) if isinstance(v, Mapping) else v for k, v in part.items()}
-  return found | ({'attention': 'auto'} if found.get('attention') in KERNELS else {})
+def _replaced(part: Mapping[str, Any], word: str, old: Sequence[Any], new: Any) -> dict[str, Any]:
+  """Returns a part in which a word that has one of the values `old` has the value `new`."""
+  of = lambda v: _replaced(v, word, old, new) if isinstance(v, Mapping) else v
+  found = {k: of(v) for k, v in part.items()}
+  return found | ({word: new} if found.get(word) in old else {})
 
 
 def open_source(request: Request, x: Experiment, workdir: Place, stored: DataFile | None) -> Source:
@@ -117,7 +121,9 @@ def open_source(request: Request, x: Experiment, workdir: Place, stored: DataFil
         'plain weights and would compute other outputs; export the run that it was made from, or '
         'the --output of bmx compress'
       )
-  config = alone(recipes.plain(request.config), inner)
+  apart = request.config.export.format == 'onnx'  # jax2onnx converts no scan over layers
+  part = _replaced(inner, 'scan', (True,), False) if apart else inner
+  config = alone(recipes.plain(request.config), part)
   state, step = restored(x, workdir, request.step)
   variables = eval_variables(state)
   del state
@@ -127,6 +133,7 @@ def open_source(request: Request, x: Experiment, workdir: Place, stored: DataFil
   merged = jit(x.task.merged_params, x.layout)(variables)
   names = [k for k in state_spec(plain).variables if k != 'params']
   weights = {'params': merged, **{k: variables[k] for k in names}}
+  weights = unstacked(weights) if apart else weights
   return Source(x, workdir, stored, step, variables, config, plain, weights)
 
 

@@ -15,9 +15,11 @@ from bmx import cli
 from bmx import config as recipes
 from bmx import experiment as experiments
 from bmx import main as entry
+from bmx.adapt import restore
 from bmx.core import tree
-from bmx.core.errors import InputError
-from bmx.export import loader
+from bmx.core.errors import InputError, Stop
+from bmx.export import check, loader
+from bmx.modes import export
 from bmx.train import package
 from bmx.train.state import state_spec
 from tests.test_bad_input import own_logging
@@ -92,6 +94,8 @@ def test_a_package_begins_another_run(run, capsys):
   expected = load_file(run / 'package/model.safetensors')
   assert given.keys() == expected.keys()
   assert all((np.asarray(given[k]) == v).all() for k, v in expected.items())
+  plain = restore.merged_params(x.task, state_spec(x), f'{run}/package', 'latest', x.layout)
+  assert all((np.asarray(v) == expected[f'params/{k}']).all() for k, v in tree.named(plain).items())
   assert call('train', f'--workdir={run}/package', '--steps=9') == 2
   assert '--config.init.path=' in capsys.readouterr().err
 
@@ -109,6 +113,12 @@ def test_a_changed_file_is_named(run, name, capsys):
     assert f'{name}: expected the file that was exported' in capsys.readouterr().err
   finally:
     path.write_bytes(kept)
+
+
+def test_a_failing_loader_is_named(run, tmp_path):
+  (tmp_path / 'loader.py').write_text('import flax')
+  with pytest.raises(Stop, match='loader failed in a process without bmx: .*flax is blocked'):
+    check.loaded(tmp_path, [])
 
 
 def test_a_platform_that_the_program_lacks_is_named(run, monkeypatch):
@@ -135,6 +145,26 @@ def test_wrong_commands(run, tmp_path, capsys):
         code = end.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_trains_with_rounding_is_refused(run, tmp_path, capsys):
+  stored = json.loads((run / 'run/config.json').read_text())
+  part = {'call': 'bmx.compress.quantize:FakeQuantize', 'inner': stored['config']['task']}
+  stored['config']['task'] = part
+  (tmp_path / 'config.json').write_text(json.dumps(stored))
+  (tmp_path / 'data.json').write_bytes((run / 'run/data.json').read_bytes())
+  assert call('export', tmp_path) == 2
+  assert 'expected a run whose weights alone are rounded' in capsys.readouterr().err
+  assert not (tmp_path / 'export').exists()
+
+
+def test_an_export_leaves_mesh_and_kernels_behind():
+  words = ['mesh.fsdp=8', "rules.mlp=('model',)", 'task.model.attention=cudnn']
+  config, _ = recipes.load('gpt_char:tiny', words)
+  found, base = export.portable(config), recipes.base()
+  assert found.task.model.attention == 'auto'
+  assert found.task.model.scan
+  assert (found.mesh, found.rules) == (base.mesh, base.rules)
 
 
 def test_facts_of_another_format_are_refused(run, tmp_path):

@@ -10,13 +10,13 @@ from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
 from bmx.export import check, program
-from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
+from bmx.models.bert import BERT, Pretraining, Tagger
 from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
 from bmx.parallel import Layout, jit, make_mesh, unbox, use
 from bmx.tasks.classification import BinaryClassification, Classification
-from bmx.tasks.encoder import MaskedLM, TextClassification
+from bmx.tasks.encoder import MaskedLM
 from bmx.tasks.language import CausalLM
 from bmx.tasks.question_answering import QuestionAnswering
 from tests.models.weights import KEY, drawn
@@ -51,8 +51,6 @@ CASES = {
   'llama': (gpt(**LLAMA), TEXT, 'tokens', 'logits'),
   'packed': (gpt(), TEXT | {'positions': ROW, 'segment_ids': ROW},
              'positions segment_ids tokens', 'logits'),
-  'classes': (TextClassification(Classifier(bert(), 3)), PAIR, 'segment_ids tokens types',
-              'logits prediction probability'),
   'answers': (QuestionAnswering(Tagger(bert(), 2)), QUESTION, 'context segment_ids tokens types',
               'logits no_answer prediction score'),
   'masked': (MaskedLM(Pretraining(bert(), True)), PAIR, 'segment_ids tokens types',
