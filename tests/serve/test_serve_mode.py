@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -23,6 +24,10 @@ from bmx.modes.start import open_run
 from tests.conftest import CACHE, ROOT
 
 pytest.importorskip('uvicorn', reason='the extra `serve` is not installed')
+
+from bmx.serve.app import Server
+from bmx.serve.service import api_errors, threadsafe
+from bmx.serve.worker import DeviceThread
 
 
 def ask(port, path, body=None):
@@ -78,6 +83,50 @@ def test_a_port_has_one_server():
       accepted.close()  # first, so that its port waits for late packets
       client.recv(1)
   serve._listen('127.0.0.1', port).close()  # taken again at once
+
+
+class Failing(DeviceThread):
+  """A device thread that ends at its second request, while the first one waits."""
+
+  def turns(self):
+    self.inbox.get()
+    self.inbox.get()
+    raise RuntimeError('the device is lost')
+
+
+class FailingService:
+  """A service whose requests wait for their device thread."""
+
+  names, ability, page, facts = ('tiny',), 'fails', 'page.html', {}
+
+  def __init__(self):
+    self.worker = Failing(8)
+    self.routes = {'/v1/predict': self.predict}
+
+  def count(self, registry):
+    """Has no metrics."""
+
+  async def predict(self, call):
+    inbox = asyncio.Queue()
+    with api_errors(call.timeout):
+      self.worker.submit(None, threadsafe(inbox.put_nowait))
+      raise await inbox.get()
+
+
+def test_a_lost_device_fails_all_requests_and_ends_the_process_with_1():
+  statuses, service = [], FailingService()
+  with contextlib.closing(serve._listen('127.0.0.1', 0)) as listening:
+    port = listening.getsockname()[1]
+    call = lambda: statuses.append(ask(port, '/v1/predict', {'instances': [1]})[0])
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+      thread.start()
+    code = serve._serve(serve._libraries(), Server(service), listening)
+    for thread in threads:
+      thread.join(30)
+  assert statuses == [503, 503]
+  assert code == 1
+  assert str(service.worker.error) == 'the device is lost'
 
 
 @pytest.fixture
