@@ -1,11 +1,11 @@
 """Corrections of answers, which users send to `/v1/feedback`."""
 
-import math
 from typing import Any
 
 from bmx.serve.apierror import ApiError, bad
 
 ROUTE = '/v1/feedback'
+LARGEST = 1e300  # of a number
 KEYS = ('id', 'index', 'label', 'answer', 'rating')
 MAX_ID = 200  # characters
 
@@ -39,5 +39,5 @@ def read_correction(body: Any) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
   if isinstance(value, int | float):
-    return math.isfinite(value)
+    return abs(value) <= LARGEST  # neither NaN nor a whole number that no float holds
   return isinstance(value, str)

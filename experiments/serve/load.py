@@ -438,7 +438,8 @@ def main(parts: Sequence[str]) -> None:
       if 'faults' in parts:
         note('faults', faults(gpt, alone))
     if set(parts) & {'predict', 'hostile', 'time'}:
-      with serving(table, '--max_waiting=256') as server:
+      capture = f'--capture.folder={pathlib.Path(folder) / "captured"}'
+      with serving(table, '--max_waiting=256', capture) as server:
         if 'predict' in parts:
           note('predict', predict(server, table, rows, timed=False))
         if 'time' in parts:
@@ -446,6 +447,8 @@ def main(parts: Sequence[str]) -> None:
         if 'hostile' in parts:
           check = lambda: predict(server, table, rows[:50], timed=False)
           note('hostile_predict', attack(server, '/v1/predict', {'instances': rows[:2]}, check))
+          correction = {'id': 'pred-1', 'index': 0, 'label': 'yes', 'rating': 1, 'answer': 'a'}
+          note('hostile_feedback', attack(server, '/v1/feedback', correction, check))
 
 
 def assert_equal(found: Any, expected: Any) -> None:

@@ -32,6 +32,8 @@ FEEDBACK = '/v1/feedback'
   ({'id': 'a', 'label': float('nan')}, 'label='),
   ({'id': 'a', 'answer': 3}, 'answer=3'),
   ({'id': 'a', 'rating': True}, 'rating=True'),
+  ({'id': 'a', 'rating': float('nan')}, 'rating=nan'),
+  ({'id': 'a', 'label': 10**400}, 'label=1000'),  # no float holds it
   ({'id': 'a', 'label': 'y', 'index': -1}, 'index=-1'),
   ({'id': 'a', 'label': 'y', 'key': 'secret'}, 'key='),
 ])  # fmt: skip
