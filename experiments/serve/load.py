@@ -46,7 +46,7 @@ import openai
 from bmx import config as recipes
 from bmx.core.errors import InputError
 from bmx.modes import Request, services
-from bmx.modes.start import open_run
+from bmx.modes.start import Run, open_run
 from bmx.serve.openai import read_request
 from bmx.serve.text import Options
 from bmx.train.rundir import read_config
@@ -142,7 +142,7 @@ class Alone:
     recipes.apply(request.config, ['serve.rows=4'])
     x, workdir, stored = open_run(request, read=False, evals=False)
     options = Options(**x.generate)
-    made = services.Run(x, workdir, workdir, stored, 'latest')
+    made = Run(x, workdir, workdir, stored, 'latest')
     self.service, _ = services.completions(made, options)
     self.options = options
     self.service.worker.start()

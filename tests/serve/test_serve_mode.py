@@ -20,7 +20,7 @@ import bmx
 from bmx import modes
 from bmx.core.errors import InputError
 from bmx.modes import serve, services
-from bmx.modes.start import open_run
+from bmx.modes.start import Run, open_run
 from tests.conftest import CACHE, ROOT
 
 pytest.importorskip('uvicorn', reason='the extra `serve` is not installed')
@@ -141,7 +141,7 @@ def test_a_run_that_predicts_becomes_a_service(trained):
   run, config = trained
   request = modes.Request(config, 'table', str(run))
   x, workdir, stored = open_run(request, read=False, evals=False, devices=jax.devices()[:1])
-  service, line = services.predictions(services.Run(x, workdir, workdir, stored, 'latest'))
+  service, line = services.predictions(Run(x, workdir, workdir, stored, 'latest'))
   assert line == 'predictions of step 2, batches of 1, 2, 4'
   assert [c['name'] for c in service.facts['columns']] == ['x']
   given = np.random.default_rng(0).normal(size=(7, 30)).astype(np.float32)
@@ -157,10 +157,10 @@ def test_a_run_that_predicts_becomes_a_service(trained):
   for row, other in zip(rows, expected, strict=True):
     assert row['probability'] == pytest.approx(other['probability'], abs=1e-6)
   with pytest.raises(InputError, match='expected the directory of a run that has trained'):
-    services.predictions(services.Run(x, workdir, workdir, None, 'latest'))
+    services.predictions(Run(x, workdir, workdir, None, 'latest'))
   x.config['serve']['batch'] = 0
   with pytest.raises(InputError, match='serve.batch=0'):
-    services.predictions(services.Run(x, workdir, workdir, stored, 'latest'))
+    services.predictions(Run(x, workdir, workdir, stored, 'latest'))
 
 
 @pytest.mark.nightly
