@@ -2,30 +2,37 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.interpreters.partial_eval import dce_jaxpr
 
 
-def flops(fn: Callable[..., Any], *args: Any) -> int:
-  """Returns the FLOPs of the matrix products and convolutions in `fn(*args)`; args may be abstract.
+class Costs(NamedTuple):
+  """Costs of a call.
+
+  Attributes:
+    flops: of its matrix products and convolutions.
+    convolves: whether it contains a convolution.
+  """
+
+  flops: int
+  convolves: bool = False
+
+
+def count(fn: Callable[..., Any], *args: Any) -> Costs:
+  """Returns the costs of `fn(*args)`; args may be abstract.
 
   One multiply-add is two FLOPs. A scan counts times its length, a `cond` as its most expensive
   branch, a `while` body once. Dead code is not counted, as compilers remove it; nor is element-wise
   work (Chowdhery et al. 2022, PaLM, appendix B).
 
   >>> import jax.numpy as jnp
-  >>> flops(jnp.dot, jnp.ones((4, 8)), jnp.ones((8, 3)))
-  192
+  >>> count(jnp.dot, jnp.ones((4, 8)), jnp.ones((8, 3)))
+  Costs(flops=192, convolves=False)
   """
   jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
-  return _count(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
-
-
-def convolves(fn: Callable[..., Any], *args: Any) -> bool:
-  """Returns whether `fn(*args)` contains a convolution."""
-  return _convolves(jax.make_jaxpr(fn)(*args).jaxpr)
+  return Costs(_count(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]), _convolves(jaxpr))
 
 
 def _convolves(jaxpr: Any) -> bool:

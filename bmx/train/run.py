@@ -199,12 +199,13 @@ def make_run(
   x, watchdog = experiment, watchdog or Watchdog(0)
   account = Account(time.perf_counter() if began is None else began)
   spec = state_spec(x)
-  flops = start.step_flops(x, spec)
+  counted = start.step_costs(x, spec)
+  flops = counted.flops
   rates = start.learning_rates(x)
   for name, entry in x.evals.items():
     if isinstance(entry, Eval):
       rehearse(name, entry, x.task, x.layout, spec.variables)
-  feed = Feed(x.data, x.layout, start.choose_dispatch(x, spec, flops))
+  feed = Feed(x.data, x.layout, start.choose_dispatch(x, counted))
   checkpoints = Checkpoints(rundir.path / 'checkpoints', x.keep.last, x.task.constant)
   try:
     found, loop = _resume(x, spec, checkpoints)
@@ -236,7 +237,7 @@ def make_run(
     program=program,
     finite=finite,
     rates=rates,
-    evaluations=evaluations(x, start.loops(x, spec), illustrated=True),
+    evaluations=evaluations(x, start.loops(x, counted), illustrated=True),
     hooks=tuple(hooks),
     checkpoints=checkpoints,
     writer=writer,

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bmx.core import costs, hardware, tree
+from bmx.core.costs import Costs
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
 from bmx.core.paths import how_to_fetch
@@ -36,22 +37,17 @@ FEW, LONG_FLOPS = 4, 2e11
 GROUP_BYTES = 64e6  # of host-fed rows
 
 
-def step_flops(x: Experiment, plan: StateSpec) -> int:
-  """Returns the FLOPs of one training step on all devices, counted on the traced GradFn.
+def step_costs(x: Experiment, plan: StateSpec) -> Costs:
+  """Returns the costs of one training step on all devices, counted on the traced GradFn.
 
   The work of wrappers (adapters, a teacher, clipping) is counted; recomputation is not.
   """
-  return costs.flops(*_gradient(x, plan))
-
-
-def _gradient(x: Experiment, plan: StateSpec) -> tuple[Any, ...]:
-  """Returns the gradient as a function, and its abstract arguments."""
 
   def gradient(state, batch):
     with reference_attention():
       return x.grad_fn(variables_of(state), batch, step_noise(state, state.step))
 
-  return gradient, plan.abstract, x.data.abstract
+  return costs.count(gradient, plan.abstract, x.data.abstract)
 
 
 def check_weights(x: Experiment) -> None:
@@ -62,13 +58,17 @@ def check_weights(x: Experiment) -> None:
     )
 
 
-def loops(x: Experiment, plan: StateSpec) -> bool:
+def loops(x: Experiment, counted: Costs) -> bool:
   """Returns whether several steps may share a program.
 
   XLA:CPU runs convolutions inside a loop on one thread and without its fast kernels (5×5 kernels,
   32 → 64 channels: 17 times slower).
+
+  Args:
+    x: the experiment.
+    counted: costs of a step.
   """
-  return not (_on_cpu(x) and costs.convolves(*_gradient(x, plan)))
+  return not (_on_cpu(x) and counted.convolves)
 
 
 def keep_memory(x: Experiment) -> bool:
@@ -88,11 +88,17 @@ def units(x: Experiment) -> dict[str, int]:
   return examples
 
 
-def choose_dispatch(x: Experiment, plan: StateSpec, flops: int) -> int:
-  """Returns the steps per jitted call: the config's, or (0) enough to hide the cost of a call."""
+def choose_dispatch(x: Experiment, counted: Costs) -> int:
+  """Returns the steps per jitted call: the config's, or (0) enough to hide the cost of a call.
+
+  Args:
+    x: the experiment.
+    counted: costs of a step.
+  """
+  flops = counted.flops
   if x.steps_per_call:
     return x.steps_per_call
-  if not loops(x, plan):
+  if not loops(x, counted):
     return 1
   few = FEW if _on_cpu(x) and flops < LONG_FLOPS else 1
   depth = min(MAX_DEPTH, max(few, math.ceil(GROUP_FLOPS / max(flops, 1))))

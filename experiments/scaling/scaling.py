@@ -44,7 +44,7 @@ def one(recipe, topology, overrides):
   from bmx import experiment
   from bmx.plan import communication, hlo
   from bmx.plan.compile import compile_step
-  from bmx.train.start import published_parameters, step_flops
+  from bmx.train.start import published_parameters, step_costs
   from bmx.train.state import state_spec
 
   config, name = recipes.load(str(ROOT / f'configs/{recipe}.py'), ['mesh.data=1', *overrides])
@@ -56,7 +56,7 @@ def one(recipe, topology, overrides):
   return {
     'devices': x.layout.devices,
     'parameters': published_parameters(x, plan),
-    'flops': step_flops(x, plan) / x.layout.devices,
+    'flops': step_costs(x, plan).flops / x.layout.devices,
     'bytes_accessed': costs.get('bytes accessed', 0.0),
     'received': sum(hlo.total(made.collectives).values()),
     'received_by_kind': hlo.total(made.collectives),

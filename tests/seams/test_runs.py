@@ -79,6 +79,7 @@ def recipe(tmp_path):
   return path
 
 
+@pytest.mark.nightly  # tests/adapt/test_adapter_runs.py and test_compose.py test it of bmx's own
 def test_adapters_of_a_run_train_resume_and_generate(recipe, base, tmp_path, bmx):
   words = [f'init.path={base}', 'steps=16', 'mesh.data=1']
   finished(command(recipe, tmp_path / 'straight', *words))

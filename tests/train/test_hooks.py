@@ -26,7 +26,7 @@ from bmx.train.checkpoint import Checkpoints
 from bmx.train.manifest import MANIFEST
 from bmx.train.run import make_run
 from bmx.train.rundir import RunDir
-from tests.conftest import FLAGS, ROOT
+from tests.conftest import CACHE, FLAGS, ROOT
 
 RECIPE = str(ROOT / 'configs/digits_mlp.py:tiny')
 
@@ -105,24 +105,33 @@ def train_and_die(workdir, cache, step, name, when, save):
   run.close()
 
 
-def start(workdir, cache, kill=(0, '', '', '')):
-  code = 'import tests.train.test_hooks as t; t.train_and_die(*__import__("json").loads(input()))'
-  env = {**os.environ, 'XLA_FLAGS': FLAGS.replace('count=8', 'count=1')}
-  return subprocess.run(
-    [sys.executable, '-c', code], input=json.dumps([str(workdir), str(cache), *kill]), cwd=ROOT,
-    env=env, text=True, capture_output=True, timeout=300,
-  )  # fmt: skip
+def train_each(jobs):
+  """Trains in a process for each (workdir, cache, *kill) -> their exit codes.
+
+  They are forks of this process, which has imported everything and started nothing.
+  """
+  codes = []
+  for job in jobs:
+    if not (pid := os.fork()):
+      train_and_die(*job)
+      os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+  return codes
 
 
 def test_a_kill_between_any_two_hooks_changes_nothing(tmp_path):
-  cache = tmp_path / 'programs'
-  done = start(tmp_path / 'straight', cache)
+  folder, none = lambda name: [str(tmp_path / name), str(CACHE / 'hooks')], (0, '', '', '')
+  jobs = [*folder('straight'), *none], *([*folder('killed'), *kill] for kill in [*KILLS, none])
+  code = 'import json, tests.train.test_hooks as t; print(t.train_each(json.loads(input())))'
+  env = {**os.environ, 'XLA_FLAGS': FLAGS.replace('count=8', 'count=1'),
+         'OPENBLAS_NUM_THREADS': '1'}  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, '-c', code], input=json.dumps(jobs), cwd=ROOT, env=env, text=True,
+    capture_output=True, timeout=300,
+  )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  for kill in KILLS:
-    killed = start(tmp_path / 'killed', cache, kill)
-    assert killed.returncode == -signal.SIGKILL, (kill, killed.stderr)
-  done = start(tmp_path / 'killed', cache)
-  assert done.returncode == 0, done.stderr
+  codes = json.loads(done.stdout)
+  assert codes == [0, *[-signal.SIGKILL] * len(KILLS), 0], done.stderr
   straight, killed = (
     json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('straight', 'killed')
   )

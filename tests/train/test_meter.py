@@ -72,7 +72,7 @@ def test_the_work_of_a_known_product():
   x = digits('task.model.widths=()', 'task.model.activations=("relu",)')
   plan = state_spec(x)
   batch = x.data.batch_size
-  assert start.step_flops(x, plan) == 2 * 2 * batch * 64 * 10
+  assert start.step_costs(x, plan).flops == 2 * 2 * batch * 64 * 10
 
 
 def test_the_work_of_a_language_model_is_as_palm_counts_it():
@@ -83,7 +83,7 @@ def test_the_work_of_a_language_model_is_as_palm_counts_it():
   depth, width, length = 12, 768, 1024
   multiplied = depth * 12 * width**2 + 50304 * width
   each = 6 * multiplied + 12 * depth * width * length
-  assert start.step_flops(x, plan) == 16 * length * each
+  assert start.step_costs(x, plan).flops == 16 * length * each
 
 
 def test_recomputation_is_not_counted():
@@ -92,5 +92,5 @@ def test_recomputation_is_not_counted():
   for word in words:
     config, _ = recipes.load(str(ROOT / 'configs/gpt_char.py:tiny'), [word, 'mesh.data=1'])
     x = experiment.build(config, devices=jax.devices()[:1])
-    counts.append(start.step_flops(x, state_spec(x)))
+    counts.append(start.step_costs(x, state_spec(x)).flops)
   assert counts[0] == counts[1]

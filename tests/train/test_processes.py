@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import pytest
 
 from bmx.runtime.writer import TIMES, read_metrics
 from experiments.soak.peers import free_port
-from tests.conftest import FLAGS, ROOT
+from tests.conftest import CACHE, FLAGS, ROOT
 
 RECIPE = 'configs/gpt_char.py:tiny'
-MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1']
+MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1',
+        'data.path=docs/language.md']  # fmt: skip
 
 
 def launch(workdir, processes, devices, overrides=(), own=None, flags=()):
@@ -23,8 +25,7 @@ def launch(workdir, processes, devices, overrides=(), own=None, flags=()):
   address = f'localhost:{free_port()}'
   xla = FLAGS.replace('count=8', f'count={devices // processes}')
   command = [sys.executable, '-m', 'bmx.main', f'--config={RECIPE}', f'--workdir={workdir}']
-  command += [f'--config.{o}' for o in (*MORE, *overrides)]
-  command += [f'--config.cache={workdir.parent / "programs"}']
+  command += [f'--config.{o}' for o in (*MORE, *overrides, f'cache={CACHE / "processes"}')]
   if processes > 1:
     command += [f'--processes={processes}', f'--coordinator={address}']
   command += flags
@@ -124,15 +125,6 @@ def test_a_lost_process_is_named_and_the_run_goes_on(two, tmp_path):
   assert lines[0] == lines[1]
 
 
-def test_another_number_of_processes_resumes(alone, tmp_path):
-  workdir = tmp_path / 'run'
-  finish(launch(workdir, 2, 4, ['mesh.fsdp=2', 'steps=20']))
-  finish(launch(workdir, 1, 4, ['mesh.fsdp=2']))
-  steps = [line['step'] for line in read_metrics(workdir / 'metrics.jsonl') if 'loss' in line]
-  assert steps == list(range(5, 41, 5))
-  assert summary(workdir)['steps'] == 40
-
-
 def test_a_difference_is_named_before_jax_starts(tmp_path):
   running = launch(tmp_path / 'run', 2, 4, own={0: ['seed=1'], 1: ['seed=2', 'batch_size=32']})
   texts = finish(running, code=2)
@@ -142,13 +134,19 @@ def test_a_difference_is_named_before_jax_starts(tmp_path):
   assert not list((tmp_path / 'run').iterdir())
 
 
-def test_sigterm_stops_all_at_one_step(tmp_path):
-  running = launch(tmp_path / 'run', 2, 4, ['steps=20000', 'mesh.fsdp=2'])
-  while not logged(tmp_path / 'run', 5) and running[0].poll() is None:
+def test_sigterm_stops_all_at_one_step_and_another_number_resumes(tmp_path):
+  workdir = tmp_path / 'run'
+  running = launch(workdir, 2, 4, ['steps=20000', 'mesh.fsdp=2'])
+  while not logged(workdir, 5) and running[0].poll() is None:
     time.sleep(0.01)
   running[1].send_signal(signal.SIGTERM)
   texts = finish(running, code=75)
-  assert 'saved at step' in texts[0]
+  saved = int(re.search(r'saved at step (\d+)', texts[0])[1])
+  steps = saved // 10 * 10 + 20
+  finish(launch(workdir, 1, 4, ['mesh.fsdp=2', f'steps={steps}']))
+  logged_at = [line['step'] for line in read_metrics(workdir / 'metrics.jsonl') if 'loss' in line]
+  assert logged_at == list(range(5, steps + 1, 5))
+  assert summary(workdir)['steps'] == steps
 
 
 def test_several_processes_need_a_workdir(bmx):

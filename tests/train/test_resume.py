@@ -15,7 +15,7 @@ import time
 import pytest
 
 from bmx.runtime.writer import TIMES, read_metrics
-from tests.conftest import FLAGS, ROOT
+from tests.conftest import CACHE, FLAGS, ROOT
 
 EIGHT = {
   'digits_mlp': ['mesh.fsdp=2'],
@@ -25,8 +25,9 @@ EIGHT = {
 MORE = {
   'digits_mlp': ['steps=1500', 'every.log=25', 'every.eval=250', 'every.save=150', 'ema=0.99'],
   'mnist_cnn': ['steps=120', 'every.log=5', 'every.eval=40', 'every.save=15'],
-  'gpt_char': ['steps=100', 'every.log=5', 'every.save=15', 'task.model.dropout=0.1'],
-}
+  'gpt_char': ['steps=100', 'every.log=5', 'every.save=15', 'task.model.dropout=0.1',
+               'data.path=docs/language.md'],
+}  # fmt: skip
 NIGHTLY = pytest.mark.nightly
 
 
@@ -37,8 +38,8 @@ class Run:
     overrides = MORE[recipe] + (EIGHT[recipe] if devices == 8 else [])
     self.workdir = folder / 'run'
     self.command = [sys.executable, '-m', 'bmx.main', f'--config=configs/{recipe}.py:tiny']
-    # A cache of its own: a killed process may leave a torn entry.
-    overrides = [*overrides, f'cache={folder.parent / "programs"}']
+    # A cache of its own: a killed process may leave a torn entry, which the next one deletes.
+    overrides = [*overrides, f'cache={CACHE / "resume"}']
     self.command += [f'--config.{o}' for o in overrides] + [f'--workdir={self.workdir}']
     self.env = {**os.environ, 'XLA_FLAGS': FLAGS.replace('count=8', f'count={devices}')}
 

@@ -21,7 +21,7 @@ def build(recipe, *overrides):
 
 
 def chosen(x, flops):
-  return start.choose_dispatch(x, state_spec(x), flops)
+  return start.choose_dispatch(x, start.step_costs(x, state_spec(x))._replace(flops=flops))
 
 
 LONG = ('steps=1000', 'every.log=500')

@@ -174,7 +174,7 @@ def test_the_flops_of_a_sparse_step_are_those_of_a_dense_one():
   def count(sparse):
     task = Squares(Clicks(sparse))
     variables = dict(unbox(task.init(NOISE, batch())))
-    return costs.flops(Gradient(task), variables, batch(), NOISE)
+    return costs.count(Gradient(task), variables, batch(), NOISE).flops
 
   # Forward, and backward of the kernel and of its input.
   assert count(('user/table',)) == count(()) == 3 * 2 * B * D
