@@ -23,7 +23,7 @@ PARTS = (
 )
 
 
-TINY = [*(f'{name}:tiny' for name in NAMES), 'bert_finetune:tiny_lora',
+TINY = [*(f'{name}:tiny' for name in NAMES), 'bert_finetune:tiny_lora', 'gpt_char:tiny_lora',
         'bert_finetune:tiny_adalora']  # fmt: skip
 # `llama_70b:tiny` has the model, the data and the optimizer of `llama_8b:tiny`.
 NIGHT = ('bert_finetune:tiny_adalora', 'llama_70b:tiny')

@@ -4,6 +4,7 @@ params['adapters']  PATH/kernel_a, PATH/kernel_b: see `ops.lowrank`
 params['trained']   plain parameters that `train` matches, such as a new head
 frozen              every other parameter, constant: kept once, beside the checkpoints
 quantized           kernels of a quantized base (QLoRA, Dettmers et al. 2023), likewise
+base                digest of the plain kernels of a base kept in fewer bits, uint8 [32]
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from bmx.parallel.sharding import Named, is_named
 from bmx.tasks.common import Wrapper
 
 FROZEN, ADAPTERS, TRAINED = 'frozen', 'adapters', 'trained'
+BASE, DIGEST = 'base', 'digest'
 FLOATS = ('float32', 'bfloat16')
 
 
@@ -101,7 +103,8 @@ class LoRA(Wrapper):
   @property
   def constant(self) -> tuple[str, ...]:
     own = (FROZEN, QUANTIZED) if self._quantizes else (FROZEN,)
-    return (*own, *self.inner.constant)
+    reduced = self.base != 'float32' or QUANTIZED in self.inner.constant
+    return (*own, *(BASE,) * reduced, *self.inner.constant)
 
   def init(self, noise: Noise, batch: Batch) -> Variables:
     with kernels.recorded() as found:
@@ -124,6 +127,8 @@ class LoRA(Wrapper):
       adapters |= {f'{path}/{name}': leaf for name, leaf in made.items()}
     split = self._split(params, trained, found)
     split['params'] = {ADAPTERS: tree.nested(adapters), **split['params']}
+    if BASE in self.constant:
+      split[BASE] = {DIGEST: jnp.zeros(32, jnp.uint8)}  # unknown: `peft.record_base` sets it
     return {**variables, **split}
 
   def factors(
@@ -192,7 +197,7 @@ class LoRA(Wrapper):
     """Returns the variables of the inner task; kernels of a quantized base are QUANTIZED still."""
     params = variables['params']
     plain = tree.named(variables[FROZEN]) | tree.named(params.get(TRAINED, {}))
-    rest = {k: v for k, v in variables.items() if k not in (FROZEN, 'params')}
+    rest = {k: v for k, v in variables.items() if k not in (FROZEN, BASE, 'params')}
     return {**rest, 'params': tree.nested(plain)}
 
   def forward(
@@ -230,7 +235,8 @@ class LoRA(Wrapper):
     if self._quantizes:
       taken[QUANTIZED] = requantized(variables[QUANTIZED], plain)
     frozen = tree.map_named(lambda name, _: plain[name], variables[FROZEN])
-    return {**taken, 'params': params, FROZEN: self._reduced(frozen)}
+    own = {BASE: variables[BASE]} if BASE in variables else {}
+    return {**taken, **own, 'params': params, FROZEN: self._reduced(frozen)}
 
 
 def _layers(tree_of_boxes: Any) -> Iterator[tuple[str, tuple[int, ...]]]:

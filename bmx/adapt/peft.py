@@ -6,7 +6,7 @@ Source: `peft` 0.21, tuners/lora and utils/save_and_load.py.
 import logging
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ from safetensors import safe_open
 from bmx.adapt.adalora import AdaLoRA
 from bmx.adapt.configs import describe
 from bmx.adapt.families import ARCHITECTURES, Architecture
-from bmx.adapt.lora import ADAPTERS, FROZEN, TRAINED, LoRA
+from bmx.adapt.lora import ADAPTERS, DIGEST, FROZEN, TRAINED, LoRA
+from bmx.adapt.lora import BASE as LORA_BASE
 from bmx.adapt.tensors import Tensor, canonical, contents, read_json, target_of
 from bmx.core import tree
 from bmx.core.errors import InputError
@@ -26,13 +27,14 @@ from bmx.models.stack import layers_apart
 from bmx.ops import lowrank
 from bmx.runtime.fetch import fetch
 from bmx.tasks.common import Wrapper
+from bmx.train.state import StateSpec
 
 log = logging.getLogger('bmx')
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 ROOT = 'base_model.model.'  # before the names of the model's modules
 A, B = '.lora_A.weight', '.lora_B.weight'
-BASE = 'bmx_base'  # metadata of WEIGHTS: digest of the adapted kernels of the base
+BASE = 'bmx_base'  # metadata of WEIGHTS: digest of the adapted kernels of the plain base
 # Keys of adapter_config.json that change nothing here, or that are read.
 READ = {
   'peft_type', 'r', 'lora_alpha', 'use_rslora', 'bias', 'init_lora_weights', 'target_modules',
@@ -61,10 +63,39 @@ def adapters_of(task: Any) -> LoRA:
 
 
 def base_digest(variables: Mapping[str, Any]) -> str:
-  """Returns the digest of the base's kernels that have an adapter, stacked or not."""
+  """Returns the digest of the base's plain kernels that have an adapter; '' if it is not known.
+
+  It is that of the weights before they were stored in fewer bits, see `record_base`.
+  """
   paths = lowrank.by_path(variables['params'][ADAPTERS])
-  held = {**tree.named(variables[FROZEN]), **tree.named(variables.get(QUANTIZED, {}))}
-  own = {k: v for k, v in held.items() if k.rpartition('/kernel')[0] in paths}
+  if LORA_BASE in variables:
+    digest = bytes(np.asarray(tree.fetch(variables[LORA_BASE][DIGEST])))
+    return digest.hex() if any(digest) else ''
+  return _digest(paths, tree.named(variables[FROZEN]) | tree.named(variables.get(QUANTIZED, {})))
+
+
+def record_base(task: Any, spec: StateSpec, plain: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Returns what a new state of adapters keeps of its plain base: 'base/digest' -> uint8 [32].
+
+  {} if the base is kept as it is, or `plain` lacks a kernel that has an adapter.
+
+  Args:
+    task: of the run.
+    spec: of its state.
+    plain: name -> array, the weights that the run begins with.
+  """
+  if LORA_BASE not in task.constant:
+    return {}
+  paths = lowrank.by_path(spec.abstract.params[ADAPTERS])
+  if any(f'{path}/kernel' not in plain for path in paths):
+    return {}
+  digest = bytes.fromhex(_digest(paths, plain))
+  return {f'{LORA_BASE}/{DIGEST}': np.frombuffer(digest, np.uint8)}
+
+
+def _digest(paths: Container[str], weights: Mapping[str, Any]) -> str:
+  """Returns the digest of the kernels, or their codes, at paths; stacked or not."""
+  own = {k: v for k, v in weights.items() if k.rpartition('/kernel')[0] in paths}
   apart = layers_apart(tree.nested(own))
   return tree.digest({k: v if i is None else v[i] for k, (v, i) in sorted(apart.items())})
 
@@ -136,7 +167,9 @@ def check_base(folder: str, variables: Mapping[str, Any]) -> None:
     log.warning('%s names no digest of its base: it is not compared with init.path', path)
     return
   own = base_digest(variables)
-  if own != digest:
+  if not own:
+    log.warning('%s: the base of this run is not known: it is not compared', path)
+  elif own != digest:
     raise InputError(
       f'init.adapter={folder!r}: expected adapters of the base {own[:12]}, found those of '
       f'{digest[:12]}; name the base that they were trained on in init.path'

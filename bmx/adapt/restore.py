@@ -9,15 +9,14 @@ import flax.linen as nn
 import jax
 
 from bmx import config as recipes
-from bmx.adapt import adapters, hub, peft
+from bmx.adapt import adapters, codes, hub, peft
 from bmx.adapt.classes import check_order
 from bmx.adapt.runs import fitted, is_run, load_run, merged_params, statistics
+from bmx.adapt.tokens import check_tokenizer
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Task, Variables
-from bmx.models.kernels import QUANTIZED
 from bmx.runtime.storage import Place, place
-from bmx.train import constants
 from bmx.train.rundir import read_config
 from bmx.train.state import StateSpec, TrainState, variables_of
 
@@ -28,7 +27,11 @@ log = logging.getLogger('bmx')
 
 
 def start(
-  task: Task, spec: StateSpec, init: Mapping[str, str], classes: Sequence[str] = ()
+  task: Task,
+  spec: StateSpec,
+  init: Mapping[str, str],
+  classes: Sequence[str] = (),
+  tokenizer: str | None = None,
 ) -> TrainState:
   """Makes a new state from the folders that the config word `init` names.
 
@@ -41,21 +44,24 @@ def start(
     init: 'path', 'reinit' (regex of parameters that are not read), 'adapter' (a folder of PEFT, or
       a run of adapters) and folders by collection.
     classes: of the data, by number.
+    tokenizer: text of the tokenizer.json of the data; '' of bytes, None if it is not known.
 
   Raises:
     InputError: a source without a folder, a folder without a source; parameters that are missing
-      or have another shape (all are listed); a head for the same classes in another order.
+      or have another shape (all are listed); a head for the same classes in another order; a source
+      with another tokenizer.
   """
   folders = {k: v for k, v in init.items() if k not in ('path', 'reinit', 'adapter')}
   for name in folders:
     if name not in task.sources:
       raise InputError(f'init.{name}={folders[name]!r}: the task reads no collection {name!r} from '
                        f'a folder{did_you_mean(name, task.sources)}')  # fmt: skip
-  given: dict[str, jax.Array] = {}
+  given: dict[str, Any] = {}
   for name, (folder, source) in task.sources.items():
     folder = folders.get(name) or folder
     if not folder:
       raise InputError(f'init.{name}={folder!r}: expected the folder of the weights of {name!r}')
+    check_tokenizer(folder, tokenizer, name)
     found = load_variables(folder, spec.abstract.collections[name], source)
     check_order(folder, is_run(folder), found, classes, name)
     given |= {f'{name}/{k}': v for k, v in found.items()}
@@ -67,10 +73,8 @@ def start(
     log.info('weights    %d of %d parameters from %s', len(plain), total, init['path'])
     collections = {k: v for k, v in spec.abstract.collections.items() if k in task.averaged}
     given |= statistics(init['path'], collections, init['reinit'])
-    if is_run(init['path']) and QUANTIZED in task.constant:
-      codes = place(init['path']) / constants.FOLDER / QUANTIZED
-      if codes.is_dir():
-        log.warning('weights    the codes of %s are rounded anew, to the nearest', init['path'])
+    given |= codes.kept(init['path'], task, spec, init['reinit'])
+    given |= peft.record_base(task, spec, plain)
   elif fixed := [k for k in task.constant if k not in task.sources]:
     log.warning(
       'init.path is empty: weights that no step changes (%s) are random', ', '.join(fixed)

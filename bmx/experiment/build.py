@@ -30,7 +30,7 @@ from bmx.experiment.ranges import check_ranges
 from bmx.experiment.selection import selection
 from bmx.parallel import Layout, make_mesh
 from bmx.runtime.storage import place
-from bmx.train.datafile import DataFile
+from bmx.train.datafile import DataFile, tokenizer_of
 from bmx.train.gradients import Gradient
 from bmx.train.state import StateSpec, plan_state
 
@@ -130,7 +130,7 @@ def build(
     watchdog=c['watchdog']['seconds'],
     generate=c['generate'],
     weights=c['init']['path'],
-    init=functools.partial(_init, c['init'], data.metadata.get('class_names', ()), task, spec),
+    init=functools.partial(_init, c['init'], data, task, spec),
     rebuild=rebuild,
     writers={key: tracker(c, key, part) for key, part in c['writers'].items()},
     hooks={key: hook(c, key, part) for key, part in c['hooks'].items()},
@@ -148,13 +148,14 @@ def _interval(every: int, steps: int) -> int:
 
 def _init(
   init: Mapping[str, Any],
-  classes: Sequence[str],
+  data: Data,
   task: Task,
   planned: StateSpec,
   spec: StateSpec | None = None,
 ) -> Any:
   """A new state, as it was planned or (another optimizer, say) as `spec` has it."""
-  return restore.start(task, spec or planned, init, classes)
+  classes = data.metadata.get('class_names', ())
+  return restore.start(task, spec or planned, init, classes, tokenizer_of(data))
 
 
 def _preset(

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ from bmx.train.evaluate import eval_noise, evaluations
 from bmx.train.policy import LoopState
 from bmx.train.run import restored
 from bmx.train.rundir import RunDir
+from bmx.train.start import NO_OPTIMIZER
 from bmx.train.state import TrainState, eval_variables, state_spec
 
 log = logging.getLogger('bmx')
@@ -72,10 +73,9 @@ def run(request: Request) -> int:
   after = state_of(new, found.variables, step)
   write(new, after, workdir, request.output, step)
   rows.append(describe(new, after))
-  sys.stdout.write(table(rows) + '\n')
-  write_json(
-    place(request.output) / 'compress.json', {'words': words, 'before': rows[0], 'after': rows[1]}
-  )
+  sys.stdout.write('\n'.join([table(rows), *nearest_lines(found.nearest)]) + '\n')
+  facts = {'words': words, 'before': rows[0], 'after': rows[1], 'nearest': list(found.nearest)}
+  write_json(place(request.output) / 'compress.json', facts)
   if found.wrapper and new.layout.mesh.devices.flat[0].platform == 'cpu':
     log.info('on a CPU quantized weights save memory, not time')
   log.info('written to %s', request.output)
@@ -112,7 +112,7 @@ def layers(part: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
 def alone(config: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a config of the task `part` without optimizer, hooks, writers and `compress`."""
   without: dict[str, Any] = {word: {} for word in ('grad', 'privacy', 'hooks', 'writers')}
-  without |= {'optimizer': {'call': 'optax:identity'}, 'ema': 0.0}
+  without |= {'optimizer': {'call': NO_OPTIMIZER}, 'ema': 0.0}
   without |= {'init': {'path': '', 'reinit': ''}}
   without |= {'compress': recipes.plain(recipes.base())['compress']}
   return {**config, **without, 'task': dict(part)}
@@ -194,3 +194,9 @@ def table(rows: list[dict[str, float]]) -> str:
     [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
   )
   return '\n'.join('  '.join(pad(line)).rstrip() for line in lines)
+
+
+def nearest_lines(paths: Sequence[str]) -> list[str]:
+  """Returns the line below the table that names weights which calibration does not reach."""
+  names = ', '.join(paths)
+  return [f'rounded to the nearest, without calibration: {names}'] if paths else []

@@ -1,8 +1,9 @@
 """Methods of mode `compress`: a run's plain weights -> those of a smaller run."""
 
 import dataclasses
+import logging
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from bmx.core.types import Variables
 from bmx.models import kernels
 from bmx.ops import stored
 from bmx.train.state import plan_state
+
+log = logging.getLogger('bmx')
 
 
 class Plain(NamedTuple):
@@ -45,11 +48,14 @@ class Compressed:
     variables: of the new task.
     wrapper: config part of a wrapper around the plain task, without 'inner'; {} for none.
     model: config part of another model; {} for the same.
+    nearest: paths of weights that a calibrated method rounded to the nearest codes, as no second
+      moments of their inputs are known: tables, convolutions, experts.
   """
 
   variables: Variables
   wrapper: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  nearest: Sequence[str] = ()
 
 
 def _quantize(method: methods.Method) -> Callable[[Plain], Compressed]:
@@ -68,7 +74,11 @@ def _quantize(method: methods.Method) -> Callable[[Plain], Compressed]:
     made = methods.quantize(plain.variables['params'], chosen, scheme, method, hessians, x.layout)
     wrapper = {'call': 'bmx.compress.quantize:Quantized', **dataclasses.asdict(scheme)}
     wrapper |= {'input_scales': True} if method.input_scales else {}
-    return Compressed({**plain.variables, **made}, wrapper)
+    nearest = [k for k in chosen if method.calibrated and k.removesuffix('/kernel') not in hessians]
+    if nearest:
+      log.warning('%s rounds to the nearest, without calibration: %s', words['method'],
+                  ', '.join(nearest))  # fmt: skip
+    return Compressed({**plain.variables, **made}, wrapper, nearest=nearest)
 
   return quantize
 

@@ -55,6 +55,7 @@ def run(
   if found:
     summary.show(found, rundir.path, x.name)
     return found
+  start.check_optimizer(x, rundir.path)
   if not rundir.resumed:
     start.check_weights(x)
   order = hooks.in_order(x, more or {})

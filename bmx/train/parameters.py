@@ -5,24 +5,30 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from bmx.core import tree
 from bmx.core.experiment import Experiment
+from bmx.ops import stored
 from bmx.parallel import describe_place
 from bmx.runtime.writer import table
+from bmx.train.state import StateSpec
 
 NEW, FROZEN = 'new', 'frozen'
 
 
-def parameter_table(x: Experiment, params: Mapping[str, Any]) -> str:
+def parameter_table(x: Experiment, spec: StateSpec) -> str:
   """Formats parameters with shape, placement and size, at most `show_parameters` of them.
 
   Those that `init.path` does not fill come first, then those that the optimizer leaves as they
-  are, then the largest.
+  are, then the largest. Weights that no step changes are a line each: a frozen base, a teacher.
 
   Args:
     x: the experiment.
-    params: name -> abstract array.
+    spec: of its state.
   """
+  params = tree.named(spec.abstract.params)
   marks, shown = _marks(x, params), x.config['show_parameters']
   names = list(params)
   if shown and len(params) > shown + 1:  # a line '... 1 more' saves none
@@ -38,7 +44,25 @@ def parameter_table(x: Experiment, params: Mapping[str, Any]) -> str:
   if frozen:
     rows.append(('frozen', '', '', *_size(frozen), ''))
   rows.append(('all', '', '', *_size(list(params.values())), ''))
-  return table(rows)
+  return table([*rows, *_constant_rows(x, spec.abstract.collections)])
+
+
+def _constant_rows(x: Experiment, collections: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+  """Yields a row for the base that a task keeps frozen, and one for each other model of it."""
+  base = [collections[k] for k in x.task.constant if k not in x.task.sources]
+  if base:
+    yield 'frozen base', '', '', *_weights(base), f'from {x.weights}' if x.weights else 'random'
+  for name, (folder, _) in x.task.sources.items():
+    folder = x.config['init'].get(name) or folder
+    yield name, '', '', *_weights([collections[name]]), f'frozen, from {folder}'
+
+
+def _weights(parts: list[Any]) -> tuple[str, str]:
+  """Returns the number of weights, stored in codes or not, and their bytes as they are stored."""
+  leaves = jax.tree.leaves(parts, is_leaf=stored.is_stored)
+  plain = [jax.eval_shape(stored.dequantize, x) if stored.is_stored(x) else x for x in leaves]
+  floats = [x for x in plain if jnp.issubdtype(x.dtype, jnp.floating)]
+  return f'{tree.count(floats):,}', f'{tree.nbytes(parts):,}'
 
 
 def _marks(x: Experiment, params: Mapping[str, Any]) -> dict[str, str]:

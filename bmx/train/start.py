@@ -18,7 +18,7 @@ from bmx.core.paths import how_to_fetch
 from bmx.core.types import facts_of
 from bmx.ops.attention import reference_attention
 from bmx.parallel import describe, jit
-from bmx.runtime.storage import place
+from bmx.runtime.storage import Place, place
 from bmx.train.feed import THREADS, Feed
 from bmx.train.guard import all_finite
 from bmx.train.parameters import parameter_table
@@ -35,6 +35,7 @@ MAX_DEPTH = 50
 # wait.
 FEW, LONG_FLOPS = 4, 2e11
 GROUP_BYTES = 64e6  # of host-fed rows
+NO_OPTIMIZER = 'optax:identity'  # that mode `compress` writes
 
 
 def step_costs(x: Experiment, plan: StateSpec) -> Costs:
@@ -56,6 +57,19 @@ def check_weights(x: Experiment) -> None:
     raise InputError(
       f'--config.init.path={x.weights}: expected a directory{how_to_fetch(x.weights)}'
     )
+
+
+def check_optimizer(x: Experiment, workdir: Place) -> None:
+  """Raises InputError for the optimizer of a compressed run, which trains nothing."""
+  if x.config['optimizer'].get('call') != NO_OPTIMIZER:
+    return
+  raise InputError(
+    f'optimizer={NO_OPTIMIZER}: expected an optimizer that trains; {workdir} is a compressed or '
+    'exported run, whose weights stay as they are. To train on, start a new run in another '
+    f'--workdir: adapters around it (task bmx.adapt.lora:LoRA, --config.init.path={workdir}), or '
+    'the run that it was made from with its rounding (bmx.compress.quantize:FakeQuantize) or its '
+    'masks (bmx.compress.prune:prune), which is compressed afterwards'
+  )
 
 
 def loops(x: Experiment, counted: Costs) -> bool:
@@ -205,7 +219,7 @@ def describe_start(
     f'start      {"a new run" if step is None else f"from the checkpoint of step {step:,}"}',
     f'run        {x.steps:,} steps, {depth} per dispatch, seed {x.seed}',
   ]
-  return '\n'.join([parameter_table(x, tree.named(plan.abstract.params)), *facts])
+  return '\n'.join([parameter_table(x, plan), *facts])
 
 
 def _rules(layout: Any) -> str:

@@ -4,7 +4,7 @@
 
 DIR holds tinyshakespeare/input.txt. Trains one run for each seed (kept in --runs=FOLDER, where a
 later call finds it), compresses it by every case, and writes results.json and gpt_char.svg here.
-A case given by name is measured again; the others keep their results.
+A case given by name is measured again; the others keep their results, as do those of smaller.py.
 """
 
 import argparse
@@ -97,17 +97,11 @@ def measure(name: str, runs: pathlib.Path, seeds: int) -> Facts:
 
 
 def points(results: dict[str, Facts]) -> list[tuple[str, float, float]]:
-  """Returns (name, share of the bytes, loss added) of the cases, and of those of smaller.json.
+  """Returns (name, share of the bytes, loss added) of the cases, those of smaller.py too.
 
-  Of a pruned model its nonzero weights count, as float32; points far above the others are left out.
+  Points far above the others are left out.
   """
   found = [(name, r['share'], r['difference']) for name, r in results.items()]
-  path = HERE / 'smaller.json'
-  if path.exists():
-    cases = json.loads(path.read_text())['cases']
-    dense = cases['dense']
-    found += [(name, r['nonzero'] / dense['nonzero'], r['loss'] - dense['loss'])
-              for name, r in cases.items()]  # fmt: skip
   return sorted((p for p in found if p[2] < FAR), key=lambda p: p[2])
 
 

@@ -1,10 +1,10 @@
-"""Smaller models of gpt_char: pruned, and distilled to half the depth; writes smaller.json.
+"""Smaller models of gpt_char: pruned, and distilled to half the depth; updates results.json.
 
     BMX_TEST_DATA=DIR python experiments/compress/smaller.py WORKDIR [SEEDS]
 
 DIR holds tinyshakespeare/. WORKDIR keeps the runs: one that is finished is not trained again. Each
-case is a row of CASES: the loss on the validation text in nats a byte, the parameters, and those
-of them that are not zero.
+case of CASES is a row beside those of gpt_char.py: the loss on the validation text in nats a byte,
+the parameters, those of them that are not zero, and their bytes in float32.
 """
 
 import datetime
@@ -13,6 +13,7 @@ import os
 import pathlib
 import statistics
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -102,18 +103,37 @@ def run(name: str, seed: int, folder: pathlib.Path) -> dict[str, float]:
   return {'loss': loss, 'parameters': tree.count(plain), 'nonzero': nonzero}
 
 
+def row(found: list[dict[str, float]], dense: list[dict[str, float]]) -> dict[str, Any]:
+  """Returns the means of a case over seeds, and its difference from the dense models."""
+  losses, bases = ([one['loss'] for one in some] for some in (found, dense))
+  more = [a - b for a, b in zip(losses, bases, strict=True)]
+  size, whole = 4 * found[0]['nonzero'], 4 * dense[0]['parameters']
+  return {
+    'date': str(datetime.date.today()),
+    'seeds': len(found),
+    'loss': round(statistics.mean(losses), 5),
+    'difference': round(statistics.mean(more), 5),
+    'differences': [round(d, 5) for d in more],
+    'bytes': size,
+    'share': round(size / whole, 4),
+    'base': {'loss': round(statistics.mean(bases), 5), 'bytes': whole},
+    'parameters': found[0]['parameters'],
+    'nonzero': found[0]['nonzero'],
+  }
+
+
 def main() -> None:
-  """Runs every case and prints a table."""
+  """Runs every case, prints a table and updates results.json."""
   folder, seeds = pathlib.Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
-  rows = {}
+  path = HERE / 'results.json'
+  stored = json.loads(path.read_text())
+  dense: list[dict[str, float]] = []
   for name in CASES:
     found = [run(name, seed, folder) for seed in range(seeds)]
-    losses = [row['loss'] for row in found]
-    rows[name] = {**found[0], 'loss': statistics.mean(losses), 'losses': losses}
-    print(f'{name:32} {rows[name]["loss"]:.4f} {rows[name]["nonzero"]:>10,}', flush=True)
-  about = {'date': str(datetime.date.today()), 'command': 'experiments/compress/smaller.py',
-           'seeds': seeds, 'metric': METRIC, 'cases': rows}  # fmt: skip
-  (HERE / 'smaller.json').write_text(json.dumps(about, indent=1) + '\n')
+    dense = dense or found
+    stored['cases'][name] = row(found, dense)
+    print(f'{name:32} {stored["cases"][name]["loss"]:.4f} {found[0]["nonzero"]:>10,}', flush=True)
+    path.write_text(json.dumps(stored, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -10,13 +10,13 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment, modes
-from bmx.adapt import adalora, adapters, restore, runs
+from bmx.adapt import adalora, adapters, peft, restore, runs
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.modes import evaluate
 from bmx.train import loop
 from bmx.train.run import restored
-from bmx.train.state import state_spec
+from bmx.train.state import state_spec, variables_of
 from tests.conftest import ROOT
 
 TINY = ('mesh.data=1', 'every.log=2', 'every.save=2', 'steps_per_call=2', 'batch_size=4', 'steps=2',
@@ -221,6 +221,22 @@ def test_a_quantized_base_is_small_and_reads_back(base, tmp_path):
     if not name.endswith(('query/kernel', 'value/kernel', 'down/kernel')):
       error = np.abs(leaf - was[name]).max()
       assert error <= (np.abs(was[name]).max() / 254 if name.endswith('kernel') else 0) * 1.001
+
+
+def test_the_digest_of_a_base_does_not_depend_on_how_it_is_stored(base, tmp_path):
+  """It is that of the plain kernels, which a folder of PEFT names; checkpoints keep it."""
+  digest = lambda *words, **lora: peft.base_digest(
+    variables_of(build(*words, **LORA, **lora).init())
+  )
+  kinds = ('float32', 'bfloat16', 'int8')
+  found = {digest(f'init.path={base}', base=kind) for kind in kinds}
+  assert len(found) == 1 and len(found.pop()) == 64
+  expected = digest(f'init.path={base}')
+  loop.run(build(f'init.path={base}', **LORA, base='int8'), tmp_path / 'run')
+  path, facts = runs.checkpoint(str(tmp_path / 'run'), 'latest')
+  _, variables = runs.read_variables(str(tmp_path / 'run'), path, facts, {})
+  assert peft.base_digest(variables) == expected
+  assert digest(base='int8') == ''  # of a random base that is kept in no other form
 
 
 @pytest.mark.nightly

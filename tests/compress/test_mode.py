@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 
 from bmx import config as recipes
-from bmx import modes
+from bmx import experiment, modes
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.models import kernels
 from bmx.modes import Request, start
+from bmx.modes import compress as compress_mode
+from bmx.modes.compressors import Plain, checked, compressed
+from bmx.train import loop
+from bmx.train.run import restored
 from bmx.train.rundir import read_config
+from bmx.train.state import eval_variables
 
 TEXT = 'to be, or not to be, that is the question: whether it is nobler in the mind to suffer\n'
 BASE = ['mesh.data=1', 'task.model.depth=1', 'length=16', 'batch_size=8', 'steps=30',
@@ -133,3 +139,78 @@ def test_runs_that_cannot_be(trained, four_bits, tmp_path):
                                     output=str(tmp_path / 'new')))  # fmt: skip
   finally:
     (trained / 'moved.txt').rename(trained / 'text.txt')
+
+
+def test_adapters_keep_the_codes_of_a_compressed_run(trained, four_bits):
+  """Rounding them to the nearest again would give others; the plain values are exact."""
+  held = experiment.build(stored(trained / 'int4'))
+  state, _ = restored(held, trained / 'int4', 'latest')
+  codes = tree.named(jax.device_get(state.collections['quantized']))
+  plain = held.task.merged_params(eval_variables(state))
+
+  def begun(**words):
+    config = stored(trained / 'a', f'init.path={trained}/int4')
+    with config.unlocked():
+      config.task = {'call': 'bmx.adapt.lora:LoRA', 'inner': config.task.to_dict(), **words}
+    x = experiment.build(config)
+    return x, x.init()
+
+  _, new = begun(base='int4', group=16)
+  for name, leaf in tree.named(jax.device_get(new.collections['quantized'])).items():
+    np.testing.assert_array_equal(leaf, codes[name])
+  _, again = kernels.split_like(plain, state.collections['quantized'])
+  assert any((x != codes[k]).any() for k, x in tree.named(jax.device_get(again)).items())
+  x, new = begun(base='float32')
+  for a, b in zip(*map(jax.tree.leaves, (x.task.merged_params(eval_variables(new)), plain)),
+                  strict=True):  # fmt: skip
+    np.testing.assert_array_equal(a, b)
+  with pytest.raises(InputError, match='int4 in groups of 16 there, int4 in groups of 8 in the t'):
+    begun(base='int4', group=8)
+
+
+def test_what_calibration_does_not_reach_is_named(trained, caplog):
+  words = 'task.model.experts=4', 'compress.tables=int8', 'compress.method=awq'
+  config = stored(trained / 'a', *words, 'compress.examples=8')
+  x = experiment.build(config)
+  words = checked(config['compress'], {})
+  found = compressed(Plain(x, {'params': x.init().params}, words, lambda: x))
+  expected = {f'stack/blocks/experts/{k}' for k in ('up', 'down')} | {'embed/table'}
+  assert expected == {*found.nearest}
+  assert all(path in caplog.text for path in expected)
+  (line,) = compress_mode.nearest_lines(found.nearest)
+  assert line.startswith('rounded to the nearest') and 'experts/up' in line
+
+
+def test_a_teacher_of_another_tokenizer(trained, tmp_path):
+  """Of equal vocabulary: its ids mean other texts. Bytes and a teacher's own are taken."""
+  (tmp_path / 'other.txt').write_text('other words of other letters: xyz\n' * 30)
+
+  def config(source, teacher=''):
+    tokenizer = {'call': 'bmx.data.text.tokenizer_train:trained', 'kind': 'bpe', 'vocab_size': 300,
+                 'path': str(source)}  # fmt: skip
+    c = stored(trained / 'a', 'steps=1', 'schedule.warmup=0', 'task.model.vocab_size=300')
+    c.eval = {}
+    if source:
+      c.data.tokenizer = tokenizer
+    if teacher:
+      model = {'call': 'bmx.adapt.restore:model', 'path': str(teacher)}
+      c.task = {'call': 'bmx.compress.distill:Distill', 'inner': c.task, 'teacher': model}
+      c.init.teacher = str(teacher)
+    return c
+
+  def distilled(source, teacher):
+    experiment.build(config(source, teacher)).init()
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    for name, source in (('bpe', trained / 'text.txt'), ('bytes', '')):
+      loop.run(experiment.build(config(source)), tmp_path / name)
+    distilled(trained / 'text.txt', tmp_path / 'bpe')
+    distilled('', tmp_path / 'bytes')
+    for source, teacher, said in (
+      (tmp_path / 'other.txt', 'bpe', r'its tokenizer is BPE of \d+ tokens, that of the data BPE'),
+      ('', 'bpe', r'its tokenizer is BPE of \d+ tokens, that of the data bytes'),
+      (trained / 'text.txt', 'bytes', 'its tokenizer is bytes, that of the data BPE'),
+    ):
+      with pytest.raises(InputError, match=f'init.teacher=.*{said}'):
+        distilled(source, tmp_path / teacher)

@@ -4,17 +4,19 @@ import jax
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.core import tree
 from bmx.train.parameters import parameter_table
 from bmx.train.state import state_spec
 
 
-def rows(*overrides):
+def rows(*overrides, **wrapper):
   """-> (first words of the rows, the table) for a GPT of 11 parameters on one device."""
-  words = ['mesh.data=1', *overrides]
-  config, _ = recipes.load('gpt_char:tiny', words)
+  config, _ = recipes.load('gpt_char:tiny')
+  with config.unlocked():
+    config.task = {'inner': config.task.to_dict(), **wrapper} if wrapper else config.task
+    config.init.teacher = 'runs/large'
+  recipes.apply(config, ['mesh.data=1', *overrides])
   x = experiment.build(config, 'gpt', jax.devices()[:1], read=False)
-  text = parameter_table(x, tree.named(state_spec(x).abstract.params))
+  text = parameter_table(x, state_spec(x))
   return [line.split()[0] for line in text.splitlines()], text
 
 
@@ -44,3 +46,19 @@ def test_frozen_and_new_come_before_larger_ones(tmp_path):
   lines = text.splitlines()
   assert lines[1].endswith('new') and lines[2].endswith('frozen')
   assert names[-2:] == ['frozen', 'all'] and '2,048' in lines[-2]
+
+
+def test_weights_that_no_step_changes_are_a_line_each():
+  """The base in its stored bytes: codes, a scale for each output, a digest, the rest as it is."""
+  _, text = rows('init.path=runs/first', call='bmx.adapt.lora:LoRA', base='int8')
+  whole, last = text.splitlines()[-2:]
+  kernels, outputs = 2 * (4 * 64 * 64 + 2 * 64 * 256), 2 * (5 * 64 + 256)
+  size = kernels + 4 * outputs + 4 * (117_056 - kernels) + 32
+  assert whole.split()[0] == 'all' and '117,056' not in whole
+  assert last.split() == ['frozen', 'base', '117,056', f'{size:,}', 'from', 'runs/first']
+  _, text = rows(call='bmx.adapt.lora:LoRA')
+  assert text.splitlines()[-1].split() == ['frozen', 'base', '117,056', '468,224', 'random']
+  teacher = recipes.plain(recipes.load('gpt_char:tiny')[0].task.model)
+  _, text = rows(call='bmx.compress.distill:Distill', teacher=teacher)
+  last = text.splitlines()[-1].split()
+  assert last == ['teacher', '117,056', '468,224', 'frozen,', 'from', 'runs/large']
