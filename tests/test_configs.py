@@ -33,7 +33,7 @@ NIGHT = ('bert_finetune:tiny_adalora', 'llama_70b:tiny')
 def test_tiny_trains(name, tmp_path):
   config, full = recipes.load(str(ROOT / f'configs/{name.replace(":", ".py:")}'), ['mesh.data=1'])
   if config.data.call == 'bmx.data.text.windows:text':  # an evaluation reads a tenth of the text
-    config.data.path = str(ROOT / 'docs/language.md')
+    config.data.path = str(ROOT / 'LICENSE')
 
   x = experiment.build(config, full, jax.devices()[:1])
   summary = loop.run(x, tmp_path / 'run')

@@ -9,6 +9,7 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment, modes
+from bmx.adapt.tokens import check_tokenizer
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.models import kernels
@@ -203,14 +204,13 @@ def test_a_teacher_of_another_tokenizer(trained, tmp_path):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    for name, source in (('bpe', trained / 'text.txt'), ('bytes', '')):
-      loop.run(experiment.build(config(source)), tmp_path / name)
+    loop.run(experiment.build(config(trained / 'text.txt')), tmp_path / 'bpe')
     distilled(trained / 'text.txt', tmp_path / 'bpe')
-    distilled('', tmp_path / 'bytes')
-    for source, teacher, said in (
-      (tmp_path / 'other.txt', 'bpe', r'its tokenizer is BPE of \d+ tokens, that of the data BPE'),
-      ('', 'bpe', r'its tokenizer is BPE of \d+ tokens, that of the data bytes'),
-      (trained / 'text.txt', 'bytes', 'its tokenizer is bytes, that of the data BPE'),
-    ):
-      with pytest.raises(InputError, match=f'init.teacher=.*{said}'):
-        distilled(source, tmp_path / teacher)
+    for source, said in ((tmp_path / 'other.txt', 'BPE'), ('', 'bytes')):
+      said = rf'init.teacher=.*its tokenizer is BPE of \d+ tokens, that of the data {said}'
+      with pytest.raises(InputError, match=said):
+        distilled(source, tmp_path / 'bpe')
+  check_tokenizer(str(trained / 'a'), '', 'teacher')
+  text = (tmp_path / 'bpe/tokenizer.json').read_text()
+  with pytest.raises(InputError, match='its tokenizer is bytes, that of the data BPE'):
+    check_tokenizer(str(trained / 'a'), text, 'teacher')

@@ -13,11 +13,10 @@ import pytest
 
 from bmx.runtime.writer import TIMES, read_metrics
 from experiments.soak.peers import free_port
-from tests.conftest import CACHE, FLAGS, ROOT
+from tests.conftest import FLAGS, ROOT
 
 RECIPE = 'configs/gpt_char.py:tiny'
-MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1',
-        'data.path=docs/language.md']  # fmt: skip
+MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1']
 
 
 def launch(workdir, processes, devices, overrides=(), own=None, flags=()):
@@ -25,7 +24,8 @@ def launch(workdir, processes, devices, overrides=(), own=None, flags=()):
   address = f'localhost:{free_port()}'
   xla = FLAGS.replace('count=8', f'count={devices // processes}')
   command = [sys.executable, '-m', 'bmx.main', f'--config={RECIPE}', f'--workdir={workdir}']
-  command += [f'--config.{o}' for o in (*MORE, *overrides, f'cache={CACHE / "processes"}')]
+  command += [f'--config.{o}' for o in (*MORE, *overrides)]
+  command += [f'--config.cache={workdir.parent / "programs"}']
   if processes > 1:
     command += [f'--processes={processes}', f'--coordinator={address}']
   command += flags
