@@ -22,6 +22,7 @@ from bmx.serve.text import Options
 
 log = logging.getLogger('bmx')
 GRACE_SECONDS = 30  # that answers under way have after SIGTERM
+KEEP_ALIVE_SECONDS = 75  # of an idle connection: longer than those of common load balancers
 
 
 def run(request: Request) -> int:
@@ -128,8 +129,9 @@ def _serve(libraries: _Libraries, server: Any, listening: socket.socket) -> int:
   """Runs the event loop in this thread and the model in its own."""
   worker = server.service.worker
   config = libraries.uvicorn.Config(
-    server.app(), log_level='warning', lifespan='off', timeout_graceful_shutdown=GRACE_SECONDS
-  )
+    server.app(), log_level='warning', lifespan='off', timeout_graceful_shutdown=GRACE_SECONDS,
+    timeout_keep_alive=KEEP_ALIVE_SECONDS,
+  )  # fmt: skip
 
   class Uvicorn(libraries.uvicorn.Server):
     """Without uvicorn's own signal handlers, which raise SIGTERM again after a clean end."""
