@@ -10,7 +10,7 @@ from bmx.serve.programs import Chunk, Rows
 from bmx.serve.sample import RowSampling, Sampling
 
 GREEDY = Sampling(temperature=0.0)
-LEAST_SLOTS, LENGTHS = 64, 3  # of the cache: its shortest length, and the number of lengths
+LEAST_SLOTS, LENGTHS = 64, 4  # of the cache: its shortest length, and the number of lengths
 CALL_TOKENS = 32  # that a prefill call costs besides its own
 
 
@@ -152,9 +152,9 @@ def next_chunk(missing: int, chunks: Sequence[int]) -> int:
 
 
 def lengths(context: int) -> tuple[int, ...]:
-  """Returns the lengths of the cache: the context, its half, ..., none below LEAST_SLOTS."""
-  halves = (-(-context // 2**k) for k in range(LENGTHS))
-  return tuple(sorted({size for size in halves if size >= LEAST_SLOTS} | {context}))
+  """Returns the lengths of the cache: equal steps up to the context, none below LEAST_SLOTS."""
+  parts = (-(-context * k // LENGTHS) for k in range(1, LENGTHS))
+  return *(size for size in parts if size >= LEAST_SLOTS), context
 
 
 def chunk_of(chosen: Mapping[int, Row], rows: Sequence[Row], shards: int, size: int) -> Chunk:
