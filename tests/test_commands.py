@@ -40,6 +40,7 @@ SHORTER = {
   'digits_mlp': ['digits_mlp:tiny'],
   'digits_mlp:tiny': ['digits_mlp:tiny'],
   'table': ['table', '--config.epochs=2', '--config.batch_size=16'],
+  'table:tiny': ['table:tiny'],
   'text': ['text', '--config.epochs=1', '--config.vocab=300', '--config.length=16',
            '--config.batch_size=8', *ENCODER],
   'gpt_char': ['gpt_char:tiny', '--config.steps=2', '--config.schedule.warmup=1',

@@ -162,7 +162,7 @@ def write_package(source: Source, output: pathlib.Path, length: int, terms: str)
     write.seal(draft, facts)
     error = check.largest_error(check.loaded(draft, batches), own_outputs(source, batches))
     check_error(error)
-    facts |= {'error': error, 'results': results_of(source.workdir)}
+    facts |= {'error': error, 'results': results_of(source.workdir, source.step)}
     write.seal(draft, facts, card.text(facts, about(source, terms)))
   return error
 
@@ -224,8 +224,8 @@ def check_error(error: float) -> None:
     )
 
 
-def results_of(workdir: Place) -> dict[str, Any]:
-  """Returns metrics, steps, device and date of a finished run; {} of another one.
+def results_of(workdir: Place, step: int) -> dict[str, Any]:
+  """Returns metrics, steps, device and date of a run that ended with this step; {} of another one.
 
   Those of a package are the ones that it was exported with.
   """
@@ -236,7 +236,7 @@ def results_of(workdir: Place) -> dict[str, Any]:
     return {}
   last = json.loads(lines.read_text(encoding='utf-8').splitlines()[-1])
   found = {k: numbers(read_json(summary))[k] for k in ('metrics', 'steps', 'device')}
-  return found | {'date': card.date(last['time'])}
+  return found | {'date': card.date(last['time'])} if found['steps'] == step else {}
 
 
 def about(source: Source, terms: str) -> dict[str, Any]:

@@ -65,8 +65,11 @@ def read(folder: Place) -> dict[str, Any]:
 
 def check_config(folder: Place) -> None:
   """Raises InputError if config.json of a package is not the one that was exported."""
+  digest = None
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-    _check_file(folder, CONFIG, dict(read_json(folder / NAME))['files'][CONFIG])
+    digest = dict(read_json(folder / NAME))['files'][CONFIG]
+  if digest is not None:
+    _check_file(folder, CONFIG, digest)
 
 
 def _check_file(folder: Place, name: str, digest: str) -> None:
