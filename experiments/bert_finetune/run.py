@@ -4,7 +4,9 @@
 
 Pre-training reads a million words. Baselines are the same model from scratch and a regression on
 bigrams. DIR holds wikitext2/valid.txt, tfds/ (sst2_rebuilt), xquad/xquad.en.json, ner_wnut17/. Runs
-are stored in WORK and resumed. Stages: pretrain, sst2, ner, qa, bigrams (all by default). Writes
+are stored in WORK and resumed. Stages: pretrain, sst2, ner, qa, bigrams, adapters (all by default).
+`adapters` trains all weights, LoRA and AdaLoRA from the pre-trained run, half an epoch of SST-2
+each; the step of its newest checkpoint is recorded, so an interrupted pre-training will do. Writes
 results.json beside this file; README.md reads it.
 """
 
@@ -51,6 +53,16 @@ KINDS = {
   'scratch': ['init.reinit=.', 'optimizer.layer_decay=1.0'],
 }
 
+ADAPTER_SEEDS = 3
+# The pooler is new: adapters move it too, as training it whole would be 2 % of the weights.
+LOW_RANK = ['task.targets=attention/|feed_forward/|pooler', 'task.train=head']
+# kind -> (variant, what differs)
+ADAPTERS = {
+  'full': ('', ['schedule.peak=3e-4']),
+  'lora': (':lora', ['schedule.peak=2e-3', *LOW_RANK]),
+  'adalora': (':adalora', ['schedule.peak=4e-3', *LOW_RANK]),
+}
+
 
 def train(recipe: str, workdir: pathlib.Path, overrides: list[str]) -> dict:
   """Runs or resumes one run -> its summary."""
@@ -76,6 +88,30 @@ def finetune(stage: str, work: pathlib.Path) -> dict:
         'mean': round(statistics.mean(values), 4), 'values': [round(v, 4) for v in values]
       }  # fmt: skip
     result[f'{kind} seconds'] = [s['seconds'] for s in found]
+  return result
+
+
+def adapters(work: pathlib.Path) -> dict:
+  """Trains all weights, LoRA and AdaLoRA -> accuracy, share of trained parameters, seconds."""
+  common = [o for o in SST2 if not o.startswith(('epochs', 'schedule'))]
+  common += ['epochs=0.5', f'init.path={work / "pretrain"}', 'init.reinit=head|pooler']
+  found: dict[str, list[dict]] = {kind: [] for kind in ADAPTERS}
+  for seed in range(ADAPTER_SEEDS):
+    for kind, (variant, differs) in ADAPTERS.items():
+      workdir = work / f'adapters-{kind}-{seed}'
+      recipe = f'bert_finetune.py{variant}'
+      found[kind].append(train(recipe, workdir, [*common, *differs, f'seed={seed}']))
+  whole = found['full'][0]['parameters']
+  steps = [int(p.name) for p in (work / 'pretrain/checkpoints').iterdir() if p.name.isdigit()]
+  result: dict = {'pretrain steps': max(steps)}
+  for kind, summaries in found.items():
+    values = [s['metrics']['eval/valid/accuracy'] for s in summaries]
+    trained = summaries[0]['parameters']
+    result[kind] = {
+      'accuracy': round(statistics.mean(values), 4), 'values': [round(v, 4) for v in values],
+      'trained': trained, 'share': round(trained / whole, 4),
+      'seconds': [s['seconds'] for s in summaries],
+    }  # fmt: skip
   return result
 
 
@@ -112,8 +148,8 @@ def main() -> None:
   work, stages = pathlib.Path(sys.argv[1]).absolute(), sys.argv[2:]
   path = HERE / 'results.json'
   results = json.loads(path.read_text()) if path.exists() else {}
-  for stage in stages or ('pretrain', 'bigrams', *TASKS):
-    run = {'pretrain': pretrain, 'bigrams': bigrams}.get(stage)
+  for stage in stages or ('pretrain', 'bigrams', 'adapters', *TASKS):
+    run = {'pretrain': pretrain, 'bigrams': bigrams, 'adapters': adapters}.get(stage)
     results[stage] = run(work) if run else finetune(stage, work)
     results[stage]['date'] = datetime.date.today().isoformat()
     results[stage]['machine'] = f'{os.cpu_count()} × {platform.machine()} CPU'
