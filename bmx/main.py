@@ -129,6 +129,12 @@ def _follow_pointer(args: argparse.Namespace) -> None:
   from bmx.feedback import pointer
 
   target = pointer.read(args.workdir).target
+  pointer.check(target)
+  if args.mode == 'serve' and args.step != 'latest':
+    raise errors.InputError(
+      f'--step={args.step}: expected none, as {args.workdir} names step {target.step}, which is '
+      'served as long as it does; promote another, or serve the run'
+    )
   args.pointer, args.workdir = args.workdir, target.run
   if reads_step and args.step == 'latest':
     args.step = str(target.step)

@@ -137,8 +137,7 @@ def examples(found: Iterable[Mapping[str, Any]], fields: Fields) -> Iterator[Exa
   answers, corrections = [], {}
   for event in found:
     if event.get('kind') == FEEDBACK:
-      key = event['id'], int(event.get('index', 0))
-      corrections[key] = {**corrections.get(key, {}), **event}
+      corrections[event['id'], int(event.get('index', 0))] = event
     elif event.get('route') == PREDICT:
       answers.append(event)
   for event in answers:
@@ -152,6 +151,8 @@ def examples(found: Iterable[Mapping[str, Any]], fields: Fields) -> Iterator[Exa
     for index, (instance, answer) in enumerate(pairs):
       prediction = answer.get('prediction') if isinstance(answer, Mapping) else answer
       inputs = dict(instance) if isinstance(instance, Mapping) else {fields.text: instance}
+      if fields.text and fields.text not in inputs and 'text' in inputs:  # as the server reads it
+        inputs[fields.text] = inputs.pop('text')
       label = _label(corrections.get((event['id'], index), {}), prediction)
       yield Example(inputs, prediction, label)
 
@@ -166,17 +167,24 @@ def _label(correction: Mapping[str, Any], prediction: Any) -> Any:
 def labeled(found: Sequence[Example], classes: Sequence[Any] = ()) -> list[Example]:
   """Returns the examples whose label is known.
 
-  Raises InputError naming the first label that is not one of `classes`, if there are some.
+  A correction of another label than one of `classes`, if there are some, is left out: anybody may
+  send one. Raises InputError naming the first such label of a file.
   """
   kept = [e for e in found if e.label not in (None, '')]
   names = {str(c) for c in classes}
-  for example in kept:
-    if names and str(example.label).strip(' .') not in names and str(example.label) not in names:
-      raise InputError(
-        f'label {example.label!r} of {to_json(example.inputs)[:80]}: expected one of '
-        f'{", ".join(map(str, classes))}'
-      )
-  return kept
+  is_known = lambda e: str(e.label).strip(' .') in names or str(e.label) in names
+  wrong = [e for e in kept if names and not is_known(e)]
+  message = ''
+  if wrong:
+    message = (
+      f'label {wrong[0].label!r} of {to_json(wrong[0].inputs)[:80]}: expected one of '
+      f'{", ".join(map(str, classes))}'
+    )
+  if any(e.prediction is None for e in wrong):
+    raise InputError(message)
+  if wrong:
+    log.warning('left out   %d corrections; %s', len(wrong), message)
+  return [e for e in kept if e not in wrong]
 
 
 def key_of(example: Example) -> str:

@@ -82,6 +82,7 @@ def _contestants(request: Request, workdir: Place) -> tuple[Contestant, Contesta
   folder, step = request.runs[0], 'latest'
   if pointer.is_pointer(folder):
     target = pointer.read(folder).target
+    pointer.check(target)
     folder, step = target.run, str(target.step)
   stored = read_config(place(folder))
   own = recipes.plain(recipes.from_stored(stored['config']))

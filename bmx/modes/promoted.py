@@ -36,7 +36,8 @@ class Watch:
     self, path: str, target: Target, load: Callable[[Target], None], seconds: float = POLL_SECONDS
   ):
     self.path, self.target, self.seconds = path, target, seconds
-    self._load, self._refused, self._problem = load, target, ''  # said once
+    self._load, self._problem = load, ''
+    self._refused: Target | None = None
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._run, name='pointer', daemon=True)
 
@@ -54,21 +55,35 @@ class Watch:
       self.look()
 
   def look(self) -> None:
-    """Reads the pointer once, and loads its target if it is another one."""
+    """Reads the pointer once, and loads its target if it is another one.
+
+    A target that does not fit is refused until it is promoted again; another failure may pass, so
+    that the next look tries again.
+    """
     try:
       target = pointer.read(self.path).target
-      if _identity(target) in (_identity(self.target), _identity(self._refused)):
-        return
-      self._refused = target
+    except InputError as error:
+      self._say(error)
+      return
+    if _identity(target) == _identity(self.target) or target == self._refused:
+      return
+    try:
       self._load(target)
-      self.target, self._refused, self._problem = target, target, ''
-      log.info('promoted   %s, step %d', target.run, target.step)
+    except InputError as error:
+      self._refused = target
+      self._say(error)
     except Exception as error:
-      if str(error) != self._problem:
-        known = isinstance(error, InputError)
-        log.error('pointer    %s; %s stays', error, self.target.run,
-                  exc_info=None if known else error)  # fmt: skip
+      self._say(error)
+    else:
+      self.target, self._refused, self._problem = target, None, ''
+      log.info('promoted   %s, step %d', target.run, target.step)
+
+  def _say(self, error: Exception) -> None:
+    """Logs a problem once."""
+    if str(error) != self._problem:
       self._problem = str(error)
+      log.error('pointer    %s; %s stays', error, self.target.run,
+                exc_info=None if isinstance(error, InputError) else error)  # fmt: skip
 
 
 def _identity(target: Target) -> tuple[str, int, str]:
@@ -80,6 +95,9 @@ def load_target(served: Run, target: Target) -> Any:
 
   Raises InputError if its checkpoint has changed, or its model or data are not those served.
   """
+  if served.experiment.config['serve']['adapters']:
+    raise InputError('serve.adapters: expected none where weights are exchanged: the base of the '
+                     'adapters would be another one')  # fmt: skip
   pointer.check(target)
   folder = place(target.run)
   stored, found = read_config(folder), datafile.read(folder)

@@ -31,10 +31,9 @@ def run(request: Request) -> int:
   served = open_weights('serve', request)
   x = served.experiment
   words, options = dict(x.config['serve']), Options(**x.generate)
-  keys = _check(words, options)
+  keys, captured = _check(words, options), capture_of(x.config['capture'])
   with contextlib.closing(_listen(words['host'], words['port'])) as listening:
     service, line = completions(served, options) if generates(x) else predictions(served)
-    captured = capture_of(x.config['capture'])
     observers, chosen = ([captured], captured.chosen) if captured else ([], None)
     server = libraries.server(service, keys, words['max_body'], words['timeout'], observers, chosen)
     if captured is not None:
@@ -133,12 +132,19 @@ def _serve(libraries: _Libraries, server: Any, listening: socket.socket) -> int:
     timeout_keep_alive=KEEP_ALIVE_SECONDS,
   )  # fmt: skip
 
+  cut = 0  # answers that took longer than the grace
+
   class Uvicorn(libraries.uvicorn.Server):
     """Without uvicorn's own signal handlers, which raise SIGTERM again after a clean end."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
       yield
+
+    async def shutdown(self, sockets: Any = None) -> None:
+      nonlocal cut
+      await super().shutdown(sockets)
+      cut = sum(task.cancelling() > 0 for task in self.server_state.tasks)
 
   http = Uvicorn(config)
 
@@ -159,5 +165,8 @@ def _serve(libraries: _Libraries, server: Any, listening: socket.socket) -> int:
   if worker.error is not None:
     sys.stderr.write(f'error: the device thread has ended: {worker.error}\n')
     return errors.FAILURE
-  log.info('stopped    all answers are sent')
+  if cut:
+    log.warning('stopped    %d answers were cut after %d s', cut, GRACE_SECONDS)
+  else:
+    log.info('stopped    all answers are sent')
   return errors.DONE

@@ -114,9 +114,6 @@ def _adapters(
 def weights(run: Run) -> Any:
   """Returns the weights of a run in the form that its service takes: see `swap` of its worker."""
   x = run.experiment
-  if x.config['serve']['adapters']:
-    raise InputError('serve.adapters: expected none where weights are exchanged; their base would '
-                     'be another one')  # fmt: skip
   if not generates(x):
     return eval_variables(restored(x, run.workdir, run.step)[0])
   return decoder(decoder_of(x), layout=x.layout, **load_weights(run))[1]

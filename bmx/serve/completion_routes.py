@@ -1,7 +1,6 @@
 """Routes of a model that generates: `/v1/completions` and `/v1/chat/completions`."""
 
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from bmx.runtime.files import to_json
 from bmx.serve.apierror import ApiError
 from bmx.serve.completions import Completions, Piece
 from bmx.serve.openai import Answer, Asked, choice, read_request, token_logprobs
@@ -76,17 +76,20 @@ class CompletionService:
     parts = self._timed(self.completions.pieces(jobs, call.timeout), call.began)
     collected, answer = Collected(len(jobs)), Answer(asked.model, chat)
 
-    def ended() -> dict[str, Any]:
-      whole = self._answer(answer, collected, asked, read)
+    def observed(whole: dict[str, Any]) -> None:
       call.observers.answered(call.route, whole['id'], call.body, whole)
-      return whole
+
+    whole = lambda: self._answer(answer, collected, asked, read)
 
     if asked.stream:
       first = await anext(parts)  # errors of the queue get a status of their own
-      stream = self._events(first, parts, asked, answer, collected, ended)
+      stream = self._events(first, parts, asked, answer, collected, whole, observed)
       return StreamingResponse(stream, media_type='text/event-stream')
     await self._collect(call.request, parts, collected)
-    return Answered(ended())
+    found = whole()
+    response = Answered(found)  # before an observer sees the values, which it may change
+    observed(found)
+    return response
 
   async def _timed(self, parts: AsyncIterator[Piece], began: float) -> AsyncIterator[Piece]:
     """Counts tokens and the time to the first."""
@@ -129,7 +132,8 @@ class CompletionService:
     asked: Asked,
     answer: Answer,
     collected: Collected,
-    ended: Callable[[], dict[str, Any]],
+    whole: Callable[[], dict[str, Any]],
+    observed: Callable[[dict[str, Any]], None],
   ) -> AsyncIterator[str]:
     """Yields server-sent events; an error after the first is an event of its own."""
     chat, seen = answer.chat, set()
@@ -150,9 +154,11 @@ class CompletionService:
     except ApiError as error:
       yield _event(error.body())
       return
-    whole = ended()
+    found = whole()
+    usage = dict(found['usage'])
+    observed(found)
     if asked.usage:
-      yield _event(answer.part([], usage=whole['usage']))
+      yield _event(answer.part([], usage=usage))
     yield 'data: [DONE]\n\n'
 
   def _logprobs(
@@ -164,7 +170,7 @@ class CompletionService:
 
 
 def _event(value: Any) -> str:
-  return f'data: {json.dumps(value)}\n\n'
+  return f'data: {to_json(value)}\n\n'
 
 
 def _usage(read: int, written: int) -> dict[str, int]:

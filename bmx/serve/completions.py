@@ -14,7 +14,7 @@ from bmx.serve.apierror import ApiError
 from bmx.serve.openai import Asked
 from bmx.serve.rows import Output, Request
 from bmx.serve.service import api_errors, threadsafe
-from bmx.serve.text import Detokenizer, Options, encode_prompts
+from bmx.serve.text import Detokenizer, Options, encode_prompts, stop_ids
 from bmx.serve.worker import Worker
 
 
@@ -38,10 +38,17 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One choice: a request of the engine, and how its tokens become text."""
+  """One choice: a request of the engine, and how its tokens become text.
+
+  Attributes:
+    request: of the engine.
+    stop: texts that end the answer.
+    ends: ids of the stops that are special tokens, which no text shows.
+  """
 
   request: Request
   stop: tuple[str, ...]
+  ends: frozenset[int] = frozenset()
 
 
 class Completions:
@@ -77,15 +84,23 @@ class Completions:
 
     Raises ApiError for a prompt that the model cannot continue.
     """
+    count, most = max(1, len(asked.prompts)) * asked.choices, self.worker.most
+    if count > most:  # before any of them is encoded
+      raise ApiError(400, f'{count} choices of all prompts: expected at most {most}; send several '
+                     'requests', param='n', code='too_many_choices')  # fmt: skip
     prompts = self._encoded(asked)
     stop = (*asked.stop, *self._chat_stop) if asked.messages else asked.stop
     seed = asked.seed if asked.seed >= 0 else secrets.randbelow(2**31)
     limit = asked.max_new_tokens or self.worker.engine.context
     jobs, adapter = [], self.names.index(asked.model)
+    try:
+      ends = frozenset(stop_ids(self.tokenizer, stop))
+    except InputError as error:
+      raise ApiError(400, str(error), param='stop', code='invalid_stop') from None
     for prompt in prompts:
       for _ in range(asked.choices):
         request = Request(tuple(prompt), limit, asked.sampling, seed, len(jobs), adapter)
-        jobs.append(Job(request, stop))
+        jobs.append(Job(request, stop, ends))
     try:
       for job in jobs:
         self.worker.engine.check(job.request)
@@ -142,7 +157,7 @@ class Completions:
             raise item
           if index not in left:
             continue
-          piece = self._piece(index, item, texts[index])
+          piece = self._piece(index, item, jobs[index], texts[index])
           if piece.finish:
             left.discard(index)
             if not item.finish:
@@ -152,13 +167,18 @@ class Completions:
       for index in left & tickets.keys():
         self.worker.cancel(tickets[index])
 
-  def _piece(self, index: int, output: Output, text: Detokenizer) -> Piece:
-    ends = self.worker.engine.ends
-    shown = [i for i in output.tokens if i not in ends]
-    part = text.add(shown)
-    finish = 'stop' if text.stopped else output.finish
+  def _piece(self, index: int, output: Output, job: Job, text: Detokenizer) -> Piece:
+    """Returns a part of a choice, without the tokens behind its end."""
+    part, read, ended = '', 0, False
+    for token in output.tokens:
+      read, ended = read + 1, token in job.ends
+      if not ended and token not in self.worker.engine.ends:
+        part += text.add([token])
+      if ended or text.stopped:
+        break
+    finish = 'stop' if ended or text.stopped else output.finish
     part += text.flush() if finish else ''
-    return Piece(index, part, output.tokens, output.logprobs, finish)
+    return Piece(index, part, output.tokens[:read], output.logprobs[:read], finish)
 
   def token_text(self, token: int) -> str:
     """Returns the text of one token."""

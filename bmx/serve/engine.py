@@ -114,9 +114,10 @@ class Engine:
     """Drops the cache and what its rows hold. Raises RuntimeError while requests are answered."""
     if not self.idle:
       raise RuntimeError('expected an idle engine')
-    self._state = None
-    for row in self.rows:
-      row.tokens = []
+    self._drop()
+
+  def _drop(self) -> None:
+    self._state, self.rows = None, [Row() for _ in self.rows]
 
   @property
   def idle(self) -> bool:
@@ -153,8 +154,16 @@ class Engine:
   def step(self) -> list[Output]:
     """Reads waiting prompts, then decodes some tokens; returns the new tokens.
 
-    READ_TOKENS are read, and more until half of the rows that could generate do.
+    READ_TOKENS are read, and more until half of the rows that could generate do. An exception,
+    Ctrl-C too, ends the requests in the rows: their cache was given to the call that failed.
     """
+    try:
+      return self._step()
+    except BaseException:
+      self._drop()
+      raise
+
+  def _step(self) -> list[Output]:
     self.calls += 1
     self._shrink()
     stats, compiled, began = self.stats, self.programs.seconds, self._clock()
@@ -235,9 +244,11 @@ class Engine:
     self._state = self.programs.copy(self.state, sources, rows)
 
   def _shrink(self) -> None:
-    """Shortens the cache to what the busy rows hold; free rows keep what fits."""
-    held = (max(len(row.tokens), len(row.wanted)) for row in self.rows if row.request is not None)
-    size = self._size(max(held, default=0))
+    """Shortens the cache to what busy rows and the next prompts need; free rows keep what fits."""
+    needs = [max(len(row.tokens), len(row.wanted)) for row in self.rows if row.request is not None]
+    free = len(self.rows) - len(needs)
+    needs += [len(request.prompt) for _, request in itertools.islice(self.waiting, free)]
+    size = self._size(max(needs, default=0))
     if self._state is not None and size < slots_of(self.state):
       self._state = self.programs.resize(self.state, size)
       for row in self.rows:

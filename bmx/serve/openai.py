@@ -93,8 +93,8 @@ def read_request(body: Any, *, chat: bool, served: Sequence[str], defaults: Opti
   if set(options) - {'include_usage'}:
     raise bad('stream_options', options, 'only include_usage', 'unsupported_parameter')
   logprobs = given.get('logprobs', False)
-  if isinstance(logprobs, int) and not isinstance(logprobs, bool) and logprobs > 1:
-    raise bad('logprobs', logprobs, 'at most 1: those of the chosen tokens')
+  if not isinstance(logprobs, int) or not 0 <= logprobs <= 1:  # a bool is an int
+    raise bad('logprobs', logprobs, 'true, false, 0 or 1: those of the chosen tokens')
   return Asked(
     model=model,
     prompts=() if chat else _prompts(given.get('prompt')),
@@ -102,7 +102,7 @@ def read_request(body: Any, *, chat: bool, served: Sequence[str], defaults: Opti
     choices=_number(given, 'n', 1, 1, MAX_CHOICES),
     max_new_tokens=_number(given, limit, ordinary, 0 if limit not in given else 1, MAX_INTEGER),
     sampling=_sampling(given, defaults),
-    stop=_stop(given.get('stop', defaults.stop)),
+    stop=_stop(given['stop']) if 'stop' in given else defaults.stop,
     seed=_number(given, 'seed', -1, -(2**63), 2**63 - 1) % 2**31 if 'seed' in given else -1,
     stream=_get(given, 'stream', bool, False),
     usage=bool(options.get('include_usage', False)),

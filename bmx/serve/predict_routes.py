@@ -47,5 +47,6 @@ class PredictionService:
       'model': self.predictions.name,
       'predictions': rows,
     }
+    response = Answered(answer)  # before an observer sees the values, which it may change
     call.observers.answered(call.route, answer['id'], call.body, answer)
-    return Answered(answer)
+    return response

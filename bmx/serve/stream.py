@@ -86,9 +86,12 @@ class SlotGenerator:
 
     Raises:
       InputError: see `decode.check_prompts`; inputs that the model does not read.
+      RuntimeError: another stream of this generator is open.
     """
     prompts = _prompts(inputs)
     check_prompts(prompts, facts_of(self.model), prompt_names(len(prompts), row))
+    if not all(engine.idle for engine in self.engines.values()):
+      raise RuntimeError('another stream of this generator is open: read or close it first')
     engine = self._engine(len(prompts))
     engine.stats = stats or GenerationStats()
     made = (

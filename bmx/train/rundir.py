@@ -90,7 +90,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[st
 def _ours(name: str) -> bool:
   """Whether bmx may have left a file before it wrote config.json."""
   return (
-    name in ('logs', 'checkpoints', 'lock', '.probe', 'captured.jsonl')
+    name in ('logs', 'checkpoints', 'lock', '.probe', 'captured.jsonl', 'captured.json')
     or name.startswith('.nonce-')
     or (name.endswith('.part'))
   )

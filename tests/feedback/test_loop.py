@@ -128,6 +128,33 @@ def test_a_server_takes_weights_of_its_own_kind_only(folder):
     promoted.load_target(served._replace(stored=other), target)
 
 
+def test_what_a_pointer_names_is_what_is_used(folder, capsys):
+  """Its step, its checkpoint, and no other examples than those of the first command."""
+  assert (folder / 'good').is_dir(), 'made by test_the_loop'
+  pointed = folder / 'named.json'
+  pointer.promote(str(pointed), pointer.target_of(folder / 'champion', 120))
+  again = '--input={}/calm.csv', '--output={}/good'
+  assert run('learn', folder, 'named.json', *again) == 2
+  assert 'has learned from --input=' in capsys.readouterr().err
+  assert run('serve', folder, 'named.json', '--step=120') == 2
+  assert 'names step 120, which is served' in capsys.readouterr().err
+  stored = json.loads(pointed.read_text())
+  stored['target']['digest'] = '0' * 64
+  pointed.write_text(json.dumps(stored))
+  assert run('eval', folder, 'named.json') == 2
+  assert 'differs from the one that was promoted' in capsys.readouterr().err
+
+
+def test_a_challenger_starts_from_the_step_that_was_promoted(folder, capsys, monkeypatch):
+  target = pointer.target_of(folder / 'champion', 120)
+  older = dataclasses.replace(target, step=60)
+  monkeypatch.setattr(pointer, 'check', lambda target: None)
+  pointer.promote(str(folder / 'older.json'), older)
+  assert run('learn', folder, 'older.json', '--input={}/calm.csv', '--output={}/new') == 2
+  assert 'names step 60' in capsys.readouterr().err
+  assert not (folder / 'new').exists()
+
+
 @pytest.mark.parametrize('mode, arguments, message', [
   ('drift', [], 'needs --input'),
   ('drift', ['--input={}/none.csv'], 'no file'),

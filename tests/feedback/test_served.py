@@ -1,5 +1,6 @@
 """A server with capture, corrections and swapped weights, over HTTP."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -125,9 +126,14 @@ def test_the_watch_loads_once_and_keeps_what_fits(tmp_path, caplog):
   name, loaded = str(tmp_path / 'served.json'), []
   one, two, bad = (Target(n, 1, n * 64) for n in 'abc')
 
+  tries, passing = [], []
+
   def load(target):
-    if target == bad:
+    tries.append(target.run)
+    if target.run == bad.run:
       raise InputError('its data.json has another spec')
+    if passing:
+      raise passing.pop()
     loaded.append(target)
 
   pointer.promote(name, one)
@@ -137,6 +143,18 @@ def test_the_watch_loads_once_and_keeps_what_fits(tmp_path, caplog):
   for _ in range(3):
     watch.look()
   assert not loaded and caplog.text.count('another spec; a stays') == 1
+  pointer.promote(name, dataclasses.replace(bad, promoted='again'))
+  watch.look()
+  assert tries == ['c', 'c']  # promoted again, it is tried again
+  pointer.promote(name, two)
+  passing.append(OSError('disk is busy'))
+  watch.look()
+  assert not loaded and 'disk is busy' in caplog.text
+  watch.look()  # the next look tries again
+  assert loaded == [two] and watch.target == two
+  pointer.promote(name, one)
+  watch.look()
+  assert loaded == [two, one]
   (tmp_path / 'served.json').write_text('{')
   for _ in range(3):
     watch.look()
@@ -145,7 +163,7 @@ def test_the_watch_loads_once_and_keeps_what_fits(tmp_path, caplog):
   pointer.promote(name, two)
   watch.start()
   deadline = time.monotonic() + 10
-  while not loaded and time.monotonic() < deadline:
+  while len(loaded) < 3 and time.monotonic() < deadline:
     time.sleep(0.01)
   watch.stop()
-  assert loaded == [two] and watch.target == two
+  assert loaded == [two, one, two] and watch.target == two

@@ -40,6 +40,30 @@ def test_corrections_win(tmp_path):
   assert [e.inputs['age'] for e in traffic.labeled(found)] == [1, 3, 4]
 
 
+def test_the_last_correction_counts_alone(tmp_path):
+  events = [answer('a', {'x': 1}, predictions=[{'prediction': 'no'}]), correct('a', label='yes'),
+            correct('a', rating=1)]  # fmt: skip
+  (found,) = traffic.read(str(write(tmp_path / 'one.jsonl', *events)), FIELDS)
+  assert found.label == 'no'
+
+
+def test_a_correction_that_is_no_class_is_left_out_and_that_of_a_file_named(tmp_path, caplog):
+  events = [answer('a', {'x': 1}), answer('b', {'x': 2}), correct('a', label='maybe'),
+            correct('b', label='yes')]  # fmt: skip
+  found = traffic.read(str(write(tmp_path / 'one.jsonl', *events)), FIELDS)
+  assert [e.inputs for e in traffic.labeled(found, ('no', 'yes'))] == [{'x': 2}]
+  assert 'left out   1 corrections' in caplog.text
+  with pytest.raises(InputError, match="label 'maybe'"):
+    traffic.labeled([Example({'x': 1}, label='maybe')], ('no', 'yes'))
+
+
+def test_a_text_under_the_name_that_servers_accept(tmp_path):
+  path = write(
+    tmp_path / 'one.jsonl', answer('a', {'text': 'well'}, predictions=[{'prediction': 'yes'}])
+  )
+  assert traffic.read(str(path), Fields('label', 'review', {}))[0].inputs == {'review': 'well'}
+
+
 def test_a_torn_last_line_is_left_out_and_another_one_named(tmp_path):
   path = write(tmp_path / 'a.jsonl', answer('one', {'age': 1}), torn='{"kind": "answ')
   assert [e.inputs for e in traffic.read(str(path), FIELDS)] == [{'age': 1}]

@@ -7,18 +7,20 @@ import runpy
 import socket
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from bmx.data.text.tokenizer import Bytes
+from bmx.data.text.tokenizer import Bytes, Subwords
 from bmx.models.gpt import GPT
 from bmx.parallel import Layout, make_mesh
 from bmx.serve import observers
 from bmx.serve.engine import Engine, Request
+from bmx.serve.rows import Output
 from bmx.serve.sample import Sampling
-from bmx.serve.text import Options
+from bmx.serve.text import Detokenizer, Options
 from tests.conftest import ROOT
 from tests.models.weights import variables
 
@@ -29,6 +31,7 @@ from bmx.serve.app import Server  # noqa: E402
 from bmx.serve.completion_routes import CompletionService  # noqa: E402
 from bmx.serve.completions import Completions  # noqa: E402
 from bmx.serve.decode import decoder  # noqa: E402
+from bmx.serve.openai import read_request  # noqa: E402
 from bmx.serve.worker import Worker  # noqa: E402
 
 ONE = Layout(make_mesh({}, jax.devices()[:1]))
@@ -87,8 +90,12 @@ def client(served):
     yield made
 
 
-def alone(served, prompt, tokens, seed=3, temperature=0.8):
+def alone(served, prompt, tokens, **options):
   """The text of the engine's own tokens."""
+  return Bytes().decode([i for i in tokens_alone(served, prompt, tokens, **options) if i])
+
+
+def tokens_alone(served, prompt, tokens, seed=3, temperature=0.8):
   _, server, worker = served
   found, done = [], threading.Event()
 
@@ -100,7 +107,7 @@ def alone(served, prompt, tokens, seed=3, temperature=0.8):
   ids = tuple(prompt.encode())
   worker.submit(Request(ids, tokens, Sampling(temperature), seed=seed), sink)
   assert done.wait(60)
-  return Bytes().decode([i for i in found if i])
+  return found
 
 
 def test_completions_and_streams_are_the_tokens_of_the_engine(served, client):
@@ -140,6 +147,15 @@ def test_a_stop_text_ends_an_answer_and_frees_its_row(served, client):
   answer = client.completions.create(**words).choices[0]
   assert answer.text == whole[: whole.index(stop)]
   assert answer.finish_reason == 'stop'
+  ids = tokens_alone(served, 'abc', 40)
+
+  def ends(n):
+    text = Detokenizer(Bytes(), (stop,), list(b'abc'))
+    text.add(ids[:n])
+    return text.stopped
+
+  used = client.completions.create(**words).usage.completion_tokens
+  assert used == next(n for n in range(1, 41) if ends(n))  # none behind the stop
 
 
 def post(port, body, path='/v1/completions', key=KEY, headers=()):
@@ -176,6 +192,9 @@ BAD = [
   ({'prompt': 'a', 'n': 1000}, 400, 'n=1000'),
   ({'prompt': 'a', 'n': True}, 400, 'n=True'),
   ({'prompt': 'a', 'stop': ['']}, 400, 'stop='),
+  ({'prompt': ['a'] * 100, 'n': 16}, 400, '1600 choices of all prompts: expected at most'),
+  ({'prompt': 'a', 'logprobs': 'no'}, 400, 'logprobs='),
+  ({'prompt': 'a', 'logprobs': -5}, 400, 'logprobs=-5'),
   ({'prompt': 'a', 'logit_bias': {'1': 2}}, 400, 'logit_bias='),
   ({'prompt': 'a', 'presence_penalty': 1}, 400, 'presence_penalty=1'),
   ({'prompt': 'a', 'stream': 'yes'}, 400, "stream='yes'"),
@@ -343,3 +362,23 @@ def test_a_slow_observer_loses_answers_and_delays_none(monkeypatch):
   assert made.lost >= 7
   gate.set()
   assert made.close(10)
+
+
+def test_a_stop_that_is_a_special_token_ends_an_answer():
+  """No text shows it: its id does. What stands behind it is not in the answer."""
+  import tokenizers
+
+  inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({'a': 0, 'b': 1, '?': 2}, '?'))
+  inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  inner.add_special_tokens(['<|stop|>'])
+  coder, engine = Subwords(inner.to_str()), types.SimpleNamespace(ends=())
+  engine.model, engine.context = GPT(4, 8, width=8, depth=1, heads=2), 8
+  engine.check = lambda request: None
+  made = Completions(['m'], types.SimpleNamespace(engine=engine, most=4), coder, Options())
+  asked = read_request({'prompt': 'a', 'stop': '<|stop|>'}, chat=False, served=['m'],
+                       defaults=Options())  # fmt: skip
+  (job,) = made.jobs(asked)
+  text = Detokenizer(coder, job.stop, job.request.prompt)
+  piece = made._piece(0, Output(1, [0, 3, 1], [-1.0, -2.0, -3.0], ''), job, text)
+  assert (piece.text.strip(), piece.tokens, piece.logprobs) == ('a', [0, 3], [-1.0, -2.0])
+  assert piece.finish == 'stop'

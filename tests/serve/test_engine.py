@@ -215,6 +215,38 @@ def test_other_weights_are_used_after_the_cache_is_forgotten():
   assert made.run([Request((3, 1, 4, 1, 5), 8, GREEDY)]) == expected != [before]
 
 
+def test_an_interrupt_ends_requests_and_the_engine_answers_on():
+  """Ctrl-C falls after the arrays of the cache were given away."""
+  model = gpt()
+  made = Engine(*decoder(model, weights(model), ONE), ONE, rows=2, chunks=(8,))
+  expected = made.run([Request((3, 1, 4), 8, GREEDY)])
+  plain = made.programs.decode
+
+  def interrupted(*args):
+    plain(*args)
+    raise KeyboardInterrupt
+
+  made.programs.decode = interrupted
+  made.submit(Request((3, 1, 4), 8, GREEDY))
+  with pytest.raises(KeyboardInterrupt):
+    made.step()
+  made.programs.decode = plain
+  assert made.idle and made.run([Request((3, 1, 4), 8, GREEDY)]) == expected
+
+
+def test_a_longer_prompt_of_the_same_beginning_finds_the_tokens_of_the_former():
+  """The cache is not shortened while it waits."""
+  model, read = gpt(), []
+  made = Engine(*decoder(model, weights(model), ONE), ONE, rows=2, chunks=(4,))
+  made.sizes = (12, 24, LENGTH)
+  begin = tuple(range(20))
+  (new,) = made.run([Request(begin, 8, GREEDY)])
+  plain = made.programs.prefill
+  made.programs.prefill = lambda *args: read.append(int(args[2].count.sum())) or plain(*args)
+  made.run([Request((*begin, *new, 5, 6), 4, GREEDY)])
+  assert sum(read) == 2
+
+
 def test_logprobs_are_those_of_a_whole_forward():
   model, made = gpt(), engine('learned')
   number = made.submit(Request((3, 1, 4, 1, 5), 6, Sampling(0.8), seed=2))

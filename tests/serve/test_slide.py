@@ -120,6 +120,16 @@ def test_more_texts_than_rows_and_a_reader_that_leaves(monkeypatch):
   assert list(writer.engines) == [2]
 
 
+def test_two_open_streams_are_refused():
+  writer = generator('rotary', 0.5)
+  first = writer.stream(PROMPTS[:1], 30)
+  next(first)
+  with pytest.raises(RuntimeError, match='another stream of this generator is open'):
+    next(writer.stream(PROMPTS[1:], 30))
+  first.close()
+  assert made(writer, PROMPTS[:1], 9) == [oracle('rotary', PROMPTS[0], 9, 6)]
+
+
 def test_devices_agree():
   layout = Layout(make_mesh({'data': 2, 'fsdp': 4}))
   writer = generator('learned', 0.5, layout)
