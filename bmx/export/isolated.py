@@ -36,7 +36,7 @@ def of_loader(folder: str):
 
 
 def of_transformers(folder: str):
-  """Returns a function of tokens and types -> the first output of a model of transformers."""
+  """Returns a function of tokens and types -> the logits of a model of transformers."""
   import torch  # type: ignore
   import transformers  # type: ignore
 
@@ -47,7 +47,10 @@ def of_transformers(folder: str):
   def call(**inputs):
     given = {names[k]: torch.from_numpy(v.astype(np.int64)) for k, v in inputs.items()}
     with torch.no_grad():
-      return {'logits': model(**given, return_dict=True).to_tuple()[0].numpy()}
+      out = model(**given, return_dict=True)
+      if 'start_logits' in out:
+        return {'logits': torch.stack([out['start_logits'], out['end_logits']], -1).numpy()}
+      return {'logits': out.to_tuple()[0].numpy()}
 
   return call
 

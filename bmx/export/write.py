@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,17 +14,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bmx.core.errors import InputError
-from bmx.data.text import chat_template, special
 from bmx.export.program import PLATFORMS, Signature
 from bmx.runtime.files import replacing, write_json
 from bmx.runtime.storage import Place
-from bmx.train import datafile, package
+from bmx.train import package
 from bmx.train.manifest import sha256
 
 CARD, LOADER = 'README.md', 'loader.py'
-# Files of a run that a package keeps, as far as there are.
-KEPT = (datafile.NAME, datafile.TOKENIZER, special.CONFIG, special.MAP, special.GENERATION,
-        chat_template.NAME)  # fmt: skip
 
 
 def check_output(folder: pathlib.Path) -> None:
@@ -35,16 +32,27 @@ def check_output(folder: pathlib.Path) -> None:
 @contextlib.contextmanager
 def draft(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """Returns an empty folder that becomes `folder` when the context ends without an exception."""
-  part = folder.with_name(f'{folder.name}.part')
-  shutil.rmtree(part, ignore_errors=True)
+  folder, part = folder.absolute(), None
   try:
-    part.mkdir(parents=True)
-    yield part
-    part.replace(folder)
-  except PermissionError as error:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    part.chmod(0o777 & ~_umask())  # a temporary folder is private
+  except OSError as error:
     raise InputError(f'--output={folder} cannot be written: {error}') from None
+  try:
+    yield part
+    if folder.is_dir():  # empty, see `check_output`
+      folder.rmdir()
+    part.replace(folder)
   finally:
     shutil.rmtree(part, ignore_errors=True)
+
+
+def _umask() -> int:
+  """Returns the permissions that new files lack."""
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
 
 
 def write(
@@ -63,7 +71,7 @@ def write(
     weights: arrays by name.
     program: serialized.
   """
-  for name in KEPT:
+  for name in package.KEPT:
     if (source / name).is_file():
       (folder / name).write_bytes((source / name).read_bytes())
   write_json(folder / 'config.json', config)

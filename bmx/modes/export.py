@@ -74,12 +74,14 @@ def run(request: Request) -> int:
   card.check_license(words.license)
   output = local(request.output or f'{request.workdir}/export/{words.format}')
   write.check_output(output)
-  request = dataclasses.replace(request, config=portable(request.config))
+  exact = words.format == 'huggingface'  # transformers computes in float32
+  request = dataclasses.replace(request, config=portable(request.config, exact))
   x, workdir, stored = open_run(request, read=False, evals=False, devices=jax.devices()[:1])
   source = open_source(request, x, workdir, stored)
   if words.format == 'huggingface':
-    merge(x, workdir, output, request.step, source.stored)
-    error = compare_with_transformers(source, output)
+    with write.draft(output) as draft:
+      merge(x, workdir, draft, request.step, source.stored)
+      error = compare_with_transformers(source, draft)
   elif words.format == 'onnx':
     error = write_onnx(source, output, words.length)
   else:
@@ -90,11 +92,19 @@ def run(request: Request) -> int:
   return errors.DONE
 
 
-def portable(given: Any) -> Any:
-  """Returns a config for one device of any kind: no mesh, no kernels of one kind of device."""
+def portable(given: Any, exact: bool = False) -> Any:
+  """Returns a config for one device of any kind: no mesh, no kernels of one kind of device.
+
+  Args:
+    given: the config of a run.
+    exact: whether it computes in float32 whatever the run does.
+  """
   config, base = recipes.plain(given), recipes.plain(recipes.base())
   config |= {word: base[word] for word in ('mesh', 'rules', 'compute')}
   task = _replaced(config['task'], 'attention', KERNELS, 'auto')
+  if exact:
+    config['dtype'] = 'float32'
+    task = _replaced(task, 'dtype', ('bfloat16', 'float16'), 'float32')
   return recipes.from_plain({**config, 'task': task})
 
 
@@ -161,7 +171,7 @@ def write_package(source: Source, output: pathlib.Path, length: int, terms: str)
     facts = write.facts(source.run.name, source.step, signature, 0.0)
     write.seal(draft, facts)
     error = check.largest_error(check.loaded(draft, batches), own_outputs(source, batches))
-    check_error(error)
+    check_error(error, source.config['dtype'])
     facts |= {'error': error, 'results': results_of(source.workdir, source.step)}
     write.seal(draft, facts, card.text(facts, about(source, terms)))
   return error
@@ -181,7 +191,7 @@ def write_onnx(source: Source, output: pathlib.Path, length: int) -> float:
   with write.draft(output) as draft:
     onnx.write(draft, task, source.weights, abstract, layout)
     error = check.largest_error(onnx.outputs(draft, batches), own_outputs(source, batches))
-    check_error(error)
+    check_error(error, source.config['dtype'])
   return error
 
 
@@ -204,7 +214,7 @@ def compare_with_transformers(source: Source, folder: pathlib.Path) -> float | N
   size = given[0]['logits'].shape[-1]  # without rows that pad the vocabulary
   own = [{'logits': o['logits'][..., :size]} for o in own_outputs(source, whole)]
   error = check.largest_error(given, own)
-  check_error(error)
+  check_error(error, source.config['dtype'])
   return error
 
 
@@ -215,12 +225,12 @@ def own_outputs(source: Source, batches: list[HostBatch]) -> list[HostBatch]:
   return [{k: tree.fetch(v) for k, v in compute(source.variables, b).items()} for b in batches]
 
 
-def check_error(error: float) -> None:
-  """Raises Stop if the outputs of an export differ from those of its run."""
-  if not error <= check.TOLERANCE:
+def check_error(error: float, dtype: str) -> None:
+  """Raises Stop if the outputs of an export differ from those of its run, which has a dtype."""
+  if not error <= check.TOLERANCES[dtype]:
     raise Stop(
       f'the outputs of the export differ from those of the run by {error:.2g} of the largest one: '
-      f'expected at most {check.TOLERANCE:g}; do not use it'
+      f'expected at most {check.TOLERANCES[dtype]:g} in {dtype}; nothing is written'
     )
 
 

@@ -25,6 +25,7 @@ def run(request: Request) -> int:
     raise errors.InputError('--output: expected a folder for the merged weights; --output=DIR')
   x, workdir, stored = open_run(request, read=False, evals=False)
   merge(x, workdir, request.output, request.step, stored)
+  log.info('merged weights in %s', request.output)
   return errors.DONE
 
 
@@ -55,7 +56,6 @@ def merge(
   labels = [str(name) for name in known.get('class_names', ())]
   hub.save(output, x.task.model, params, coder, labels=labels)
   log.info('%s', table(_rows(x, spec, params)))
-  log.info('merged weights in %s', output)
 
 
 def _rows(x: Experiment, spec: Any, params: Any) -> list[tuple[str, ...]]:

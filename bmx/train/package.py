@@ -18,13 +18,18 @@ from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
 from bmx.core.paths import local
+from bmx.data.text import chat_template, special
 from bmx.runtime.files import read_json
 from bmx.runtime.storage import Place
+from bmx.train import datafile
 from bmx.train.manifest import sha256
 from bmx.train.state import TrainState, state_spec
 
 NAME, WEIGHTS, PROGRAM = 'package.json', 'model.safetensors', 'program.bin'
 CONFIG = 'config.json'
+# Files of a run that a package keeps, as far as there are, and that its readers read.
+KEPT = (datafile.NAME, datafile.TOKENIZER, special.CONFIG, special.MAP, special.GENERATION,
+        chat_template.NAME)  # fmt: skip
 FORMAT = 1
 # Names of dtypes in a safetensors file -> those of numpy.
 DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16',
@@ -44,7 +49,8 @@ def holds_weights(folder: Place) -> bool:
 def read(folder: Place) -> dict[str, Any]:
   """Returns the content of package.json.
 
-  Raises InputError if it is not that of a package, or a listed file is missing or has changed.
+  Raises InputError if it is not that of a package, a listed file is missing or has changed, or one
+  was added that would be read.
   """
   path = folder / NAME
   try:
@@ -60,6 +66,10 @@ def read(folder: Place) -> dict[str, Any]:
       raise InputError(f'{path}: files: expected {name} among them; export again')
   for name, digest in files.items():
     _check_file(folder, name, digest)
+  added = [name for name in KEPT if name not in files and (folder / name).is_file()]
+  if added:
+    raise InputError(f'{folder / added[0]}: the export has no such file, and it would be read; '
+                     'remove it')  # fmt: skip
   return facts
 
 

@@ -18,7 +18,7 @@ from bmx import main as entry
 from bmx.adapt import restore
 from bmx.core import tree
 from bmx.core.errors import InputError, Stop
-from bmx.export import check, loader
+from bmx.export import check, loader, write
 from bmx.modes import export
 from bmx.train import package
 from bmx.train.state import state_spec
@@ -175,3 +175,67 @@ def test_facts_of_another_format_are_refused(run, tmp_path):
     (tmp_path / 'package.json').write_text(json.dumps(facts | change))
     with pytest.raises(InputError, match=message):
       package.read(tmp_path)
+
+
+def test_a_package_with_another_file_that_would_be_read_is_refused(run, capsys):
+  added = run / 'package/tokenizer.json'
+  added.write_text('{}')
+  try:
+    assert call('predict', run / 'package') == 2
+  finally:
+    added.unlink()
+  assert 'tokenizer.json: the export has no such file' in capsys.readouterr().err
+
+
+def test_a_changed_config_is_refused_before_it_is_built(run):
+  path = run / 'package/config.json'
+  kept = path.read_bytes()
+  try:
+    path.write_bytes(kept + b' ')
+    with pytest.raises(InputError, match='config.json: expected the file that was exported'):
+      package.check_config(run / 'package')
+  finally:
+    path.write_bytes(kept)
+
+
+def test_outputs_that_differ_leave_no_folder(run, tmp_path, monkeypatch, capsys):
+  plain = check.loaded
+
+  def changed(folder, batches):
+    found = plain(folder, batches)
+    found[1]['logits'] = found[1]['logits'] + 1e-3
+    return found
+
+  monkeypatch.setattr(check, 'loaded', changed)
+  assert call('export', run / 'run', f'--output={tmp_path}/out') == 1
+  assert 'differ from those of the run by' in capsys.readouterr().err
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_draft_leaves_folders_of_others_and_names_what_cannot_be_written(tmp_path, monkeypatch):
+  (tmp_path / 'out.part').mkdir()
+  monkeypatch.chdir(tmp_path / 'out.part')
+  with write.draft(pathlib.Path('.')) as draft:
+    (draft / 'a').write_text('b')
+  assert [p.name for p in (tmp_path / 'out.part').iterdir()] == ['a']
+  with write.draft(tmp_path / 'out'):
+    pass
+  assert (tmp_path / 'out.part/a').is_file()
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='cannot be written'), write.draft(tmp_path / 'file/out'):
+    pass
+
+
+def test_a_card_has_results_of_its_own_step_alone(run):
+  assert export.results_of(run / 'run', 3)['steps'] == 3
+  assert export.results_of(run / 'run', 2) == {}
+
+
+def test_adapters_in_bfloat16_are_exported(tmp_path):
+  """Merged weights round otherwise than adapters beside a kernel."""
+  words = ('steps=3', 'dtype=bfloat16', 'cache=off', 'every.eval=0', 'task.train=embed')
+  config, name = recipes.load('gpt_char:tiny_lora', words)
+  bmx.train(experiments.build(config, name, jax.devices()[:1]), tmp_path / 'run')
+  assert call('export', tmp_path / 'run', f'--output={tmp_path}/out') == 0
+  facts = json.loads((tmp_path / 'out/package.json').read_text())
+  assert 1e-5 < facts['error'] < 5e-2

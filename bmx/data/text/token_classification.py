@@ -111,8 +111,9 @@ def token_classification(
       if tag and tag not in place:
         raise InputError(f'{path}: tag {tag!r}; expected one of {", ".join(names)}')
     for token, word in firsts:
-      arrays['targets'][n, token] = place.get(sentence[word][1], 0)
-      arrays['weights'][n, token] = 1.0
+      tag = sentence[word][1]
+      arrays['targets'][n, token] = place.get(tag, 0)
+      arrays['weights'][n, token] = 1.0 if tag else 0.0
   cut, deleted = _lost(encoded, heads, found)
   source = f'{path}: {len(found):,} sentences, {cut:,} words cut off'
   source += f', {deleted:,} without a token' if deleted else ''
@@ -154,7 +155,7 @@ def _lost(
 
 
 def _given(given: Any, train: bool) -> list[list[tuple[str, str]]]:
-  """Sentences in memory; '' stands for a tag that is missing.
+  """Sentences in memory; '' stands for a tag that is missing, which no evaluation counts.
 
   Raises InputError for a sentence without words, words or tags that are not texts, or fewer tags.
   """
@@ -169,8 +170,10 @@ def _given(given: Any, train: bool) -> list[list[tuple[str, str]]]:
     tags = record.get('tags') or ([] if train else [''] * len(words))
     if not isinstance(tags, list | tuple) or len(tags) != len(words):
       raise InputError(f'{where}: tags={tags!r:.60}: expected a tag for each of {len(words)} words')
-    if not all(isinstance(tag, str) for tag in tags):
-      raise InputError(f'{where}: tags={tags!r:.60}: expected texts')
+    if not all(isinstance(tag, str) and (tag or not train) for tag in tags):
+      raise InputError(
+        f'{where}: tags={tags!r:.60}: expected texts, in training none that is empty'
+      )
     sentences.append([(whole(word, where), tag) for word, tag in zip(words, tags, strict=True)])
   return sentences
 

@@ -259,6 +259,18 @@ def test_words_behind_the_end_are_counted(tmp_path, coder):
   assert data.arrays['tokens'][0, -1] == SEP
 
 
+def test_a_missing_tag_counts_nothing_and_is_refused_in_training(coder):
+  """Of sentences in memory."""
+  fitted = {'class_names': ['O', 'B-place']}
+  words = {'words': ['in', 'Paris'], 'tags': ['', 'B-place']}
+  options = {'tokenizer': coder, 'length': 8, 'fitted': fitted}
+  data = token_classification('', given=[words], train=False, **options)
+  assert data.arrays['weights'].sum() == 1
+  assert data.arrays['targets'][data.arrays['weights'] > 0].tolist() == [1]
+  with pytest.raises(InputError, match='in training none that is empty'):
+    token_classification('', given=[words], **options)
+
+
 def test_the_training_file_says_the_tags(tmp_path, coder):
   train = write(tmp_path / 'train.conll', ['a\tO', 'b\tB-x', 'c\tB-y'])
   valid = write(tmp_path / 'valid.conll', ['a\tB-y'])
