@@ -150,8 +150,12 @@ def abstract_inputs(
   sizes = jax.export.symbolic_shape(', '.join(most), constraints=bounds)
   symbols = dict(zip(most, sizes, strict=True))
 
+  row = inputs.get('tokens')
+
   def shape(spec: Spec) -> tuple[Any, ...]:
-    names = spec.names or (None,) * len(spec.shape)
+    # The context of a question has one value a token and no name: a mesh does not reorder it.
+    along = row is not None and spec.shape == row.shape
+    names = spec.names or (row.names if row and along else (None,) * len(spec.shape))
     own = [
       symbols.get(LENGTH, length) if name == 'length' else n
       for n, name in zip(spec.shape, names, strict=True)

@@ -28,7 +28,7 @@ IMAGE = {'image': Spec((9, 8, 1), np.dtype(np.float32)), 'label': LABEL}
 TABLE = {'x': Spec((5,), np.dtype(np.float32)), 'label': LABEL}
 TEXT = {'tokens': ROW, 'targets': ROW}
 PAIR = {'tokens': ROW, 'segment_ids': ROW, 'types': ROW, 'label': LABEL}
-QUESTION = PAIR | {'context': ROW, 'first': LABEL, 'last': LABEL}
+QUESTION = PAIR | {'context': Spec((T,), np.dtype(np.int32)), 'first': LABEL, 'last': LABEL}
 
 
 def gpt(**options):
