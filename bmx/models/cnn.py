@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.core.types import Facts
-from bmx.models.layers import BatchNorm, Conv, Dtype, activation
+from bmx.models.convolution import BatchNorm, Conv, max_pool
+from bmx.models.layers import Dtype, activation
 from bmx.models.mlp import MLP
 from bmx.parallel import constrain
 
@@ -56,22 +57,8 @@ class CNN(nn.Module):
       if self.norm:
         x = BatchNorm(dtype=self.dtype, name=f'norm_{i}')(x, train=train)
       x = activation(self.activation)(x)
-      x = constrain(halve(x), 'batch', None, None, 'mlp')
+      x = constrain(max_pool(x), 'batch', None, None, 'mlp')
     # The flattened map is wide and its channels may be sharded: 'act_embed' gathers them first.
     x = constrain(x.reshape(x.shape[0], -1), 'batch', 'act_embed')
     head = MLP(self.num_outputs, self.widths, (self.activation,), self.dropout, dtype=self.dtype)
     return head(x, train=train)
-
-
-def halve(x: jax.Array) -> jax.Array:
-  """Computes a 2×2 max pool: [B, I, J, C] -> [B, I // 2, J // 2, C]; omits odd last rows, columns.
-
-  It takes maxima of halves: the gradient of a window reduction (select and scatter) is slow on
-  CPUs, and that of a maximum over axes takes 2.5 times as long. Equal maxima share the gradient.
-  """
-  batch, rows, columns, channels = x.shape
-  x = x[:, : rows // 2 * 2, : columns // 2 * 2]
-  x = x.reshape(batch, -1, columns // 2, 2, channels)
-  x = jnp.maximum(x[..., 0, :], x[..., 1, :])
-  x = x.reshape(batch, rows // 2, 2, columns // 2, channels)
-  return jnp.maximum(x[:, :, 0], x[:, :, 1])

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from bmx.core import tree
 from bmx.core.errors import InputError
-from bmx.models.layers import Conv, Einsum, Embed
+from bmx.models.convolution import Conv
+from bmx.models.layers import Einsum, Embed
 from bmx.models.moe import MoE
 from bmx.ops import stored
 from bmx.parallel.sharding import Named, is_named, unbox
@@ -136,7 +137,7 @@ def _others(module: nn.Module) -> dict[str, Kernel]:
   if isinstance(module, Embed):
     return {'table': Kernel('', shape('table'), module.axes, 1, first=1)}
   if isinstance(module, Conv):
-    return {'kernel': Kernel('', shape('kernel'), (None, None, None, 'mlp'), 3)}
+    return {'kernel': Kernel('', shape('kernel'), module.axes, 3)}
   if isinstance(module, MoE):
     return {name: Kernel('', shape(name), (), 1, first=1) for name in module.kernels}
   return {}

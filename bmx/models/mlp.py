@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Facts
+from bmx.models.convolution import BatchNorm
 from bmx.models.layers import (
-  BatchNorm,
   Dtype,
   Einsum,
   Norm,
