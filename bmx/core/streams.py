@@ -17,12 +17,14 @@ varies over, so the draw for position p needs no draw before it.
 | ADAPTERS     | initialization of adapters                   | number of the adapter |
 | PERMUTATION  | order of examples                            | epoch             |
 | SHIFT        | where the windows of a text begin            | epoch             |
-| AUGMENTATION | crops and flips                              | position          |
+| AUGMENTATION | crops, flips and other changes of images     | operation, then position |
 | PAIRS        | which text stands second                      | position          |
 | SPLIT        | which examples a random split holds          | nothing           |
 | DRIFT        | rows that are compared, permutations of MMD  | nothing           |
 | GATE         | draws of a bootstrap                         | nothing           |
 """
+
+import dataclasses
 
 import numpy as np
 
@@ -45,17 +47,35 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
   return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, index))))
 
 
-def draws(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
+def draws(seed: int, stream: int, positions: np.ndarray, number: int = 0) -> np.ndarray:
   """Draws four uniform numbers per position: positions int64 [n] -> float64 [n, 4] in [0, 1).
 
-  Row i depends on `(seed, stream, positions[i])` alone: Philox is a counter-based generator (Salmon
-  et al. 2011), and one count gives four 64-bit words.
+  Row i depends on `(seed, stream, number, positions[i])` alone: Philox is a counter-based generator
+  (Salmon et al. 2011), and one count gives four 64-bit words. `number` is the second word of the
+  counter, so that the draws of two numbers are independent.
   """
   words = np.empty((len(positions), 4), np.uint64)
   key = np.array([seed, stream], np.uint64)
   breaks = np.flatnonzero(np.diff(positions) != 1) + 1
   for run in np.split(np.arange(len(positions)), breaks):
     if len(run):
-      bits = np.random.Philox(key=key, counter=int(positions[run[0]]))
+      bits = np.random.Philox(key=key, counter=(number << 64) + int(positions[run[0]]))
       words[run] = bits.random_raw(4 * len(run)).reshape(-1, 4)
   return (words >> np.uint64(11)) * 2.0**-53
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+  """Uniform numbers of the augmentation of n examples.
+
+  Attributes:
+    seed: of the run.
+    positions: of the examples, int64 [n].
+  """
+
+  seed: int
+  positions: np.ndarray
+
+  def __call__(self, number: int = 0) -> np.ndarray:
+    """Returns draws `number`, float64 [n, 4] in [0, 1); those of two numbers are independent."""
+    return draws(self.seed, AUGMENTATION, self.positions, number)

@@ -12,8 +12,9 @@ from bmx.core import streams
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, HostBatch, Metadata
+from bmx.data.augment import Augmentation, augment
 from bmx.data.digests import digest_arrays
-from bmx.data.images import Normalise, augment
+from bmx.data.images import Normalise
 from bmx.runtime.fetch import fetch
 
 RESIDENT_BYTES = 1 << 30  # arrays up to this size are held on the device
@@ -39,7 +40,7 @@ class ArrayData:
     metadata: facts that are checked against a model ('num_classes', 'num_targets', ...).
     seed: of augmentation.
     train: whether examples are augmented.
-    augment: (rows, draws float64 [n, 4]) -> rows, on the host.
+    augment: (rows, random) -> rows, on the host, see `data.augment`.
     preprocess: function of every batch; works on numpy and on jax arrays.
     names: array -> logical names of the dimensions of one example, see `Spec`.
     fitted: result of `state`, see `core.data.Stateful`.
@@ -54,7 +55,7 @@ class ArrayData:
   metadata: Metadata
   seed: int = 0
   train: bool = True
-  augment: Callable[[HostBatch, np.ndarray], HostBatch] | None = None
+  augment: Augmentation | None = None
   preprocess: Callable[[Batch], Batch] = unchanged
   names: dict[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
   fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -64,7 +65,7 @@ class ArrayData:
     check_arrays(self.arrays, self.metadata)
     self.size = len(next(iter(self.arrays.values())))
     self.arrays = {'weights': np.ones(self.size, np.float32)} | self.arrays
-    self.spec = spec_of(self.preprocess({k: v[:1] for k, v in self.arrays.items()}), self.names)
+    self.spec = spec_of(self.rows(np.zeros(1, np.int64), np.zeros(1, np.int64)), self.names)
 
   def state(self) -> dict[str, Any]:
     """Returns the values that were fitted to the data."""
@@ -82,7 +83,7 @@ class ArrayData:
     """Returns rows of examples, augmented by position in training."""
     rows = {k: v[indices] for k, v in self.arrays.items()}
     if self.augment and self.train:
-      rows = self.augment(rows, streams.draws(self.seed, streams.AUGMENTATION, positions))
+      rows = self.augment(rows, streams.Draws(self.seed, positions))
     return self.preprocess(rows)
 
   def resident(self) -> HostBatch | None:
@@ -115,7 +116,7 @@ class SourceData:
   metadata: Metadata
   seed: int = 0
   train: bool = True
-  augment: Callable[[HostBatch, np.ndarray], HostBatch] | None = None
+  augment: Augmentation | None = None
   preprocess: Callable[[Batch], Batch] = unchanged
   names: dict[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
 
@@ -131,7 +132,7 @@ class SourceData:
     check_arrays(rows, self.metadata)
     rows = {'weights': np.ones(len(indices), np.float32)} | rows
     if self.augment and self.train:
-      rows = self.augment(rows, streams.draws(self.seed, streams.AUGMENTATION, positions))
+      rows = self.augment(rows, streams.Draws(self.seed, positions))
     return self.preprocess(rows)
 
 

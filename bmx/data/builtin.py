@@ -6,7 +6,8 @@ import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.arrays import ArrayData, split_indices
-from bmx.data.images import Normalise, augment
+from bmx.data.augment import augment
+from bmx.data.images import Normalise
 
 TABLES = ('iris', 'wine', 'breast_cancer', 'diabetes')
 

@@ -1,13 +1,12 @@
-"""Images: normalization, and augmentation that is a function of (seed, position)."""
+"""Images: normalization."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
-from bmx.core.types import Batch, HostBatch
+from bmx.core.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,36 +37,3 @@ class Normalise:
     offset = line(self.mean) / line(self.std)
     pixels = image.reshape(*image.shape[:-2], -1).astype(np.float32) * factor - offset
     return {**batch, 'image': pixels.reshape(image.shape)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-  """Random crop of the image padded by `crop` black pixels, then a random left-right flip."""
-
-  crop: int = 0
-  flip: bool = False
-
-  def __call__(self, rows: HostBatch, draws: np.ndarray) -> HostBatch:
-    """rows['image'] [n, I, J, C]; draws float64 [n, 4] in [0, 1): row, column, flip, unused."""
-    image = rows['image']
-    if self.crop:
-      image = self._crop(image, *(draws[:, :2] * (2 * self.crop + 1)).astype(int).T)
-    if self.flip:
-      image, chosen = image.copy(), draws[:, 2] < 0.5
-      image[chosen] = np.take(image[chosen], np.arange(image.shape[2])[::-1], axis=2)
-    return {**rows, 'image': image}
-
-  def _crop(self, image: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
-    n, height, width, channels = image.shape
-    pad = ((0, 0), (self.crop, self.crop), (self.crop, self.crop), (0, 0))
-    # Copies whole rows of width·channels values: a tenth of the time of picking pixels.
-    lines = np.pad(image, pad).reshape(n, height + 2 * self.crop, -1)
-    windows = np.lib.stride_tricks.sliding_window_view(lines, (height, width * channels), (1, 2))
-    return windows[np.arange(n), top, left * channels].reshape(image.shape)
-
-
-def augment(crop: int, flip: bool) -> Augment | None:
-  """Returns the augmentation, None without any. Raises InputError for a negative `crop`."""
-  if crop < 0:
-    raise InputError(f'crop={crop}: expected a number of pixels, at least 0')
-  return Augment(crop, flip) if crop or flip else None

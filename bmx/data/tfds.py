@@ -10,7 +10,8 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import RESIDENT_BYTES, ArrayData, SourceData
-from bmx.data.images import Normalise, augment
+from bmx.data.augment import augment
+from bmx.data.images import Normalise
 from bmx.data.records import Record
 
 NAME = re.compile(r'\w+(/[\w.+-]+)*(:[\d.*]+)?')  # with a config, with a version

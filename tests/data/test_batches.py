@@ -12,8 +12,9 @@ from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.data import arrays as loader
 from bmx.data.arrays import ArrayData, split_indices
+from bmx.data.augment import augment
 from bmx.data.batches import Batches
-from bmx.data.images import Augment, Normalise, augment
+from bmx.data.images import Normalise
 from bmx.data.text.windows import TokenData
 from tests.data.batched import batched
 
@@ -114,72 +115,6 @@ def test_only_small_unaugmented_data_is_resident(monkeypatch):
   assert images(augment=augment(1, False), train=False).resident() is not None
   monkeypatch.setattr(loader, 'RESIDENT_BYTES', 100)
   assert images().resident() is None
-
-
-def test_augmentation_is_a_function_of_seed_and_position():
-  data = images(n=40, augment=augment(2, True), seed=5)
-  indices, at = np.arange(40) % 7, np.arange(1000, 1040)
-  whole = data.rows(indices, at)['image']
-  some = np.array([3, 4, 20, 11, 39])
-  np.testing.assert_array_equal(data.rows(indices[some], at[some])['image'], whole[some])
-  again = images(n=40, augment=augment(2, True), seed=5)
-  np.testing.assert_array_equal(again.rows(indices, at)['image'], whole)
-  other = images(n=40, augment=augment(2, True), seed=6)
-  assert not np.array_equal(other.rows(indices, at)['image'], whole)
-  assert not np.array_equal(data.rows(indices, at + 40)['image'], whole)
-
-
-def test_evaluation_is_not_augmented():
-  data = images(augment=augment(2, True), train=False)
-  got = data.rows(np.arange(12), np.arange(12))['image']
-  np.testing.assert_array_equal(got, data.arrays['image'])
-
-
-def crops(image, crop):
-  """Every (offset, flip) of an image padded with zeros -> the view it gives."""
-  side = image.shape[0]
-  padded = np.zeros((side + 2 * crop, side + 2 * crop, image.shape[2]), image.dtype)
-  padded[crop : crop + side, crop : crop + side] = image
-  views = {}
-  for i in range(2 * crop + 1):
-    for j in range(2 * crop + 1):
-      view = padded[i : i + side, j : j + side]
-      views[i, j, False], views[i, j, True] = view, view[:, ::-1]
-  return views
-
-
-def test_crops_are_crops_and_all_of_them_happen():
-  data, crop = images(n=6, augment=augment(2, True)), 2
-  known = [crops(image, crop) for image in data.arrays['image']]
-  indices = np.arange(600) % 6
-  found = set()
-  for index, got in zip(indices, data.rows(indices, np.arange(600))['image'], strict=True):
-    names = [name for name, view in known[index].items() if np.array_equal(view, got)]
-    assert len(names) == 1
-    found.add(names[0])
-  assert len(found) == 50
-
-
-@pytest.mark.parametrize(('draw', 'top', 'flipped'), [(0.0, 0, True), (0.9999, 2, False)])
-def test_crop_and_flip_follow_the_draws(draw, top, flipped):
-  image = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
-  got = Augment(1, True)({'image': image, 'label': np.arange(2)}, np.full((2, 4), draw))
-  expected = [crops(x, 1)[top, top, flipped] for x in image]
-  np.testing.assert_array_equal(got['image'], expected)
-  np.testing.assert_array_equal(got['label'], [0, 1])
-  assert got['image'].dtype == np.uint8
-
-
-def test_flips_are_fair():
-  data = images(n=1, augment=augment(0, True))
-  got = data.rows(np.zeros(2000, int), np.arange(2000))['image']
-  flipped = (got == data.arrays['image'][0][:, ::-1]).all((1, 2, 3))
-  assert (flipped | (got == data.arrays['image'][0]).all((1, 2, 3))).all()
-  assert abs(flipped.sum() - 1000) < 5 * (2000 / 4) ** 0.5
-
-
-def test_no_augmentation_is_none():
-  assert augment(0, False) is None
 
 
 @pytest.mark.parametrize('library', [np, jnp])
