@@ -14,7 +14,7 @@ from bmx.models.attention import Attention, AttentionConfig
 from bmx.models.layers import Dtype, Einsum, Norm, activation
 from bmx.models.moe import Aux, MoE, MoEConfig
 from bmx.ops.cache import LayerCache
-from bmx.parallel import constrain
+from bmx.parallel import constrain, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,9 @@ class BlockConfig:
     post_norm: whether norms follow the residual sum (Vaswani et al. 2017, BERT) or precede
       attention and feed-forward (GPT-2, Llama).
     dropout: rate, on the terms that are added to the residual stream.
+    layer_scale: initial value of a factor for each channel of these terms; 0: no factors.
+    drop_path: share of examples that skip the terms of the last block of a Stack in training; that
+      of earlier blocks grows linearly from 0.
     dtype: of the computation.
   """
 
@@ -61,6 +64,8 @@ class BlockConfig:
   norm_bias: bool = True
   post_norm: bool = False
   dropout: float = 0.0
+  layer_scale: float = 0.0
+  drop_path: float = 0.0
   dtype: Dtype = jnp.float32
 
 
@@ -103,6 +108,7 @@ class Block(nn.Module):
     positions: jax.Array,
     segment_ids: jax.Array | None,
     cache: LayerCache | None = None,
+    drop_path: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[Aux, LayerCache | None]]:
     """Applies the block.
 
@@ -111,6 +117,7 @@ class Block(nn.Module):
       positions: int [B, T].
       segment_ids: int [B, T], or None if every row is one segment.
       cache: keys and values of earlier tokens.
+      drop_path: share of examples that skip the terms of this block, float32 []; None: 0.
 
     Returns:
       ([B, T, D], (auxiliary values of the experts, {} without experts; the cache)): the pair that a
@@ -123,7 +130,7 @@ class Block(nn.Module):
 
     attention = Attention(c.attention, c.dtype, name='attention')
     feed = self._feed()
-    drop = nn.Dropout(c.dropout, deterministic=not self.train)
+    dropout = nn.Dropout(c.dropout, deterministic=not self.train)
     attention_norm, feed_norm = norm('attention_norm'), norm('feed_forward_norm')
 
     def before(norm: Norm, x: jax.Array) -> jax.Array:
@@ -132,13 +139,23 @@ class Block(nn.Module):
     def after(norm: Norm, x: jax.Array) -> jax.Array:
       return norm(x) if c.post_norm else x
 
+    def add(x: jax.Array, y: jax.Array, name: str) -> jax.Array:
+      y = dropout(constrain(y, 'batch', 'length', 'act_embed'))
+      if c.layer_scale:
+        init = named(nn.initializers.constant(c.layer_scale), ('norm',))
+        y *= self.param(name, init, y.shape[-1:], jnp.float32).astype(y.dtype).reshape(1, 1, -1)
+      if drop_path is not None:
+        keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - drop_path, (y.shape[0], 1, 1))
+        y = jnp.where(keep, y / (1 - drop_path).astype(y.dtype), 0)
+      return x + y
+
     x = constrain(x, 'batch', 'length', 'act_embed')
     y = constrain(before(attention_norm, x), 'batch', 'norm_length', 'act_embed')
     y, cache = attention(y, positions, segment_ids, cache)
-    x = after(attention_norm, x + drop(constrain(y, 'batch', 'length', 'act_embed')))
+    x = after(attention_norm, add(x, y, 'attention_scale'))
     y = constrain(before(feed_norm, x), 'batch', 'norm_length', 'act_embed')
     y, aux = feed(y)
-    x = after(feed_norm, x + drop(constrain(y, 'batch', 'length', 'act_embed')))
+    x = after(feed_norm, add(x, y, 'feed_forward_scale'))
     return x, (aux, cache)
 
   def _feed(self) -> Callable[[jax.Array], tuple[jax.Array, Aux]]:

@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'relu': jax.nn.relu,
   'gelu': lambda x: jax.nn.gelu(x, approximate=True),
   'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),
+  'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),
   'silu': jax.nn.silu,
   'sigmoid': jax.nn.sigmoid,
   'tanh': jnp.tanh,

@@ -4,9 +4,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from bmx.core import tree
 from bmx.core.errors import InputError
+from bmx.core.ranges import check_number
 from bmx.models.block import Block, BlockConfig
 from bmx.ops.attention import counting
 from bmx.ops.cache import Cache
@@ -108,8 +110,12 @@ class Stack(nn.Module):
       ([B, T, D], the cache with these tokens).
 
     Raises:
-      InputError: a cache in a scanned or pipelined stack; a pipeline without scan.
+      InputError: a cache in a scanned or pipelined stack; a pipeline without scan, or with
+        stochastic depth.
     """
+    check_number('drop_path', self.block.drop_path, at_least=0, below=1)
+    if stages() > 1 and self.block.drop_path:
+      raise InputError(f'drop_path={self.block.drop_path}: expected 0 with mesh.pipe={stages()}')
     if stages() > 1 and not self.scan:
       raise InputError(f'mesh.pipe={stages()}: expected stacked layers; set scan=True')
     if cache is not None and self.scan:
@@ -129,12 +135,20 @@ class Stack(nn.Module):
     collected = any(self.is_mutable_collection(name) for name in COLLECTED)
     return collected or any('blocks' in self.variables[name] for name in others)
 
+  def _drop_path(self, train: bool) -> jax.Array | None:
+    """Returns the rate of stochastic depth of each layer, float32 [L]; None without."""
+    if not (train and self.block.drop_path):
+      return None
+    return jnp.linspace(0, self.block.drop_path, self.depth)
+
   def _loop(self, x, positions, segment_ids, train, cache):
     block, total, layers = self._block(), {}, []
+    rates = self._drop_path(train)
     for i in range(self.depth):
       given = None if cache is None else cache.layer(i)
       one = block(self.block, train, name=f'block_{i}')
-      x, (aux, layer) = one(x, positions, segment_ids, given)
+      rate = None if rates is None else rates[i]
+      x, (aux, layer) = one(x, positions, segment_ids, given, rate)
       total = {k: total.get(k, 0.0) + v for k, v in aux.items()}
       layers.append(layer)
     return x, total, None if cache is None else cache.advance(layers, x.shape[1])
@@ -153,11 +167,12 @@ class Stack(nn.Module):
       # Every collection has a leading layer dimension: adapters and captured outputs, too.
       variable_axes={True: 0},
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    x, (aux, _) = blocks(self.block, train, name='blocks')(x, positions, segment_ids)
+    one = blocks(self.block, train, name='blocks')
+    x, (aux, _) = one(x, positions, segment_ids, None, self._drop_path(train))
     return x, aux
 
   def _pipeline(self, x, positions, segment_ids, train):

@@ -11,6 +11,8 @@ from bmx.models.bert import BERT, Classifier, Pretraining, Tagger
 from bmx.models.cnn import CNN
 from bmx.models.gpt import GPT
 from bmx.models.mlp import MLP
+from bmx.models.resnet import ResNet
+from bmx.models.vit import ViT
 from tests.models.weights import shapes
 
 
@@ -174,3 +176,39 @@ def test_batch_norm_replaces_the_bias_of_a_convolution():
   image = jnp.zeros((1, 8, 8, 3))
   plain, normed = (CNN(10, (16, 24), 3, norm=norm) for norm in ('', 'batch'))
   assert parameters(normed, image) - parameters(plain, image) == 16 + 24
+
+
+IMAGE = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+
+@pytest.mark.parametrize(('depth', 'expected'), [
+  (18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808),
+])  # fmt: skip
+def test_resnets(depth, expected):
+  """As torchvision publishes them: running statistics are not counted."""
+  assert parameters(ResNet(1000, depth=depth), IMAGE) == expected
+
+
+def test_group_norm_has_as_many_parameters():
+  assert parameters(ResNet(1000, depth=18, norm='group'), IMAGE) == 11_689_512
+
+
+CLIP = {'pre_norm': True, 'patch_bias': False, 'head_bias': False, 'activation': 'quick_gelu'}
+
+
+@pytest.mark.parametrize(('expected', 'outputs', 'options'), [
+  (5_717_416, 1000, {'width': 192, 'heads': 3}),  # ViT-Ti/16
+  (22_050_664, 1000, {'width': 384, 'heads': 6}),  # S/16
+  (86_567_656, 1000, {}),  # B/16
+  (304_326_632, 1000, {'width': 1024, 'depth': 24, 'heads': 16}),  # L/16
+  (87_338_192, 1000, {'distillation': 'head'}),  # DeiT-B distilled, with both heads
+  (87_849_216, 512, CLIP | {'patch_size': 32}),  # CLIP ViT-B/32 with its projection
+])  # fmt: skip
+def test_vision_transformers(expected, outputs, options):
+  assert parameters(ViT(outputs, **options, scan=True), IMAGE) == expected
+
+
+def test_fixed_positions_and_the_mean_of_patches_need_no_parameters():
+  table, token = (1 + 196) * 768, 768
+  fixed = ViT(1000, pool='mean', positions='sincos', scan=True)
+  assert parameters(fixed, IMAGE) == 86_567_656 - table - token
