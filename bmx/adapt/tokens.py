@@ -24,7 +24,7 @@ def check_tokenizer(folder: str, text: str | None, word: str) -> None:
     InputError: the tokenizers give their ids other meanings.
   """
   given = _tokenizer_at(folder)
-  if text is None or given is None or _meaning(given) == _meaning(text):
+  if _are_alike(given, text):
     return
   word_of_data = f"{{'call': 'bmx.data.text.tokenizer:load', 'path': {folder!r}}}"
   raise InputError(
@@ -32,6 +32,21 @@ def check_tokenizer(folder: str, text: str | None, word: str) -> None:
     'expected one tokenizer, as an id means another text otherwise; set '
     f'--config.data.tokenizer="{word_of_data}", or name a folder with the tokenizer of the data'
   )
+
+
+def difference(folder: str, other: str) -> str:
+  """Describes the tokenizers of two folders that differ; '' if they do not, or one is not known.
+
+  Args:
+    folder: a run of bmx, or a Hugging Face directory.
+    other: likewise.
+  """
+  a, b = _tokenizer_at(folder), _tokenizer_at(other)
+  return '' if _are_alike(a, b) else f'{_brief(a)} there, {_brief(b)} here'
+
+
+def _are_alike(a: str | None, b: str | None) -> bool:
+  return a is None or b is None or _meaning(a) == _meaning(b)
 
 
 def _tokenizer_at(folder: str) -> str | None:
@@ -53,7 +68,7 @@ def _meaning(text: str) -> Any:
     return text
 
 
-def _brief(text: str) -> str:
+def _brief(text: str | None) -> str:
   """Describes a tokenizer: bytes, or the kind and the size of its vocabulary."""
   if not text:
     return 'bytes'

@@ -112,6 +112,9 @@ class Instances:
                        f'{type(instance).__name__}')  # fmt: skip
     known = {c.name: c for c in self.columns}
     if self._alias and 'text' in instance and 'text' not in known:
+      if self._alias in instance:
+        raise InputError(f'{where}: {self._alias!r} and text name one column; expected one of '
+                         'them')  # fmt: skip
       instance = {(self._alias if k == 'text' else k): v for k, v in instance.items()}
     for name in instance:
       if name not in known:

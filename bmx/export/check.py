@@ -68,7 +68,7 @@ def loaded(
     kind: 'loader' of a package, 'transformers' of the other.
 
   Raises:
-    Stop: the process failed; with its last line.
+    Stop: the process failed, with its last line; or it took longer than SECONDS.
   """
   script = pathlib.Path(__file__).with_name('isolated.py')
   with tempfile.TemporaryDirectory() as place:
@@ -77,10 +77,14 @@ def loaded(
     np.savez(given, **arrays)
     command = [sys.executable, '-I', script, kind, folder.resolve(), given, made]
     env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-    done = subprocess.run(
-      [*map(str, command)], cwd=place, env=env, capture_output=True, text=True,
-      timeout=SECONDS, check=False,
-    )  # fmt: skip
+    try:
+      done = subprocess.run(
+        [*map(str, command)], cwd=place, env=env, capture_output=True, text=True,
+        timeout=SECONDS, check=False,
+      )  # fmt: skip
+    except subprocess.TimeoutExpired:
+      raise Stop(f'{folder}: {kind} has not ended within {SECONDS:g} s in a process without bmx; '
+                 'nothing is written') from None  # fmt: skip
     if done.returncode:
       last = (done.stderr.strip() or f'exit code {done.returncode}').splitlines()[-1]
       raise Stop(f'{folder}: {kind} failed in a process without bmx: {last}')

@@ -17,6 +17,7 @@ from bmx.runtime.files import Appender, to_json, tolerated
 
 log = logging.getLogger('bmx')
 FEEDBACK_ROUTE = '/v1/feedback'
+PRIVATE = 0o600  # of files that hold what users have said
 Redact = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
@@ -98,7 +99,8 @@ class Capture:
     """The file that a line of `size` bytes goes to. Raises OSError if it cannot be created."""
     file = self._file
     if file is None or (file.length and file.length + size > self.file_bytes):
-      new = Appender(self.folder / f'{self._began}-{next(self._numbers):05d}.jsonl')
+      name = f'{self._began}-{next(self._numbers):05d}.jsonl'
+      new = Appender(self.folder / name, mode=PRIVATE)
       if file is not None:
         file.close()
       self._file = file = new

@@ -69,6 +69,7 @@ def run(request: Request) -> int:
   words = request.config.export
   if words.format not in FORMATS:
     raise InputError(f'export.format={words.format!r}: expected one of {", ".join(FORMATS)}')
+  check_words(words)
   if words.format == 'onnx':
     onnx.check_libraries()
   card.check_license(words.license)
@@ -90,6 +91,16 @@ def run(request: Request) -> int:
     log.info('checked    without bmx: largest error %.2g of the largest output', error)
   log.info('exported   %s', output)
   return errors.DONE
+
+
+def check_words(words: Any) -> None:
+  """Raises InputError for a word that the format does not have."""
+  if words.format == 'huggingface' and words.length:
+    raise InputError(f'export.length={words.length}: expected 0 with export.format=huggingface, as '
+                     'transformers reads rows of any length')  # fmt: skip
+  if words.format != 'bmx' and words.license:
+    raise InputError(f'export.license={words.license!r}: expected none with export.format='
+                     f'{words.format}, which has no model card')  # fmt: skip
 
 
 def portable(given: Any, exact: bool = False) -> Any:

@@ -2,18 +2,24 @@
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
+
+import jax
+import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment as experiments
 from bmx.core.errors import InputError
 from bmx.feedback import pointer
 from bmx.feedback.pointer import Target
+from bmx.modes.export import portable
 from bmx.modes.services import weights
 from bmx.modes.start import Run
 from bmx.runtime.storage import place
+from bmx.serve.worker import DeviceThread, Unavailable
 from bmx.train import datafile
 from bmx.train.rundir import differences, read_config
 
@@ -28,7 +34,7 @@ class Watch:
   Args:
     path: of the pointer.
     target: that is served.
-    load: makes a target the served one; raises InputError if it does not fit.
+    load: makes a target the served one before it returns; raises InputError if it does not fit.
     seconds: between two looks.
   """
 
@@ -82,16 +88,39 @@ class Watch:
     """Logs a problem once."""
     if str(error) != self._problem:
       self._problem = str(error)
-      log.error('pointer    %s; %s stays', error, self.target.run,
-                exc_info=None if isinstance(error, InputError) else error)  # fmt: skip
+      trace = None if isinstance(error, InputError | Unavailable) else error
+      log.error('pointer    %s; %s stays', error, self.target.run, exc_info=trace)
 
 
 def _identity(target: Target) -> tuple[str, int, str]:
   return target.run, target.step, target.digest
 
 
+def follower(served: Run, worker: DeviceThread) -> Callable[[Target], None]:
+  """Returns a function that makes a target the served one, and returns when it is.
+
+  Raises InputError if this process cannot read weights beside the served ones.
+  """
+  _host()
+  return lambda target: worker.swap(load_target(served, target)).result()
+
+
+def _host() -> jax.Device:
+  """Returns the processor of this machine as a device of jax."""
+  try:
+    return jax.devices('cpu')[0]
+  except RuntimeError:
+    platforms = os.environ.get('JAX_PLATFORMS', '')
+    raise InputError(
+      f'JAX_PLATFORMS={platforms}: expected cpu among them, as the weights of a promoted run are '
+      f'read there; set JAX_PLATFORMS={platforms},cpu'
+    ) from None
+
+
 def load_target(served: Run, target: Target) -> Any:
-  """Returns the weights of a target, in the form that the served programs take.
+  """Returns the weights of a target, in the form that the served programs take, in NumPy.
+
+  They are read and converted on the processor: the devices belong to the device thread.
 
   Raises InputError if its checkpoint has changed, or its model or data are not those served.
   """
@@ -112,8 +141,9 @@ def load_target(served: Run, target: Target) -> Any:
     if found is None or served.stored is None or not _same(found, served.stored, fact):
       raise InputError(f'{target.run}: its data.json has another {fact} (columns, classes or '
                        'tokenizer) than the served run; start a server of its own')  # fmt: skip
-  x = experiments.build(config, 'run', evals=False, stored=found)
-  return weights(Run(x, folder, folder, found, str(target.step)))
+  x = experiments.build(portable(config), 'run', [_host()], evals=False, stored=found)
+  found_weights = weights(Run(x, folder, folder, found, str(target.step)))
+  return jax.tree.map(np.asarray, found_weights)
 
 
 def _same(a: datafile.DataFile, b: datafile.DataFile, fact: str) -> bool:

@@ -15,7 +15,7 @@ from bmx.core.ranges import check_number
 from bmx.feedback import pointer
 from bmx.feedback.capture import capture_of
 from bmx.modes import Request
-from bmx.modes.promoted import Watch, load_target
+from bmx.modes.promoted import Watch, follower
 from bmx.modes.services import completions, generates, predictions
 from bmx.modes.start import Run, open_weights
 from bmx.serve.text import Options
@@ -32,14 +32,14 @@ def run(request: Request) -> int:
   x = served.experiment
   words, options = dict(x.config['serve']), Options(**x.generate)
   keys, captured = _check(words, options), capture_of(x.config['capture'])
-  with contextlib.closing(_listen(words['host'], words['port'])) as listening:
+  with contextlib.closing(_bind(words['host'], words['port'])) as listening:
     service, line = completions(served, options) if generates(x) else predictions(served)
     observers, chosen = ([captured], captured.chosen) if captured else ([], None)
     server = libraries.server(service, keys, words['max_body'], words['timeout'], observers, chosen)
     if captured is not None:
       captured.count(server.metrics.registry)
       log.info('capture    %s of the answers in %s', f'{captured.share:.0%}', captured.folder)
-    host, port = listening.getsockname()[:2]
+    host, port = _listen(listening)
     log.info('serving    %s at http://%s:%d, %s%s', served.folder, host, port, line,
              '' if keys else '; every client is served (serve.keys)')  # fmt: skip
     try:
@@ -59,7 +59,7 @@ def _watching(request: Request, served: Run, worker: Any) -> Iterator[None]:
   named = pointer.read(request.pointer).target
   is_served = (named.run, str(named.step)) == (request.workdir, request.step)
   target = named if is_served else pointer.Target(request.workdir, 0, '')
-  watch = Watch(request.pointer, target, lambda new: worker.swap(load_target(served, new)))
+  watch = Watch(request.pointer, target, follower(served, worker))
   watch.start()
   try:
     yield
@@ -108,20 +108,40 @@ def _check(words: dict[str, Any], options: Options) -> tuple[str, ...]:
   return keys
 
 
-def _listen(host: str, port: int) -> socket.socket:
-  """Takes the port before the model is loaded. Raises InputError if it is in use."""
+def _bind(host: str, port: int) -> socket.socket:
+  """Takes the port before the model is loaded. Raises InputError if it is in use.
+
+  Clients are refused until `_listen`: none waits for a model that is being loaded.
+  """
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   made = socket.socket(family, socket.SOCK_STREAM)
   made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     made.bind((host, port))
-    made.listen(2048)
   except OSError as error:
     made.close()
-    raise InputError(
-      f'serve.host={host}, serve.port={port}: {error.strerror}; choose another with --port=N'
-    ) from None
+    raise _taken(host, port, error) from None
   return made
+
+
+def _listen(bound: socket.socket) -> tuple[str, int]:
+  """Accepts connections from now on; returns the address.
+
+  Raises InputError if another server took the port meanwhile: a port that nobody listens on can be
+  bound twice.
+  """
+  host, port = bound.getsockname()[:2]
+  try:
+    bound.listen(2048)
+  except OSError as error:
+    raise _taken(host, port, error) from None
+  return host, port
+
+
+def _taken(host: str, port: int, error: OSError) -> InputError:
+  return InputError(
+    f'serve.host={host}, serve.port={port}: {error.strerror}; choose another with --port=N'
+  )
 
 
 def _serve(libraries: _Libraries, server: Any, listening: socket.socket) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bmx.adapt import adapters
+from bmx.adapt import adapters, tokens
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.experiment import Experiment
@@ -51,7 +51,7 @@ def completions(run: Run, options: Options) -> Any:
   coder = load_tokenizer(x, run.folder, run.known)
   render, stop = _template(options.template, coder, run.folder, run.known)
   variables = load_weights(run)
-  names, own = _adapters(x, words['adapters'], variables)
+  names, own = _adapters(run, words['adapters'], variables)
   engine = _engine(x, variables, own, run.folder, coder, (*options.stop, *stop))
   worker = Worker(engine, words['max_waiting'])
   made = Completions((x.name, *names), worker, coder, options, render, stop)
@@ -86,29 +86,39 @@ def predictions(run: Run) -> Any:
 
 
 def _adapters(
-  x: Experiment, word: str, variables: Mapping[str, Any]
+  run: Run, word: str, variables: Mapping[str, Any]
 ) -> tuple[list[str], list[tuple[float, Any]]]:
   """Reads `serve.adapters` -> names, and (scale, adapters) of each.
 
-  Raises InputError: a name twice, or adapters of another base than the served weights.
+  Raises InputError: a name twice, or adapters of another base or tokenizer than the served ones.
   """
   if not word:
     return [], []
   pairs = [part.strip().partition('=') for part in word.split(',')]
   folders = {name: folder for name, _, folder in pairs}
-  if len(folders) < len(pairs) or x.name in folders or not all(n and f for n, _, f in pairs):
+  if (
+    len(folders) < len(pairs)
+    or run.experiment.name in folders
+    or not all(n and f for n, _, f in pairs)
+  ):
     raise InputError(f'serve.adapters={word!r}: expected NAME=RUN,NAME=RUN with names of their own')
   if QUANTIZED in variables:
     raise InputError(f'serve.adapters={word!r}: expected a run whose kernels are not stored as '
                      'codes')  # fmt: skip
-  found = adapters.load(folders)
-  ours, base = (tree.named(jax.device_get(p)) for p in (variables['params'], found.base))
+  for name, folder in folders.items():
+    if found := tokens.difference(folder, str(run.folder)):
+      raise InputError(
+        f'serve.adapters: {name}={folder}: expected the tokenizer of the served model, as an id '
+        f'means another text otherwise: {found}'
+      )
+  loaded = adapters.load(folders)
+  ours, base = (tree.named(jax.device_get(p)) for p in (variables['params'], loaded.base))
   differ = [k for k in {**ours, **base} if k not in ours or k not in base
             or not np.array_equal(ours[k], base[k])]  # fmt: skip
   if differ:
     raise InputError(f'serve.adapters={word!r}: expected adapters of the weights that are served; '
                      f'their base differs in {sorted(differ)[0]}')  # fmt: skip
-  return [*folders], [found.own[name] for name in folders]
+  return [*folders], [loaded.own[name] for name in folders]
 
 
 def weights(run: Run) -> Any:

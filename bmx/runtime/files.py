@@ -128,12 +128,13 @@ class Appender:
   Args:
     path: of the file.
     sync: each write is on disk (fsync) before it returns.
+    mode: permissions of a new file, without those that the process excludes (umask).
   """
 
-  def __init__(self, path: pathlib.Path, sync: bool = False):
+  def __init__(self, path: pathlib.Path, sync: bool = False, mode: int = 0o666):
     self.path, self.sync = path, sync
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    self.file = os.open(path, flags, 0o666)
+    self.file = os.open(path, flags, mode)
     self.length = os.fstat(self.file).st_size  # of the bytes that are known to be whole
     self.kept, self.torn = b'', False
 

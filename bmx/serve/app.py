@@ -19,7 +19,7 @@ from starlette.routing import Route
 from bmx.serve import corrections
 from bmx.serve.apierror import MAX_SHOWN, ApiError, unknown_model
 from bmx.serve.observers import Observer, Observers
-from bmx.serve.service import Answered, Call, Service
+from bmx.serve.service import Answered, Call, Service, overloaded
 
 log = logging.getLogger('bmx')
 # Of all kinds of models; a server has those of its own model.
@@ -108,38 +108,51 @@ class Server:
   def _call(self, route: str) -> Any:
     """Returns the endpoint of a route of models: counts and times its answers."""
 
-    async def call(request: Request) -> Response:
+    async def call(request: Request) -> '_Counted':
       began = time.perf_counter()
+
+      def count(status: int) -> None:
+        self.metrics.requests.labels(route, status).inc()
+        self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
       try:
         response = await self._answer(route, request, began)
       except ApiError as error:
-        self.metrics.requests.labels(route, error.status).inc()
+        count(error.status)
         raise
-      self.metrics.requests.labels(route, response.status_code).inc()
-      self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
-      return response
+      except Exception:
+        count(500)
+        raise
+      return _Counted(response, count)
 
     return call
 
   async def _answer(self, route: str, request: Request, began: float) -> Response:
     self._authorize(request)
     if route == corrections.ROUTE:
-      return self._correct(await self._body(request))
+      return self._correct(*await self._body(request))
     handler = self.service.routes.get(route)
     if handler is None:
       raise ApiError(404, f'{route}: {self.service.ability}', code='unsupported_route')
-    body = await self._body(request)
-    return await handler(Call(request, body, began, self.timeout, self.observers))
+    body, size = await self._body(request)
+    return await handler(Call(request, body, size, began, self.timeout, self.observers))
 
-  def _correct(self, body: Any) -> Response:
-    """Passes a correction to the observers: it is written a moment later."""
+  def _correct(self, body: Any, size: int) -> Response:
+    """Passes a correction to the observers: it is written a moment later.
+
+    One of an unknown id is passed on too: another server, or this one before a restart, may have
+    given the answer.
+    """
     if self.captured is None:
       raise ApiError(404, f'{corrections.ROUTE}: answers are not captured: expected a server with '
                      '--capture.folder=DIR', code='not_captured')  # fmt: skip
     correction = corrections.read_correction(body)
     name = correction['id']
-    self.observers.answered(corrections.ROUTE, name, correction, {})
-    return Answered({'id': name, 'object': 'feedback', 'captured': self.captured(name)}, 202)
+    if not self.observers.corrected(corrections.ROUTE, name, correction, size):
+      raise overloaded('too many answers and corrections wait to be written')
+    known = self.observers.knows(name)
+    captured = known and self.captured(name)
+    return Answered({'id': name, 'object': 'feedback', 'known': known, 'captured': captured}, 202)
 
   def _authorize(self, request: Request) -> None:
     if not self.keys:
@@ -149,8 +162,11 @@ class Server:
       raise ApiError(401, 'expected the header Authorization: Bearer KEY with a valid key',
                      code='invalid_api_key', headers={'WWW-Authenticate': 'Bearer'})  # fmt: skip
 
-  async def _body(self, request: Request) -> Any:
-    """Reads a body. Raises ApiError for one that is too large or too slow, or is not JSON."""
+  async def _body(self, request: Request) -> tuple[Any, int]:
+    """Reads a body; returns its value and its bytes.
+
+    Raises ApiError for one that is too large or too slow, or is not JSON.
+    """
     parts, size = [], 0
     try:
       async with asyncio.timeout(self.timeout):
@@ -166,9 +182,28 @@ class Server:
       raise ApiError(408, f'expected the whole body within {self.timeout:g} seconds',
                      code='timeout') from None  # fmt: skip
     try:
-      return json.loads(b''.join(parts))
+      return json.loads(b''.join(parts)), size
     except (ValueError, RecursionError) as error:
       raise ApiError(400, f'the body is not JSON: {error}', code='invalid_json') from None
+
+
+class _Counted:
+  """A response that is counted once it is sent, or its client has left.
+
+  Args:
+    response: of an endpoint; a stream is sent part by part.
+    count: called with its status.
+  """
+
+  def __init__(self, response: Response, count: Callable[[int], None]):
+    self.response, self.count = response, count
+
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    """Sends the response."""
+    try:
+      await self.response(scope, receive, send)
+    finally:
+      self.count(self.response.status_code)
 
 
 async def _answer_error(request: Request, error: ApiError) -> Response:

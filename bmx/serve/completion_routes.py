@@ -75,20 +75,16 @@ class CompletionService:
     self.tokens.labels('prompt').inc(read)
     parts = self._timed(self.completions.pieces(jobs, call.timeout), call.began)
     collected, answer = Collected(len(jobs)), Answer(asked.model, chat)
-
-    def observed(whole: dict[str, Any]) -> None:
-      call.observers.answered(call.route, whole['id'], call.body, whole)
-
     whole = lambda: self._answer(answer, collected, asked, read)
 
     if asked.stream:
       first = await anext(parts)  # errors of the queue get a status of their own
-      stream = self._events(first, parts, asked, answer, collected, whole, observed)
+      stream = self._events(first, parts, asked, answer, collected, whole, call.observed)
       return StreamingResponse(stream, media_type='text/event-stream')
     await self._collect(call.request, parts, collected)
     found = whole()
     response = Answered(found)  # before an observer sees the values, which it may change
-    observed(found)
+    call.observed(found, len(response.body))
     return response
 
   async def _timed(self, parts: AsyncIterator[Piece], began: float) -> AsyncIterator[Piece]:
@@ -133,18 +129,21 @@ class CompletionService:
     answer: Answer,
     collected: Collected,
     whole: Callable[[], dict[str, Any]],
-    observed: Callable[[dict[str, Any]], None],
+    observed: Callable[[dict[str, Any], int], None],
   ) -> AsyncIterator[str]:
     """Yields server-sent events; an error after the first is an event of its own."""
-    chat, seen = answer.chat, set()
+    chat, seen, size = answer.chat, set(), 0
 
     def event(piece: Piece) -> str:
+      nonlocal size
       collected.add(piece)
       log_values = self._logprobs(piece.tokens, piece.logprobs, asked, chat)
       one = choice(piece.index, piece.text, piece.finish, chat, True, log_values,
                    piece.index not in seen)  # fmt: skip
       seen.add(piece.index)
-      return _event(answer.part([one]))
+      text = _event(answer.part([one]))
+      size += len(text)
+      return text
 
     try:
       async with contextlib.aclosing(parts) as open_parts:  # type: ignore
@@ -156,7 +155,7 @@ class CompletionService:
       return
     found = whole()
     usage = dict(found['usage'])
-    observed(found)
+    observed(found, size)
     if asked.usage:
       yield _event(answer.part([], usage=usage))
     yield 'data: [DONE]\n\n'

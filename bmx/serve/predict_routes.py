@@ -48,5 +48,5 @@ class PredictionService:
       'predictions': rows,
     }
     response = Answered(answer)  # before an observer sees the values, which it may change
-    call.observers.answered(call.route, answer['id'], call.body, answer)
+    call.observed(answer, len(response.body))
     return response

@@ -14,7 +14,7 @@ from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch, Task, Variables
 from bmx.parallel import Layout, jit
-from bmx.serve.worker import DeviceThread, Sink
+from bmx.serve.worker import DeviceThread, Exchange, Served, Sink, check_weights
 from bmx.train.evaluate import eval_noise, join
 
 
@@ -76,17 +76,13 @@ class Predictor:
     return self._programs[size](variables, jax.device_put(batch, self._placed[size])), count
 
   def swap(self, variables: Variables) -> None:
-    """Exchanges the weights; a call under way ends with those that it began with.
-
-    Nothing is compiled. May be called from any thread.
+    """Exchanges the weights between two calls, in their thread; nothing is compiled.
 
     Raises InputError if the arrays differ in name, shape or type from those of the program.
     """
-    wrong = tree.difference(tree.signature(variables), tree.signature(self.variables))
-    if wrong:
-      raise InputError(f'weights of another model: {wrong[0]}; start a server of its own for it')
-    place = lambda was, now: jax.device_put(now, was.sharding)
-    self.variables = jax.block_until_ready(jax.tree.map(place, self.variables, variables))
+    check_weights(variables, tree.signature(self.variables))
+    served, self.variables = Served(self.variables), {}
+    self.variables = served.replaced(variables)
 
 
 class Batcher(DeviceThread):
@@ -108,41 +104,45 @@ class Batcher(DeviceThread):
     on_batch: Callable[[int], None] = lambda rows: None,
     on_death: Callable[[BaseException], None] = lambda error: None,
   ):
-    super().__init__(max_waiting, on_death)
+    super().__init__(max_waiting, on_death, tree.signature(predictor.variables))
     self.predictor, self.window, self.on_batch = predictor, window, on_batch
-
-  def swap(self, variables: Variables) -> None:
-    """Exchanges the weights between two batches; see `Predictor.swap`."""
-    self.predictor.swap(variables)
+    self._next: Exchange | None = None  # weights that wait for the batch under way
 
   def turns(self) -> None:
-    """Collects and predicts until the server drains."""
+    """Collects and predicts until the server drains; exchanges weights between two batches."""
     while not (self.closing and self.inbox.empty()):
       taken = self._collect()
       if taken:
         self._predict(taken)
+      if self._next is not None:
+        self.predictor.swap(self._next.variables)
+        self._next.done.set_result(None)
+        self._next = None
 
   def _collect(self) -> dict[int, HostBatch]:
-    """Returns rows by ticket: of the first request, and of those that follow in the window."""
+    """Returns rows by ticket: of the first request, and of those that follow in the window.
+
+    Only a request opens the window. {} if other weights wait, or the server drains.
+    """
     taken: dict[int, HostBatch] = {}
-    count, timeout = 0, None
     deadline = 0.0
-    while count < self.predictor.largest:
+    while self._next is None and sum(map(_size, taken.values())) < self.predictor.largest:
+      timeout = max(0.0, deadline - time.monotonic()) if taken else None
       try:
-        kind, ticket, rows = self.inbox.get(timeout=timeout)
+        kind, ticket, given = self.inbox.get(timeout=0.0 if self.closing else timeout)
       except queue.Empty:
         break
+      if kind == 'swap':
+        self._next = given
       if kind == 'cancel':
         taken.pop(ticket, None)
       if kind == 'submit' and ticket in self.sinks:
-        taken[ticket] = rows
-        count += len(rows['weights'])
-      deadline = deadline or time.monotonic() + self.window
-      timeout = 0.0 if self.closing else max(0.0, deadline - time.monotonic())
+        deadline = deadline if taken else time.monotonic() + self.window
+        taken[ticket] = given
     return taken
 
   def _predict(self, taken: Mapping[int, HostBatch]) -> None:
-    sizes = [len(rows['weights']) for rows in taken.values()]
+    sizes = [_size(rows) for rows in taken.values()]
     self.on_batch(sum(sizes))
     joined = join([{k: rows[k] for k in self.predictor.spec} for rows in taken.values()])
     out, start = self.predictor(joined), 0
@@ -152,6 +152,10 @@ class Batcher(DeviceThread):
       if sink is not None:
         sink({k: v[start : start + size] for k, v in out.items()})
       start += size
+
+
+def _size(rows: HostBatch) -> int:
+  return len(rows['weights'])
 
 
 def _parts(layout: Layout) -> int:

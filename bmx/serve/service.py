@@ -35,6 +35,7 @@ class Call:
   Attributes:
     request: of Starlette.
     body: the JSON value.
+    size: bytes of the body.
     began: of the request, in seconds of `time.perf_counter`.
     timeout: seconds of an answer.
     observers: of whole answers.
@@ -42,6 +43,7 @@ class Call:
 
   request: Request
   body: Any
+  size: int
   began: float
   timeout: float
   observers: Observers
@@ -50,6 +52,10 @@ class Call:
   def route(self) -> str:
     """Path of the request."""
     return self.request.url.path
+
+  def observed(self, answer: Mapping[str, Any], size: int) -> None:
+    """Passes a whole answer of `size` bytes to the observers."""
+    self.observers.answered(self.route, answer['id'], self.body, answer, self.size + size)
 
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -79,15 +85,19 @@ class Service(Protocol):
     ...
 
 
+def overloaded(text: str) -> ApiError:
+  """Returns the error of a request that the server cannot queue."""
+  return ApiError(429, f'{text}; send the request again', kind='overloaded', code='queue_full',
+                  headers={'Retry-After': str(RETRY_SECONDS)})  # fmt: skip
+
+
 @contextlib.contextmanager
 def api_errors(timeout: float) -> Iterator[None]:
   """Turns errors of a device thread into ApiError: 429, 503 or 504."""
   try:
     yield
   except Overloaded as error:
-    headers = {'Retry-After': str(RETRY_SECONDS)}
-    raise ApiError(429, f'{error}; send the request again', kind='overloaded', code='queue_full',
-                   headers=headers) from None  # fmt: skip
+    raise overloaded(str(error)) from None
   except Unavailable as error:
     raise ApiError(503, str(error), kind='server_error', code='unavailable') from None
   except TimeoutError:

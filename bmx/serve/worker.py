@@ -4,8 +4,9 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import jax
 
@@ -28,27 +29,68 @@ class Unavailable(Exception):
   """The server drains, or its device thread has ended with an error."""
 
 
+class Exchange(NamedTuple):
+  """Weights that wait for the device thread.
+
+  Attributes:
+    variables: arrays of this machine.
+    done: a future that ends when they are the served ones.
+  """
+
+  variables: Variables
+  done: 'Future[None]'
+
+
 class DeviceThread:
   """A thread that answers requests from a queue; a subclass says how, in `turns`.
 
   Args:
     most: requests that may wait or run; more are refused.
     on_death: called with the error that ends the thread, after all requests have failed.
+    expected: names, shapes and types of the weights, see `core.tree.signature`.
   """
 
-  def __init__(self, most: int, on_death: Callable[[BaseException], None] = lambda error: None):
-    self.most, self.on_death = most, on_death
+  def __init__(
+    self,
+    most: int,
+    on_death: Callable[[BaseException], None] = lambda error: None,
+    expected: Mapping[str, list] | None = None,
+  ):
+    self.most, self.on_death, self.expected = most, on_death, expected or {}
     self.error: BaseException | None = None
     self.inbox: queue.SimpleQueue[tuple[str, int, Any]] = queue.SimpleQueue()
     self.sinks: dict[int, Sink] = {}  # by ticket
     self.closing = False
     self.lock = threading.Lock()
     self._tickets = itertools.count()
+    self._exchanges: list[Future[None]] = []
     self._thread = threading.Thread(target=self._run, name='device', daemon=True)
 
-  def swap(self, variables: Variables) -> None:
-    """Exchanges the weights without dropping a request."""
-    raise NotImplementedError
+  def swap(self, variables: Variables) -> 'Future[None]':
+    """Exchanges the weights without dropping a request; returns at once.
+
+    The device thread places them between two of its calls. May be called from any thread.
+
+    Args:
+      variables: arrays of this machine (NumPy).
+
+    Returns:
+      A future that ends when the weights are exchanged. It fails with Unavailable if the thread
+      ends first, and is cancelled if other weights are given meanwhile.
+
+    Raises:
+      InputError: the arrays differ in name, shape or type from those that are served.
+      Unavailable: the server drains or has failed.
+    """
+    check_weights(variables, self.expected)
+    done: Future[None] = Future()
+    with self.lock:
+      ended = self._ended()
+      if ended is not None:
+        raise ended
+      self._exchanges = [*(e for e in self._exchanges if not e.done()), done]
+      self.inbox.put(('swap', -1, Exchange(variables, done)))
+    return done
 
   def turns(self) -> None:
     """Answers requests until `closing` and nothing is left."""
@@ -89,31 +131,36 @@ class DeviceThread:
       self.check(self.pending)
       ticket = next(self._tickets)
       self.sinks[ticket] = sink
-    self.inbox.put(('submit', ticket, request))
+      # Inside the lock: behind `drain` the thread may have ended, and nobody would read it.
+      self.inbox.put(('submit', ticket, request))
     return ticket
 
   def cancel(self, ticket: int) -> None:
     """Ends a request without another output; a ticket that has ended is ignored."""
     with self.lock:
       self.sinks.pop(ticket, None)
-    self.inbox.put(('cancel', ticket, None))
+      self.inbox.put(('cancel', ticket, None))
 
   def drain(self) -> None:
     """Refuses new requests; the thread ends when all others have finished."""
     with self.lock:
       self.closing = True
-    self.inbox.put(('wake', -1, None))
+      self.inbox.put(('wake', -1, None))
 
   def join(self, timeout: float | None = None) -> bool:
     """Waits for the thread; returns whether it has ended."""
     self._thread.join(timeout)
     return not self._thread.is_alive()
 
-  def _refusal(self, pending: int) -> Exception | None:
+  def _ended(self) -> Exception | None:
     if self.error is not None:
       return Unavailable(f'the device thread has ended: {self.error}')
-    if self.closing:
-      return Unavailable('the server is shutting down')
+    return Unavailable('the server is shutting down') if self.closing else None
+
+  def _refusal(self, pending: int) -> Exception | None:
+    ended = self._ended()
+    if ended is not None:
+      return ended
     if pending >= self.most:
       return Overloaded(f'{pending} requests are waiting or running')
     return None
@@ -123,6 +170,9 @@ class DeviceThread:
       self.turns()
     except BaseException as error:
       self._die(error)
+    for done in self._exchanges:
+      if not done.done():
+        done.set_exception(Unavailable('the device thread has ended'))
 
   def _die(self, error: BaseException) -> None:
     """Fails all requests at once: none waits for its time-out."""
@@ -150,30 +200,20 @@ class Worker(DeviceThread):
     max_waiting: int,
     on_death: Callable[[BaseException], None] = lambda error: None,
   ):
-    super().__init__(len(engine.rows) + max_waiting, on_death)
+    expected = tree.signature(engine.variables)
+    super().__init__(len(engine.rows) + max_waiting, on_death, expected)
     self.engine = engine
     self._numbers: dict[int, int] = {}  # ticket -> number in the engine
-    self._next: Variables | None = None  # weights that wait for the requests under way
+    self._next: Exchange | None = None  # weights that wait for the requests under way
     self._held: list[tuple[int, Any]] = []  # requests that wait for these weights
 
-  def swap(self, variables: Variables) -> None:
-    """Exchanges the weights between two requests; returns at once.
+  def turns(self) -> None:
+    """Steps the engine until it is idle and the server drains.
 
     Requests under way finish with the weights that they began with, so that an answer has one
-    model; later ones wait for them. Nothing is compiled. May be called from any thread.
-
-    Raises InputError if the arrays differ in name, shape or type from those of the engine.
+    model; later ones wait for an exchange.
     """
-    wrong = tree.difference(tree.signature(variables), tree.signature(self.engine.variables))
-    if wrong:
-      raise InputError(f'weights of another model: {wrong[0]}; start a server of its own for it')
-    place = lambda was, now: jax.device_put(now, was.sharding)
-    placed = jax.tree.map(place, self.engine.variables, variables)
-    self.inbox.put(('swap', -1, jax.block_until_ready(placed)))
-
-  def turns(self) -> None:
-    """Steps the engine until it is idle and the server drains."""
-    while not (self.closing and self.engine.idle and self.inbox.empty() and not self._held):
+    while not (self.closing and self.engine.idle and self.inbox.empty() and self._next is None):
       self._read_inbox(wait=self.engine.idle and self._next is None)
       if self._next is not None and self.engine.idle:
         self._exchange(self._next)
@@ -185,6 +225,8 @@ class Worker(DeviceThread):
       kind, ticket, request = self.inbox.get()
       wait = False
       if kind == 'swap':
+        if self._next is not None:
+          self._next.done.cancel()
         self._next = request
       if kind == 'submit':
         self._held.append((ticket, request))
@@ -200,10 +242,12 @@ class Worker(DeviceThread):
         self._numbers[ticket] = self.engine.submit(request)
     self._held = []
 
-  def _exchange(self, variables: Variables) -> None:
+  def _exchange(self, given: Exchange) -> None:
     """Sets the weights of an idle engine, whose cache the old ones have made."""
     self.engine.forget()
-    self.engine.variables, self._next = variables, None
+    served, self.engine.variables = Served(self.engine.variables), {}
+    self.engine.variables, self._next = served.replaced(given.variables), None
+    given.done.set_result(None)
     self._submit()
 
   def _deliver(self, output: Output) -> None:
@@ -216,3 +260,32 @@ class Worker(DeviceThread):
       self._numbers.pop(ticket)
     if sink is not None:
       sink(output)
+
+
+class Served:
+  """Weights on the devices that others replace, array by array.
+
+  An array that nobody else holds is free before the next one is placed: the devices never hold two
+  models. Only the device thread uses it.
+
+  Args:
+    variables: on the devices; the caller gives up its own reference.
+  """
+
+  def __init__(self, variables: Variables):
+    self.arrays = tree.named(variables)
+
+  def replaced(self, variables: Variables) -> Variables:
+    """Returns arrays of this machine, placed as the old ones of their names."""
+    given = tree.named(variables)
+    for name in given:
+      where = self.arrays.pop(name).sharding
+      given[name] = jax.block_until_ready(jax.device_put(given[name], where))
+    return tree.nested(given)
+
+
+def check_weights(variables: Variables, expected: Mapping[str, list]) -> None:
+  """Raises InputError if arrays differ in name, shape or type from the expected ones."""
+  wrong = tree.difference(tree.signature(variables), expected)
+  if wrong:
+    raise InputError(f'weights of another model: {wrong[0]}; start a server of its own for it')

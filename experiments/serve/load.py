@@ -104,6 +104,12 @@ def serving(run: pathlib.Path, *flags: str) -> Iterator[Server]:
 
 def train(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, list[dict[str, Any]]]:
   """Returns a run of a language model, one of a table, and instances of the table."""
+  bmx('train', 'gpt_char:tiny', '--length=128', f'--workdir={folder / "gpt"}')
+  return folder / 'gpt', *train_table(folder)
+
+
+def train_table(folder: pathlib.Path) -> tuple[pathlib.Path, list[dict[str, Any]]]:
+  """Returns a run of FOLDER/people.csv, and its instances."""
   draw = random.Random(0)
   rows = [{'age': draw.randint(18, 90), 'city': draw.choice(['Rome', 'Oslo', 'Lima']),
            'income': round(draw.gauss(30, 9), 2)} for _ in range(600)]  # fmt: skip
@@ -111,10 +117,9 @@ def train(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, list[dict[s
     writer = csv.writer(file)
     writer.writerow([*rows[0], 'bought'])
     writer.writerows([*r.values(), 'yes' if r['age'] + r['income'] > 85 else 'no'] for r in rows)
-  bmx('train', 'gpt_char:tiny', '--length=128', f'--workdir={folder / "gpt"}')
   bmx('train', 'table', f'--data.path={folder / "people.csv"}', '--data.target=bought',
       '--epochs=3', f'--workdir={folder / "table"}')  # fmt: skip
-  return folder / 'gpt', folder / 'table', rows
+  return folder / 'table', rows
 
 
 def bmx(*arguments: str) -> subprocess.CompletedProcess[str]:

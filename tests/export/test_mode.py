@@ -121,6 +121,23 @@ def test_a_failing_loader_is_named(run, tmp_path):
     check.loaded(tmp_path, [])
 
 
+def test_a_loader_that_does_not_end_is_named(tmp_path, monkeypatch):
+  (tmp_path / 'loader.py').write_text('import time\ntime.sleep(60)')
+  monkeypatch.setattr(check, 'SECONDS', 0.5)
+  with pytest.raises(Stop, match='loader has not ended within 0.5 s'):
+    check.loaded(tmp_path, [])
+
+
+def test_a_link_of_the_user_is_followed_and_those_of_a_folder_are_not(run, tmp_path, capsys):
+  (tmp_path / 'linked').symlink_to(run / 'package')
+  assert call('predict', tmp_path / 'linked', f'--output={tmp_path}/rows.jsonl') == 0
+  (tmp_path / 'files').mkdir()
+  for path in (run / 'package').iterdir():
+    (tmp_path / 'files' / path.name).symlink_to(path)
+  assert call('predict', tmp_path / 'files', f'--output={tmp_path}/other.jsonl') == 2
+  assert 'is a symbolic link, which is not followed' in capsys.readouterr().err
+
+
 def test_a_platform_that_the_program_lacks_is_named(run, monkeypatch):
   monkeypatch.setattr('jax.default_backend', lambda: 'rocm')
   with pytest.raises(ValueError, match="rocm: expected one of .*'cpu', 'cuda', 'tpu'"):
@@ -134,6 +151,9 @@ def test_wrong_commands(run, tmp_path, capsys):
     (run / 'run', '--format=tflite'): "export.format='tflite': expected one of bmx, huggingface",
     (run / 'run', f'--output={run}/package'): 'package: expected a new folder',
     (run / 'run', '--license=a\nb'): 'export.license=',
+    (run / 'run', '--format=huggingface', '--length=8'): 'export.length=8: expected 0 with',
+    (run / 'run', '--format=huggingface', '--license=mit'): "export.license='mit': expected none",
+    (run / 'run', '--format=onnx', '--license=mit'): "export.license='mit': expected none",
     (tmp_path,): 'expected the directory of a run that has trained',
     (run / 'package', '--step=2'): '--step=2: expected 3, the step of the package',
     (): 'give --config=RECIPE, or --workdir=DIR',

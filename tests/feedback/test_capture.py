@@ -68,6 +68,20 @@ def test_files_rotate_by_size_and_their_names_are_in_order(tmp_path):
   assert [e['id'] for e in lines(tmp_path)] == [f'{i:02d}' for i in range(40)]
 
 
+def test_files_are_private(tmp_path):
+  """Whatever the process lets others read."""
+  before = os.umask(0)
+  try:
+    made = Capture(str(tmp_path), file_bytes=1024)
+    for i in range(20):
+      say(made, str(i))
+    made.close()
+  finally:
+    os.umask(before)
+  modes = [file.stat().st_mode & 0o777 for file in traffic.event_files(tmp_path)]
+  assert len(modes) > 1 and set(modes) == {0o600}
+
+
 def test_the_mask_of_the_page_masks(tmp_path):
   """The hook that docs/feedback.md shows hides addresses and digits before anything is written."""
   page = (ROOT / 'docs/feedback.md').read_text()

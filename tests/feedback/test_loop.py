@@ -117,6 +117,7 @@ def test_a_server_takes_weights_of_its_own_kind_only(folder):
   new = promoted.load_target(served, target)
   own = eval_variables(restored(x, champion, '120')[0])
   assert tree.signature(new) == tree.signature(own)
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(new))  # devices are left alone
   assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (new, own)), strict=True))
   with pytest.raises(InputError, match='differs from the one that was promoted'):
     promoted.load_target(served, dataclasses.replace(target, digest='0' * 64))
@@ -126,6 +127,16 @@ def test_a_server_takes_weights_of_its_own_kind_only(folder):
   other = dataclasses.replace(stored, state={**stored.state, 'class_names': ['a', 'b']})
   with pytest.raises(InputError, match='another state'):
     promoted.load_target(served._replace(stored=other), target)
+
+
+def test_a_server_without_a_processor_is_named(monkeypatch):
+  def devices(kind):
+    raise RuntimeError('unknown backend cpu')
+
+  monkeypatch.setattr(jax, 'devices', devices)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  with pytest.raises(InputError, match='set JAX_PLATFORMS=cuda,cpu'):
+    promoted.follower(None, None)  # type: ignore
 
 
 def test_what_a_pointer_names_is_what_is_used(folder, capsys):

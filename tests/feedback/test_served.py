@@ -67,7 +67,10 @@ def test_capture_corrections_and_swap(tmp_path):
     first = ask(port, 'hello there')
     better = {'id': first['id'], 'answer': 'better'}
     status, said, _ = post(port, better, FEEDBACK, 'secret')
-    assert status == 202 and said['captured'] is True
+    assert status == 202 and said['captured'] is True and said['known'] is True
+    other = {'id': 'cmpl-unknown', 'rating': 1}  # of another server, perhaps: kept, and said
+    status, said, _ = post(port, other, FEEDBACK, 'secret')
+    assert (status, said['captured'], said['known']) == (202, False, False)
     assert post(port, better, FEEDBACK, 'wrong')[0] == 401
     assert post(port, {'id': first['id']}, FEEDBACK, 'secret')[0] == 400
 
@@ -78,11 +81,12 @@ def test_capture_corrections_and_swap(tmp_path):
     for thread in threads[:4]:
       thread.start()
     new = other_weights(engine)
-    worker.swap(new)
+    done = worker.swap(new)
     for thread in threads[4:]:
       thread.start()
     for thread in threads:
       thread.join(60)
+    done.result(60)
     after = ask(port, 'hello there', 40)
     text_of = lambda answer: answer['choices'][0]['text']
     assert len(answers) == 6 and text_of(after) != text_of(before)
@@ -92,12 +96,12 @@ def test_capture_corrections_and_swap(tmp_path):
       worker.swap({'params': {'x': np.zeros(3)}})
     assert server.observers.close(10)
     counts = get(port, '/metrics')[1]
-    assert 'bmx_captured_events 10.0' in counts and 'bmx_lost_events 0.0' in counts
+    assert 'bmx_captured_events 11.0' in counts and 'bmx_lost_events 0.0' in counts
   captured.close()
   files = b''.join(f.read_bytes() for f in traffic.event_files(tmp_path)).decode()
   assert 'secret' not in files and 'Bearer' not in files
   events = [json.loads(line) for line in files.splitlines()]
-  assert [e['kind'] for e in events[:2]] == ['answer', 'feedback'] and len(events) == 10
+  assert [e['kind'] for e in events[:2]] == ['answer', 'feedback'] and len(events) == 11
 
 
 def test_swapped_answers_are_those_of_a_new_server():
@@ -129,6 +133,7 @@ def test_the_watch_loads_once_and_keeps_what_fits(tmp_path, caplog):
   tries, passing = [], []
 
   def load(target):
+    assert f'promoted   {target.run},' not in caplog.text[-200:]  # only once it is served
     tries.append(target.run)
     if target.run == bad.run:
       raise InputError('its data.json has another spec')

@@ -364,6 +364,58 @@ def test_a_slow_observer_loses_answers_and_delays_none(monkeypatch):
   assert made.close(10)
 
 
+def test_answers_that_wait_have_a_limit_of_bytes(monkeypatch, caplog):
+  """One answer of any size is observed; room is free again afterwards."""
+  monkeypatch.setattr(observers, 'MAX_BYTES', 100)
+  gate, seen = threading.Event(), []
+
+  class Slow:
+    def answered(self, route, name, *_):
+      gate.wait(30)
+      seen.append(name)
+
+  made = observers.Observers([Slow()])
+  for name, size in (('large', 500), ('small', 1)):
+    made.answered('/v1/predict', name, {}, {}, size)
+  assert not made.corrected('/v1/feedback', 'large', {}, 1)
+  assert made.knows('large') and not made.knows('small')
+  assert made.lost == 2 and caplog.text.count('1 answers of 500 bytes wait') == 1
+  gate.set()
+  while made._waiting:
+    time.sleep(0.01)
+  made.answered('/v1/predict', 'later', {}, {}, 60)
+  assert made.close(10) and seen == ['large', 'later']
+
+
+def test_streams_and_failures_are_counted_with_all_of_their_seconds():
+  engine = make_engine()
+  slow = engine.step
+  with serving(engine) as (port, server, _):
+    engine.step = lambda: (time.sleep(0.05), slow())[1]
+    with openai.OpenAI(base_url=f'http://127.0.0.1:{port}/v1', api_key='-', max_retries=0) as made:
+      words = {'model': 'tiny', 'prompt': 'def f', 'max_tokens': 40, 'temperature': 0}
+      began = time.perf_counter()
+      parts = made.completions.create(**words, stream=True)
+      next(iter(parts))
+      first = time.perf_counter() - began
+      list(parts)
+      whole = time.perf_counter() - began
+
+    async def fails(call):
+      raise RuntimeError('of a handler')
+
+    assert post(port, {'prompt': 'a', 'n': 0})[0] == 400
+    server.service.routes['/v1/completions'] = fails
+    assert post(port, {'prompt': 'a'})[0] == 500
+    lines = dict(line.rsplit(' ', 1) for line in get(port, '/metrics')[1].splitlines()
+                 if line.startswith(('bmx_request_seconds', 'bmx_requests_total')))  # fmt: skip
+  route = 'route="/v1/completions"'
+  assert lines[f'bmx_request_seconds_count{{{route}}}'] == '3.0'
+  assert first < float(lines[f'bmx_request_seconds_sum{{{route}}}']) < whole + 1
+  for status in (200, 400, 500):
+    assert lines[f'bmx_requests_total{{{route},status="{status}"}}'] == '1.0'
+
+
 def test_a_stop_that_is_a_special_token_ends_an_answer():
   """No text shows it: its id does. What stands behind it is not in the answer."""
   import tokenizers

@@ -80,6 +80,7 @@ def test_texts(tmp_path):
     ([{'text': 'a'}, {'review': 3}], r"instances\[1\]: no text under 'review'; it is 3"),
     ([{'review': 'a\ud800'}], r'instances\[0\] holds .* half of a surrogate pair'),
     ([{'revew': 'a'}], "did you mean 'review'"),
+    (['a', {'review': 'a', 'text': 'b'}], r"instances\[1\]: 'review' and text name one column"),
     ([{'text': 'a', 'stars': 'z'}], r"instances\[0\]: class 'z'"),
   ):
     with pytest.raises(InputError, match=message):

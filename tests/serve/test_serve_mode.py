@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -72,17 +74,26 @@ def test_a_run_is_served_until_sigterm(bmx, tmp_path):
 
 
 def test_a_port_has_one_server():
-  """Neither two sockets that listen nor a socket of another kind of address share a port."""
-  with contextlib.closing(serve._listen('127.0.0.1', 0)) as first:
+  """Neither two sockets that listen nor a socket of another kind of address share a port.
+
+  Before that nobody waits for a model that is being loaded, and of two servers the later one ends.
+  """
+  with contextlib.closing(serve._bind('127.0.0.1', 0)) as first:
     port = first.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+      socket.create_connection(('127.0.0.1', port))
+    with contextlib.closing(serve._bind('127.0.0.1', port)) as second:
+      assert serve._listen(first) == ('127.0.0.1', port)
+      with pytest.raises(InputError, match=f'serve.port={port}.*choose another with --port=N'):
+        serve._listen(second)
     for host in ('127.0.0.1', '0.0.0.0'):
       with pytest.raises(InputError, match=f'serve.port={port}.*choose another with --port=N'):
-        serve._listen(host, port)
+        serve._bind(host, port)
     with socket.create_connection(('127.0.0.1', port)) as client:
       accepted, _ = first.accept()
       accepted.close()  # first, so that its port waits for late packets
       client.recv(1)
-  serve._listen('127.0.0.1', port).close()  # taken again at once
+  serve._bind('127.0.0.1', port).close()  # taken again at once
 
 
 class Failing(DeviceThread):
@@ -115,8 +126,8 @@ class FailingService:
 
 def test_a_lost_device_fails_all_requests_and_ends_the_process_with_1():
   statuses, service = [], FailingService()
-  with contextlib.closing(serve._listen('127.0.0.1', 0)) as listening:
-    port = listening.getsockname()[1]
+  with contextlib.closing(serve._bind('127.0.0.1', 0)) as listening:
+    _, port = serve._listen(listening)
     call = lambda: statuses.append(ask(port, '/v1/predict', {'instances': [1]})[0])
     threads = [threading.Thread(target=call) for _ in range(2)]
     for thread in threads:
@@ -163,10 +174,30 @@ def test_a_run_that_predicts_becomes_a_service(trained):
     services.predictions(Run(x, workdir, workdir, stored, 'latest'))
 
 
+def test_adapters_of_another_tokenizer_are_named(tmp_path):
+  """Their ids stand for other texts; padding and truncation change none."""
+  for name, vocab, more in (
+    ('base', {'a': 0}, {}), ('same', {'a': 0}, {'truncation': {}}), ('other', {'a': 0, 'b': 1}, {}),
+  ):  # fmt: skip
+    (tmp_path / name).mkdir()
+    text = json.dumps({'model': {'type': 'BPE', 'vocab': vocab}} | more)
+    (tmp_path / name / 'tokenizer.json').write_text(text)
+  named: Any = types.SimpleNamespace(name='base')
+  run = Run(named, tmp_path / 'base', tmp_path / 'base', None, 'latest')
+  with pytest.raises(InputError, match=r'poems=.*other.*BPE of 2 tokens there, BPE of 1'):
+    services._adapters(run, f'poems={tmp_path}/other', {})
+  with pytest.raises(InputError, match='has no checkpoint yet'):
+    services._adapters(run, f'poems={tmp_path}/same', {})
+
+
 @pytest.mark.nightly
-def test_faults_of_a_process():
-  """SIGKILL amid traffic, a second server, a directory that is gone: see the script."""
-  script = [sys.executable, 'experiments/serve/load.py', 'check', 'faults', 'vanish']
+@pytest.mark.parametrize('script', [
+  ('load.py', 'check', 'faults', 'vanish'),  # SIGKILL amid traffic, a directory that is gone
+  ('promotion.py', 'check', '2'),  # SIGKILL of server and promoter amid promotions
+], ids=lambda script: script[0])  # fmt: skip
+def test_faults_of_processes(script):
+  name, *words = script
+  script = [sys.executable, f'experiments/serve/{name}', *words]
   environment = {**os.environ, 'XDG_CACHE_HOME': str(CACHE), 'XLA_FLAGS': ''}
   done = subprocess.run(script, cwd=ROOT, env=environment, text=True, capture_output=True,
                         check=False)  # fmt: skip
