@@ -69,7 +69,7 @@ class Observers:
   def corrected(
     self, route: str, request_id: str, correction: Mapping[str, Any], size: int = 0
   ) -> bool:
-    """Queues a correction as the question of an empty answer; returns whether it will be observed."""
+    """Queues a correction, as `asked` of an empty answer; returns whether it will be observed."""
     return self._put((route, request_id, correction, {}), size)
 
   def knows(self, request_id: str) -> bool:
