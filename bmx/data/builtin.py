@@ -1,5 +1,9 @@
 """Real data that needs no network and no account."""
 
+import functools
+import importlib.util
+import math
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -33,10 +37,8 @@ def digits(
 
   Source: scikit-learn; Alpaydin & Kaynak 1998.
   """
-  from sklearn import datasets
-
-  images, labels = datasets.load_digits(return_X_y=True)
-  image = np.asarray(images, np.float32).reshape(-1, 8, 8, 1)
+  rows = _digits()
+  image, labels = rows[:, :-1].reshape(-1, 8, 8, 1), rows[:, -1]
   chosen = _split(len(labels), split, holdout)
   arrays = {'image': image[chosen], 'label': labels[chosen].astype(np.int32)}
   metadata = {'num_classes': 10, 'shape': (8, 8, 1), 'source': f'scikit-learn digits, {split}'}
@@ -83,11 +85,19 @@ def _standard(x: np.ndarray, fit: np.ndarray) -> np.ndarray:
   return ((x - x[fit].mean(0)) / x[fit].std(0)).astype(np.float32)
 
 
-def _split(size: int, split: str, holdout: float) -> np.ndarray:
-  from sklearn.model_selection import train_test_split
+@functools.cache
+def _digits() -> np.ndarray:
+  """Returns pixels and labels [1797, 65] of scikit-learn, whose import would take a second."""
+  package = importlib.util.find_spec('sklearn')
+  assert package and package.origin
+  path = pathlib.Path(package.origin).parent / 'datasets/data/digits.csv.gz'
+  return np.loadtxt(path, np.float32, delimiter=',')
 
-  parts: Any = train_test_split(np.arange(size), test_size=0.2, random_state=0)
-  train, test = parts
+
+def _split(size: int, split: str, holdout: float) -> np.ndarray:
+  """Returns the rows of a part, as scikit-learn's `train_test_split` draws them."""
+  order, tested = np.random.RandomState(0).permutation(size), math.ceil(0.2 * size)
+  train, test = order[tested:], order[:tested]
   if split == 'test':
     return test
   if split not in ('train', 'valid'):
