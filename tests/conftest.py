@@ -1,5 +1,6 @@
 """Every test sees 8 virtual CPU devices; the environment is set before jax is imported."""
 
+import gc
 import inspect
 import os
 import pathlib
@@ -10,12 +11,15 @@ import tempfile
 FLAGS = (
   '--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300'
 )
-# LLVM's optimization is most of the time of most tests. .ci/nightly runs them all with it.
+# Compiling is most of the time of most tests: without LLVM's optimization and MLIR's emitters of
+# fusions it takes a third of it. .ci/nightly runs all tests with both.
 if not os.environ.get('BMX_TEST_OPTIMIZED'):
-  FLAGS += ' --xla_backend_optimization_level=0'
+  FLAGS += ' --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = FLAGS
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+# Of torch and of numpy's matrices: threads of two workers would wait for each other.
+os.environ['OMP_NUM_THREADS'] = os.environ['OPENBLAS_NUM_THREADS'] = '1'
 # Read when gcsfs is imported: otherwise it asks Google's server for the kind of a bucket.
 os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'
 # Shared by all tests and workers; one that kills processes takes a cache of its own.
@@ -24,9 +28,12 @@ CACHE = pathlib.Path(tempfile.gettempdir()) / 'bmx-test-programs'
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_compilation_cache_dir', str(CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+PROGRAMS = {
+  'jax_compilation_cache_dir': str(CACHE),
+  'jax_persistent_cache_min_compile_time_secs': 0.1,
+}
+for word, value in {**PROGRAMS, 'jax_numpy_rank_promotion': 'raise'}.items():
+  jax.config.update(word, value)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -100,6 +107,16 @@ def pytest_collection_modifyitems(items):
     marks = [mark for mark, there in groups if there] or ['quick']
     for mark in marks:
       item.add_marker(mark)
+  if 'PYTEST_XDIST_WORKER' in os.environ:  # long files begin: no worker waits for another's last
+    long = {item.path for item in items if not item.get_closest_marker('quick')}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish():
+  """Leaves the modules out of every collection of garbage, and collects less often."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
 
 
 def compares_with_a_library(item) -> bool:
@@ -110,6 +127,14 @@ def compares_with_a_library(item) -> bool:
     or bool({'torch', 'reference'} & set(item.fixturenames))
     or any(f"importorskip('{library}" in body for library in LIBRARIES)
   )
+
+
+@pytest.fixture(autouse=True)
+def programs():
+  """Undoes what a run in this process decides about the cache of all tests."""
+  yield
+  for word, value in PROGRAMS.items():
+    jax.config.update(word, value)
 
 
 @pytest.fixture(scope='module')
