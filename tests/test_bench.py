@@ -14,10 +14,8 @@ from bmx import experiment
 from tests.conftest import CACHE, FLAGS, ROOT
 
 
-@pytest.mark.parametrize('name', [
-  'small GPT-2',
-  pytest.param('small Llama', marks=pytest.mark.nightly),
-])  # fmt: skip
+@pytest.mark.nightly  # five processes for a script of machines that have a GPU
+@pytest.mark.parametrize('name', ['small GPT-2', 'small Llama'])
 def test_gpu_script_runs(name):
   command = [sys.executable, 'experiments/bench/gpu.py', '--small', name]
   env = {**os.environ, 'XLA_FLAGS': FLAGS.replace('count=8', 'count=1')}

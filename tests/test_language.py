@@ -117,7 +117,8 @@ def test_predictions_are_json_lines(bmx, folder):
 
 
 def test_perplexity_and_bits_per_byte(tmp_path):
-  config, name = recipes.load(str(ROOT / 'configs/gpt_char.py:tiny'), [*SMALL, 'steps=4'])
+  words = [*SMALL, 'steps=4', f'data.path={ROOT}/LICENSE']
+  config, name = recipes.load(str(ROOT / 'configs/gpt_char.py:tiny'), words)
   functions = ('bmx.tasks.language:perplexity', 'bmx.tasks.language:bits_per_byte')
   config.eval.valid.metrics = functions
   summary = loop.run(experiment.build(config, name, jax.devices()[:1]), tmp_path / 'run')
@@ -183,7 +184,7 @@ def test_the_python_of_the_page(tmp_path, monkeypatch):
   """From a run to Hugging Face's format, and to a text."""
   monkeypatch.chdir(tmp_path)
   run('gpt_char.py:tiny', tmp_path / 'runs/first', 'steps=4', 'schedule.warmup=1',
-      'task.model.bias=True')  # fmt: skip
+      'task.model.bias=True', f'data.path={ROOT}/LICENSE')  # fmt: skip
   page = (ROOT / 'docs/language.md').read_text()
   code = [b for b in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if 'import' in b]
   assert len(code) == 2

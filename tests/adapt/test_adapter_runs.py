@@ -20,7 +20,8 @@ from bmx.train.state import state_spec, variables_of
 from tests.conftest import ROOT
 
 TINY = ('mesh.data=1', 'every.log=2', 'every.save=2', 'steps_per_call=2', 'batch_size=4', 'steps=2',
-        'length=16', 'task.model.width=16', 'task.model.heads=2', 'task.model.depth=2')  # fmt: skip
+        'length=16', 'task.model.width=16', 'task.model.heads=2', 'task.model.depth=2',
+        f'data.path={ROOT}/LICENSE')  # fmt: skip
 LORA = {'call': 'bmx.adapt.lora:LoRA', 'rank': 2, 'targets': 'query|value|down'}
 
 

@@ -44,7 +44,7 @@ def pretrained(tmp_path_factory):
 @pytest.fixture(scope='module')
 def decoder(tmp_path_factory):
   path = tmp_path_factory.mktemp('runs') / 'gpt'
-  loop.run(build('gpt_char.py:tiny', *SMALL, 'ema=0.5'), path)
+  loop.run(build('gpt_char.py:tiny', *SMALL, 'ema=0.5', f'data.path={ROOT}/LICENSE'), path)
   return path
 
 

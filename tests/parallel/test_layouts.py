@@ -14,7 +14,7 @@ from bmx.train.feed import Feed
 from bmx.train.state import state_spec
 from bmx.train.step import make_dispatch, make_train_step
 
-STEPS = 20
+STEPS = 8
 LAYOUTS = {
   'data': {'data': 8},
   'fsdp': {'data': 1, 'fsdp': 8},
@@ -103,6 +103,15 @@ CASES += [('dropless', 'data-fsdp-seq', 'sgd')]
 CASES += [(model, layout, 'adamw') for model in ('mlp', 'gpt') for layout in ('fsdp',)]
 CASES += [('gpt', layout, 'adamw') for layout in ('data-fsdp-seq', 'data-pipe-model')]
 CASES += [('moe', 'data-expert', 'adamw')]
+# At night, what another case has with one axis more or with plain SGD.
+NIGHTLY = (
+  ('gpt', 'data-fsdp', 'sgd'),
+  ('gpt', 'fsdp-model', 'sgd'),
+  ('gpt', 'fsdp', 'adamw'),
+  ('moe', 'data-expert', 'sgd'),
+  ('dropless', 'data-expert', 'sgd'),
+)
+CASES = [pytest.param(*c, marks=[pytest.mark.nightly] * (c in NIGHTLY)) for c in CASES]
 
 
 @pytest.mark.parametrize(('model', 'layout', 'optimizer'), CASES)

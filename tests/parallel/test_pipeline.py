@@ -28,24 +28,32 @@ def plain(params, x, mark):
   return x, sum(sizes)
 
 
-@pytest.mark.parametrize('microbatches', [2, 4, 12])
-@pytest.mark.parametrize(
-  'mesh', [{'pipe': 4, 'data': 2}, {'pipe': 8}, {'pipe': 2, 'data': 2, 'model': 2}]
-)
-def test_values_and_gradients(mesh, microbatches, given):
+def both(fn):
+  def compute(params, x, mark):
+    value, back = jax.vjp(lambda p, x: fn(p, x, mark), params, x)
+    return value, back((jnp.ones_like(value[0]), jnp.ones_like(value[1])))
+
+  return compute
+
+
+@pytest.fixture(scope='module')
+def expected(given):
+  return jax.device_get(jax.jit(both(plain))(*given))
+
+
+@pytest.mark.parametrize(('mesh', 'microbatches'), [
+  ({'pipe': 4, 'data': 2}, 2),
+  ({'pipe': 4, 'data': 2}, 12),
+  ({'pipe': 8}, 4),
+  ({'pipe': 2, 'data': 2, 'model': 2}, 12),
+])  # fmt: skip
+def test_values_and_gradients(mesh, microbatches, given, expected):
   def run(params, x, mark):
     (y, _), aux = pipeline(block, params, (x, mark), microbatches)
     return y, aux['size']
 
-  def both(fn):
-    def compute(params, x, mark):
-      value, back = jax.vjp(lambda p, x: fn(p, x, mark), params, x)
-      return value, back((jnp.ones_like(value[0]), jnp.ones_like(value[1])))
-
-    return compute
-
   (y, size), grads = jax.device_get(jit(both(run), Layout(make_mesh(mesh)))(*given))
-  (y_, size_), grads_ = jax.device_get(jax.jit(both(plain))(*given))
+  (y_, size_), grads_ = expected
   np.testing.assert_allclose(y, y_, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(size, size_, rtol=1e-5)
   for a, b in zip(grads, grads_, strict=True):

@@ -148,10 +148,11 @@ def test_stored_kernels_and_codes_in_the_cache():
   """On 8 devices as with the weights that the kernels stand for on one; kernels stay stored."""
   model = gpt(positions='rotary', kv_heads=4, vocab_pad=1, scan=True)
   with kernels.recorded() as found:
-    model.init(jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))
-  rest, quantized = jax.device_get(kernels.split(weights(model), found, 'int4', 8))
+    jax.eval_shape(model.init, jax.random.PRNGKey(0), jnp.zeros((1, 4), jnp.int32))
+  split = jit(lambda params: kernels.split(params, found, 'int4', 8), ONE)
+  rest, quantized = jax.device_get(split(weights(model)))
   layout = Layout(make_mesh(MESHES[0]))
-  plain = decoder(model, kernels.join(rest, quantized), ONE, 'int8')
+  plain = decoder(model, jit(kernels.join, ONE)(rest, quantized), ONE, 'int8')
   stored = decoder(model, rest, layout, 'int8', quantized)
   assert not [k for k in tree.named(stored[1]['params']) if k.endswith('/kernel')]
   assert tree.nbytes(stored[1]) < 0.35 * tree.nbytes(plain[1])

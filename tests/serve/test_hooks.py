@@ -11,10 +11,12 @@ from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.serve.hooks import SampleTexts
 from bmx.train import loop
+from tests.conftest import ROOT
 
 
 def build(**part):
-  config, name = recipes.load('gpt_char:tiny', ['mesh.data=1', 'steps=8'])
+  words = 'mesh.data=1', 'steps=8', f'data.path={ROOT}/LICENSE'
+  config, name = recipes.load('gpt_char:tiny', words)
   if part:
     config.hooks.samples = {'call': 'bmx.serve.hooks:SampleTexts', 'every': 4, **part}
   return experiment.build(config, name, jax.devices()[:1])

@@ -12,6 +12,7 @@ from bmx.ops.masks import MASK_VALUE
 from bmx.serve.sample import RowSampling, Sampling, adjust, draw
 
 V = 11
+ADJUST, DRAW = jax.jit(adjust), jax.jit(draw)
 
 
 def scores(seed=0, rows=4):
@@ -25,7 +26,7 @@ def alike(how, rows=4):
 def allowed(logits, how, seen=None):
   seen = np.zeros(logits.shape, bool) if seen is None else seen
   return (
-    np.asarray(adjust(jnp.asarray(logits), jnp.asarray(seen), alike(how, len(logits))))
+    np.asarray(ADJUST(jnp.asarray(logits), jnp.asarray(seen), alike(how, len(logits))))
     > MASK_VALUE / 2
   )
 
@@ -77,7 +78,7 @@ def test_each_step_is_hugging_faces():
   ):
     theirs = step(torch.tensor(before), theirs)
   how = Sampling(temperature=0.6, top_k=6, top_p=0.8, repetition_penalty=1.7)
-  ours = np.asarray(adjust(jnp.asarray(logits), jnp.asarray(seen), alike(how)))
+  ours = np.asarray(ADJUST(jnp.asarray(logits), jnp.asarray(seen), alike(how)))
   finite = np.isfinite(theirs.numpy())
   np.testing.assert_array_equal(ours > MASK_VALUE / 2, finite)
   np.testing.assert_allclose(ours[finite], theirs.numpy()[finite], rtol=1e-6)
@@ -87,7 +88,7 @@ def test_tokens_are_drawn_as_often_as_their_probability():
   n, logits = 20_000, scores(1, rows=1)
   keys = jax.random.split(jax.random.PRNGKey(0), n)
   many = jnp.broadcast_to(jnp.asarray(logits), (n, V))
-  drawn = np.asarray(draw(many, jnp.zeros((n, V), bool), keys, alike(Sampling(2.0), n)))
+  drawn = np.asarray(DRAW(many, jnp.zeros((n, V), bool), keys, alike(Sampling(2.0), n)))
   expected = np.exp(logits[0] / 2) / np.exp(logits[0] / 2).sum()
   share = np.bincount(drawn, minlength=V) / n
   assert (np.abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / n) + 1e-4).all()
@@ -95,7 +96,7 @@ def test_tokens_are_drawn_as_often_as_their_probability():
 
 def test_without_temperature_the_likeliest_is_taken():
   logits, keys = scores(2), jax.random.split(jax.random.PRNGKey(0), 4)
-  taken = draw(jnp.asarray(logits), jnp.zeros((4, V), bool), keys, alike(Sampling(temperature=0.0)))
+  taken = DRAW(jnp.asarray(logits), jnp.zeros((4, V), bool), keys, alike(Sampling(temperature=0.0)))
   np.testing.assert_array_equal(taken, logits.argmax(1))
 
 
@@ -103,7 +104,7 @@ def test_what_was_said_is_punished():
   logits = np.array([[2.0, 1.9, -1.0]], np.float32)
   seen = np.array([[True, False, True]])
   how = Sampling(temperature=0.0, repetition_penalty=2.0)
-  adjusted = adjust(jnp.asarray(logits), jnp.asarray(seen), alike(how, 1))
+  adjusted = ADJUST(jnp.asarray(logits), jnp.asarray(seen), alike(how, 1))
   np.testing.assert_allclose(adjusted, [[1.0, 1.9, -2.0]])
 
 

@@ -41,7 +41,7 @@ def ask(port, path, body=None):
 
 def test_a_run_is_served_until_sigterm(bmx, tmp_path):
   run = tmp_path / 'run'
-  words = '--config.steps=4', '--config.every.log=4', f'--workdir={run}'
+  words = '--config.steps=4', '--config.data.path=LICENSE', f'--workdir={run}'
   assert bmx('--config=configs/gpt_char.py:tiny', *words).returncode == 0
   environment = {**os.environ, 'XDG_CACHE_HOME': str(CACHE), 'XLA_FLAGS': ''}
   serve = [sys.executable, '-m', 'bmx', 'serve', str(run), '--rows=2']

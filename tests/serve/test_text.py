@@ -18,6 +18,7 @@ from bmx.models.gpt import GPT
 from bmx.modes import Request, generate, start
 from bmx.parallel import Layout, jit, make_mesh, unbox
 from bmx.serve.text import Detokenizer, Options, TextGenerator
+from tests.conftest import ROOT
 
 ONE = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
 CONFIG = 'configs/gpt_char.py:tiny'
@@ -178,7 +179,8 @@ def workdir(tmp_path_factory):
   from bmx import experiment
   from bmx.train import loop
 
-  config, name = recipes.load(CONFIG, ['steps=10', 'mesh.data=1'])
+  words = 'steps=10', 'mesh.data=1', f'data.path={ROOT}/LICENSE'
+  config, name = recipes.load(CONFIG, words)
   path = tmp_path_factory.mktemp('run') / 'run'
   loop.run(experiment.build(config, name, jax.devices()[:1]), path)
   return path

@@ -16,7 +16,7 @@ from experiments.soak.peers import free_port
 from tests.conftest import FLAGS, ROOT
 
 RECIPE = 'configs/gpt_char.py:tiny'
-MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1']
+MORE = ['steps=40', 'every.save=10', 'every.log=5', 'task.model.dropout=0.1', 'data.path=LICENSE']
 
 
 def launch(workdir, processes, devices, overrides=(), own=None, flags=()):

@@ -24,8 +24,8 @@ EIGHT = {
 }
 MORE = {
   'digits_mlp': ['steps=1500', 'every.log=25', 'every.eval=250', 'every.save=150', 'ema=0.99'],
-  'mnist_cnn': ['steps=120', 'every.log=5', 'every.eval=40', 'every.save=15'],
-  'gpt_char': ['steps=100', 'every.log=5', 'every.save=15', 'task.model.dropout=0.1',
+  'mnist_cnn': ['steps=60', 'every.log=3', 'every.eval=20', 'every.save=8'],
+  'gpt_char': ['steps=50', 'every.log=3', 'every.save=8', 'task.model.dropout=0.1',
                'data.path=LICENSE'],
 }  # fmt: skip
 NIGHTLY = pytest.mark.nightly
