@@ -22,6 +22,7 @@ varies over, so the draw for position p needs no draw before it.
 | SPLIT        | which examples a random split holds          | nothing           |
 | DRIFT        | rows that are compared, permutations of MMD  | nothing           |
 | GATE         | draws of a bootstrap                         | nothing           |
+| SCENES       | composed scenes                              | split, then scene |
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ import dataclasses
 import numpy as np
 
 INIT, STEP, EVAL, GENERATE, PREPARE, ADAPTERS, TEACHER = 0, 1, 2, 3, 4, 5, 6
-PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE = (
+PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE, SCENES = (
   16,
   17,
   18,
@@ -38,6 +39,7 @@ PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE = (
   21,
   22,
   23,
+  24,
 )
 MIX = 1000  # and one for each source from here on
 

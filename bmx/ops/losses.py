@@ -160,6 +160,25 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jax.nn.softplus(logits) - labels * logits
 
 
+def focal(
+  logits: jax.Array, labels: jax.Array, gamma: float = 2.0, alpha: float = 0.25
+) -> jax.Array:
+  """Computes the focal loss of sigmoids, float32, in nats: easy examples count little.
+
+  Args:
+    logits: [...].
+    labels: 0 or 1, [...].
+    gamma: exponent of 1 - the probability of the label; 0 is cross-entropy, weighted by alpha.
+    alpha: weight of label 1; label 0 has 1 - alpha.
+
+  Source: Lin et al. 2017, equation 5.
+  """
+  labels = labels.astype(jnp.float32)
+  wrong = jax.nn.sigmoid(jnp.where(labels > 0, -1.0, 1.0) * logits.astype(jnp.float32))
+  weight = jnp.where(labels > 0, alpha, 1 - alpha)
+  return weight * wrong**gamma * binary_cross_entropy(logits, labels)
+
+
 def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
   """Computes the mean squared difference over the last axis: [..., D], [..., D] -> [...]."""
   difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)

@@ -37,6 +37,7 @@ MODELS = {
   'gpt': ('configs/gpt_char.py:tiny', []),
   'moe': ('configs/moe.py:tiny', []),
   'dropless': ('configs/moe.py:tiny', ['task.model.capacity_factor=0.0']),
+  'detector': ('configs/mnist_detect.py:tiny', ['batch_size=8']),
 }
 GPT_ONLY = (
   'sequence-sharded norms',
@@ -102,7 +103,7 @@ CASES += [(model, layout, 'sgd') for model in ('moe', 'dropless') for layout in 
 CASES += [('dropless', 'data-fsdp-seq', 'sgd')]
 CASES += [(model, layout, 'adamw') for model in ('mlp', 'gpt') for layout in ('fsdp',)]
 CASES += [('gpt', layout, 'adamw') for layout in ('data-fsdp-seq', 'data-pipe-model')]
-CASES += [('moe', 'data-expert', 'adamw')]
+CASES += [('moe', 'data-expert', 'adamw'), ('detector', 'data', 'sgd')]
 # At night, what another case has with one axis more or with plain SGD.
 NIGHTLY = (
   ('gpt', 'data-fsdp', 'sgd'),
