@@ -44,6 +44,7 @@ SHORTER = {
   'table:tiny': ['table:tiny'],
   'text': ['text', '--config.epochs=1', '--config.vocab=300', '--config.length=16',
            '--config.batch_size=8', *ENCODER],
+  'mnist_flow:tiny': ['mnist_flow:tiny', '--config.steps=4', '--config.schedule.warmup=1'],
   'gpt_char': ['gpt_char:tiny', '--config.steps=2', '--config.schedule.warmup=1',
                '--config.length=64'],
   'gpt_char:tiny': ['gpt_char:tiny', '--config.steps=14', '--config.schedule.warmup=1',

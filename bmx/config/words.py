@@ -23,6 +23,9 @@ MESH = {
   'model': 'Devices that share each matrix (tensor parallelism).',
 }
 
+# Words of `generate` that images read; texts read the others.
+IMAGE_WORDS = ('label', 'count', 'guidance', 'sample_steps', 'sampler')
+
 # Words whose own words are all known; `mesh` and `rules` are checked where they are read.
 GROUPS = (
   'profile',
@@ -85,6 +88,11 @@ WORDS = {
   'generate.cache': Word('auto', 'Of keys and values: auto, in `dtype`; or int8.'),
   'generate.template': Word('', 'Of a chat: chatml, a file or a folder; empty: that of the run.'),
   'generate.stream': Word(True, 'Prints tokens as they are generated.'),
+  'generate.label': Word(-1, 'Class of generated images; -1: every class in turn.'),
+  'generate.count': Word(100, 'Images that are generated.'),
+  'generate.guidance': Word(1.0, 'Of images towards their class; 1: none.'),
+  'generate.sample_steps': Word(20, 'Steps from noise to an image.'),
+  'generate.sampler': Word('heun', 'Of images: euler, or heun, with two velocities a step.'),
   'serve.host': Word('127.0.0.1', 'Address that the server listens on; 0.0.0.0: every one.'),
   'serve.port': Word(8000, 'Port that the server listens on; 0: a free one.'),
   'serve.rows': Word(16, 'Texts that are generated at once.'),

@@ -8,6 +8,7 @@ import optax
 
 from bmx.core.data import Data
 from bmx.core.events import Every, Hook, Selection
+from bmx.core.images import ImageOptions
 from bmx.core.types import GradFn, Schedule, Task
 
 
@@ -48,6 +49,7 @@ class Experiment:
   steps_per_call: int  # steps in one jitted call; 0 chooses
   watchdog: float  # seconds without a finished step before the run is ended; 0 is never
   generate: Mapping[str, Any]  # arguments of serve.text.Options
+  images: ImageOptions  # the other words of `generate`
   weights: str  # folder that a new state's weights are read from; ''
   init: Callable[..., Any]  # (StateSpec, or this one's own) -> TrainState, placed
   rebuild: Callable[[Mapping[str, Any]], 'Experiment']  # the same with some config leaves changed

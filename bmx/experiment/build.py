@@ -1,20 +1,23 @@
 """From a config to an Experiment: the order in which parts are built."""
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from bmx import config as recipes
 from bmx.adapt import restore
+from bmx.config.words import IMAGE_WORDS
 from bmx.core import hardware
 from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.events import Every
 from bmx.core.experiment import Eval, Experiment
+from bmx.core.images import ImageOptions
 from bmx.core.types import Task
 from bmx.experiment.data import (
   check_labels,
@@ -26,7 +29,7 @@ from bmx.experiment.data import (
   train_data,
 )
 from bmx.experiment.hooks import check_hooks, hook, tracker
-from bmx.experiment.ranges import check_ranges
+from bmx.experiment.ranges import check_generate, check_ranges
 from bmx.experiment.selection import selection
 from bmx.parallel import Layout, make_mesh
 from bmx.runtime.storage import place
@@ -84,7 +87,9 @@ def build(
   if read:
     check_tokenizers(data, made)
     for known in (data.metadata, *(e.data.metadata for e in made.values())):
-      task.validate(known)
+      with _rejecting(c):
+        task.validate(known)
+  check_generate(c['generate'], task)
   if labels:
     check_labels(task, made)
   data = checked(data, task)
@@ -93,14 +98,10 @@ def build(
   tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule, steps=steps)
   tx = task.transform(tx, steps)
   grad_fn = _grad(c, Gradient(task))
-  try:
+  with _rejecting(c):
     spec = plan_state(
       task, tx, data.abstract, layout, seed=c['seed'], ema=c['ema'], grad_fn=grad_fn
     )
-  except InputError:
-    raise
-  except (TypeError, ValueError, ArithmeticError) as error:
-    raise InputError(f'task={c["task"]}: the model rejected its arguments: {error}') from error
 
   def rebuild(overrides: Mapping[str, Any]) -> Experiment:
     copy = ConfigDict(config.copy_and_resolve_references())
@@ -128,7 +129,8 @@ def build(
     guard=c['guard'],
     steps_per_call=c['steps_per_call'],
     watchdog=c['watchdog']['seconds'],
-    generate=c['generate'],
+    generate={k: v for k, v in c['generate'].items() if k not in IMAGE_WORDS},
+    images=ImageOptions(**{k: c['generate'][k] for k in IMAGE_WORDS}),
     weights=c['init']['path'],
     init=functools.partial(_init, c['init'], data, task, spec),
     rebuild=rebuild,
@@ -139,6 +141,17 @@ def build(
   if read and stored is None:
     check_hooks(experiment)
   return experiment
+
+
+@contextlib.contextmanager
+def _rejecting(c: Mapping[str, Any]) -> Iterator[None]:
+  """Context that raises InputError where the arguments of a model have a wrong type or value."""
+  try:
+    yield
+  except InputError:
+    raise
+  except (TypeError, ValueError, ArithmeticError) as error:
+    raise InputError(f'task={c["task"]}: the model rejected its arguments: {error}') from error
 
 
 def _interval(every: int, steps: int) -> int:

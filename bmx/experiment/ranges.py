@@ -4,7 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from bmx.config import base
+from bmx.config.words import IMAGE_WORDS
 from bmx.core.errors import InputError, did_you_mean
+from bmx.core.images import ImageOptions
+from bmx.core.types import Task
+from bmx.serve.images import check_options, image_task
 
 # leaf -> (least, bound): least <= value < bound
 RANGES = {
@@ -54,6 +59,26 @@ def check_ranges(c: Mapping[str, Any]) -> None:
     raise InputError(
       f'--config.guard.spike={spike}: expected 0, or above 1: a multiple of the mean gradient norm'
     )
+
+
+def check_generate(words: Mapping[str, Any], task: Task) -> None:
+  """Raises InputError naming a word of `generate` that is set although the task does not read it.
+
+  A task that generates images reads no words of texts; other tasks read no words of images.
+
+  Args:
+    words: the config word `generate`.
+    task: of the experiment.
+  """
+  images = image_task(task)
+  name, made = type(task).__name__, 'no texts' if images else 'no images'
+  if images:
+    check_options(images, ImageOptions(**{k: words[k] for k in IMAGE_WORDS}))
+  for word, default in base().generate.items():
+    if (word in IMAGE_WORDS) != bool(images) and words[word] != default:
+      raise InputError(
+        f'generate.{word}={words[word]!r}: expected {default!r}, since {name} generates {made}'
+      )
 
 
 def _check_finite(value: Any, name: str) -> None:

@@ -29,8 +29,8 @@ MODES = {
   ),
   'generate': Mode(
     'bmx.modes.generate',
-    'continues each --prompt or each line of --input',
-    ('--step', '--input', '--prompt'),
+    'continues each --prompt or each line of --input; writes images to --output',
+    ('--step', '--input', '--prompt', '--output'),
   ),
   'compress': Mode(
     'bmx.modes.compress',

@@ -1,4 +1,4 @@
-"""Mode `generate`: texts of a decoder, printed or written as JSON lines."""
+"""Mode `generate`: texts of a decoder, printed or written as JSON lines; images of other tasks."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bmx.core import errors
 from bmx.core.terminal import printable
 from bmx.data.text import documents
-from bmx.modes import Request
+from bmx.modes import Request, pictures
 from bmx.modes.decoder import (
   decoder_of,
   ends_of,
@@ -21,6 +21,7 @@ from bmx.runtime.files import replacing
 from bmx.runtime.storage import Place
 from bmx.serve.decode import prompt_names
 from bmx.serve.generate import GenerationStats
+from bmx.serve.images import image_task
 from bmx.serve.text import Options, TextGenerator
 
 log = logging.getLogger('bmx')
@@ -30,6 +31,13 @@ def run(request: Request) -> int:
   """Continues each --prompt (printed) or each line of --input (written to generations.jsonl)."""
   opened = open_weights('generate', request, writes=not request.prompts)
   x, folder = opened.experiment, opened.folder
+  if image_task(x.task) is not None:
+    return pictures.run(opened, request)
+  if request.output:
+    raise errors.InputError(
+      f'--output={request.output}: expected none, as texts are printed, or written to '
+      'WORKDIR/generations.jsonl'
+    )
   if bool(request.prompts) == bool(request.input):
     raise errors.InputError(
       'give --prompt=TEXT, once for each prompt, or --input=FILE; one of the two'

@@ -15,7 +15,7 @@ import pathlib
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from etils import epath
 
@@ -30,6 +30,15 @@ PUT_SHARE = 0.02  # of the time that such writes may take
 MAX_PUT_SECONDS = 300.0
 
 
+def write_bytes(path: Place, content: bytes) -> None:
+  """Replaces a file, whole or not at all, as `replacing` does."""
+  if not isinstance(path, pathlib.Path):
+    storage.put(path, content)
+    return
+  with _replacing(path) as file:
+    file.buffer.write(content)
+
+
 @contextlib.contextmanager
 def replacing(path: Place) -> Iterator[IO[str]]:
   """Opens a text file that replaces `path` when the context ends; it is on disk (fsync) then.
@@ -42,7 +51,7 @@ def replacing(path: Place) -> Iterator[IO[str]]:
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[IO[str]]:
+def _replacing(path: pathlib.Path) -> Iterator[TextIO]:
   part = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
   try:
     with part.open('x', encoding='utf-8') as file:

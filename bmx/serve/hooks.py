@@ -1,9 +1,13 @@
-"""Training hooks that generate texts."""
+"""Training hooks that generate texts and images."""
 
+import dataclasses
 import html
 import logging
 from collections.abc import Sequence
 from typing import Any
+
+import jax
+import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.types import facts_of
@@ -11,7 +15,9 @@ from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer
 from bmx.parallel import jit
 from bmx.runtime.report import Section
 from bmx.serve.decode import check_decoder
+from bmx.serve.images import ImageSampler, clipped
 from bmx.serve.text import Options, TextGenerator, check_size, encode_prompts
+from bmx.tasks import grids
 from bmx.train import datafile
 from bmx.train.state import eval_variables
 
@@ -93,6 +99,61 @@ class SampleTexts:
       for p, t in zip(self.prompts, texts, strict=True)
     )
     return Section(f'Texts of step {event.step:,}', rows)
+
+
+class SampleImages:
+  """Generates a grid of images with the weights of the moment, for the report and as a file.
+
+  The newest grid is in report.html; each step has its WORKDIR/samples/STEP.png. The numbers of the
+  sampler are those of the config word `generate`.
+
+  In a config: c.hooks.samples = {'call': 'bmx.serve.hooks:SampleImages', 'every': 500}.
+
+  Args:
+    count: images; of all classes in turn, if they have classes.
+    seed: of the noise, the same at each step.
+
+  Raises:
+    InputError: no images.
+  """
+
+  def __init__(self, count: int = 50, seed: int = 0):
+    if count < 1:
+      raise InputError(f'hooks: SampleImages.count={count}: expected at least 1')
+    self.count, self.seed = count, seed
+    self.sampler: ImageSampler | None = None  # made at the first call, with its program
+    self.merge: Any = None
+
+  def check_experiment(self, experiment: Any) -> None:
+    """Raises InputError if the task generates no images, or the data's pixels are not in [0, 1]."""
+    ImageSampler(experiment, self._options(experiment))
+    check_pixels(experiment.data)
+
+  def __call__(self, event: Any) -> Section | None:
+    """Generates the images of a step, writes their grid and returns it."""
+    x = event.run.experiment
+    if self.sampler is None:
+      self.sampler = ImageSampler(x, self._options(x))
+      self.merge = jit(x.task.merged_params, x.layout)
+    images = clipped(self.sampler(self.merge(eval_variables(event.state)), self.seed))
+    if jax.process_index():
+      return None
+    grids.write(event.workdir / 'samples' / f'{event.step}.png', images, self.sampler.columns)
+    return grids.section(f'Images of step {event.step:,}', images, self.sampler.columns)
+
+  def _options(self, experiment: Any) -> Any:
+    return dataclasses.replace(experiment.images, count=self.count, label=-1)
+
+
+def check_pixels(data: Any) -> None:
+  """Raises InputError if the first images of the data have pixels outside [0, 1]."""
+  n = min(data.size, data.batch_size)
+  image = data.rows(data.indices(0)[0, :n], np.arange(n))['image']
+  if image.min() < 0 or image.max() > 1:
+    raise InputError(
+      f'data: pixels from {image.min():.3g} to {image.max():.3g}: expected 0 to 1, as generated '
+      'images have; set data.mean=(0.0,) and data.std=(1.0,)'
+    )
 
 
 def _tokenizer(data: Any, vocab_size: int) -> Tokenizer:
