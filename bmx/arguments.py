@@ -12,8 +12,8 @@ from bmx.core import errors
 from bmx.core.terminal import printable
 
 FLAGS = (
-  'config', 'workdir', 'mode', 'step', 'input', 'output', 'prompt', 'topology', 'words', 'run',
-  'trials', 'allow', 'pointer', 'back', 'force',
+  'config', 'workdir', 'mode', 'step', 'input', 'output', 'prompt', 'topology', 'budget', 'words',
+  'run', 'trials', 'allow', 'pointer', 'back', 'force',
   'processes', 'process', 'coordinator', 'help',
 )  # fmt: skip
 USAGE = {
@@ -77,16 +77,18 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
                       'gate: folder that a server has captured, or file of examples')  # fmt: skip
   parser.add_argument('--output', default='', help='predict: file to write, .jsonl, .csv or '
                       '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl); compare: '
-                      'page to write (default: compare.html); compress, learn: run directory '
-                      'to write; merge: folder to write; drift: page to write')  # fmt: skip
+                      'page to write (default: compare.html); scale: file (scale.json); compress, '
+                      'learn: run directory to write; merge: folder to write; drift: page to '
+                      'write; plan: folder to write (default: plans/NAME)')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '
-                      '(two slices), h200:8')  # fmt: skip
+                      '(two slices), h200:8; several with commas; auto, with --budget')  # fmt: skip
+  parser.add_argument('--budget', default='', help='plan: 500usd, 24h or 30kwh')
   parser.add_argument('--words', nargs='?', default='', const='all', help='config: prints the '
                       'words alone, or those whose names contain a text')  # fmt: skip
-  parser.add_argument('--run', action='append', default=[], metavar='DIR', help='compare: run '
-                      'directory; can be repeated; gate: the champion')  # fmt: skip
+  parser.add_argument('--run', action='append', default=[], metavar='DIR', help='compare, scale: '
+                      'run directory; can be repeated; gate: the champion')  # fmt: skip
   parser.add_argument('--pointer', default='', metavar='FILE', help='promote: file that names the '
                       'served model')  # fmt: skip
   parser.add_argument('--back', action='store_true', help='promote: returns to the model before')

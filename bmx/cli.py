@@ -50,7 +50,7 @@ def translate(arguments: list[str]) -> list[str]:
   if rest and not rest[0].startswith('-'):
     mode = rest.pop(0)
     result.append(f'--mode={mode}')
-    while mode == 'compare' and rest and not rest[0].startswith('-'):
+    while mode in ('compare', 'scale') and rest and not rest[0].startswith('-'):
       result.append(f'--run={rest.pop(0)}')
     if mode == 'gate' and len(rest) > 1 and not rest[1].startswith('-'):
       result.append(f'--run={rest.pop(0)}')

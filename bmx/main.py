@@ -25,7 +25,7 @@ from bmx.plan import topology
 from bmx.runtime import console
 
 # Equal on all processes.
-SHARED_FLAGS = ('mode', 'step', 'input', 'output', 'prompt', 'topology', 'allow')
+SHARED_FLAGS = ('mode', 'step', 'input', 'output', 'prompt', 'topology', 'budget', 'allow')
 FAILED_SECONDS = 5.0  # to reach the others, for a process that cannot start
 
 
@@ -105,6 +105,7 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
     output=args.output,
     prompts=tuple(args.prompt),
     topology=args.topology,
+    budget=args.budget,
     words=args.words,
     runs=tuple(args.run),
     trials=args.trials,

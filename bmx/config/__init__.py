@@ -8,6 +8,7 @@ from bmx.config.auto import settle
 from bmx.config.describe import Line, lines
 from bmx.config.overrides import apply
 from bmx.config.parts import build, parameters, resolve
+from bmx.config.planned import digest, planned
 from bmx.config.recipes import About, about, check_variant, find, load, names
 from bmx.config.spaces import Space, split
 from bmx.config.stored import check_calls, complete, from_plain, from_stored, plain, trust
@@ -25,6 +26,7 @@ __all__ = [
   'check_variant',
   'check_words',
   'complete',
+  'digest',
   'find',
   'from_plain',
   'from_stored',
@@ -33,6 +35,7 @@ __all__ = [
   'names',
   'parameters',
   'plain',
+  'planned',
   'resolve',
   'settle',
   'split',

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
 
@@ -53,13 +54,35 @@ def _equation(e: Any) -> int:
   if name == 'ragged_dot_general':
     return 2 * math.prod(e.outvars[0].aval.shape) * e.invars[0].aval.shape[-1]
   if name == 'conv_general_dilated':
-    kernel = e.invars[1].aval.shape
-    outputs = kernel[e.params['dimension_numbers'].rhs_spec[0]]
-    return 2 * math.prod(e.outvars[0].aval.shape) * math.prod(kernel) // outputs
+    return _convolution(e)
   if name == 'cond':
     return max(_count(b.jaxpr) for b in e.params['branches'])
   times = e.params['length'] if name == 'scan' else 1
   return times * sum(_count(j) for j in _inner(e.params))
+
+
+def _convolution(e: Any) -> int:
+  """Counts the products of elements that exist: neither padding nor the zeros of a dilation."""
+  source, kernel, out = (v.aval.shape for v in (*e.invars, *e.outvars))
+  left, right, result = e.params['dimension_numbers']
+  pairs = 1
+  for i, (low, _) in enumerate(e.params['padding']):
+    pairs *= _pairs(
+      source[left[2 + i]],
+      kernel[right[2 + i]],
+      out[result[2 + i]],
+      e.params['window_strides'][i],
+      low,
+      e.params['lhs_dilation'][i],
+      e.params['rhs_dilation'][i],
+    )
+  return 2 * pairs * out[result[0]] * out[result[1]] * kernel[right[1]]
+
+
+def _pairs(size: int, taps: int, outs: int, stride: int, low: int, holes: int, spread: int) -> int:
+  """Counts (output, tap) that read an element, along one dimension of a convolution."""
+  at = np.arange(outs)[:, None] * stride + np.arange(taps)[None] * spread - low
+  return int(((at >= 0) & (at <= (size - 1) * holes) & (at % holes == 0)).sum())
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:

@@ -1,50 +1,17 @@
-"""Chips as data, and the choices for each kind of device.
-
-Source of the peaks: data sheets of the vendors, dense, without sparsity.
-"""
+"""The choices for each kind of device."""
 
 import ctypes
-import dataclasses
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """Peaks of one jax device.
-
-  Attributes:
-    flops: bfloat16 FLOP/s.
-    memory: bytes.
-    bandwidth: of the memory, bytes/s.
-  """
-
-  flops: float
-  memory: float
-  bandwidth: float
-
-
-# Keyed by what `jax.Device.device_kind` says, in lower case; the first key it contains wins.
-CHIPS = {
-  'tpu v5 lite': Chip(197e12, 16e9, 819e9),
-  'tpu v5e': Chip(197e12, 16e9, 819e9),
-  'tpu v5p': Chip(459e12, 95e9, 2765e9),
-  'tpu v5': Chip(459e12, 95e9, 2765e9),
-  'tpu v6': Chip(918e12, 32e9, 1640e9),
-  'tpu7x': Chip(1153.5e12, 96e9, 3690e9),
-  'tpu v4': Chip(275e12, 32e9, 1228e9),
-  'h200': Chip(989e12, 141e9, 4800e9),
-  'h100': Chip(989e12, 80e9, 3350e9),
-  'a100': Chip(312e12, 80e9, 2039e9),
-  'l4': Chip(121e12, 24e9, 300e9),
-}
+from bmx.core import chips
+from bmx.core.chips import Chip
 
 
 def chip(device: Any) -> Chip | None:
   """Returns the chip behind a device, None if its peak is unknown (a CPU)."""
-  kind = device.device_kind.lower()
-  return next((c for name, c in CHIPS.items() if name in kind), None)
+  return chips.find(device.device_kind)
 
 
 # What 'auto' in a config means, by platform. cuDNN computes in 16 bits only.

@@ -12,6 +12,7 @@ from bmx.core.ranges import check_number
 from bmx.models.block import Block, BlockConfig
 from bmx.ops.attention import counting
 from bmx.ops.cache import Cache
+from bmx.ops.kernels import RESULT
 from bmx.parallel import pipeline, stages, unbox
 
 STACKED, ONE = 'blocks/', 'block_'  # how a Stack names its layers, see `Stack.scan`
@@ -45,18 +46,19 @@ def unstacked(params: Any) -> dict[str, Any]:
 
 # Collections of outputs and inputs of layers, which the stages of a pipeline do not give.
 COLLECTED = ('intermediates', 'hessians')
-KERNELS = ('dot_product_attention_fwd_wrapper', 'pallas_call')  # jax's cuDNN attention, and splash
+CUDNN = 'dot_product_attention_fwd_wrapper'  # primitive of jax
 
 
 def _gives_product(primitive: Any, *_: Any, **params: Any) -> bool:
   """Policy of `jax.checkpoint`: keeps products with weights and results of attention kernels.
 
   Products with weights have no batch dimension. Scores of plain attention, [B, N, T, S], are not
-  kept.
+  kept. Of splash attention its named results are: the kernel itself writes each normalizer 128
+  times.
   """
   if primitive.name == 'dot_general':
     return not any(params['dimension_numbers'][1])
-  return primitive.name in KERNELS
+  return primitive.name == CUDNN or (primitive.name == 'name' and params['name'] == RESULT)
 
 
 REMAT = {'none': None, 'dots': _gives_product, 'full': None}

@@ -18,7 +18,12 @@ class Mode(NamedTuple):
   flags: tuple[str, ...] = ()
 
 
-WITHOUT_CONFIG = ('config', 'compare', 'promote')  # modes that work without --config and --workdir
+WITHOUT_CONFIG = (
+  'config',
+  'compare',
+  'promote',
+  'scale',
+)  # modes that work without --config and --workdir
 MODES = {
   'train': Mode('bmx.modes.train', 'trains; the same --workdir resumes'),
   'eval': Mode('bmx.modes.evaluate', 'evaluates a checkpoint on every `eval` entry', ('--step',)),
@@ -70,13 +75,20 @@ MODES = {
     ('--step', '--pointer', '--back', '--force'),
   ),
   'plan': Mode(
-    'bmx.modes.plan', 'compiles the training step for --topology; runs nothing', ('--topology',)
+    'bmx.modes.plan',
+    'chooses a layout for --topology, or devices for --budget, and compiles it; runs nothing',
+    ('--topology', '--budget', '--output'),
   ),
   'config': Mode(
     'bmx.modes.config', 'prints the words of a recipe; without one, lists the recipes', ('--words',)
   ),
   'compare': Mode(
     'bmx.modes.compare', 'compares runs: curves, results, words that differ', ('--run', '--output')
+  ),
+  'scale': Mode(
+    'bmx.modes.scale',
+    'fits a power law to runs of several sizes, predicts larger ones',
+    ('--run', '--output'),
   ),
   'sweep': Mode(
     'bmx.modes.sweep', 'searches words given as log(a,b), int(a,b), choice(x,y)', ('--trials',)
@@ -89,7 +101,7 @@ class Request:
   """A command: the config and the flags beside it.
 
   Attributes:
-    config: the config, after overrides; None where a mode needs none: `config`, `compare`.
+    config: the config, after overrides; None where a mode needs none: `config`, `compare`, `scale`.
     name: name of the run, for its default folder.
     workdir: run directory; '' where none was given.
     step: checkpoint to read: 'latest', 'best' or a step.
@@ -97,7 +109,7 @@ class Request:
     output: file of predictions, whose suffix says its format; page of a comparison; run directory
       or folder to write.
     prompts: texts to continue.
-    topology: devices to plan for, such as 'v5e:4x4'.
+    topology: devices to plan for, such as 'v5e:4x4', several with commas, or 'auto'.
     words: part of the names of the words to print; 'all' prints them all; '' adds an outline.
     runs: run directories to compare.
     trials: of a sweep.
@@ -107,6 +119,7 @@ class Request:
     pointer: file that names the served model.
     back: whether the pointer returns to what it named before.
     force: whether a run is promoted without a gate.
+    budget: of a plan, such as '500usd', '24h' or '30kwh'.
     began: when the command began, in seconds of `time.perf_counter`.
   """
 
@@ -127,6 +140,7 @@ class Request:
   pointer: str = ''
   back: bool = False
   force: bool = False
+  budget: str = ''
   began: float = dataclasses.field(default_factory=time.perf_counter)
 
 
@@ -145,6 +159,7 @@ def check_flags(mode: str, request: Request) -> None:
     '--output': request.output,
     '--prompt': request.prompts,
     '--topology': request.topology,
+    '--budget': request.budget,
     '--words': request.words,
     '--run': request.runs,
     '--trials': request.trials,

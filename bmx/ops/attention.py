@@ -137,24 +137,30 @@ def _xla(q, k, v, mask):
 
 
 _counting: contextvars.ContextVar[bool] = contextvars.ContextVar('counting', default=False)
+_recomputing: contextvars.ContextVar[bool] = contextvars.ContextVar('recomputing', default=False)
 
 
 @contextlib.contextmanager
-def reference_attention() -> Iterator[None]:
+def reference_attention(recompute: bool = False) -> Iterator[None]:
   """Context in which every `impl` is traced as 'xla', without skipping masked blocks.
 
   For counting FLOPs, which no kernel changes, by the usual convention (PaLM, appendix B).
+
+  Args:
+    recompute: whether results that the backward pass computes again are traced so; the convention
+      does not count them.
   """
-  token = _counting.set(True)
+  tokens = _counting.set(True), _recomputing.set(recompute)
   try:
     yield
   finally:
-    _counting.reset(token)
+    _counting.reset(tokens[0])
+    _recomputing.reset(tokens[1])
 
 
 def counting() -> bool:
   """Returns whether FLOPs or shapes are computed, without recomputation or kernels."""
-  return _counting.get()
+  return _counting.get() and not _recomputing.get()
 
 
 def impossible(

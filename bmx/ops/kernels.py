@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError
 from bmx.core.hardware import LANES
 
+RESULT = 'attention_result'  # name, for policies of `jax.checkpoint`, of what splash keeps
 BLOCKS = (512, 256, LANES)  # of splash, in tokens: the largest that divides the length
 
 
@@ -67,5 +68,5 @@ def _splash(heads: int, length: int, causal: bool, window: int, interpret: bool)
   with jax.ensure_compile_time_eval():
     return package.make_splash_mha(
       masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, block_sizes=sizes,
-      interpret=interpret,
+      interpret=interpret, residual_checkpoint_name=RESULT,
     )  # fmt: skip

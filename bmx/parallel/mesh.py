@@ -52,7 +52,7 @@ def _grid(sizes: Mapping[str, int], devices: Sequence[Any]) -> Any:
   then FSDP.
   """
   split = devices[0].platform == 'tpu'
-  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  slices = count_slices(devices)
   if slices == 1:
     return mesh_utils.create_device_mesh(
       tuple(sizes.values()), devices, allow_split_physical_axes=split
@@ -68,6 +68,11 @@ def _grid(sizes: Mapping[str, int], devices: Sequence[Any]) -> Any:
   return mesh_utils.create_hybrid_device_mesh(
     fast, list(slow.values()), devices, allow_split_physical_axes=split
   )
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+  """Returns the number of TPU slices among devices; 1 for other devices."""
+  return len({getattr(d, 'slice_index', 0) for d in devices})
 
 
 def describe_place(spec: Any) -> str:

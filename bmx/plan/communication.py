@@ -1,5 +1,6 @@
 """Communication of a training step, counted by hand: a test of the compiler's result."""
 
+import collections
 import math
 from typing import Any
 
@@ -18,6 +19,15 @@ def expected(x: Experiment, params: Any) -> int | None:
   Args:
     x: the experiment.
     params: the abstract parameters, with their placement.
+  """
+  found = received(x, params)
+  return None if found is None else round(sum(found.values()))
+
+
+def received(x: Experiment, params: Any) -> dict[str, float] | None:
+  """Returns mesh axis -> bytes of the arrays that one device receives along it in a step.
+
+  None as in `expected`. An all-reduce over several axes counts for the outermost.
 
   - FSDP: every weight is gathered for the forward pass and again for the backward pass; its
     gradient is reduced and scattered. In the dtype of the computation, for every micro-batch.
@@ -29,32 +39,38 @@ def expected(x: Experiment, params: Any) -> int | None:
   - expert: with a capacity, tokens are sent to the experts and back, forward and backward, and
     twice more if blocks are recomputed.
   """
-  choices, batch = x.choices, x.layout.rules['batch']
-  width = 2 if choices.get('dtype') in ('bfloat16', 'float16') else 4
+  width = 2 if x.choices.get('dtype') in ('bfloat16', 'float16') else 4
   micro = described(x.grad_fn).micro_batches
   activations = _activations(x, width)
   if activations is None:
     return None
-  weights = sum(_weight(leaf, x.layout.mesh.shape, batch) for leaf in jax.tree.leaves(params))
-  return round(micro * (width * weights + activations))
+  found: dict[str, float] = collections.defaultdict(float)
+  for leaf in jax.tree.leaves(params):
+    axis, elements = _weight(leaf, x.layout.mesh.shape, x.layout.rules['batch'])
+    found[axis] += micro * width * elements
+  for axis, size in activations.items():
+    found[axis] += micro * size
+  return {axis: size for axis, size in found.items() if size}
 
 
-def _weight(leaf: Any, mesh: Any, batch: tuple[str, ...]) -> float:
-  """Returns the received elements of one weight: twice gathered, once reduced, or all-reduced."""
+def _weight(leaf: Any, mesh: Any, batch: tuple[str, ...]) -> tuple[str, float]:
+  """Returns (axis, received elements) of one weight: twice gathered, once reduced; or reduced."""
   axes = [
     a for part in leaf.sharding.spec for a in ([part] if isinstance(part, str) else part or ())
   ]
   kept = math.prod(mesh[a] for a in axes if a != 'fsdp')
   size = math.prod(leaf.shape) / kept
   if mesh['fsdp'] > 1 and 'fsdp' in axes:
-    return 3 * size
-  return size if math.prod(mesh[a] for a in {*batch, 'seq'} if a not in axes) > 1 else 0.0
+    return 'fsdp', 3 * size
+  over = [a for a in (*batch, 'seq') if a not in axes and mesh[a] > 1]
+  return (over[0], size) if over else ('data', 0.0)
 
 
-def _activations(x: Experiment, width: int) -> float | None:
+def _activations(x: Experiment, width: int) -> dict[str, float] | None:
+  """Returns axis -> bytes of activations that one device receives in a micro-batch."""
   mesh, model = x.layout.mesh.shape, x.task.model
   if mesh['model'] * mesh['seq'] * mesh['expert'] == 1:
-    return 0.0
+    return {}
   if not isinstance(model, GPT):
     return None
   micro = described(x.grad_fn).micro_batches
@@ -63,16 +79,16 @@ def _activations(x: Experiment, width: int) -> float | None:
   tokens = rows * length / micro / cut
   again = model.remat == 'full'  # products with weights are computed twice
   inner = model.remat != 'none'  # the ring and the experts are
-  sent = 0.0
+  sent = {}
   if mesh['model'] > 1:
     passes = 4 + (2 if again else 0)
-    sent += (model.depth * passes + 1) * tokens * model.width * width
+    sent['model'] = (model.depth * passes + 1) * tokens * model.width * width
   if mesh['seq'] > 1:
     head = model.head_dim or model.width // model.heads
     keys = 2 * tokens * (model.kv_heads or model.heads) * head / mesh['model']
     forward = keys * width * (2 if inner else 1)
-    sent += model.depth * mesh['seq'] * (forward + keys * (width + 4))
+    sent['seq'] = model.depth * mesh['seq'] * (forward + keys * (width + 4))
   if mesh['expert'] > 1 and model.capacity_factor:
     chosen = tokens * model.top_k * model.capacity_factor
-    sent += model.depth * (6 if inner else 4) * chosen * model.width * width
+    sent['expert'] = model.depth * (6 if inner else 4) * chosen * model.width * width
   return sent

@@ -22,8 +22,7 @@ from bmx.runtime.report import Section
 from bmx.tasks import pictures, readable
 from bmx.tasks.common import ModelTask, find, num_outputs
 
-BYTE_CLASSES = 256  # predictions of so many classes are bytes
-OPTIONAL = ('mask_weights', 'frame')  # labels that data may lack
+BYTE_CLASSES = 256  # predictions of fewer classes are bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Segmentation(ModelTask):
 
   @property
   def labels_for_metrics(self) -> tuple[str, ...]:
-    return ('mask', *OPTIONAL)
+    return ('mask',)
 
   def validate(self, metadata: Metadata) -> None:
     given, outputs = metadata.get('num_classes', 0), num_outputs(self.model)
@@ -98,7 +97,8 @@ class Segmentation(ModelTask):
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     small = out.shape[-1] <= BYTE_CLASSES
-    return {'prediction': out.argmax(-1).astype(jnp.uint8 if small else jnp.int32)}
+    passed = {k: batch[k] for k in ('frame', 'mask_weights') if k in batch}
+    return {'prediction': out.argmax(-1).astype(jnp.uint8 if small else jnp.int32)} | passed
 
   def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
     return readable.segments(rows, metadata)

@@ -209,7 +209,9 @@ class Accumulate(GradWrapper):
     first, rows = _apart(self.inner(variables, head, noise.fold(0)))
 
     def body(carry, item):
-      number, batch = item
+      # A loop of one trip is not a loop to XLA: without the barrier it computes both micro-batches
+      # side by side, and holds the activations of both.
+      carry, (number, batch) = jax.lax.optimization_barrier((carry, item))
       chained = {k: v for k, v in carry.collections.items() if k not in self.averaged}
       new, rows = _apart(self.inner({**variables, **chained}, batch, noise.fold(number)))
       return self._join(carry, new), rows

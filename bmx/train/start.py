@@ -38,14 +38,19 @@ GROUP_BYTES = 64e6  # of host-fed rows
 NO_OPTIMIZER = 'optax:identity'  # that mode `compress` writes
 
 
-def step_costs(x: Experiment, plan: StateSpec) -> Costs:
+def step_costs(x: Experiment, plan: StateSpec, recompute: bool = False) -> Costs:
   """Returns the costs of one training step on all devices, counted on the traced GradFn.
 
-  The work of wrappers (adapters, a teacher, clipping) is counted; recomputation is not.
+  The work of wrappers (adapters, a teacher, clipping) is counted.
+
+  Args:
+    x: the experiment.
+    plan: shapes of its state.
+    recompute: whether recomputation is counted, as the model's `remat` asks for it.
   """
 
   def gradient(state, batch):
-    with reference_attention():
+    with reference_attention(recompute):
       return x.grad_fn(variables_of(state), batch, step_noise(state, state.step))
 
   return costs.count(gradient, plan.abstract, x.data.abstract)

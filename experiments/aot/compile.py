@@ -2,14 +2,16 @@
 
     python experiments/aot/compile.py [WORD ...]      # cases whose name has one of the words
 
-Each case is one process with one line of the table; results.json here holds them all. A case must
+Each case is one process with one line of the table; results.json here holds them all. A case whose
+recipe and words are those of its line is not compiled again; the others are, so the same command
+continues after an interrupt. `hand_gib` is the memory that `plan.memory` counts. A case must
 compile, fit its device, contain the kernels where splash or cuDNN is chosen, send no whole
 parameter in an all-reduce (but where one axis spans a whole slice: libtpu writes reduce-scatters
 so), and receive at most 1.5 times what `plan.communication` counts. cuDNN needs its wheels.
 """
 
-import concurrent.futures
 import datetime
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -48,6 +50,20 @@ CASES = {
     'llama_8b', 'h200:8', ['task.model.attention=cudnn', 'batch_size=64', 'mesh.fsdp=8']),
   'llama_8b h200:32x8 fsdp-data': (
     'llama_8b', 'h200:32x8', ['task.model.attention=xla', 'mesh.fsdp=8', 'mesh.data=32']),
+  'llama_8b v5p:4x4x4 fsdp, dots, two micro-batches': (
+    'llama_8b', 'v5p:4x4x4', ['mesh.fsdp=64', 'grad.steps=2', 'task.model.remat=dots']),
+  'llama_8b v5p:4x4x4 fsdp-model, none': (
+    'llama_8b', 'v5p:4x4x4',
+    ['mesh.fsdp=16', 'mesh.model=4', 'grad.steps=8', 'task.model.remat=none']),
+  'llama_1b v5e:4x4 fsdp, full': (
+    'llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8', 'task.model.remat=full']),
+  'llama_1b v6e:2x4 fsdp, none': (
+    'llama_1b', 'v6e:2x4', ['mesh.fsdp=8', 'grad.steps=16', 'task.model.remat=none']),
+  'gpt2_124m v6e:2x4, full': ('gpt2_124m', 'v6e:2x4', ['mesh.data=8', 'task.model.remat=full']),
+  'gpt2_124m v5e:2x2, none': ('gpt2_124m', 'v5e:2x2', ['mesh.data=4', 'task.model.remat=none']),
+  'llama_1b h100:8 fsdp': (
+    'llama_1b', 'h100:8', ['mesh.fsdp=8', 'task.model.attention=xla', 'task.model.remat=full']),
+  'bert_base v5e:2x2': ('bert_base', 'v5e:2x2', ['mesh.data=4', 'batch_size=64']),
 }  # fmt: skip
 
 
@@ -60,11 +76,21 @@ def compile_case(recipe: str, topology: str, overrides: list[str]) -> dict:
 
   from bmx import config as recipes
   from bmx import experiment
-  from bmx.plan.compile import compile_step, summarize
+  from bmx.plan import memory
+  from bmx.plan.compile import GIB, compile_step, summarize
 
   config, name = recipes.load(str(ROOT / f'configs/{recipe}.py'), ['mesh.data=1', *overrides])
   x = experiment.build(config, name, topologies.devices(topology), read=False)
-  return summarize(x, compile_step(x))
+  hand = memory.estimate(x)
+  kinds = {name: round(size / GIB, 2) for name, size in hand._asdict().items()}
+  counted = {'hand_gib': round(hand.total / GIB, 2), 'hand_by_kind_gib': kinds}
+  return counted | summarize(x, compile_step(x))
+
+
+def digest(recipe: str, topology: str, overrides: list[str]) -> str:
+  """Returns a digest of what a case compiles: the recipe and the words."""
+  text = (ROOT / f'configs/{recipe}.py').read_text() + repr((topology, overrides))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run(case: str) -> dict:
@@ -85,12 +111,18 @@ def main() -> None:
   chosen = [c for c in CASES if not sys.argv[1:] or any(word in c for word in sys.argv[1:])]
   path = HERE / 'results.json'
   record = json.loads(path.read_text()) if path.exists() else {}
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    for case, result in zip(chosen, pool.map(run, chosen), strict=True):
-      record[case] = {'date': datetime.date.today().isoformat()} | result
-      sys.stdout.write(f'{case}: {record[case]}\n')
-      sys.stdout.flush()
-      path.write_text(json.dumps(record, indent=1) + '\n')
+  for case in chosen:
+    made_from = digest(*CASES[case])
+    if record.get(case, {}).get('digest') == made_from:
+      continue
+    result = run(case)
+    if 'error' in result and 'cuDNN' in result['error']:  # the wheels are not installed
+      continue
+    today = datetime.date.today().isoformat()
+    record[case] = {'date': today, 'digest': made_from} | result
+    sys.stdout.write(f'{case}: {record[case]}\n')
+    sys.stdout.flush()
+    path.write_text(json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from bmx.core.errors import InputError
 from bmx.models.attention import AttentionConfig
 from bmx.models.block import BlockConfig, MlpConfig
 from bmx.models.gpt import GPT
-from bmx.models.stack import KERNELS, Stack
+from bmx.models.stack import CUDNN, Stack
 from bmx.parallel.sharding import unbox
 from tests.models.weights import drawn, jit, shapes, variables
 
@@ -271,4 +271,4 @@ def test_what_is_computed_again(remat, again):
 def test_the_kernels_whose_results_are_kept_are_those_of_jax():
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-  assert cudnn._dot_product_attention_fwd_p_wrapper.name in KERNELS
+  assert cudnn._dot_product_attention_fwd_p_wrapper.name == CUDNN

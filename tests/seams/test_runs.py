@@ -153,7 +153,8 @@ def test_a_teacher_has_its_own_folder(base, tmp_path):
 
 
 @pytest.mark.compile
-def test_adapters_are_planned(recipe, bmx):
-  done = bmx(f'--config={recipe}', '--mode=plan', '--topology=h200:8', '--config.mesh.fsdp=4')
+def test_adapters_are_planned(recipe, bmx, tmp_path):
+  done = bmx(f'--config={recipe}', '--mode=plan', '--topology=h200:8', '--config.mesh.fsdp=4',
+             f'--output={tmp_path}')  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert 'peak_gib' in done.stderr

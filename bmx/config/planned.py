@@ -1,0 +1,39 @@
+"""Recipes that a plan writes: another recipe with words for some devices."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from bmx.config.overrides import apply
+from bmx.config.recipes import load
+from bmx.config.stored import plain
+from bmx.core.errors import InputError
+
+
+def digest(config: Any) -> str:
+  """Returns a digest of the words of a config."""
+  text = json.dumps(plain(config), sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def planned(recipe: str, given: Sequence[str], chosen: Sequence[str], expected: str) -> Any:
+  """Returns the config of a recipe with the words that a plan chose.
+
+  Args:
+    recipe: that was planned, with ':VARIANT'.
+    given: 'a.b=value' texts that the command of the plan had.
+    chosen: 'a.b=value' texts of the plan.
+    expected: digest of the config before `chosen`.
+
+  Raises InputError if the recipe has changed since.
+  """
+  config, _ = load(recipe, given)
+  found = digest(config)
+  if found != expected:
+    raise InputError(
+      f'{recipe}: expected the recipe that was planned (digest {expected}, found {found}); plan '
+      'again with the command in plan.json'
+    )
+  apply(config, chosen)
+  return config

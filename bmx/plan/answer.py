@@ -1,0 +1,193 @@
+"""The answer of a plan: compiled layouts, kept by what they were compiled from, and files."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import threading
+from typing import Any
+
+from bmx.config import plain
+from bmx.core.chips import Chip
+from bmx.core.errors import InputError
+from bmx.plan.budget import Spending
+from bmx.plan.compile import GIB, compile_step, summarize
+from bmx.plan.search import Choice
+from bmx.runtime import cache
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'libtpu', 'jax-cuda12-plugin')
+
+
+@dataclasses.dataclass
+class Answer:
+  """A layout on one topology.
+
+  Attributes:
+    topology: as the command names it.
+    kind: of `chips.KINDS`.
+    chip: of each device.
+    choice: the layout.
+    spending: of the whole training at the likely speed.
+    compiled: facts of its program; None before it is compiled.
+    error: why it does not fit; ''.
+  """
+
+  topology: str
+  kind: str
+  chip: Chip
+  choice: Choice
+  spending: Spending
+  compiled: dict[str, Any] | None = None
+  error: str = ''
+
+  @property
+  def gib(self) -> float:
+    """GiB of a device: compiled, else counted by hand."""
+    return self.compiled['peak_gib'] if self.compiled else self.choice.memory.total / GIB
+
+  @property
+  def fits(self) -> bool:
+    """Whether the program, or else the count by hand, fits the memory of a device."""
+    return not self.error and self.gib <= self.chip.usable / GIB
+
+  def compile(self) -> bool:
+    """Compiles the layout unless an earlier plan did; returns whether it fits.
+
+    The compiler runs in another thread, so that an interrupt is answered at once.
+    """
+    path = cache.place('plans') / f'{key(self.choice, self.topology)}.json'
+    if path.is_file():
+      self.__dict__.update(json.loads(path.read_text()))
+      return self.fits
+    thread = threading.Thread(target=self._compile, daemon=True)
+    thread.start()
+    while thread.is_alive():
+      thread.join(0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps({'compiled': self.compiled, 'error': self.error}))
+    part.replace(path)
+    return self.fits
+
+  def _compile(self) -> None:
+    x = self.choice.experiment.rebuild(self.choice.overrides)
+    try:
+      self.compiled = summarize(x, compile_step(x))
+    except InputError as error:
+      self.error = str(error).splitlines()[0]
+
+
+def key(choice: Choice, topology: str) -> str:
+  """Returns a digest of what a program is compiled from: config, topology, versions, bmx."""
+  versions = [f'{name} {_version(name)}' for name in PACKAGES]
+  words = [choice.experiment.config, choice.overrides, topology, versions, _source()]
+  text = json.dumps(words, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return ''
+
+
+def _source() -> str:
+  root = pathlib.Path(__file__).parent.parent
+  found = hashlib.sha256()
+  for path in sorted(root.rglob('*.py')):
+    found.update(path.read_bytes())
+  return found.hexdigest()
+
+
+RECIPE = '''"""{recipe}, as planned for {topology}.
+
+    bmx train --config={file}
+
+Written by `bmx plan`; plan.json beside it has the figures.
+"""
+
+from bmx.config import check_variant, planned
+
+
+def get_config(variant: str = ''):
+  check_variant(variant)
+  return planned({recipe!r}, {given!r}, {chosen!r}, {digest!r})
+'''
+
+
+def write(
+  folder: pathlib.Path,
+  answers: list[Answer],
+  recipe: str,
+  given: tuple[str, ...],
+  digest: str,
+) -> pathlib.Path:
+  """Writes plan.json and planned.py, a recipe that trains; returns the recipe's path.
+
+  Args:
+    folder: to write.
+    answers: the chosen one first.
+    recipe: as the command names it.
+    given: overrides of the command.
+    digest: of the config without the words of the plan.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  best = answers[0]
+  path = folder / 'planned.py'
+  chosen = tuple(f'{k}={v}' for k, v in best.choice.overrides.items())
+  path.write_text(
+    RECIPE.format(
+      recipe=recipe, topology=best.topology, file=path, given=given, chosen=chosen, digest=digest
+    )
+  )
+  record = {
+    'recipe': recipe,
+    'overrides': list(given),
+    'digest': digest,
+    'key': key(best.choice, best.topology),
+    'answer': as_json(best),
+    'others': [as_json(a) for a in answers[1:]],
+  }
+  (folder / 'plan.json').write_text(json.dumps(record, indent=1, default=plain) + '\n')
+  return path
+
+
+def as_json(a: Answer) -> dict[str, Any]:
+  """Returns an answer as plan.json holds it; each group says how its figures were found."""
+  time, costs = a.choice.time, a.choice.costs
+  return {
+    'topology': a.topology,
+    'devices': a.choice.experiment.layout.devices,
+    'words': a.choice.overrides,
+    'fits': a.fits,
+    'error': a.error,
+    'compiled': a.compiled,
+    'counted': {
+      'memory_gib': {k: round(v / GIB, 3) for k, v in a.choice.memory._asdict().items()},
+      'usable_gib': round(a.chip.usable / GIB, 2),
+      'parameters': costs.parameters,
+      'unit': costs.unit,
+      'units_of_a_step': costs.units,
+      'flops_of_a_step': costs.flops,
+      'flops_that_run': costs.run,
+      'received_bytes': costs.received,
+    },
+    'bound': {
+      'step_seconds': time.bound,
+      'step_seconds_without_overlap': time.apart,
+      'compute_seconds': time.compute,
+      'memory_seconds': time.memory,
+      'network_seconds': time.network,
+      'limit': time.limit,
+    },
+    'likely': {
+      'step_seconds': time.likely,
+      'share_of_the_bound': time.efficiency,
+      'units_per_second': costs.units / time.likely,
+      'hours': a.spending.h,
+    },
+    'assumed': {'usd': a.spending.usd, 'kwh': a.spending.kwh, 'kg_co2e': a.spending.kg},
+    'chip': dataclasses.asdict(a.chip),
+  }

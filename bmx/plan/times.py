@@ -1,0 +1,93 @@
+"""Time of a training step: a bound that no program beats, and the likely time."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from bmx.core.chips import Chip
+from bmx.core.experiment import Experiment
+from bmx.parallel.mesh import count_slices
+from bmx.plan.costs import StepCosts
+
+# Family -> share of the bound that published trainings reach, as `experiments/plan/fit.py` fits it.
+EFFICIENCY = {'h100': 0.412, 'h200': 0.412, 'v5p': 0.635, 'v6e': 0.436}
+# Without a published point: the mean of the vendor's, not fitted.
+ASSUMED = {'v4': 0.526, 'v5e': 0.526, 'tpu7x': 0.526, 'l4': 0.412, 'a10g': 0.412, 'a100': 0.412,
+           'b200': 0.412}  # fmt: skip
+
+
+class StepTime(NamedTuple):
+  """Seconds of one training step.
+
+  Attributes:
+    compute: of the products at the peak of the chip.
+    memory: of the traffic with the memory at its peak.
+    network: of the received bytes at the peak of the links; 0 if they are not known.
+    efficiency: share of the bound that is likely reached.
+  """
+
+  compute: float
+  memory: float
+  network: float
+  efficiency: float
+
+  @property
+  def bound(self) -> float:
+    """Seconds if compute, memory and network overlap, each at its peak."""
+    return max(self.compute, self.memory, self.network)
+
+  @property
+  def apart(self) -> float:
+    """Seconds if the network waits for compute, at the peaks."""
+    return max(self.compute, self.memory) + self.network
+
+  @property
+  def likely(self) -> float:
+    """Seconds at the efficiency of the family of chips."""
+    return self.bound / self.efficiency
+
+  @property
+  def limit(self) -> str:
+    """Name of the resource that bounds the step."""
+    times = {'compute': self.compute, 'memory': self.memory, 'network': self.network}
+    return max(times, key=lambda name: times[name])
+
+
+def predict(x: Experiment, costs: StepCosts, chip: Chip) -> StepTime:
+  """Predicts the time of a training step on absent devices of one kind.
+
+  Args:
+    x: the experiment, whose mesh spans the devices.
+    costs: of its step.
+    chip: of each device.
+  """
+  peak = chip.peak(x.choices.get('dtype', 'float32'))
+  return StepTime(
+    costs.run / x.layout.devices / peak,
+    costs.traffic / chip.bandwidth,
+    _network(x, costs.received or {}, chip),
+    efficiency(chip),
+  )
+
+
+def efficiency(chip: Chip) -> float:
+  """Returns the share of the bound that is likely reached on a chip."""
+  return (EFFICIENCY | ASSUMED)[chip.family]
+
+
+def _network(x: Experiment, received: Mapping[str, float], chip: Chip) -> float:
+  """Returns the seconds in which a device receives its bytes, all links together.
+
+  Of an array of which each of n devices has a part, 1 - 1/n arrives. Between nodes, the devices of
+  a node that receive the same array share it: each receives a part through its adapter.
+  """
+  mesh = x.layout.mesh
+  node = chip.node or mesh.size // count_slices(list(mesh.devices.flat))
+  seconds, inner = 0.0, mesh.size
+  for axis, n in mesh.shape.items():
+    inner //= n
+    size = received.get(axis, 0.0)
+    local = min(n, max(1, node // inner))  # devices of the axis in a node
+    fast = size * (1 - 1 / n) / chip.link
+    slow = size * (1 - local / n) / local / chip.network if chip.network else 0.0
+    seconds += max(fast, slow)
+  return seconds
