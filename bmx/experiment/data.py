@@ -25,7 +25,11 @@ NAMED_COLUMNS = ('.jsonl', '.json', '.ndjson', '.parquet', '.pq')  # tables that
 TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
 ARRAYS = 'bmx.data.arrays:arrays'
 # Arrays of a batch that predictions do not need, or that are made of the others.
-LABELS = ('label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next')
+LABELS = (
+  'label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next', 'frame', 'boxes',
+  'box_label', 'box_weights', 'box_crowd', 'box_area', 'mask', 'mask_weights',
+)  # fmt: skip
+OPTIONAL_LABELS = ('frame', 'box_crowd', 'box_area', 'mask_weights')
 
 
 def inherited(c: Mapping[str, Any]) -> DataFile | None:
@@ -203,7 +207,8 @@ def check_tokenizers(data: Batches, evals: Mapping[str, Eval]) -> None:
 def check_labels(task: Task, evals: Mapping[str, Eval]) -> None:
   """Raises InputError naming an `eval` entry that lacks labels: only `predict` can use it."""
   for name, entry in evals.items():
-    missing = [k for k in task.labels_for_metrics if k not in entry.data.spec]
+    wanted = [k for k in task.labels_for_metrics if k not in OPTIONAL_LABELS]
+    missing = [k for k in wanted if k not in entry.data.spec]
     if missing:
       source = entry.data.metadata.get('source', 'its data')
       raise InputError(

@@ -24,7 +24,7 @@ from bmx.runtime.report import Section
 from bmx.tasks import pictures, readable
 from bmx.tasks.common import ModelTask, find, num_outputs
 
-PASSED = ('frame', 'box_area', 'box_crowd')  # arrays that metrics read where the data have them
+OPTIONAL = ('box_crowd', 'box_area', 'frame')  # labels that data may lack
 
 
 @runtime_checkable
@@ -54,7 +54,8 @@ class Detection(ModelTask):
     model: a `bmx.models.detector:Detector`, or a model with its `strides` and outputs.
     gamma: exponent of the focal loss.
     alpha: its weight of points with a box.
-    radius: at least 0.5, so that each box has a point.
+    radius: rows and columns around the center of a box whose points learn it, in strides; from 0.5
+      on, each box has a point.
     candidates: predictions of the highest scores that enter non-maximum suppression.
     detections: boxes that are predicted for each image, at most.
     overlap: intersection over union above which the worse of two boxes of a class is dropped.
@@ -92,7 +93,7 @@ class Detection(ModelTask):
 
   @property
   def labels_for_metrics(self) -> tuple[str, ...]:
-    return ('boxes', 'box_label', 'box_weights')
+    return ('boxes', 'box_label', 'box_weights', *OPTIONAL)
 
   def validate(self, metadata: Metadata) -> None:
     given, outputs = metadata.get('num_classes', 0), num_outputs(self.model)
@@ -155,8 +156,7 @@ class Detection(ModelTask):
     chosen, kept = non_maximum_suppression(boxes, scores, label, self.detections, self.overlap)
     boxes = jnp.take_along_axis(boxes, chosen[..., None], 1)
     label = jnp.where(kept > 0, jnp.take_along_axis(label, chosen, 1), -1)
-    passed = {k: batch[k] for k in PASSED if k in batch}
-    return {'box': original(boxes, batch), 'score': kept, 'prediction': label} | passed
+    return {'box': original(boxes, batch), 'score': kept, 'prediction': label}
 
   def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
     return readable.objects(rows, metadata)

@@ -18,6 +18,7 @@ from bmx.tasks.iou import class_iou
 
 SHOWN = 12  # images
 WIDTH = 320  # pixels of a picture, about: images are enlarged by a whole factor
+MIN_SCORE = 0.3  # of a predicted box that is drawn
 MAX_LISTED = 100  # classes in a table
 COLORS = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#911eb4', '#42d4f4', '#f032e6', '#bfef45',
           '#fabed4', '#469990', '#dcbeff', '#9a6324', '#fffac8', '#800000', '#aaffc3', '#808000',
@@ -44,7 +45,7 @@ def detections(rows: HostBatch, data: Data) -> list[Section]:
 
   def drawn(i: int, image: np.ndarray) -> str:
     scale = rows['frame'][i, :2] if 'frame' in rows else np.ones(2)
-    there, seen = rows['box_weights'][i] > 0, rows['score'][i] > 0
+    there, seen = rows['box_weights'][i] > 0, rows['score'][i] >= MIN_SCORE
     true = [(box, names[k]) for box, k in zip(truth[i][there], rows['box_label'][i][there],
                                               strict=True)]  # fmt: skip
     told = [
@@ -57,7 +58,7 @@ def detections(rows: HostBatch, data: Data) -> list[Section]:
              for some, color in ((true, '#3cb44b'), (told, '#e6194b'))]  # fmt: skip
     return ''.join(sides)
 
-  note = 'left: true boxes; right: predicted boxes with their scores'
+  note = f'left: true boxes; right: predicted boxes with scores of at least {MIN_SCORE}'
   return [
     Section('Average precision by class', layout.grid(head, table)),
     *_gallery('Boxes', note, rows, data, drawn),

@@ -22,7 +22,8 @@ from bmx.runtime.report import Section
 from bmx.tasks import pictures, readable
 from bmx.tasks.common import ModelTask, find, num_outputs
 
-BYTE_CLASSES = 256  # predictions of fewer classes are bytes
+BYTE_CLASSES = 256  # predictions of so many classes are bytes
+OPTIONAL = ('mask_weights', 'frame')  # labels that data may lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Segmentation(ModelTask):
 
   @property
   def labels_for_metrics(self) -> tuple[str, ...]:
-    return ('mask',)
+    return ('mask', *OPTIONAL)
 
   def validate(self, metadata: Metadata) -> None:
     given, outputs = metadata.get('num_classes', 0), num_outputs(self.model)
@@ -97,8 +98,7 @@ class Segmentation(ModelTask):
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:
     small = out.shape[-1] <= BYTE_CLASSES
-    passed = {k: batch[k] for k in ('frame', 'mask_weights') if k in batch}
-    return {'prediction': out.argmax(-1).astype(jnp.uint8 if small else jnp.int32)} | passed
+    return {'prediction': out.argmax(-1).astype(jnp.uint8 if small else jnp.int32)}
 
   def readable(self, rows: HostBatch, metadata: Metadata) -> list[dict[str, Any]]:
     return readable.segments(rows, metadata)
