@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shlex
+import zipfile
 
 import jax
 import numpy as np
@@ -51,6 +52,10 @@ SHORTER = {
                     '--config.data.path=short.txt'],
   'bert_small': ['bert_small:tiny', '--config.vocab=320', '--config.steps=2',
                  '--config.schedule.warmup=1', '--config.batch_size=8', *ENCODER],
+  'criteo_deepfm': ['criteo_deepfm', '--config.epochs=0', '--config.steps=2',
+                    '--config.batch_size=8', '--config.task.model.widths=(8,)'],
+  'movielens_two_tower': ['movielens_two_tower', '--config.epochs=0', '--config.steps=2',
+                          '--config.batch_size=8', '--config.every.eval=0'],
   'bert_finetune': ['bert_finetune'],
   'bert_finetune:ner': ['bert_finetune:ner'],
   'bert_finetune:qa': ['bert_finetune:qa'],
@@ -165,11 +170,33 @@ def write_texts():
   write('squad.json', json.dumps({'data': articles}))
 
 
+def write_clicks_and_ratings():
+  fields = lambda i: [str(i % 7)] * 13 + [f'{i % 3:08x}'] * 26
+  write('train.txt', *('\t'.join([str(i % 2), *fields(i)]) for i in range(40)))
+  write('new.txt', *('\t'.join(fields(i)) for i in range(5)))
+  write('my.csv', 'clicked,site,price', *(f'{i % 2},s{i % 3},{i}' for i in range(40)))
+  events = [(user, (3 * user + i) % 20, i) for user in range(10) for i in range(8)]
+  write('users.csv', 'userId', '3', 'unknown', '5')
+  write(
+    'bought.csv', 'customer,product,day', *(f'{u},{i},2024-01-{t + 1:02d}' for u, i, t in events)
+  )
+  ratings = ['userId,movieId,rating,timestamp', *(f'{u},{i},4.0,{t}' for u, i, t in events)]
+  movies = ['movieId,title,genres', *(f'{i},Film {i},Drama|War' for i in range(20))]
+  with zipfile.ZipFile('ml-latest-small.zip', 'w') as archive:
+    archive.writestr('ml-latest-small/ratings.csv', '\n'.join(ratings))
+    archive.writestr('ml-latest-small/movies.csv', '\n'.join(movies))
+
+
 def write(name: str, *lines: str):
   pathlib.Path(name).write_text('\n'.join([*lines, '']))
 
 
-FILES = {'README.md': write_table, 'docs/tables.md': write_table, 'docs/language.md': write_texts}
+FILES = {
+  'README.md': write_table,
+  'docs/tables.md': write_table,
+  'docs/language.md': write_texts,
+  'docs/recommendation.md': write_clicks_and_ratings,
+}
 
 
 @pytest.mark.parametrize('page', [page for page, text in PAGES.items() if script(text)])

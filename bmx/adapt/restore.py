@@ -75,7 +75,11 @@ def start(
     given |= statistics(init['path'], collections, init['reinit'])
     given |= codes.kept(init['path'], task, spec, init['reinit'])
     given |= peft.record_base(task, spec, plain)
-  elif fixed := [k for k in task.constant if k not in task.sources]:
+  elif fixed := [
+    k
+    for k in task.constant
+    if k not in task.sources and tree.has_floats(spec.abstract.collections[k])
+  ]:
     log.warning(
       'init.path is empty: weights that no step changes (%s) are random', ', '.join(fixed)
     )

@@ -23,6 +23,7 @@ varies over, so the draw for position p needs no draw before it.
 | DRIFT        | rows that are compared, permutations of MMD  | nothing           |
 | GATE         | draws of a bootstrap                         | nothing           |
 | SCENES       | composed scenes                              | split, then scene |
+| SYNTHETIC    | drawn data sets (`data.synthetic`)           | number of the set |
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ import dataclasses
 import numpy as np
 
 INIT, STEP, EVAL, GENERATE, PREPARE, ADAPTERS, TEACHER = 0, 1, 2, 3, 4, 5, 6
-PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE, SCENES = (
+PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE, SCENES, SYNTHETIC = (
   16,
   17,
   18,
@@ -40,6 +41,7 @@ PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE, SCENES =
   22,
   23,
   24,
+  25,
 )
 MIX = 1000  # and one for each source from here on
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bmx.core.errors import InputError
@@ -73,6 +74,11 @@ def is_rows(x: Any) -> bool:
 def rows_or_leaves(tree: Tree) -> list[Any]:
   """Returns the leaves of a gradient, each `SparseRows` as one."""
   return jax.tree.leaves(tree, is_leaf=is_rows)
+
+
+def has_floats(tree: Tree) -> bool:
+  """Returns whether a leaf holds floating-point numbers: weights, not numbers of rows."""
+  return any(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(tree))
 
 
 def count(tree: Tree) -> int:

@@ -90,13 +90,7 @@ def table(
     InputError: a file that cannot be read; columns that are not those of the training data; a cell
       that is not read as the rest of its column; a class, number or weight that is not one.
   """
-  source = path or 'the given records'
-  if path:
-    records = read_records(place(path), columns, delimiter)
-  elif given is not None:
-    records = frame_records(given)
-  else:
-    raise InputError('data.path: expected the file of a table, such as --data.path=my.csv')
+  records, source = records_of(path, given, columns, delimiter)
   words = Words(target, kind, missing, use, drop, categorical, weights, split, holdout)
   if fitted:
     encoder, goal = TabularEncoder.restore(fitted['encoder']), Target.restore(fitted)
@@ -116,6 +110,47 @@ def table(
   return ArrayData(arrays, metadata, seed=seed, train=train, fitted=state, described=described)
 
 
+def records_of(
+  path: str, given: Any, columns: Sequence[str] = (), delimiter: str = ''
+) -> tuple[list[Record], str]:
+  """Reads a table -> (its records, their source for messages).
+
+  Args:
+    path: of a file, see `table`.
+    given: the table itself, where `path` is ''.
+    columns: names of the columns of a CSV file without a header.
+    delimiter: between the fields of a CSV file.
+
+  Raises:
+    InputError: neither is given; a file that cannot be read.
+  """
+  if path:
+    return read_records(place(path), columns, delimiter), path
+  if given is None:
+    raise InputError('data.path: expected the file of a table, such as --data.path=my.csv')
+  return frame_records(given), 'the given records'
+
+
+def check_columns(
+  records: Sequence[Record], source: str, words: Mapping[str, str], needed: Sequence[str] = ()
+) -> None:
+  """Raises InputError naming a word whose column the records lack.
+
+  Args:
+    records: of a table.
+    source: of them.
+    words: word of the config -> column, or '' for none.
+    needed: words that must name a column.
+  """
+  known = names_of(records)
+  for word, name in words.items():
+    if (name or word in needed) and name not in known:
+      near = did_you_mean(name, known) if name else f'; it has {", ".join(known)}'
+      near = _other_delimiter(known) or near
+      none = '' if word in needed else f"; data.{word}='' for none"
+      raise InputError(f'data.{word}={name!r}: expected a column of {source}{near}{none}')
+
+
 def _other_delimiter(known: Sequence[str]) -> str:
   """A hint, where all columns were read as one."""
   used = [d for d in ';\t|' if len(known) == 1 and d in known[0]]
@@ -126,12 +161,8 @@ def _fit(
   records: Sequence[Record], source: str, words: Words, strip: str
 ) -> tuple[TabularEncoder, Target]:
   """Fits columns and target to the training part; classes are those of all records."""
-  known = names_of(records)
-  for word, name in (('target', words.target), ('weights', words.weights)):
-    if (name or word == 'target') and name not in known:
-      near = did_you_mean(name, known) if name else f'; it has {", ".join(known)}'
-      near = _other_delimiter(known) or near
-      raise InputError(f'data.{word}={name!r}: expected a column of {source}{near}')
+  given = {'target': words.target, 'weights': words.weights}
+  check_columns(records, source, given, ('target',))
   share = words.holdout
   part = split_indices(len(records), 'train' if share else 'all', share, ('all', 'train'))
   fields = words.use, words.drop, words.categorical

@@ -182,9 +182,16 @@ def _preset(
   named = len(known.get('class_names', ()))
   outputs = known.get('num_classes') or named or known.get('num_targets')
   sizes = {'num_outputs': outputs} if outputs else {}
+  tuples = lambda v: tuple(v) if isinstance(v, list) else v  # data.json has lists
+  sizes |= {k: tuples(known[k]) for k in SIZES if k in known}
   return hardware.preset(platform, c['dtype'], shards, lengths) | sizes
 
 
+# Facts of the data that a model may have as 'auto', besides its outputs.
+SIZES = (
+  'field_sizes', 'num_numeric', 'num_users', 'num_items', 'history', 'user_features',
+  'item_features',
+)  # fmt: skip
 # Words of a model that decide how it computes, and what it learned of the data.
 CHOICES = ('attention', 'dtype', 'num_outputs', 'remat', 'scan')
 

@@ -27,7 +27,7 @@ ARRAYS = 'bmx.data.arrays:arrays'
 # Arrays of a batch that predictions do not need, or that are made of the others.
 LABELS = (
   'label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next', 'frame', 'boxes',
-  'box_label', 'box_weights', 'box_crowd', 'box_area', 'mask', 'mask_weights',
+  'box_label', 'box_weights', 'box_crowd', 'box_area', 'mask', 'mask_weights', 'item', 'log_q',
 )  # fmt: skip
 OPTIONAL_LABELS = ('frame', 'box_crowd', 'box_area', 'mask_weights')
 

@@ -12,6 +12,9 @@ from bmx import config as recipes
 from bmx.core.data import Data, Spec
 from bmx.core.errors import InputError, did_you_mean, near
 from bmx.core.experiment import Experiment
+from bmx.data.categories import FieldEncoder
+from bmx.data.clicks import clicks, criteo
+from bmx.data.ratings import ratings
 from bmx.data.tables import table
 from bmx.data.text.squad import squad
 from bmx.data.text.text_classification import text_classification
@@ -61,6 +64,9 @@ class Instances:
     part = source_part(experiment.config['data'])
     self.columns = columns_of(part, experiment.data.spec, stored.state)
     self.spec = {k: v for k, v in experiment.data.spec.items() if k not in LABELS or k == 'weights'}
+    if 'most_seen' in stored.state:  # of ratings: training does not read what a user has seen
+      most = int(stored.state['most_seen'])
+      self.spec['seen'] = Spec((most,), np.dtype(np.int32))
     if own := tokenizer_part(stored):  # built once, not for each request
       data = with_tokenizer(experiment.config['data'], recipes.build(own, 'tokenizer'))
       experiment = dataclasses.replace(experiment, config={**experiment.config, 'data': data})
@@ -183,6 +189,9 @@ def columns_of(
   """
   readers: dict[Any, Callable[..., tuple[Column, ...]]] = {
     table: _table,
+    clicks: _clicks,
+    criteo: _clicks,
+    ratings: lambda part, state: (Column(part.get('user', 'userId'), 'category'),),
     text_classification: _texts,
     token_classification: lambda part, state: (Column('words', 'words'), _other('tags')),
     squad: lambda part, state: (Column('question', 'text'), Column('context', 'text'),
@@ -207,11 +216,23 @@ def _other(name: str) -> Column:
 
 def _table(part: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Column, ...]:
   encoder = state['encoder']
-  found = [Column(k, 'number', typical=float(v[0])) for k, v in encoder['numeric'].items()]
-  found += [Column(k, 'date', typical=float(v[0])) for k, v in encoder['dates'].items()]
+  found = _numbers(encoder)
   found += [Column(k, 'category', values=tuple(v)) for k, v in encoder['categories'].items()]
   names = [*encoder['dropped'], part['target'], part.get('weights', '')]
   return (*found, *(_other(k) for k in names if k))
+
+
+def _numbers(encoder: Mapping[str, Any]) -> list[Column]:
+  found = [Column(k, 'number', typical=float(v[0])) for k, v in encoder['numeric'].items()]
+  return found + [Column(k, 'date', typical=float(v[0])) for k, v in encoder['dates'].items()]
+
+
+def _clicks(part: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Column, ...]:
+  fields = FieldEncoder.restore(state['fields'])
+  found = _numbers(state['fields']['numbers'])
+  found += [Column(k, 'category', values=tuple(fields.listed.get(k, ()))) for k in fields.columns]
+  names = [*fields.numbers.dropped, str(state['target']), part.get('weights', '')]
+  return (*found, *(_other(k) for k in names if k and k not in fields.columns))
 
 
 def _texts(part: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Column, ...]:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 import bmx
+from bmx import config as recipes
 from bmx import experiment
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
+from bmx.data.clicks import clicks
+from bmx.experiment.instances import columns_of
 from bmx.train import datafile
 from bmx.train.evaluate import predictions
 from bmx.train.predicted import lines
@@ -176,3 +179,27 @@ def test_a_language_model_reads_no_instances():
   config, _ = bmx.load('gpt_char:tiny', ['steps=30'])
   with pytest.raises(InputError, match='expected a part whose examples are single instances'):
     built(config)
+
+
+def test_columns_of_clicks_and_of_users():
+  frame = {'click': [0, 1] * 3, 'site': ['a', 'b'] * 3, 'device': list('xyzxyz'), 'spent': range(6)}
+  state = clicks(given=frame, target='click', hashed=('device',)).state()
+  part = {'call': 'bmx.data.clicks:clicks', 'target': 'click'}
+  found = {c.name: (c.kind, c.required) for c in columns_of(part, {}, state)}
+  assert found == {'spent': ('number', True), 'site': ('category', True),
+                   'device': ('category', True), 'click': ('other', False)}  # fmt: skip
+  users = columns_of({'call': 'bmx.data.ratings:ratings', 'user': 'customer'}, {}, {})
+  assert [(c.name, c.required) for c in users] == [('customer', True)]
+
+
+def test_users_of_requests(tmp_path):
+  events = [f'{user},{(user + i) % 12},5,{i}' for user in range(6) for i in range(6)]
+  (tmp_path / 'rated.csv').write_text('\n'.join(['userId,movieId,rating,timestamp', *events]))
+  words = [f'data.path={tmp_path}/rated.csv', 'data.items=', 'data.item_features=()', 'epochs=1']
+  run = built(recipes.load('movielens_two_tower', words)[0])
+  data = run.read([{'userId': 1}, {'userId': 'new'}])
+  assert set(run.read.spec) <= set(data.spec), 'a served batch has all that predictions read'
+  first, new = run.rows(data)
+  items = [int(item['item']) for item in first['items']]
+  assert (first['user'], new['fallback']) == ('1', 'popular')
+  assert items and not {1, 2, 3, 4, 5, 6} & {*items}
