@@ -51,8 +51,14 @@ class Velocity(nn.Module):
 
   @property
   def facts(self) -> Facts:
-    """Facts of the network."""
+    """Facts of the network. Raises InputError if patches do not divide its outputs."""
+    check_sizes(patch=(self.patch,))
     inner = facts_of(self.network)
+    if inner.num_outputs % self.patch**2:
+      raise InputError(
+        f'network.num_outputs={inner.num_outputs}: expected the channels of an image times '
+        f'patch²={self.patch**2}'
+      )
     return Facts(num_outputs=inner.num_outputs // self.patch**2, coupling=inner.coupling)
 
   @nn.compact
@@ -67,7 +73,7 @@ class Velocity(nn.Module):
       label: int [B], from 0 to `num_classes`; not read without classes.
       train: whether dropout is active.
     """
-    check_sizes(width=(self.width,), patch=(self.patch,))
+    check_sizes(width=(self.width,))
     self._check(image.shape)
 
     def dense(x: jax.Array, name: str) -> jax.Array:

@@ -153,6 +153,8 @@ def test_a_time_and_a_class_reach_the_network():
   [
     (lambda: FlowMatching(Gaussian(), label_dropout=1.0), 'label_dropout=1.0'),
     (lambda: FlowMatching(Gaussian(), time='cosine'), "time='cosine': expected one of uniform"),
+    (lambda: FlowMatching(Velocity(UNet(3), patch=2)), 'network.num_outputs=3: expected the chan'),
+    (lambda: FlowMatching(Velocity(UNet(1), patch=0)), 'patch'),
     (lambda: FlowMatching(UNet(1)), 'expected a model with num_classes'),
     (lambda: FlowMatching(Label()).validate({'num_classes': 10}), 'num_classes=3: expected 10'),
     (
