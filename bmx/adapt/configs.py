@@ -8,9 +8,10 @@ from typing import Any
 import flax.linen as nn
 
 from bmx import config as recipes
+from bmx.adapt import vision
+from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.families import (
   ACTIVATIONS,
-  ARCHITECTURES,
   BERT,
   CLASSIFIER,
   DISTILBERT,
@@ -52,7 +53,8 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     if any(v not in allowed for v in values):
       problems.append(f'{key}={value!r}: supported is {", ".join(map(repr, allowed)) or "none"}')
-  part = {'call': family.call, **family.fixed}
+  part = {'call': family.call, **family.fixed, **found.fixed}
+  part |= family.read(config, problems) if family.read else {}
   for argument, (key, default) in family.keys.items():
     part[argument] = _value(config, argument, key, default, problems)
   if 'positions' in part:
@@ -64,6 +66,8 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
   if 'first_position' in part:
     part['first_position'] += 1  # the rows up to that of padding belong to no position
     part['max_seq_len'] -= part['first_position']
+  if family.classes:
+    part['num_outputs'] = labels
   if head is None:
     return part
   return {**head, 'encoder': part} | (
@@ -164,7 +168,7 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   """Returns the config.json of a model; inverse of `translate`.
 
   Args:
-    model: a GPT, a BERT, or one with a head.
+    model: a GPT, a BERT, or one with a head; a ResNet or a ViT.
     labels: names of classes or tags by number.
     name: of the architecture, one of those that fit the model; '' is the first.
 
@@ -175,18 +179,22 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   core: Any = model.encoder if isinstance(model, bert.HEADED) else model
   family = _family(core)
   name = _architecture(model, family, name)
-  values = _facts(core) | {'dropout': core.dropout}
-  values['activation'] = next((k for k, v in ACTIVATIONS.items() if v == core.activation), '')
+  values = _facts(core)
+  if 'dropout' in family.keys:
+    values['dropout'] = core.dropout
+  if 'activation' in family.keys:
+    values['activation'] = next((k for k, v in ACTIVATIONS.items() if v == core.activation), '')
   if family is ROBERTA:
     values['max_seq_len'] += values['first_position']
     values['first_position'] -= 1
   config = {'architectures': [name], 'model_type': family.model_type, **family.written}
   config |= {k: v[0] for k, v in family.only.items() if v and isinstance(v[0], bool)}
   config |= {key: values[argument] for argument, (key, _) in family.keys.items()}
-  config |= dict.fromkeys(family.rates, core.dropout)
+  config |= dict.fromkeys(family.rates, values.get('dropout'))
+  config |= family.write(core) if family.write else {}
   if 'positions' in family.fixed:
     config |= _rope_keys(core)
-  if isinstance(model, bert.Classifier | bert.Tagger):
+  if isinstance(model, bert.Classifier | bert.Tagger) or family.classes:
     config |= _labels(labels or [f'LABEL_{i}' for i in range(model.num_outputs)], model.num_outputs)
   again = recipes.build(translate(config), name)
   same = _facts(again.encoder if isinstance(again, bert.HEADED) else again)
@@ -219,6 +227,8 @@ def _rope_keys(core: GPT) -> dict[str, Any]:
 
 
 def _family(core: Any) -> Family:
+  if isinstance(core, vision.MODELS):
+    return vision.family_of(core)
   if isinstance(core, bert.BERT):
     if core.first_position:
       return ROBERTA
@@ -240,9 +250,11 @@ def _architecture(model: Any, family: Family, wanted: str) -> str:
   head = {'call': f'bmx.models.bert:{kind}'} if isinstance(model, bert.HEADED) else None
   if isinstance(model, bert.Pretraining):
     head = {'call': PRETRAINING, 'next_sentence': model.next_sentence}
-  names = {n: a.head for n, a in ARCHITECTURES.items() if a.family is family}
+  names = {n: a for n, a in ARCHITECTURES.items()
+           if a.family is family and not (family.classes and a.bare)}  # fmt: skip
   for name, known in names.items():
-    if known == head and wanted in ('', name):
+    alike = all(getattr(model, k) == v for k, v in known.fixed.items())
+    if known.head == head and alike and wanted in ('', name):
       return name
   kind = f'{wanted} {head or kind}'.strip()
   raise InputError(f'{kind} of {family.model_type}: expected one of {", ".join(names)}')
@@ -251,12 +263,15 @@ def _architecture(model: Any, family: Family, wanted: str) -> str:
 # Arguments of training and computation, which do not change the function of the model.
 FREE = (
   'dropout', 'vocab_pad', 'attention', 'scan', 'remat', 'microbatches', 'dtype', 'top_k',
-  'capacity_factor', 'load_balance_coef', 'router_z_coef', 'parent', 'name',
+  'capacity_factor', 'load_balance_coef', 'router_z_coef', 'parent', 'name', 'drop_path',
+  'zero_init', 'momentum', 'groups',
 )  # fmt: skip
 
 
 def _facts(core: Any) -> dict[str, Any]:
   """Returns the arguments that define a model, in a unique form."""
+  if isinstance(core, vision.MODELS):
+    return vision.facts(core, FREE)
   facts = {f.name: getattr(core, f.name) for f in dataclasses.fields(core) if f.name not in FREE}
   facts['mlp_dim'] = core.mlp_dim or 4 * core.width
   facts['head_dim'] = core.head_dim or core.width // core.heads

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from bmx.adapt import meta
+from bmx.adapt import meta, vision
+from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.configs import describe
-from bmx.adapt.families import ARCHITECTURES
 from bmx.adapt.layouts import Rule
-from bmx.adapt.tensors import INDEX, SINGLE, target_of
+from bmx.adapt.preprocessor import NAME as PROCESSOR
+from bmx.adapt.tensors import COUNTER, INDEX, SINGLE, STATISTIC, target_of
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.paths import local
@@ -46,6 +47,8 @@ def save(
   labels: Sequence[str] = (),
   architecture: str = '',
   special: Mapping[str, int | Sequence[int]] | None = None,
+  statistics: tree.Tree | None = None,
+  processor: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a folder for `from_pretrained` of transformers; the host holds one file at a time.
 
@@ -53,7 +56,7 @@ def save(
 
   Args:
     folder: must be missing or empty; it appears when all of it is written.
-    model: a GPT, a BERT, or one with a head.
+    model: a GPT, a BERT, or one with a head; a ResNet or a ViT.
     params: of the model, stacked or not.
     tokenizer: a tokenizer, such as `bmx.data.text.tokenizer.load` reads, or the text of a
       tokenizer.json. Transformers encodes with it as it is.
@@ -64,6 +67,8 @@ def save(
       is written as a token classifier unless this is BertForQuestionAnswering or its like.
     special: ids 'bos', 'eos' (one or several) and 'pad' that config.json and generation_config.json
       name; default: those of the tokenizer.
+    statistics: running statistics of batch norms, the collection 'batch_stats'.
+    processor: content of preprocessor_config.json, see `preprocessor.content`.
 
   Raises:
     InputError: a model without an architecture of transformers; parameters of another model; a
@@ -81,7 +86,9 @@ def save(
   # RoBERTa's says where its positions begin.
   keys = ARCHITECTURES[config['architectures'][0]].family.keys
   config |= meta.token_keys(ids, pad='first_position' not in keys)
-  pieces = _pieces(model, params, config['architectures'][0])
+  pieces = _pieces(model, params, statistics or {}, config['architectures'][0])
+  if isinstance(model, vision.MODELS):
+    config['num_channels'] = vision.image(model, params).shape[-1]
   width = np.dtype(dtype).itemsize
   sizes = {name: width * sum(piece.size for piece in some) for name, some in pieces.items()}
   files = _files(sizes, shard_bytes)
@@ -96,6 +103,8 @@ def save(
     _finish(draft, config, files, sum(sizes.values()), coder, _kinds(model) > 1)
     if isinstance(model, GPT):
       write_json(draft / GENERATION, {f'{k}_token_id': v for k, v in ids.items()})
+    if processor:
+      write_json(draft / PROCESSOR, processor)
     draft.replace(folder)
 
 
@@ -119,15 +128,16 @@ class _Piece:
     return self.rule.save(tree.fetch(leaf)[: self.rows])
 
 
-Pieces = dict[str, list[_Piece]]  # by the tensor's name; side by side in its last dimension
+# By the tensor's name; side by side in its last dimension. [] is a counter, which is 0.
+Pieces = dict[str, list[_Piece]]
 
 
-def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
+def _pieces(model: Any, params: tree.Tree, statistics: tree.Tree, name: str) -> Pieces:
   """Returns the content of each tensor. Raises InputError for parameters of another model."""
-  given = layers_apart(params)
+  given = layers_apart(params) | layers_apart(statistics)
   shape = lambda leaf, layer: list(leaf.shape if layer is None else leaf.shape[1:])
   has = {k: shape(*v) for k, v in given.items()}
-  expected = {k: shape(*v) for k, v in layers_apart(_shapes(model)).items()}
+  expected = {k: shape(*v) for k, v in _shapes(model, params).items()}
   # The pooler of a bare encoder is optional.
   expected = {k: v for k, v in expected.items() if k in has or not k.startswith('pooler/')}
   lines = tree.difference(has, expected)
@@ -143,19 +153,27 @@ def _pieces(model: Any, params: tree.Tree, name: str) -> Pieces:
     tensor = target.tensors[0].removeprefix(prefix)
     rows = model.facts.vocab_size if 'v' in target.rule.dims else None
     pieces.setdefault(tensor, []).append(_Piece(target.rule, leaf, layer, rows))
-  return {k: sorted(v, key=lambda piece: piece.rule.part) for k, v in pieces.items()}
+  counters = [STATISTIC.sub(COUNTER, k) for k in pieces if STATISTIC.fullmatch(k)]
+  pieces = {k: sorted(v, key=lambda piece: piece.rule.part) for k, v in pieces.items()}
+  return pieces | {k: [] for k in counters}
 
 
 def _joined(pieces: Sequence[_Piece], dtype: str) -> np.ndarray:
+  if not pieces:
+    return np.zeros((), np.int64)
   arrays = [piece.array().astype(dtype, copy=False) for piece in pieces]
   return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
 
 
-def _shapes(model: Any) -> tree.Tree:
+def _shapes(model: Any, params: tree.Tree) -> dict[str, tuple[Any, int | None]]:
+  """Returns the expected parameters and running statistics, as `layers_apart` names them."""
+  images = isinstance(model, vision.MODELS)
+  given = vision.image(model, params) if images else jax.ShapeDtypeStruct((1, 1), jnp.int32)
   call = (lambda m, x: m.pool(m(x))) if isinstance(model, bert.BERT) else None
-  init = lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32), method=call)
+  init = lambda key, x: model.init(key, x, method=call)
   with reference_attention(), use(None):
-    return unbox(jax.eval_shape(init, jax.random.PRNGKey(0)))['params']
+    made = unbox(jax.eval_shape(init, jax.random.PRNGKey(0), given))
+  return layers_apart(made['params']) | layers_apart(made.get('batch_stats', {}))
 
 
 def _kinds(model: Any) -> int:

@@ -6,7 +6,7 @@ bert-base-uncased, roberta-base, distilbert-base-uncased, Llama 3, Mistral, Qwen
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bmx.adapt.layouts import (
@@ -24,7 +24,7 @@ from bmx.adapt.layouts import (
 )
 
 # Tensors beside a body, and those of them that a model without that head does without.
-_HEADS = r'(lm_head|cls|vocab_\w+|pre_classifier|classifier|qa_outputs'
+_HEADS = r'(lm_head|cls|vocab_\w+|\w*classifier|qa_outputs|visual_projection'
 HEADS = re.compile(rf'{_HEADS})\.')
 SPARE = re.compile(rf'{_HEADS}|bert\.pooler|roberta\.pooler)\.')
 
@@ -49,6 +49,9 @@ class Family:
     aliases: other key -> the key whose value it replaces, as `attribute_map` in transformers.
     rates: further keys that hold the rate of dropout.
     spare: matches tensors that may remain unused.
+    classes: whether the outputs of the body are the classes of `id2label`.
+    read: (config.json, problems to append to) -> further arguments in bmx.
+    write: model -> further keys of a written config.json.
   """
 
   model_type: str
@@ -66,6 +69,9 @@ class Family:
   aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
   rates: tuple[str, ...] = ()
   spare: re.Pattern[str] = re.compile(r'(?!)')
+  classes: bool = False
+  read: Callable[[Mapping[str, Any], list[str]], dict[str, Any]] | None = None
+  write: Callable[[Any], dict[str, Any]] | None = None
 
   def rules(self, wrapped: bool) -> dict[str, Rule]:
     """Returns the rules by parameter name; `wrapped`: those of the body begin with 'encoder/'."""
@@ -73,7 +79,7 @@ class Family:
     return {r.name: r for r in self.heads} | {under + r.name: r for r in self.body}
 
 
-_ONLY: dict[str, tuple[Any, ...]] = {'pruned_heads': ({},), 'quantization_config': ()}
+ONLY: dict[str, tuple[Any, ...]] = {'pruned_heads': ({},), 'quantization_config': ()}
 _TOKENS: dict[str, Any] = {'bos_token_id': None, 'eos_token_id': None}
 GPT2 = Family(
   'gpt2', 'bmx.models.gpt:GPT', 'transformer.', GPT2_BODY, GPT_HEADS,
@@ -85,7 +91,7 @@ GPT2 = Family(
     'activation': ('activation_function', 'gelu_new'), 'eps': ('layer_norm_epsilon', 1e-5),
     'dropout': ('resid_pdrop', 0.1), 'tied': ('tie_word_embeddings', True),
   },
-  only=_ONLY | {
+  only=ONLY | {
     'scale_attn_weights': (True,), 'scale_attn_by_inverse_layer_idx': (False,),
     'add_cross_attention': (False,),
   },
@@ -110,7 +116,7 @@ QWEN2 = Family(
     'activation': ('hidden_act', 'silu'), 'eps': ('rms_norm_eps', 1e-6),
     'tied': ('tie_word_embeddings', False),
   },
-  only=_ONLY | {'use_sliding_window': (False,), 'layer_types': ('full_attention',)},
+  only=ONLY | {'use_sliding_window': (False,), 'layer_types': ('full_attention',)},
   written=_TOKENS | {'attention_dropout': 0.0},
   missing={'num_key_value_heads': 32},
   fixed={'positions': 'rotary', 'norm': 'rms', 'gated': True, 'bias': False, 'qkv_bias': True},
@@ -122,14 +128,14 @@ LLAMA = dataclasses.replace(
     'qkv_bias': ('attention_bias', False), 'out_bias': ('attention_bias', False),
     'mlp_bias': ('mlp_bias', False),
   },
-  only=_ONLY,
+  only=ONLY,
   missing={},
 )  # fmt: skip
 MISTRAL = dataclasses.replace(
   QWEN2,
   model_type='mistral',
   keys=QWEN2.keys | {'window': ('sliding_window', 0)},
-  only=_ONLY,
+  only=ONLY,
   missing={'num_key_value_heads': 8, 'sliding_window': 4096},
   fixed={**QWEN2.fixed, 'qkv_bias': False},
 )
@@ -152,7 +158,7 @@ BERT = Family(
     'types': ('type_vocab_size', 2), 'activation': ('hidden_act', 'gelu'),
     'eps': ('layer_norm_eps', 1e-12), 'dropout': ('hidden_dropout_prob', 0.1),
   },
-  only=_ONLY | {
+  only=ONLY | {
     'position_embedding_type': ('absolute',), 'is_decoder': (False,),
     'add_cross_attention': (False,), 'tie_word_embeddings': (True,),
   },
@@ -184,7 +190,7 @@ DISTILBERT = Family(
     'mlp_dim': ('hidden_dim', None), 'activation': ('activation', 'gelu'),
     'dropout': ('dropout', 0.1),
   },
-  only=_ONLY | {'tie_word_embeddings': (True,), 'tie_weights_': (True,)},
+  only=ONLY | {'tie_word_embeddings': (True,), 'tie_weights_': (True,)},
   # Files hold the table of positions, whether it was drawn or computed.
   written=_TOKENS | {'pad_token_id': 0, 'attention_dropout': 0.0, 'sinusoidal_pos_embds': False},
   tied_head='vocab_projector.',
@@ -209,6 +215,7 @@ class Architecture:
     only: further conditions, as those of the family.
     bare: whether its tensors have no prefix.
     own: rules of its head, instead of the family's.
+    fixed: arguments in bmx that all members have.
   """
 
   family: Family
@@ -216,13 +223,14 @@ class Architecture:
   only: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   bare: bool = False
   own: Sequence[Rule] = ()
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def rules(self, wrapped: bool) -> dict[str, Rule]:
     """See `Family.rules`."""
     return self.family.rules(wrapped) | {r.name: r for r in self.own}
 
 
-ARCHITECTURES = {
+TEXT = {
   'GPT2LMHeadModel': Architecture(GPT2),
   'LlamaForCausalLM': Architecture(LLAMA),
   'Qwen2ForCausalLM': Architecture(QWEN2),
@@ -245,7 +253,7 @@ for _name, _family in {
   'Camembert': CAMEMBERT,
   'XLMRoberta': XLM_ROBERTA,
 }.items():
-  ARCHITECTURES |= {
+  TEXT |= {
     f'{_name}Model': Architecture(_family, bare=True),
     f'{_name}ForMaskedLM': Architecture(_family, MASKED, {'hidden_act': ('gelu',)}),
     f'{_name}ForSequenceClassification': Architecture(
@@ -258,5 +266,5 @@ for _name, _family in {
 # transformers' names of functions -> ours; the first of each is the one that is written.
 ACTIVATIONS = {
   'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_exact', 'relu': 'relu',
-  'silu': 'silu', 'swish': 'silu', 'sigmoid': 'sigmoid', 'tanh': 'tanh',
+  'silu': 'silu', 'swish': 'silu', 'sigmoid': 'sigmoid', 'tanh': 'tanh', 'quick_gelu': 'quick_gelu',
 }  # fmt: skip

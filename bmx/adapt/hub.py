@@ -8,13 +8,17 @@ from typing import Any
 
 import jax
 
+from bmx.adapt import positions
+from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.configs import architecture, translate
 from bmx.adapt.export import save
-from bmx.adapt.families import ARCHITECTURES, Family
+from bmx.adapt.families import Family
 from bmx.adapt.meta import read_labels
+from bmx.adapt.positions import POSITION
 from bmx.adapt.tensors import (
   INDEX,
   SINGLE,
+  STATISTIC,
   Target,
   Tensor,
   canonical,
@@ -28,11 +32,12 @@ from bmx.core.paths import how_to_fetch
 from bmx.data.text.special import read_ids
 from bmx.runtime.fetch import fetch
 
-__all__ = ['labels', 'load', 'part', 'read_ids', 'save']
+__all__ = ['labels', 'load', 'part', 'read_ids', 'save', 'statistics']
 
 log = logging.getLogger('bmx')
 
 Folder = str | os.PathLike[str]
+STATISTICS = 'batch_stats'
 
 
 def part(folder: Folder) -> dict[str, Any]:
@@ -57,7 +62,8 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   """Reads the weights of a folder, each into the shards that this process has.
 
   Reads one shard at a time, layer by layer if layers are stacked: the host holds one shard and its
-  part of the file. Rows of a table beyond the folder's vocabulary are zero.
+  part of the file. Rows of a table beyond the folder's vocabulary are zero; positions of patches
+  are resized to those of the model.
 
   Args:
     folder: in Hugging Face's format.
@@ -79,10 +85,12 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   family = ARCHITECTURES[architecture(config)].family
   tensors = canonical(tensors_of(folder), family, 'head/table' not in tree.named(abstract))
   rules = ARCHITECTURES[architecture(config)].rules('encoder' in abstract)
+  table = tensors.get(rules[POSITION].tensor) if POSITION in rules else None
+  wanted, abstract = abstract, positions.as_stored(abstract, table and table.shape[-2])
   targets = {name: target_of(name, leaf, rules) for name, leaf in tree.named(abstract).items()}
   drop = tree.named(tree.mask(abstract, reinit)) if reinit else {}
   taken = {name: target for name, target in targets.items() if not drop.get(name)}
-  unused = tensors.keys() - _read_by(taken)
+  unused = {x for x in tensors.keys() - _read_by(taken) if not STATISTIC.fullmatch(x)}
   extra = unused - _read_by(targets) - family.copies.keys()
   extra = sorted(x for x in extra if not family.spare.match(x))
   lines = [f'extra    {tensors[x].name} {tensors[x].shape}' for x in extra]
@@ -95,7 +103,40 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
     raise InputError(text.replace(f' {family.prefix}', ' ') if bare else text)
   if unused:
     log.info('%s: not taken: %s', folder, ', '.join(sorted(tensors[x].name for x in unused)))
-  return {name: target.array(tensors) for name, target in taken.items()}
+  return positions.fit({name: target.array(tensors) for name, target in taken.items()}, wanted)
+
+
+def statistics(
+  folder: Folder, collections: Mapping[str, tree.Tree], reinit: str = ''
+) -> dict[str, jax.Array]:
+  """Reads running means and variances of batch norms: 'batch_stats/NAME' -> array.
+
+  Args:
+    folder: see `load`; {} for a family without batch norms.
+    collections: the wanted ones, abstract.
+    reinit: regex of the names that are not read.
+
+  Raises:
+    InputError: tensors that are missing or have another shape.
+  """
+  wanted = collections.get(STATISTICS, {})
+  folder = fetch(folder)
+  config = _config(folder)
+  found = ARCHITECTURES[architecture(config)]
+  rules = found.rules(False)
+  if not wanted or not any(STATISTIC.fullmatch(rule.tensor) for rule in rules.values()):
+    return {}
+  tensors = canonical(tensors_of(folder), found.family, False)
+  drop = tree.named(tree.mask(wanted, reinit, required=False)) if reinit else {}
+  targets = {
+    name: target_of(name, leaf, rules)
+    for name, leaf in tree.named(wanted).items()
+    if not drop.get(name)
+  }
+  lines = [line for target in targets.values() for line in target.problems(tensors, {})]
+  if lines:
+    raise InputError('\n  '.join([f'{folder} holds other statistics than the model has:', *lines]))
+  return {f'{STATISTICS}/{name}': target.array(tensors) for name, target in targets.items()}
 
 
 def _part(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
+from bmx.adapt import vision
 from bmx.adapt.adalora import AdaLoRA
+from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.configs import describe
-from bmx.adapt.families import ARCHITECTURES, Architecture
+from bmx.adapt.families import Architecture
 from bmx.adapt.lora import ADAPTERS, DIGEST, FROZEN, TRAINED, LoRA
 from bmx.adapt.lora import BASE as LORA_BASE
 from bmx.adapt.tensors import Tensor, canonical, contents, read_json, target_of
@@ -201,7 +203,15 @@ def _name(path: pathlib.Path, name: str) -> str:
 
 
 def architecture_of(model: Any) -> tuple[str, Architecture]:
-  """Returns the architecture of transformers that a model is. Raises InputError without one."""
+  """Returns the architecture of transformers that a model is.
+
+  Raises InputError without one, and for image models, whose modules have other names than tensors.
+  """
+  if isinstance(model, vision.MODELS):
+    raise InputError(
+      f'model={type(model).__name__}: PEFT has no adapters that bmx reads or writes for image '
+      'models; start from a run of adapters, or export the merged weights'
+    )
   (name,) = describe(model, (), '')['architectures']
   return name, ARCHITECTURES[name]
 

@@ -11,7 +11,8 @@ import jax
 from bmx import config as recipes
 from bmx.adapt import adapters, codes, hub, peft
 from bmx.adapt.classes import check_order
-from bmx.adapt.runs import fitted, is_run, load_run, merged_params, statistics
+from bmx.adapt.runs import fitted, is_run, load_run, merged_params
+from bmx.adapt.runs import statistics as run_statistics
 from bmx.adapt.tokens import check_tokenizer
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError, did_you_mean
@@ -21,7 +22,7 @@ from bmx.train.rundir import read_config
 from bmx.train.state import StateSpec, TrainState, variables_of
 
 __all__ = ['concrete', 'encoder', 'is_run', 'load', 'load_variables', 'merged_params', 'model',
-           'start']  # fmt: skip
+           'start', 'statistics']  # fmt: skip
 
 log = logging.getLogger('bmx')
 
@@ -35,8 +36,8 @@ def start(
 ) -> TrainState:
   """Makes a new state from the folders that the config word `init` names.
 
-  `Task.take` receives the plain weights of init.path; running statistics of a run are read with
-  them. Every other collection of `Task.sources` is read from init.COLLECTION.
+  `Task.take` receives the plain weights of init.path; running statistics are read with them. Every
+  other collection of `Task.sources` is read from init.COLLECTION.
 
   Args:
     task: of the run.
@@ -116,6 +117,25 @@ def load(
   if is_run(folder):
     return load_run(folder, abstract, reinit, step)
   return hub.load(folder, abstract, reinit)
+
+
+def statistics(
+  folder: str, collections: Variables, reinit: str = '', step: str = 'latest'
+) -> dict[str, jax.Array]:
+  """Reads running statistics: 'COLLECTION/NAME' -> array; {} where the folder has none.
+
+  Args:
+    folder: a run of bmx, or a Hugging Face directory.
+    collections: the wanted ones, abstract.
+    reinit: regex of the names that are not read.
+    step: of a run, 'latest', 'best' or a number.
+
+  Raises:
+    InputError: arrays that are missing or have another shape.
+  """
+  if is_run(folder):
+    return run_statistics(folder, collections, reinit, step)
+  return hub.statistics(folder, collections, reinit)
 
 
 def load_variables(folder: str, abstract: Variables, task: Task) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from bmx import config as recipes
+from bmx.adapt import positions
 from bmx.core import hardware, tree
 from bmx.core.errors import InputError
 from bmx.core.types import Task, Variables
@@ -58,20 +59,23 @@ def merged_params(task: Task, spec: StateSpec, folder: str, step: str, layout: L
   return jit(task.merged_params, layout)(tree.nested(found))
 
 
-def statistics(folder: str, collections: Variables, reinit: str = '') -> dict[str, jax.Array]:
+def statistics(
+  folder: str, collections: Variables, reinit: str = '', step: str = 'latest'
+) -> dict[str, jax.Array]:
   """Reads the collections (running statistics) that a run has: 'COLLECTION/NAME' -> array.
 
   Args:
-    folder: a run of bmx, or a Hugging Face directory, which has none.
+    folder: the run.
     collections: the wanted ones, abstract.
     reinit: regex of the names that are not read.
+    step: 'latest', 'best' or a number.
 
   Raises:
     InputError: arrays that are missing or have another shape.
   """
-  if not collections or not is_run(folder):
+  if not collections:
     return {}
-  path, facts = checkpoint(folder, 'latest')
+  path, facts = checkpoint(folder, step)
   found: dict[str, jax.Array] = {}
   for name, abstract in collections.items():
     kinds = [k for k in (f'ema/{name}', f'collections/{name}') if _has(facts['leaves'], k)]
@@ -115,9 +119,12 @@ def load_run(folder: str, abstract: Any, reinit: str, which: str) -> dict[str, j
     return {}
   why, kind = f' (init.reinit={reinit!r})', _params_kind(facts)
   if not facts.get('constants'):
+    table = facts['leaves'].get(f'{kind}/{positions.POSITION}')
+    stored = positions.as_stored(abstract, table and table[0][0])
+    wanted = {k: v for k, v in tree.named(stored).items() if k in wanted}
     left = _check_fit(path, facts['leaves'], kind, wanted, why)
     _log_unused(folder, left)
-    return _read(path, kind, wanted)
+    return positions.fit(_read(path, kind, wanted), abstract)
   task, variables = read_variables(folder, path, facts, wanted)
   merged = tree.named(task.merged_params(variables))
   _log_unused(folder, _compare(path, tree.signature(tree.nested(merged)), wanted, why))

@@ -22,9 +22,11 @@ CHUNK = 2**26
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 # Buffers that torch models once stored with their weights.
 BUFFERS = re.compile(
-  r'(.*\.)?(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)'
+  r'(.*\.)?(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq'
+  r'|num_batches_tracked)'
 )
-LAYER = re.compile(r'stack/block_(\d+)/')
+STATISTIC, COUNTER = re.compile(r'(.*\.)?running_(mean|var)'), r'\1num_batches_tracked'
+NUMBER = re.compile(r'(?<=stage_|block_|layer_)\d+(?=/)')
 LAYERS, ANY_LAYER = 'stack/blocks/', 'stack/block_*/'
 
 
@@ -64,9 +66,9 @@ class Target:
       yield f'missing  {self.name} {list(self.leaf.shape)}: no tensor is known for it'
       return
     sizes = self.sizes
-    shape = self.rule.shape(sizes | {'v': min(sizes.get('v', 0), body['vocab_size'])})
+    shape = self.rule.shape(sizes | {'v': min(sizes.get('v', 0), body.get('vocab_size', 0))})
     side = 'kv_heads' if '/key/' in self.name or '/value/' in self.name else 'heads'
-    heads = body.get(side) or body['heads']
+    heads = body.get(side) or body.get('heads')
     for x in self.tensors:
       if x not in tensors:
         yield f'missing  {x} {shape}, for {self.name}'
@@ -119,11 +121,17 @@ def _read(sources: list[Tensor], block: list[slice], dtype: Any) -> np.ndarray:
 def target_of(name: str, leaf: Any, rules: Mapping[str, Rule]) -> Target:
   """Returns the target of a parameter; `rules`: see `Family.rules`."""
   stacked = LAYERS in name
-  number = LAYER.search(name)
-  numbers = range(leaf.shape[0]) if stacked else [number[1] if number else '']
-  rule = rules.get(LAYER.sub(ANY_LAYER, name.replace(LAYERS, ANY_LAYER)))
-  tensors = tuple(rule.tensor.replace('*', str(i)) for i in numbers) if rule else ()
+  rule = rules.get(NUMBER.sub('*', name.replace(LAYERS, ANY_LAYER)))
+  layers = [[str(i)] for i in range(leaf.shape[0])] if stacked else [NUMBER.findall(name)]
+  tensors = tuple(_numbered(rule.tensor, numbers) for numbers in layers) if rule else ()
   return Target(name, leaf, rule, tensors, stacked)
+
+
+def _numbered(tensor: str, numbers: Sequence[str]) -> str:
+  """Replaces each '*' of a name by the next number."""
+  for number in numbers:
+    tensor = tensor.replace('*', number, 1)
+  return tensor
 
 
 def canonical(found: Mapping[str, Tensor], family: Family, tied: bool) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from bmx.core.errors import InputError
 from bmx.core.types import Batch, HostBatch, Metadata
 from bmx.data.augment import Augmentation, augment
 from bmx.data.digests import digest_arrays
-from bmx.data.images import Normalise
+from bmx.data.images import Normalise, with_normalization
 from bmx.runtime.fetch import fetch
 
 RESIDENT_BYTES = 1 << 30  # arrays up to this size are held on the device
@@ -63,6 +63,7 @@ class ArrayData:
 
   def __post_init__(self):
     check_arrays(self.arrays, self.metadata)
+    self.metadata = with_normalization(self.metadata, self.preprocess)
     self.size = len(next(iter(self.arrays.values())))
     self.arrays = {'weights': np.ones(self.size, np.float32)} | self.arrays
     self.spec = spec_of(self.rows(np.zeros(1, np.int64), np.zeros(1, np.int64)), self.names)
@@ -122,6 +123,7 @@ class SourceData:
 
   def __post_init__(self):
     self.size = len(self.source)
+    self.metadata = with_normalization(self.metadata, self.preprocess)
     if not self.size:
       raise InputError('the data set is empty: expected at least one example')
     self.spec = spec_of(self.rows(np.zeros(1, np.int64), np.zeros(1, np.int64)), self.names)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bmx.core.ranges import check_number
-from bmx.core.types import Batch
+from bmx.core.types import Batch, Metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,3 +37,10 @@ class Normalise:
     offset = line(self.mean) / line(self.std)
     pixels = image.reshape(*image.shape[:-2], -1).astype(np.float32) * factor - offset
     return {**batch, 'image': pixels.reshape(image.shape)}
+
+
+def with_normalization(metadata: Metadata, preprocess: Any) -> Metadata:
+  """Returns metadata with the numbers of the normalization of images, where there is one."""
+  if not isinstance(preprocess, Normalise):
+    return metadata
+  return {**metadata, 'normalization': dataclasses.asdict(preprocess)}

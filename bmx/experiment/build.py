@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bmx import config as recipes
-from bmx.adapt import restore
+from bmx.adapt import preprocessor, restore
 from bmx.config.words import IMAGE_WORDS
 from bmx.core import hardware
 from bmx.core.data import Data
@@ -168,6 +168,8 @@ def _init(
 ) -> Any:
   """A new state, as it was planned or (another optimizer, say) as `spec` has it."""
   classes = data.metadata.get('class_names', ())
+  if init['path']:
+    preprocessor.check(init['path'], restore.is_run(init['path']), data.metadata, data.spec)
   return restore.start(task, spec or planned, init, classes, tokenizer_of(data))
 
 

@@ -36,7 +36,7 @@ def of_loader(folder: str):
 
 
 def of_transformers(folder: str):
-  """Returns a function of tokens and types -> the logits of a model of transformers."""
+  """Returns a function of tokens and types, or images -> logits of a model of transformers."""
   import torch  # type: ignore
   import transformers  # type: ignore
 
@@ -45,7 +45,10 @@ def of_transformers(folder: str):
   names = {'tokens': 'input_ids', 'types': 'token_type_ids'}
 
   def call(**inputs):
-    given = {names[k]: torch.from_numpy(v.astype(np.int64)) for k, v in inputs.items()}
+    if 'image' in inputs:
+      given = {'pixel_values': torch.from_numpy(inputs['image'].transpose(0, 3, 1, 2))}
+    else:
+      given = {names[k]: torch.from_numpy(v.astype(np.int64)) for k, v in inputs.items()}
     with torch.no_grad():
       out = model(**given, return_dict=True)
       if 'start_logits' in out:

@@ -61,7 +61,8 @@ class NormConfig:
     init = ZEROS if zero else ONES
     if self.kind == 'batch':
       return BatchNorm(self.momentum, self.eps, init, self.dtype, name='norm')(x, train=train)
-    return GroupNorm(self.groups, self.eps, init, self.dtype, name='norm')(x)
+    # Another name: neither reads the weights of the other.
+    return GroupNorm(self.groups, self.eps, init, self.dtype, name='group_norm')(x)
 
 
 class ConvNorm(nn.Module):

@@ -218,7 +218,7 @@ def compare_with_transformers(source: Source, folder: pathlib.Path) -> float | N
   inputs = program.inputs_of(task, source.weights, spec, source.plain.layout)
   signature, most = program.abstract_inputs(task, inputs)
   batches = check.generated(program.described(signature), most, facts_of(task.model).vocab_size)
-  rows = [{k: v for k, v in b.items() if k in ('tokens', 'types')} for b in batches]
+  rows = [{k: v for k, v in b.items() if k in ('tokens', 'types', 'image')} for b in batches]
   given = check.loaded(folder, rows, 'transformers')
   # Without padding: transformers computes something for it, too.
   whole = [b | {k: np.ones_like(v) for k, v in b.items() if k == 'segment_ids'} for b in batches]

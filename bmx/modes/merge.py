@@ -4,7 +4,7 @@ import logging
 import os
 from typing import Any
 
-from bmx.adapt import hub, restore
+from bmx.adapt import hub, preprocessor, restore
 from bmx.core import errors, tree
 from bmx.core.experiment import Experiment
 from bmx.data.text.tokenizer import Subwords
@@ -50,11 +50,21 @@ def merge(
   """
   x, spec = experiment, state_spec(experiment)
   params = restore.merged_params(x.task, spec, str(place(workdir)), step, x.layout)
+  averaged = {k: v for k, v in spec.variables.items() if k in x.task.averaged}
+  own = tree.nested(restore.statistics(str(place(workdir)), averaged, step=step))
   known = stored.state if stored is not None else {}
   text = known.get('tokenizer')
   coder = Subwords(text, names=known.get('special_tokens')) if text else ''
   labels = [str(name) for name in known.get('class_names', ())]
-  hub.save(output, x.task.model, params, coder, labels=labels)
+  hub.save(
+    output,
+    x.task.model,
+    params,
+    coder,
+    labels=labels,
+    statistics=own.get(hub.STATISTICS),
+    processor=preprocessor.content(stored.metadata, stored.spec) if stored else None,
+  )
   log.info('%s', table(_rows(x, spec, params)))
 
 

@@ -20,7 +20,7 @@ import sys
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 
-# name -> (recipe, topology, overrides)
+# name -> (recipe, topology, overrides); or (model of images.py, topology, its sizes)
 CASES = {
   'gpt2_124m v5e:2x2': ('gpt2_124m', 'v5e:2x2', ['mesh.data=4']),
   'llama_1b v5e:4x4 fsdp': ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8']),
@@ -48,6 +48,10 @@ CASES = {
   'llama_1b h200:1 cuDNN': ('llama_1b', 'h200:1', ['task.model.attention=cudnn', 'batch_size=64']),
   'llama_8b h200:8 fsdp cuDNN': (
     'llama_8b', 'h200:8', ['task.model.attention=cudnn', 'batch_size=64', 'mesh.fsdp=8']),
+  'resnet50 v5e:2x2': ('resnet50', 'v5e:2x2', {'batch_size': 1024, 'data': 4}),
+  'resnet50 h200:1': ('resnet50', 'h200:1', {'batch_size': 512}),
+  'vit_b v5e:2x2 fsdp-model': ('vit_b', 'v5e:2x2', {'batch_size': 512, 'fsdp': 2, 'model': 2}),
+  'vit_b h200:1': ('vit_b', 'h200:1', {'batch_size': 512}),
   'llama_8b h200:32x8 fsdp-data': (
     'llama_8b', 'h200:32x8', ['task.model.attention=xla', 'mesh.fsdp=8', 'mesh.data=32']),
   'llama_8b v5p:4x4x4 fsdp, dots, two micro-batches': (
@@ -67,7 +71,7 @@ CASES = {
 }  # fmt: skip
 
 
-def compile_case(recipe: str, topology: str, overrides: list[str]) -> dict:
+def compile_case(recipe: str, topology: str, overrides: list[str] | dict[str, int]) -> dict:
   """Compiles one case in this process; `run` starts one for each."""
   from bmx.plan import topology as topologies
 
@@ -79,17 +83,24 @@ def compile_case(recipe: str, topology: str, overrides: list[str]) -> dict:
   from bmx.plan import memory
   from bmx.plan.compile import GIB, compile_step, summarize
 
+  devices = topologies.devices(topology)
+  if isinstance(overrides, dict):
+    import images
+
+    x = images.build(recipe, devices, **overrides)
+    return summarize(x, compile_step(x))
   config, name = recipes.load(str(ROOT / f'configs/{recipe}.py'), ['mesh.data=1', *overrides])
-  x = experiment.build(config, name, topologies.devices(topology), read=False)
+  x = experiment.build(config, name, devices, read=False)
   hand = memory.estimate(x)
   kinds = {name: round(size / GIB, 2) for name, size in hand._asdict().items()}
   counted = {'hand_gib': round(hand.total / GIB, 2), 'hand_by_kind_gib': kinds}
   return counted | summarize(x, compile_step(x))
 
 
-def digest(recipe: str, topology: str, overrides: list[str]) -> str:
+def digest(recipe: str, topology: str, overrides: list[str] | dict[str, int]) -> str:
   """Returns a digest of what a case compiles: the recipe and the words."""
-  text = (ROOT / f'configs/{recipe}.py').read_text() + repr((topology, overrides))
+  source = HERE / 'images.py' if isinstance(overrides, dict) else ROOT / f'configs/{recipe}.py'
+  text = source.read_text() + repr((topology, overrides))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

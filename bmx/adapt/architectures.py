@@ -1,0 +1,6 @@
+"""All architectures of Hugging Face that bmx reads and writes, by their names in config.json."""
+
+from bmx.adapt.families import TEXT
+from bmx.adapt.vision import VISION
+
+ARCHITECTURES = TEXT | VISION
