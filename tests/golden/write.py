@@ -16,7 +16,6 @@ CASES = {
     'llama_8b', 'h200:32x8', ['mesh.data=32', 'mesh.fsdp=8', 'task.model.attention=xla']),
   'llama_70b.v5p-8x8x16': ('llama_70b', 'v5p:8x8x16', ['mesh.fsdp=128', 'mesh.model=8']),
   'vit_b.v5e-2x2': ('vit_b', 'v5e:2x2', {'batch_size': 512, 'fsdp': 2, 'model': 2}),
-  'resnet50.h200-8': ('resnet50', 'h200:8', {'batch_size': 2048, 'data': 2, 'fsdp': 4}),
   'moe.v5p-4x4x4': ('moe', 'v5p:4x4x4', ['mesh.expert=8', 'mesh.fsdp=8']),
 }  # fmt: skip
 
