@@ -16,7 +16,6 @@ from bmx.core.errors import InputError
 from bmx.models.vit import ViT
 from bmx.modes.merge import merge
 from bmx.train import datafile, loop
-from tests.conftest import ROOT
 from tests.models.weights import drawn, shapes
 
 RESNET = {
@@ -29,7 +28,7 @@ VIT = {
 
 
 def build(model, *overrides):
-  config, name = recipes.load(str(ROOT / 'configs/digits_mlp.py:tiny'), list(overrides))
+  config, name = recipes.load('digits_mlp:tiny', ['schedule.warmup=1', *overrides])
   plain = recipes.plain(config)
   plain['task']['model'] = model
   plain['mesh']['data'] = 1
@@ -74,7 +73,7 @@ def test_a_folder_of_a_run_starts_another(run, tmp_path):
 
 
 def test_positions_of_a_run_are_resized(tmp_path):
-  loop.run(build(VIT, 'steps=1', 'every.save=1', 'every.log=1'), tmp_path / 'run')
+  loop.run(build(VIT, 'steps=2', 'every.save=2', 'every.log=2'), tmp_path / 'run')
   finer = {**VIT, 'patch_size': 1, 'num_outputs': 10}
   with pytest.raises(InputError, match='patch/kernel'):
     build(finer, f'init.path={tmp_path}/run').init()
