@@ -72,6 +72,7 @@ def test_a_folder_of_a_run_starts_another(run, tmp_path):
   assert part['call'] == RESNET['call'] and part['stages'] == (1, 1)
 
 
+@pytest.mark.nightly
 def test_positions_of_a_run_are_resized(tmp_path):
   loop.run(build(VIT, 'steps=2', 'every.save=2', 'every.log=2'), tmp_path / 'run')
   finer = {**VIT, 'patch_size': 1, 'num_outputs': 10}
