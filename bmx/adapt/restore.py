@@ -67,6 +67,7 @@ def start(
     check_order(folder, is_run(folder), found, classes, name)
     given |= {f'{name}/{k}': v for k, v in found.items()}
   plain: dict[str, jax.Array] = {}
+  fixed = [k for k in task.constant if k not in task.sources]
   if init['path']:
     plain = load(init['path'], spec.plain, init['reinit'])
     check_order(init['path'], is_run(init['path']), plain, classes)
@@ -76,11 +77,7 @@ def start(
     given |= statistics(init['path'], collections, init['reinit'])
     given |= codes.kept(init['path'], task, spec, init['reinit'])
     given |= peft.record_base(task, spec, plain)
-  elif fixed := [
-    k
-    for k in task.constant
-    if k not in task.sources and tree.has_floats(spec.abstract.collections[k])
-  ]:
+  elif any(tree.has_floats(spec.abstract.collections[k]) for k in fixed):
     log.warning(
       'init.path is empty: weights that no step changes (%s) are random', ', '.join(fixed)
     )

@@ -50,8 +50,7 @@ def parameter_table(x: Experiment, spec: StateSpec) -> str:
 def _constant_rows(x: Experiment, collections: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
   """Yields a row for the base that a task keeps frozen, and one for each other model of it."""
   base = [collections[k] for k in x.task.constant if k not in x.task.sources]
-  base = [part for part in base if tree.has_floats(part)]
-  if base:
+  if tree.has_floats(base):
     yield 'frozen base', '', '', *_weights(base), f'from {x.weights}' if x.weights else 'random'
   for name, (folder, _) in x.task.sources.items():
     folder = x.config['init'].get(name) or folder
