@@ -87,6 +87,8 @@ WORDS = {
   'generate.stop': Word((), 'Texts that end the generation.'),
   'generate.slide': Word(0.5, 'Share of the positions that a full text keeps; 0: it ends.'),
   'generate.cache': Word('auto', 'Of keys and values: auto, in `dtype`; or int8.'),
+  'generate.draft': Word('', 'Run or folder of a small model that proposes tokens; greedy only.'),
+  'generate.draft_tokens': Word(4, 'Tokens that the draft proposes at once.'),
   'generate.template': Word('', 'Of a chat: chatml, a file or a folder; empty: that of the run.'),
   'generate.stream': Word(True, 'Prints tokens as they are generated.'),
   'generate.label': Word(-1, 'Class of generated images; -1: every class in turn.'),

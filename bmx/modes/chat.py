@@ -13,7 +13,14 @@ from bmx.data.text import chat_template as templates
 from bmx.data.text.chat_template import ChatTemplate
 from bmx.data.text.tokenizer import Tokenizer
 from bmx.modes import Request
-from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights, log_speed
+from bmx.modes.decoder import (
+  decoder_of,
+  ends_of,
+  load_draft,
+  load_tokenizer,
+  load_weights,
+  log_speed,
+)
 from bmx.modes.start import open_weights
 from bmx.runtime.storage import Place
 from bmx.serve.chat import Chat, end_of_turn
@@ -41,7 +48,7 @@ def run(request: Request) -> int:
   variables = load_weights(opened)
   ends = ends_of(x, folder, coder)
   generator = TextGenerator(model, layout=x.layout, tokenizer=coder, options=options, ends=ends,
-                            **variables)  # fmt: skip
+                            draft=load_draft(opened, options), **variables)  # fmt: skip
   del variables  # the generator has its own
   log.info('chat       with %s, template %s: %s', folder, template.source, HELP)
   stats = GenerationStats()

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from bmx.adapt import restore
+import optax
+
+from bmx.adapt import restore, tokens
 from bmx.compress.quantize import Quantized
 from bmx.core import errors, tree
 from bmx.core.experiment import Experiment
@@ -16,10 +18,14 @@ from bmx.modes.start import Run
 from bmx.parallel import jit
 from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import brief
+from bmx.serve.decode import check_decoder, decoder
 from bmx.serve.generate import GenerationStats
+from bmx.serve.speculate import Draft
+from bmx.serve.text import Options
+from bmx.tasks.language import CausalLM
 from bmx.train import datafile, package
 from bmx.train.run import restored
-from bmx.train.state import eval_variables, state_spec, variables_of
+from bmx.train.state import eval_variables, plan_state, state_spec, variables_of
 
 log = logging.getLogger('bmx')
 
@@ -49,6 +55,24 @@ def load_weights(run: Run) -> dict[str, Any]:
     variables = eval_variables(restored(x, run.workdir, run.step)[0])
     return {k: variables[k] for k in ('params', QUANTIZED)}
   return {'params': restore.merged_params(x.task, spec, str(run.workdir), run.step, x.layout)}
+
+
+def load_draft(run: Run, options: Options) -> Draft | None:
+  """Reads the model that `generate.draft` names; None without one.
+
+  Raises InputError if it cannot generate, or its tokenizer is another one.
+  """
+  folder = options.draft
+  if not folder:
+    return None
+  if differ := tokens.difference(folder, str(run.folder)):
+    raise errors.InputError(f'generate.draft={folder}: expected the tokenizer of the model, as an '
+                            f'id means another text otherwise: {differ}')  # fmt: skip
+  x, model = run.experiment, restore.model(folder)
+  check_decoder(model, x.layout)
+  spec = plan_state(CausalLM(model), optax.identity(), x.data.abstract, x.layout)
+  params = tree.nested(restore.load(folder, spec.plain))
+  return Draft(*decoder(model, params, x.layout, options.cache), options.draft_tokens)
 
 
 def load_tokenizer(x: Experiment, folder: Place, state: Mapping[str, Any]) -> Tokenizer:

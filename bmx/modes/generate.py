@@ -12,6 +12,7 @@ from bmx.modes import Request, pictures
 from bmx.modes.decoder import (
   decoder_of,
   ends_of,
+  load_draft,
   load_tokenizer,
   load_weights,
   log_speed,
@@ -52,7 +53,7 @@ def run(request: Request) -> int:
   coder = load_tokenizer(x, folder, opened.known)
   ends = ends_of(x, folder, coder)
   generator = TextGenerator(model, layout=x.layout, tokenizer=coder, options=options, ends=ends,
-                            **variables)  # fmt: skip
+                            draft=load_draft(opened, options), **variables)  # fmt: skip
   del variables  # the generator has its own
   generator.check(prompts, names)
   stats = GenerationStats()

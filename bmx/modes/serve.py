@@ -93,6 +93,8 @@ def _check(words: dict[str, Any], options: Options) -> tuple[str, ...]:
   """
   if options.num_beams > 1:
     raise InputError(f'generate.num_beams={options.num_beams}: expected 1; a server draws tokens')
+  if options.draft:
+    raise InputError(f'generate.draft={options.draft}: expected none; a server draws tokens')
   check_number('serve.port', words['port'], at_least=0, at_most=65535)
   check_number('serve.max_waiting', words['max_waiting'], at_least=0)
   check_number('serve.timeout', words['timeout'], above=0)

@@ -21,7 +21,7 @@ from bmx.core.types import Variables, facts_of
 from bmx.parallel import Layout
 from bmx.serve.decode import SlotDecoder, check_decoder, check_prompts
 from bmx.serve.generate import GenerationStats, draw_key
-from bmx.serve.programs import STEPS, EngineState, Programs, slots_of
+from bmx.serve.programs import Programs
 from bmx.serve.rows import (
   Output,
   Request,
@@ -31,9 +31,13 @@ from bmx.serve.rows import (
   is_read,
   jobs_of,
   lengths,
+  needed,
   next_chunk,
+  unread,
 )
 from bmx.serve.slide import Slide
+from bmx.serve.speculate import Draft, SpeculativePrograms
+from bmx.serve.state import EngineState, slots_of
 
 CHUNKS = (16, 64, 256)  # sizes of a prefill call, in tokens
 READ_TOKENS = 256  # that are read at least between two decoding calls, if as many wait
@@ -56,6 +60,7 @@ class Engine:
     slide: share of the context that a text keeps, its newest tokens, once all of it is used; 0 ends
       the text there. See `Slide`.
     begin: ids that a text that slides keeps where it begins with them.
+    draft: a small model that proposes tokens, for greedy requests alone; see `speculate`.
 
   Raises:
     InputError: a model that cannot generate this way; sizes out of range.
@@ -74,6 +79,7 @@ class Engine:
     reuse: bool = True,
     slide: float = 0.0,
     begin: Sequence[int] = (),
+    draft: Draft | None = None,
   ):
     check_decoder(model, layout)
     if not isinstance(model, SlotDecoder):
@@ -96,7 +102,8 @@ class Engine:
     self.rows = [Row() for _ in range(rows)]
     self.waiting: collections.deque[tuple[int, Request]] = collections.deque()
     self.numbers, self.calls = itertools.count(), 0
-    self.programs = Programs(self.model, layout, rows, self.shards, self.ends)
+    given = model, layout, rows, self.shards, self.ends
+    self.programs = SpeculativePrograms(*given, draft, self.context) if draft else Programs(*given)
     self._state: EngineState | None = None
 
   def compile(self) -> None:
@@ -130,7 +137,11 @@ class Engine:
     return sum(row.request is not None for row in self.rows)
 
   def check(self, request: Request) -> None:
-    """Raises InputError if a prompt is empty, too long, or has ids that the model does not know."""
+    """Raises InputError if a prompt is empty, too long, or has ids that the model does not know.
+
+    Options that the programs do not have are refused too.
+    """
+    self.programs.check(request)
     facts = dataclasses.replace(facts_of(self.model), max_seq_len=self.context)
     check_prompts([request.prompt], facts, ['prompt'])
     if request.max_new_tokens < 1:
@@ -245,10 +256,7 @@ class Engine:
 
   def _shrink(self) -> None:
     """Shortens the cache to what busy rows and the next prompts need; free rows keep what fits."""
-    needs = [max(len(row.tokens), len(row.wanted)) for row in self.rows if row.request is not None]
-    free = len(self.rows) - len(needs)
-    needs += [len(request.prompt) for _, request in itertools.islice(self.waiting, free)]
-    size = self._size(max(needs, default=0))
+    size = self._size(needed(self.rows, [request for _, request in self.waiting]))
     if self._state is not None and size < slots_of(self.state):
       self._state = self.programs.resize(self.state, size)
       for row in self.rows:
@@ -264,10 +272,7 @@ class Engine:
 
   def _read(self) -> int:
     """Reads one chunk in every shard that has a prompt to read; returns its size in tokens."""
-    chosen: dict[int, Row] = {}
-    for i, row in enumerate(self.rows):
-      if row.missing:
-        chosen.setdefault(i // self._per_shard, row)
+    chosen = unread(self.rows, self._per_shard)
     size = next_chunk(max(row.missing for row in chosen.values()), self.chunks)
     ends = [len(row.tokens) + min(size, row.missing) for row in chosen.values()]
     self._grow(max(ends))
@@ -278,18 +283,16 @@ class Engine:
       row.tokens, row.fresh = [*row.wanted[:end]], False
     return size
 
-  def _room(self, row: Row) -> int:
-    """Returns how many tokens a row generates until it ends or slides."""
-    return min(row.left, self.context - len(row.tokens))
-
   def _decode(self) -> list[Output]:
+    """Generates tokens in every row that has read its prompt, until it ends or slides."""
     on = [(i, row) for i, row in enumerate(self.rows) if row.decoding]
     if not on:
       return []
-    rooms = [self._room(row) for _, row in on]
-    n = min(STEPS, min(rooms) if self.waiting else max(rooms))
-    self._grow(max(len(row.tokens) + min(n, self._room(row)) for _, row in on))
-    active = jobs_of(self.rows, [self._room(row) for row in self.rows])
+    left = [min(row.left, self.context - len(row.tokens)) for row in self.rows]
+    rooms, least = [left[i] for i, _ in on], self.programs.least
+    n = min(self.programs.most, max(min(rooms), least) if self.waiting else max(rooms))
+    self._grow(max(len(row.tokens) + min(n, left[i]) for i, row in on))
+    active = jobs_of(self.rows, left)
     self._state, new, likely = self.programs.decode(self.variables, self.state, active, n)
     return [self._take(row, new[i], likely[i]) for i, row in on]
 

@@ -6,84 +6,21 @@ B rows, D shards of the batch, C tokens of a chunk, V vocabulary.
 import concurrent.futures
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from bmx.core.types import Variables
 from bmx.ops.slots import SlotCache, put_rows, take_rows
 from bmx.parallel import Layout, constrain, jit
 from bmx.serve.adapters import adapting
 from bmx.serve.decode import next_logits
-from bmx.serve.sample import RowSampling, draw
+from bmx.serve.sample import draw
+from bmx.serve.state import Chunk, EngineState, Rows, slots_of
 
 STEPS = 8  # most tokens of a decoding call
-
-
-class EngineState(struct.PyTreeNode):
-  """Arrays of an engine between two calls; donated to each.
-
-  Attributes:
-    cache: of all rows.
-    logits: float [B, V], of each row's next token.
-    seen: bool [B, V], the tokens that each row contains.
-  """
-
-  cache: SlotCache
-  logits: jax.Array
-  seen: jax.Array
-
-
-class Chunk(NamedTuple):
-  """The next tokens of one row in each shard.
-
-  Attributes:
-    tokens: int32 [D, C].
-    count: int32 [D], real tokens; 0 for a shard that reads nothing.
-    row: int32 [D], number of the row within its shard.
-    at: int32 [D], tokens that the row holds already.
-    fresh: bool [D], whether a prompt begins: `seen` is cleared.
-    adapter: int32 [D], see `serve.adapters`.
-  """
-
-  tokens: Any
-  count: Any
-  row: Any
-  at: Any
-  fresh: Any
-  adapter: Any
-
-
-class Rows(NamedTuple):
-  """What a decoding call does with each row.
-
-  Attributes:
-    active: bool [B], whether the row generates.
-    at: int32 [B], tokens that it holds.
-    left: int32 [B], tokens that it may still generate.
-    count: int32 [B], tokens that it has generated, which number its draws.
-    keys: uint32 [B, 2], of its draws.
-    adapter: int32 [B], see `serve.adapters`.
-    sampling: options, one of each per row.
-  """
-
-  active: Any
-  at: Any
-  left: Any
-  count: Any
-  keys: Any
-  adapter: Any
-  sampling: RowSampling
-
-  @classmethod
-  def idle(cls, rows: int) -> 'Rows':
-    """Returns rows that generate nothing."""
-    ones, zeros = np.ones(rows, np.float32), np.zeros(rows, np.int32)
-    sampling = RowSampling(ones, zeros, ones, ones)
-    return cls(zeros > 0, zeros, zeros, zeros, np.zeros((rows, 2), np.uint32), zeros, sampling)
 
 
 class Programs:
@@ -95,29 +32,54 @@ class Programs:
     rows: B.
     shards: D.
     ends: ids that end a row.
+
+  Attributes:
+    least: tokens of each row that a decoding call generates at least, if it can.
+    most: those that it generates at most.
+    compiling: seconds of compilation.
   """
+
+  least, most = 1, STEPS
 
   def __init__(self, model: Any, layout: Layout, rows: int, shards: int, ends: Sequence[int]):
     self.model, self.layout, self.rows, self.shards = model, layout, rows, shards
-    self.ends, self.seconds = tuple(int(x) for x in ends), 0.0
+    self.ends, self.compiling = tuple(int(x) for x in ends), 0.0
     self._found: dict[Any, Any] = {}
+
+  def check(self, request: Any) -> None:
+    """Raises InputError for a request whose options the programs do not have."""
+
+  @property
+  def seconds(self) -> float:
+    """Of compilation."""
+    return self.compiling
 
   def compile(self, variables: Variables, chunks: Sequence[int], sizes: Sequence[int]) -> None:
     """Compiles every program: no call of an engine with these sizes compiles another."""
-    calls = []
-    for size in sizes:
-      state = self._like(variables, size)
-      calls += [(self._prefill, size, chunk, variables, state) for chunk in chunks]
-      calls += [(self._decode, size, variables, state), (self._copy, size, state)]
-      calls += [(self._resize, size, other, state) for other in sizes if other != size]
+    calls = self.calls(variables, chunks, sizes)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers use one core each
       for done in [pool.submit(fn, *args) for fn, *args in calls]:
         done.result()
 
+  def calls(self, variables: Variables, chunks: Sequence[int], sizes: Sequence[int]) -> list[Any]:
+    """Returns (function, arguments) that compile all programs."""
+    decodes = [(self._decode, size, variables, self.like(variables, size)) for size in sizes]
+    return self.reads(variables, chunks, sizes) + decodes
+
+  def reads(self, variables: Variables, chunks: Sequence[int], sizes: Sequence[int]) -> list[Any]:
+    """Returns those of all programs but decoding."""
+    found = []
+    for size in sizes:
+      state = self.like(variables, size)
+      found += [(self._prefill, size, chunk, variables, state) for chunk in chunks]
+      found += [(self._copy, size, state)]
+      found += [(self._resize, size, other, state) for other in sizes if other != size]
+    return found
+
   def empty(self, variables: Variables, size: int) -> EngineState:
     """Returns the state without tokens."""
-    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._like(variables, size))
-    place = jax.tree.map(lambda x: x.sharding, self._like(variables, size))
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.like(variables, size))
+    place = jax.tree.map(lambda x: x.sharding, self.like(variables, size))
     return jit(zeros, self.layout, out_shardings=place)()
 
   def prefill(self, variables: Variables, state: EngineState, chunk: Chunk) -> EngineState:
@@ -174,10 +136,10 @@ class Programs:
       out = (place, *[self.layout.sharding()] * others) if others else place
       made = jit(fn, self.layout, donate_argnums=donated, out_shardings=out)
       self._found[name] = made.lower(*args).compile()
-      self.seconds += time.perf_counter() - began
+      self.compiling += time.perf_counter() - began
     return self._found[name]
 
-  def _like(self, variables: Variables, size: int) -> EngineState:
+  def like(self, variables: Variables, size: int) -> EngineState:
     """Returns shapes and placement of the state."""
     make = jit(lambda v: empty_state(self.model, v, self.rows, size), self.layout)
     name = ('state', size)
@@ -187,11 +149,6 @@ class Programs:
       spec = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
       self._found[name] = jax.tree.map(spec, shapes, place)
     return self._found[name]
-
-
-def slots_of(state: EngineState) -> int:
-  """Returns the slots of the cache."""
-  return jax.tree.leaves(state.cache.keys)[0].shape[2]
 
 
 def empty_state(model: Any, variables: Variables, rows: int, slots: int) -> EngineState:

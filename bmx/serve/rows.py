@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bmx.serve.programs import Chunk, Rows
 from bmx.serve.sample import RowSampling, Sampling
+from bmx.serve.state import Chunk, Rows
 
 GREEDY = Sampling(temperature=0.0)
 LEAST_SLOTS, LENGTHS = 64, 4  # of the cache: its shortest length, and the number of lengths
@@ -103,6 +103,22 @@ def is_read(rows: Sequence[Row], request: Request, least: int) -> bool:
   held = [common_length(row.tokens, request.prompt) for row in near]
   read = [common_length(row.wanted, request.prompt) for row in near if row.missing]
   return max(read, default=0) >= max(held, default=0) + least
+
+
+def needed(rows: Sequence[Row], waiting: Sequence[Request]) -> int:
+  """Returns the tokens of the longest busy row, or of the prompts that free rows get next."""
+  busy = [max(len(row.tokens), len(row.wanted)) for row in rows if row.request is not None]
+  coming = [len(request.prompt) for request in waiting[: len(rows) - len(busy)]]
+  return max([*busy, *coming], default=0)
+
+
+def unread(rows: Sequence[Row], per_shard: int) -> dict[int, Row]:
+  """Returns shard -> the first of its rows that has a prompt to read."""
+  found: dict[int, Row] = {}
+  for i, row in enumerate(rows):
+    if row.missing:
+      found.setdefault(i // per_shard, row)
+  return found
 
 
 class Place(NamedTuple):

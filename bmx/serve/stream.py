@@ -12,10 +12,10 @@ from bmx.parallel import Layout
 from bmx.serve.decode import Inputs, check_prompts, prompt_names
 from bmx.serve.engine import Engine
 from bmx.serve.generate import GenerationStats
-from bmx.serve.programs import STEPS
 from bmx.serve.rows import Output, Request
 from bmx.serve.sample import Sampling
 from bmx.serve.slide import Slide
+from bmx.serve.speculate import Draft
 
 ROWS = 16  # texts that are generated at once; further ones wait until a row is free
 
@@ -32,6 +32,7 @@ class SlotGenerator:
     begin: ids that a text that slides keeps where it begins with them.
     slide: share of the model's positions that a text keeps, its newest tokens, once all are used;
       0 ends it there. See `Slide`.
+    draft: a small model that proposes tokens, for greedy texts alone; see `speculate`.
   """
 
   def __init__(
@@ -43,10 +44,12 @@ class SlotGenerator:
     ends: Sequence[int] = (),
     begin: Sequence[int] = (),
     slide: float = 0.0,
+    draft: Draft | None = None,
   ):
     self.model, self.layout, self.sampling = model, layout, sampling
     self.ends, self.begin, self.share = tuple(ends), tuple(begin), slide
     self.slide = Slide.of(slide, facts_of(model).max_seq_len, begin)
+    self.draft = draft
     self.engines: dict[int, Engine] = {}  # by number of rows
     self._params = params
 
@@ -106,7 +109,7 @@ class SlotGenerator:
 
     try:
       while not engine.idle:
-        yield _table(engine.step(), numbers), stop
+        yield _table(engine.step(), numbers, engine.programs.most), stop
     finally:  # a reader may leave early
       stop(range(len(numbers)))
 
@@ -120,7 +123,7 @@ class SlotGenerator:
     if rows not in self.engines:
       self.engines[rows] = Engine(
         self.model, self._params, self.layout, rows=rows, ends=self.ends, slide=self.share,
-        begin=self.begin,
+        begin=self.begin, draft=self.draft,
       )  # fmt: skip
     return self.engines[rows]
 
@@ -134,9 +137,9 @@ def _prompts(inputs: Inputs) -> Sequence[Sequence[int]]:
   return inputs['tokens']
 
 
-def _table(outputs: Sequence[Output], numbers: Sequence[int]) -> np.ndarray:
-  """Returns the new ids of each text, int32 [B, n], -1 behind them."""
-  table = np.full((len(numbers), STEPS), -1, np.int32)
+def _table(outputs: Sequence[Output], numbers: Sequence[int], most: int) -> np.ndarray:
+  """Returns the new ids of each text, int32 [B, most], -1 behind them."""
+  table = np.full((len(numbers), most), -1, np.int32)
   for output in outputs:
     table[output.request - numbers[0], : len(output.tokens)] = output.tokens
   return table

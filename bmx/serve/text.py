@@ -25,6 +25,7 @@ from bmx.serve.decode import (
 from bmx.serve.detokenizer import Detokenizer
 from bmx.serve.generate import GenerationStats, Generator
 from bmx.serve.sample import Sampling
+from bmx.serve.speculate import Draft
 from bmx.serve.stream import SlotGenerator
 
 log = logging.getLogger('bmx')
@@ -52,11 +53,14 @@ class Options:
   slide: float = 0.5
   cache: str = 'auto'
   template: str = ''
+  draft: str = ''
+  draft_tokens: int = 4
 
   def __post_init__(self):
     if self.cache not in ('auto', 'int8'):
       raise InputError(f"generate.cache={self.cache!r}: expected 'auto' or 'int8'")
-    for name, value in (('max_new_tokens', self.max_new_tokens), ('num_beams', self.num_beams)):
+    for name in ('max_new_tokens', 'num_beams', 'draft_tokens'):
+      value = dataclasses.asdict(self)[name]
       if value < 1:
         raise InputError(f'generate.{name}={value}: expected {name} >= 1')
     check_number('generate.length_penalty', self.length_penalty)
@@ -70,6 +74,14 @@ class Options:
         f'generate.stop={self.stop!r}: expected non-empty texts, such as ("\\n\\n", "END")'
       )
     self.sampling  # noqa: B018 (checks the others)
+    for name, value, exact in (
+      ('temperature', self.temperature, 0),
+      ('repetition_penalty', self.repetition_penalty, 1),
+      ('num_beams', self.num_beams, 1),
+    ):
+      if self.draft and value != exact:
+        raise InputError(f'generate.{name}={value}: expected {exact} with generate.draft='
+                         f'{self.draft}, which changes no greedy text')  # fmt: skip
 
   @property
   def sampling(self) -> Sampling:
@@ -88,9 +100,11 @@ class TextGenerator:
     options: the config word `generate`.
     ends: ids that end a text; the tokenizer's by default.
     quantized: kernels that `params` lacks, see `decode.decoder`.
+    draft: proposes tokens, of the same tokenizer; see `speculate`.
 
   Raises:
-    InputError: the model cannot generate, or the tokenizer has more ids than the model.
+    InputError: the model cannot generate, or the tokenizer has more ids than the model; a draft
+      beside a model without `slot_cache`.
   """
 
   def __init__(
@@ -102,6 +116,7 @@ class TextGenerator:
     options: Options,
     ends: Sequence[int] = (),
     quantized: Variables | None = None,
+    draft: Draft | None = None,
   ):
     check_size(tokenizer, facts_of(model))
     model, self.convert = decoding_form(model, layout, options.cache)
@@ -113,7 +128,10 @@ class TextGenerator:
     given = model, params, layout, options.sampling, ends, begin
     self.generator: Generator | SlotGenerator = Generator(*given)
     if isinstance(model, SlotDecoder):
-      self.generator = SlotGenerator(*given, options.slide)
+      self.generator = SlotGenerator(*given, options.slide, draft)
+    elif draft is not None:
+      raise InputError(f'generate.draft={options.draft}: expected none, as {type(model).__name__} '
+                       'has a cache of its own')  # fmt: skip
     self.search = BeamSearch(
       model, params, layout, options.num_beams, ends, options.length_penalty, begin
     )
