@@ -189,6 +189,7 @@ def test_options_that_exclude_a_draft_are_named(options, text):
     Options(draft='small', **options)
 
 
+@pytest.mark.nightly
 def test_a_command_with_a_draft_writes_the_same_texts(tmp_path, capsys):
   run, words = tmp_path / 'run', ['generate.temperature=0.0', 'generate.max_new_tokens=12']
   config, name = bmx.load('gpt_char:tiny', ['steps=4', 'every.log=4', 'cache=off'])
