@@ -6,6 +6,10 @@
 The last rating of each user is the test set, the one before it the validation set, whose recall
 chooses the checkpoint. `bmx predict RUN --input=users.csv` writes the ten best items of each user
 (docs/recommendation.md).
+
+Reaches recall@10 of .115 on the last liked films of ml-latest-small's 608 users (5 seeds, standard
+error .001), 2.7 times that of the most popular films, .043 (2026-11-28, two shared CPU cores:
+experiments/recsys/run.py).
 """
 
 from bmx.config import base, check_variant

@@ -39,12 +39,13 @@ class Words:
   item_features: tuple[str, ...]
   user_features: tuple[str, ...]
   min_rating: float
+  delimiter: str
 
   def __post_init__(self):
     check_number('data.min_rating', self.min_rating)
     if self.min_rating and not self.rating:
       raise InputError(f'data.min_rating={self.min_rating}: expected a column of ratings; set '
-                       'data.rating')  # fmt: skip
+                       'data.rating, or data.min_rating=0')  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _by_id(
   Raises:
     InputError: the file or a column is missing, or two records have one id.
   """
-  records = _read(words.path, file, f'data.{word}')
+  records = _read(words, file, f'data.{word}')
   source = f'{words.path}, {file}'
   for name, column in ((word.removesuffix('s'), key), *columns):
     check_columns(records, source, {name: column}, (name,))
@@ -221,14 +222,14 @@ def _records(words: Words, given: Any) -> tuple[list[Record], str]:
   if not words.path:
     raise InputError('data.path: expected a folder or a .zip of MovieLens, or a file of ratings, '
                      'such as --data.path=ratings.csv')  # fmt: skip
-  return _read(words.path, words.ratings, 'data.ratings'), words.path
+  return _read(words, words.ratings, 'data.ratings'), words.path
 
 
-def _read(path: str, name: str, word: str) -> list[Record]:
+def _read(words: Words, name: str, word: str) -> list[Record]:
   """Records of a file of a folder or .zip; of `path` itself, or beside it, if that is a file."""
-  root = place(path)
+  root = place(words.path)
   if root.suffix.lower() == '.zip':
-    return _zipped(path, name, word)
+    return _zipped(words, name, word)
   if root.is_dir():
     file = root / name
   else:
@@ -238,10 +239,11 @@ def _read(path: str, name: str, word: str) -> list[Record]:
     empty = '' if word == 'data.ratings' else f", or {word}='' for none"
     raise InputError(f'{word}={name!r}: {file.parent} has no such file{near(name, there)}; name '
                      f'one{empty}')  # fmt: skip
-  return read_records(file)
+  return read_records(file, (), words.delimiter)
 
 
-def _zipped(path: str, name: str, word: str) -> list[Record]:
+def _zipped(words: Words, name: str, word: str) -> list[Record]:
+  path = words.path
   file = fetch(path)
   if not file.is_file():
     raise no_file(file)
@@ -250,7 +252,7 @@ def _zipped(path: str, name: str, word: str) -> list[Record]:
       found = [n for n in archive.namelist() if n == name or n.endswith(f'/{name}')]
       if len(found) == 1 and not name.lower().endswith(PARQUET):
         inside: Any = zipfile.Path(archive, found[0])
-        return read_records(inside)
+        return read_records(inside, (), words.delimiter)
       there = ', '.join(n for n in archive.namelist() if not n.endswith('/'))
   except InputError:
     raise

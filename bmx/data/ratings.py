@@ -116,6 +116,7 @@ def ratings(
   user_features: tuple[str, ...] = (),
   min_rating: float = 0.0,
   history: int = 0,
+  delimiter: str = '',
   split: str = 'all',
   given: Any = None,
   fitted: Mapping[str, Any] | None = None,
@@ -148,6 +149,7 @@ def ratings(
     min_rating: items with a lower rating are seen, and are neither positive nor in `history`.
     history: items that a user rated last before an example: `history` int32 [N, L], newest first,
       padded with -1; 0: none.
+    delimiter: between the fields of CSV files; '': a tab in .tsv, otherwise a comma.
     split: 'all', 'train', 'valid' or 'test'.
     given: the ratings, or the users who ask, instead of `path`.
     fitted: `state()` of the training data.
@@ -161,7 +163,7 @@ def ratings(
     raise InputError(f'data.split={split!r}: expected one of {", ".join(LEFT_OUT)}')
   check_number('data.history', history, at_least=0)
   words = Words(path, ratings, items, users, user, item, rating, time, title, tuple(item_features),
-                tuple(user_features), min_rating)  # fmt: skip
+                tuple(user_features), min_rating, delimiter)  # fmt: skip
   if fitted and split == 'all' and not train:
     return _asking(words, given, fitted, history, seed)
   events, source = read_events(words, given)

@@ -67,7 +67,8 @@ def summary(runs: list[dict]) -> dict:
 
 def plot(results: dict) -> str:
   """A bar for each variant and one for popularity, recall@10 of the test, with standard errors."""
-  popular = results[WHOLE]['summary']['recall_at_10']['popularity']
+  results = {name: found for name, found in results.items() if found['runs']}
+  popular = next(iter(results.values()))['summary']['recall_at_10']['popularity']
   bars = [('popularity', popular, 0.0)]
   for name, found in results.items():
     recall = found['summary']['recall_at_10']
@@ -113,8 +114,7 @@ def main() -> None:
       found['date'] = datetime.date.today().isoformat()
       found['machine'] = f'{len(os.sched_getaffinity(0))} × {platform.machine()} CPU, shared'
       path.write_text(json.dumps(results, indent=1) + '\n')
-  if WHOLE in results:
-    (HERE / 'plot.svg').write_text(plot(results))
+      (HERE / 'plot.svg').write_text(plot(results))
 
 
 if __name__ == '__main__':

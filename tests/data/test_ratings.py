@@ -132,6 +132,15 @@ def test_folder_archive_file_and_memory_are_one(folder, tmp_path):
   assert titled == ratings(str(folder / 'ratings.csv'), items='movies.csv').catalog
 
 
+def test_other_delimiters(folder):
+  text = (folder / 'ratings.csv').read_text().replace(',', ';')
+  (folder / 'other.csv').write_text(text)
+  with pytest.raises(InputError, match="set --data.delimiter=';'"):
+    ratings(str(folder / 'other.csv'))
+  own = ratings(str(folder / 'ratings.csv'))
+  assert ratings(str(folder / 'other.csv'), delimiter=';').digest() == own.digest()
+
+
 def test_the_last_of_several_ratings_of_an_item_counts():
   given = {'user': ['a'] * 4, 'item': ['x', 'y', 'x', 'z'], 'when': ['2024-01-01', '2024-01-02',
            '2024-01-03', '2024-01-04']}  # fmt: skip
@@ -193,7 +202,7 @@ WHOLE = changed(0, 0, 1)
   (WHOLE, {'item_features': ('genres',)}, 'data.item_features=.*expected a file of them'),
   (WHOLE, {'items': 'movies.csv', 'item_features': ('genre',)},
    "data.item_features='genre': expected a column.*did you mean 'genres'"),
-  (WHOLE, {'rating': '', 'min_rating': 3.0}, 'min_rating=3.0: expected a column of rat'),
+  (WHOLE, {'rating': '', 'min_rating': 3.0}, 'min_rating=3.0: expected a column.*min_rating=0'),
   ('\n'.join([HEADER, '1,10,4,1']), {'split': 'valid'}, 'expected a user with at least 3 ratings'),
   (HEADER, {}, 'has a header and no records'),
 ])  # fmt: skip
