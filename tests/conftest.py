@@ -1,7 +1,9 @@
 """Every test sees 8 virtual CPU devices; the environment is set before jax is imported."""
 
+import contextlib
 import gc
 import inspect
+import logging
 import os
 import pathlib
 import subprocess
@@ -140,6 +142,20 @@ def programs():
 
 
 @pytest.fixture(scope='module')
+def short_library():
+  """A twelfth of the default text, of which tokenizers learn and a tenth is evaluated."""
+  from bmx.data.text import chat, documents
+
+  found = documents.library_files()[::12]
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (documents, chat):
+      patch.setattr(module, 'library_files', lambda: found)
+    documents._kept.cache_clear()
+    yield
+  documents._kept.cache_clear()
+
+
+@pytest.fixture(scope='module')
 def torch():
   return pytest.importorskip('torch', reason='the extra `reference` is not installed')
 
@@ -165,6 +181,38 @@ def gcs():
     fsspec = pytest.importorskip('fsspec.config')
     patch.setitem(fsspec.conf, 'gcs', {'token': 'anon'})
     yield store
+
+
+@contextlib.contextmanager
+def own_logging():
+  """`main` takes over the logger of the process."""
+  log = logging.getLogger('bmx')
+  former = list(log.handlers), log.level, log.propagate
+  try:
+    yield
+  finally:
+    log.handlers[:], log.level, log.propagate = former
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+  """Runs `bmx.main` in this process, on one device -> CompletedProcess."""
+  from bmx.main import main
+
+  monkeypatch.setattr(jax, 'devices', lambda *_: jax.local_devices()[:1])
+  monkeypatch.setenv('XDG_CACHE_HOME', str(CACHE))
+
+  def run(*arguments):
+    capsys.readouterr()
+    with own_logging():
+      try:
+        code = main([*map(str, arguments)])
+      except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+  return run
 
 
 @pytest.fixture

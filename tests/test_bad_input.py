@@ -3,10 +3,8 @@
 Most of it calls `main` in this process; what the process itself decides has one of its own.
 """
 
-import contextlib
 import hashlib
 import json
-import logging
 import re
 import shutil
 import subprocess
@@ -19,22 +17,11 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core.errors import InputError
 from bmx.main import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, own_logging
 
 CONFIGS = ROOT / 'configs'
 DIGITS, TABLE, GPT = (f'{CONFIGS}/{n}.py:tiny' for n in ('digits_mlp', 'adult_mlp', 'gpt_char'))
 MNIST = f'{CONFIGS}/mnist_mlp.py'
-
-
-@contextlib.contextmanager
-def own_logging():
-  """`main` takes over the logger of the process."""
-  log = logging.getLogger('bmx')
-  former = list(log.handlers), log.level, log.propagate
-  try:
-    yield
-  finally:
-    log.handlers[:], log.level, log.propagate = former
 
 
 def call(arguments):

@@ -15,8 +15,7 @@ from bmx import arguments as argument_parser
 from bmx import cli, modes
 from bmx import config as recipes
 from bmx import main as entry
-from tests.conftest import ROOT
-from tests.test_bad_input import own_logging
+from tests.conftest import ROOT, own_logging
 
 PAGES = {
   path.relative_to(ROOT).as_posix(): path.read_text()

@@ -10,8 +10,7 @@ import pytest
 from bmx import cli, modes
 from bmx import config as recipes
 from bmx.modes import config as config_mode
-from tests.conftest import ROOT
-from tests.test_bad_input import own_logging
+from tests.conftest import ROOT, own_logging
 
 # Command after `bmx` -> what its one message names. Nothing is compiled.
 WRONG = {

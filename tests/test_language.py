@@ -91,25 +91,25 @@ def test_tags(folder):
   assert summary['metrics']['eval/test/entity_f1'] == 1
 
 
-def test_answers(bmx, folder):
+def test_answers(command, folder):
   data = (f'data.path={folder}/squad.json', 'length=16', 'batch_size=4')
   summary = run('bert_finetune.py:qa', folder / 'qa', *start(folder), *data, 'schedule.peak=2e-3')
   metrics = summary['metrics']
   assert 0 <= metrics['eval/valid/exact_match'] <= metrics['eval/valid/answer_f1'] <= 1
   assert metrics['eval/valid/answer_f1'] > 0
-  done = bmx('--workdir', folder / 'qa', '--mode=predict')
+  done = command('--workdir', folder / 'qa', '--mode=predict')
   assert done.returncode == 0, done.stderr
   lines = told_lines(folder / 'qa')
   told = [json.loads(line) for line in lines]
   assert len(told) == 2 and all(t['known'][0].isdigit() and t['answer'] for t in told)
 
 
-def test_predictions_are_json_lines(bmx, folder):
+def test_predictions_are_json_lines(command, folder):
   """Of a file that has no classes."""
   if not (folder / 'sst2').is_dir():
     test_classes(folder)
   (folder / 'new.csv').write_text('sentence\nbad film number 3\ngood film number 99\n')
-  done = bmx('--workdir', folder / 'sst2', '--mode=predict', '--input', folder / 'new.csv')
+  done = command('--workdir', folder / 'sst2', '--mode=predict', '--input', folder / 'new.csv')
   assert done.returncode == 0, done.stderr
   told = [json.loads(line) for line in told_lines(folder / 'sst2')]
   assert [line['prediction'] for line in told] == ['0', '1']

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -117,7 +118,7 @@ def test_pairs_in_transformers(tmp_path, name):
     expected = theirs(**{k: torch.tensor([x]) for k, x in encoded.items()})[0].numpy()
   if isinstance(model, BERT):
     arguments = (np.array([own.ids]), None, None, types and np.array([types]))
-    found = model.apply({'params': params}, *arguments)
+    found = jax.jit(model.apply)({'params': params}, *arguments)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 

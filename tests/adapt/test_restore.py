@@ -19,6 +19,7 @@ from bmx.train.checkpoint import Checkpoints
 from bmx.train.state import plan_state
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures('short_library')
 SMALL = ('steps=6', 'mesh.data=1', 'every.log=3', 'every.save=3')
 
 

@@ -123,8 +123,8 @@ def test_gradients_pass_the_rounding(activations):
   x = random.normal(size=(16, 6)).astype(np.float32)
   batch = {'x': x, 'label': random.integers(0, 3, 16), 'weights': np.ones(16, np.float32)}
   task = FakeQuantize(Classification(MLP(3, ())), activations=activations)
-  params = unbox(task.init(NOISE, batch)['params'])
-  grads = Gradient(task)({'params': params}, batch, NOISE).sum['head']
+  params = jax.jit(lambda: unbox(task.init(NOISE, batch)['params']))()
+  grads = jax.jit(Gradient(task))({'params': params}, batch, NOISE).sum['head']
   rounding = lambda a, over: np.asarray(stored.dequantize(stored.quantize(a, 'int8', over)))
   rows = rounding(x, (1,)) if activations else x
   logits = rows @ rounding(params['head']['kernel'], (0,)) + params['head']['bias'][None]

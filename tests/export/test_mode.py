@@ -22,7 +22,7 @@ from bmx.export import check, loader, write
 from bmx.modes import export
 from bmx.train import package
 from bmx.train.state import state_spec
-from tests.test_bad_input import own_logging
+from tests.conftest import own_logging
 
 WORDS = ('task.model.norm=batch', 'steps=3', 'every.eval=0', 'cache=off')
 

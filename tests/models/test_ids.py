@@ -21,7 +21,7 @@ BAD = (IDS < 0) | (IDS >= V)
 @pytest.mark.parametrize('model', [1, 2])
 @pytest.mark.parametrize('layer', [Embed(V, D, pad=2), Table(V, D)], ids=['Embed', 'Table'])
 def test_rows_that_do_not_exist_are_nan(layer, model):
-  params = unbox(layer.init(jax.random.key(0), IDS)['params'])
+  params = unbox(jax.jit(layer.init)(jax.random.key(0), IDS)['params'])
   where = Layout(make_mesh({'model': model}, jax.devices()[:model]))
   rows = jit(lambda p, ids: layer.apply({'params': p}, ids), where)(params, IDS)
   np.testing.assert_array_equal(np.isnan(rows), np.broadcast_to(BAD[..., None], rows.shape))
@@ -31,9 +31,10 @@ def test_rows_that_do_not_exist_are_nan(layer, model):
 @pytest.mark.parametrize('bad', [-1, 40])
 def test_the_loss_of_sparse_rows_that_do_not_exist_is_nan(bad):
   task, rows = Squares(Clicks()), batch()
-  variables = dict(unbox(task.init(Noise(jax.random.PRNGKey(1), jnp.int32(0)), rows)))
+  noise = Noise(jax.random.PRNGKey(1), jnp.int32(0))
+  variables = jax.jit(lambda: dict(unbox(task.init(noise, rows))))()
   rows['ids'][0, 0] = bad
-  grads = Gradient(task)(variables, rows, Noise(jax.random.PRNGKey(1), jnp.int32(0)))
+  grads = jax.jit(Gradient(task))(variables, rows, noise)
   assert np.isnan(grads.metrics['loss'][0])
 
 

@@ -37,13 +37,11 @@ def stacked(params):
 
 
 def run(model, params, interceptor=None):
-  def call():
-    return model.apply({'params': params}, TOKENS)
-
+  call = jax.jit(lambda params: model.apply({'params': params}, TOKENS))
   if interceptor is None:
-    return call()
+    return call(params)
   with nn.intercept_methods(interceptor):
-    return call()
+    return call(params)
 
 
 @pytest.mark.parametrize('options', [{}, {'scan': True}, {'experts': 4}], ids=str)
@@ -179,8 +177,9 @@ def test_a_doubled_head_is_doubled_in_chunks_too(tied, monkeypatch):
     return 2 * y if twice else y
 
   def loss():
+    noise = Noise(jax.random.PRNGKey(0), 0)
     with nn.intercept_methods(double):
-      return CausalLM(model).loss(given, rows, Noise(jax.random.PRNGKey(0), 0), train=False).sum
+      return jax.jit(lambda v: CausalLM(model).loss(v, rows, noise, train=False).sum)(given)
 
   plain = loss()
   monkeypatch.setattr('bmx.tasks.language.CHUNKED_VOCAB', 1)

@@ -15,7 +15,7 @@ B, T, D, F, E, K = 3, 16, 8, 12, 4, 2
 @pytest.fixture(scope='module')
 def given():
   x = jax.random.normal(jax.random.key(0), (B, T, D))
-  params = unbox(MoE(MoEConfig(F, E, K)).init(jax.random.key(1), x)['params'])
+  params = unbox(jax.jit(MoE(MoEConfig(F, E, K)).init)(jax.random.key(1), x)['params'])
   params = jax.tree.map(lambda w: w * 20, params)  # a router that decides, experts that differ
   return x, params
 

@@ -155,7 +155,8 @@ def test_what_trains_does_so_as_without_the_frozen(torch):
 
 def test_kernels_of_experts_decay():
   model = GPT(8, 4, width=8, depth=1, heads=2, experts=2, gated=True)
-  params = unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params'])
+  made = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+  params = unbox(made['params'])
   names = [k for k, chosen in tree.named(tree.mask(params, PATTERN)).items() if chosen]
   assert {k.split('block_0/')[-1] for k in names if 'experts' in k} == {
     f'experts/{k}' for k in ('router/kernel', 'up', 'gate', 'down')

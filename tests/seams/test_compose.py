@@ -176,11 +176,15 @@ def test_the_shares_are_met():
   assert sum((v != 0).sum() for v in singular) == sum(v.shape[0] for v in singular)
 
 
+def coded(task, params):
+  """The variables of a quantized task that takes plain weights."""
+  return jax.jit(lambda p: task.take(unbox(task.init(NOISE, batches()[0])), p))(params)
+
+
 def test_pruned_weights_that_are_quantized_stay_pruned():
   params = single('prune qat').last.params
   task = Quantized(CausalLM(gpt()), kind='int4', group=8)
-  variables = task.init(NOISE, batches()[0])
-  found = task.merged_params(task.take(unbox(variables), params))
+  found = jax.jit(task.merged_params)(coded(task, params))
   for name, kernel in tree.named(params).items():
     if name.endswith('/kernel'):
       assert not np.asarray(tree.named(found)[name])[kernel == 0].any()
@@ -195,7 +199,7 @@ def loss(task, variables):
 def test_qat_is_quantization_afterwards():
   """The task that trained with rounding, and the plain weights in codes, give one loss."""
   made, task = single('prune qat'), Quantized(CausalLM(gpt()), kind='int8')
-  codes = task.take(unbox(task.init(NOISE, batches()[0])), made.last.params)
+  codes = coded(task, made.last.params)
   np.testing.assert_allclose(loss(task, codes), loss(made.task, variables_of(made.last)), rtol=1e-6)
 
 

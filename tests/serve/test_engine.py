@@ -257,7 +257,7 @@ def test_logprobs_are_those_of_a_whole_forward():
       ids += output.tokens
       likely += output.logprobs
   whole = np.array([[3, 1, 4, 1, 5, *ids]], np.int32)
-  logits = jax.nn.log_softmax(model.apply({'params': weights(model)}, whole))[0, 4:]
+  logits = jax.nn.log_softmax(jax.jit(model.apply)({'params': weights(model)}, whole))[0, 4:]
   expected = [float(logits[i, token]) for i, token in enumerate(ids)]
   np.testing.assert_allclose(likely, expected, atol=1e-4)
 

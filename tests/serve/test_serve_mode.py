@@ -23,7 +23,7 @@ from bmx import modes
 from bmx.core.errors import InputError
 from bmx.modes import serve, services
 from bmx.modes.start import Run, open_run
-from tests.conftest import CACHE, ROOT
+from tests.conftest import CACHE, FLAGS, ROOT
 
 pytest.importorskip('uvicorn', reason='the extra `serve` is not installed')
 
@@ -43,7 +43,8 @@ def test_a_run_is_served_until_sigterm(bmx, tmp_path):
   run = tmp_path / 'run'
   words = '--config.steps=4', '--config.data.path=LICENSE', f'--workdir={run}'
   assert bmx('--config=configs/gpt_char.py:tiny', *words).returncode == 0
-  environment = {**os.environ, 'XDG_CACHE_HOME': str(CACHE), 'XLA_FLAGS': ''}
+  flags = FLAGS.replace('count=8', 'count=1')
+  environment = {**os.environ, 'XDG_CACHE_HOME': str(CACHE), 'XLA_FLAGS': flags}
   serve = [sys.executable, '-m', 'bmx', 'serve', str(run), '--rows=2']
   with subprocess.Popen([*serve, '--port=0'], cwd=ROOT, env=environment, text=True,
                         stderr=subprocess.PIPE) as server:  # fmt: skip

@@ -186,27 +186,27 @@ def workdir(tmp_path_factory):
   return path
 
 
-def test_the_door(bmx, workdir):
+def test_the_door(command, workdir):
   """The same seed gives the same text; the prompt comes first; the speed is known."""
-  command = (
+  words = (
     '--workdir',
     workdir,
     '--mode=generate',
     '--prompt=def f',
     '--config.generate.max_new_tokens=9',
   )
-  first, again = bmx(*command), bmx(*command)
+  first, again = command(*words), command(*words)
   assert first.returncode == 0, first.stderr
   assert first.stdout.startswith('def f') and first.stdout == again.stdout
   assert 'tokens/s' in first.stderr and 'of step 10' in first.stderr
-  other = bmx(*command, '--config.seed=1')
+  other = command(*words, '--config.seed=1')
   assert other.returncode == 0 and other.stdout != first.stdout
 
 
-def test_a_file_of_prompts(bmx, workdir, tmp_path):
+def test_a_file_of_prompts(command, workdir, tmp_path):
   file = tmp_path / 'prompts.jsonl'
   file.write_text('{"prompt": "class A"}\n{"prompt": "x"}\n')
-  done = bmx('--workdir', workdir, '--mode=generate', '--input', file)
+  done = command('--workdir', workdir, '--mode=generate', '--input', file)
   assert done.returncode == 0, done.stderr
   lines = (workdir / 'generations.jsonl').read_text().splitlines()
   assert [json.loads(line)['prompt'] for line in lines] == ['class A', 'x']
@@ -258,9 +258,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_the_door_refuses(bmx, workdir, name):
+def test_the_door_refuses(command, workdir, name):
   arguments, said = REFUSED[name]
-  done = bmx('--workdir', workdir, '--mode=generate', *arguments)
+  done = command('--workdir', workdir, '--mode=generate', *arguments)
   assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr
   assert not np.any([line.startswith('  File') for line in done.stderr.splitlines()])
 

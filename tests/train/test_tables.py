@@ -82,8 +82,9 @@ def dense_of(rows, shape):
 @pytest.mark.parametrize('steps', [1, 4])
 def test_rows_are_the_dense_gradient(steps):
   task, plain = Squares(Clicks()), Squares(Clicks(()))
-  variables = dict(unbox(task.init(NOISE, batch())))
-  wrapped = lambda task: Accumulate(Gradient(task), steps, B) if steps > 1 else Gradient(task)
+  variables = jax.jit(lambda: dict(unbox(task.init(NOISE, batch()))))()
+  one = lambda task: Accumulate(Gradient(task), steps, B) if steps > 1 else Gradient(task)
+  wrapped = lambda task: jax.jit(one(task))
   found = wrapped(task)(variables, batch(rows=9), NOISE)
   expected = wrapped(plain)(variables, batch(rows=9), NOISE)
   rows = found.sum['user']['table']
