@@ -146,13 +146,14 @@ def test_a_rejected_step_moves_no_row():
 def test_mistakes_are_named():
   with pytest.raises(InputError, match="sparse_tables='usr/table'.*did you mean 'user/table'"):
     task = Squares(Clicks(('usr/table',)))
-    Gradient(task)(dict(unbox(task.init(NOISE, batch()))), batch(), NOISE)
+    start = lambda: dict(unbox(task.init(NOISE, batch())))
+    jax.eval_shape(lambda: Gradient(task)(start(), batch(), NOISE))
   with pytest.raises(InputError, match='ema=0.9: expected 0 with sparse tables'):
     plan_state(Squares(Clicks()), optimizer(), spec(batch()), layout(), ema=0.9)
   task, tx = Squares(Clicks(())), optimizer()
   plan = plan_state(task, tx, spec(batch()), layout())
   with pytest.raises(InputError, match='optimizer.tables'):
-    make_train_step(Gradient(task), tx)(plan.create(), batch())
+    jax.eval_shape(make_train_step(Gradient(task), tx), plan.abstract, batch())
 
 
 @pytest.mark.parametrize('tx', [
@@ -168,13 +169,13 @@ def test_a_generic_optimizer_of_rows_is_refused():
   task, tx = Squares(Clicks()), with_tables(optax.sgd(0.1), optax.sgd(lambda step: 0.1), 'table')
   plan = plan_state(task, tx, spec(batch()), layout())
   with pytest.raises(InputError, match='optimizer.rows: expected a transform of `SparseRows`'):
-    make_train_step(Gradient(task), tx)(plan.create(), batch())
+    jax.eval_shape(make_train_step(Gradient(task), tx), plan.abstract, batch())
 
 
 def test_the_flops_of_a_sparse_step_are_those_of_a_dense_one():
   def count(sparse):
     task = Squares(Clicks(sparse))
-    variables = dict(unbox(task.init(NOISE, batch())))
+    variables = jax.jit(lambda: dict(unbox(task.init(NOISE, batch()))))()
     return costs.count(Gradient(task), variables, batch(), NOISE).flops
 
   # Forward, and backward of the kernel and of its input.
