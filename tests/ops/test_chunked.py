@@ -70,7 +70,7 @@ def test_the_gradient_of_an_example_is_its_own(given):
   """Under vmap, as private training takes it."""
   one = lambda fn: lambda h, t, y, w: fn(h[None], t, y[None], w[None])[0]
   chunked = one(lambda *x: chunked_cross_entropy(*x, V, 4))
-  per = lambda fn: jax.vmap(jax.grad(fn, (0, 1)), (0, None, 0, 0))(*given)
+  per = lambda fn: jax.jit(jax.vmap(jax.grad(fn, (0, 1)), (0, None, 0, 0)))(*given)
   for a, b in zip(per(chunked), per(one(plain)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -80,8 +80,9 @@ def test_half_precision_stays_near_single(given):
   hidden, table, labels, weights = given
   half = (hidden.astype(jnp.bfloat16), table.astype(jnp.bfloat16))
   loss = lambda fn: lambda h, t: fn(h, t, labels, weights)[0]
-  chunked = jax.grad(loss(lambda *x: chunked_cross_entropy(*x, V, 4)), (0, 1))(*half)
-  exact = jax.grad(loss(plain), (0, 1))(*(x.astype(jnp.float32) for x in half))
+  gradient = lambda fn: jax.jit(jax.grad(loss(fn), (0, 1)))
+  chunked = gradient(lambda *x: chunked_cross_entropy(*x, V, 4))(*half)
+  exact = gradient(plain)(*(x.astype(jnp.float32) for x in half))
   for a, b in zip(chunked, exact, strict=True):
     assert a.dtype == jnp.bfloat16
     assert np.linalg.norm(a - b) < 1e-2 * np.linalg.norm(b)

@@ -91,14 +91,15 @@ def computed(impl, q, k, v, cotangent, causal=False, window=0, packed=False, mes
   return [x[:, np.argsort(order)] for x in jit(both, layout)(*args, positions)]
 
 
+# Each rule meets each shape and each type, but not each pair of them.
 CELLS = [
   (impl, rule, shape, dtype)
   for impl in ('xla', 'ring', 'splash')
-  for rule in RULES
+  for number, rule in enumerate(RULES)
   for shape in SHAPES
   for dtype in TOLERANCE
-  if not (impl == 'splash' and (dtype == 'bfloat16') == (shape == 'heads of 64'))
-]  # splash, interpreted, is slow: each shape in one of the types
+  if (dtype == 'bfloat16') == (shape == 'heads of 64') ^ (impl == 'splash' or number % 2 == 0)
+]
 
 
 @pytest.mark.parametrize(('impl', 'rule', 'shape', 'dtype'), CELLS)
