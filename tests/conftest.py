@@ -1,6 +1,7 @@
 """Every test sees 8 virtual CPU devices; the environment is set before jax is imported."""
 
 import contextlib
+import functools
 import gc
 import inspect
 import logging
@@ -123,9 +124,12 @@ def pytest_collection_finish():
   gc.set_threshold(20_000, 20, 20)
 
 
+body_of = functools.cache(inspect.getsource)  # of a test, which may have many cases
+
+
 def compares_with_a_library(item) -> bool:
   """Whether a test needs torch or transformers: by its module, its fixtures or its body."""
-  body = inspect.getsource(item.function)
+  body = body_of(item.function)
   return (
     any(hasattr(item.module, library) for library in LIBRARIES)
     or bool({'torch', 'reference'} & set(item.fixturenames))
