@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmx import config as recipes
+from bmx.config.words import IMAGE_WORDS
 from bmx.core.errors import InputError
+from bmx.core.images import ImageOptions
 from bmx.data.text.tokenizer import Bytes, Subwords
 from bmx.data.text.tokenizer_train import trained
 from bmx.models.gpt import GPT
@@ -171,7 +173,10 @@ def test_options_that_cannot_be(bad):
 
 
 def test_the_config_and_the_options_say_the_same():
-  assert Options(**recipes.plain(recipes.base())['generate']) == Options()
+  words = recipes.plain(recipes.base())['generate']
+  images = {k: words.pop(k) for k in IMAGE_WORDS}
+  assert Options(**words) == Options()
+  assert ImageOptions(**images) == ImageOptions()
 
 
 @pytest.fixture(scope='module')
