@@ -4,6 +4,10 @@
     bmx generate RUN --config.generate.label=7 --output=grid.png
 
 Reaches: not measured yet; experiments/vision/generate.py measures it.
+
+`:digits` trains on scikit-learn's digits of 8×8 pixels, without a folder. After 1,000 steps a
+classifier (digits_mlp, 98.1 % on test digits) gave 500 of 500 images the class asked for, after 500
+steps 498 (one seed; 2026-11-28, `bmx.modes.judge:JudgeImages`).
 """
 
 from bmx.config import base, check_variant
@@ -43,7 +47,18 @@ def get_config(variant: str = ''):
   c.generate.sample_steps = 20
   c.hooks.samples = {'call': 'bmx.serve.hooks:SampleImages', 'every': 1000, 'count': 50}
   c.every = {'log': 100, 'eval': 1000, 'save': 1000}
-  if check_variant(variant, 'tiny') == 'tiny':
+  check_variant(variant, 'digits', 'tiny')
+  if variant == 'digits':
+    c.steps, c.ema = 1500, 0.99
+    c.task.model.width = 32
+    c.task.model.network.update(features=(16, 32), attention=(False, False))
+    c.data = {'call': 'bmx.data.builtin:digits', 'split': 'train'}
+    c.eval.test = {'split': 'test', 'batch_size': 120}
+    c.schedule.update(peak=3e-3, warmup=50)
+    c.generate.sample_steps = 10
+    c.hooks.samples.update(every=500, count=100)
+    c.every = {'log': 100, 'eval': 0, 'save': 500}
+  if variant == 'tiny':
     c.steps, c.batch_size, c.ema = 30, 64, 0.8
     c.task.model.width = 16
     c.task.model.network.update(features=(8,), attention=(False,))
