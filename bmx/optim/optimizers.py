@@ -63,7 +63,16 @@ def adam(
   clip: float = 0.0,
   freeze: str = '',
 ) -> optax.GradientTransformation:
-  """Adam (Kingma & Ba 2015)."""
+  """Adam (Kingma & Ba 2015).
+
+  Args:
+    learning_rate: of a step.
+    b1: decay of the mean of the gradients.
+    b2: decay of the mean of their squares.
+    eps: added to the root of that mean.
+    clip: largest global norm of the gradient; 0 disables clipping.
+    freeze: regex of parameters that stay as they are, and have no moments; '' freezes none.
+  """
   check_moments(b1, b2, eps)
   return wrap(optax.adam(learning_rate, b1, b2, eps), clip, freeze)
 
