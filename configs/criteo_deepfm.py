@@ -7,7 +7,8 @@ The last tenth of the file is held out; the checkpoint with the least log loss o
 other table of clicks: `--data.call=bmx.data.clicks:clicks --data.target=COLUMN`
 (docs/recommendation.md).
 
-Not trained at full size: the sample of 200 lines is a smoke test.
+Reaches no published figure yet: it has not been trained at full size, and the sample of 200 lines
+is a smoke test.
 """
 
 from bmx.config import base, check_variant
