@@ -90,6 +90,7 @@ SLOW = (
   'test_docs.py::test_python_of_the_table_page',
   'test_docs.py::test_the_notebook_runs',
   'test_hostile.py',
+  'test_images.py',
   'test_language.py',
   'test_package.py',
   'test_sweep.py::test_a_pruned_trial_stops_and_a_failing_one_is_recorded',

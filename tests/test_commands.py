@@ -16,6 +16,7 @@ from bmx import cli, modes
 from bmx import config as recipes
 from bmx import main as entry
 from tests.conftest import ROOT, own_logging
+from tests.data.pictures import folder
 
 PAGES = {
   path.relative_to(ROOT).as_posix(): path.read_text()
@@ -55,6 +56,9 @@ SHORTER = {
                     '--config.batch_size=8', '--config.task.model.widths=(8,)'],
   'movielens_two_tower': ['movielens_two_tower', '--config.epochs=0', '--config.steps=2',
                           '--config.batch_size=8', '--config.every.eval=0'],
+  'images': ['images', '--config.epochs=1', '--config.batch_size=8', '--config.data.size=16',
+             '--config.data.crop=2', '--config.task.model.stages=(1,)',
+             '--config.task.model.features=4'],
   'bert_finetune': ['bert_finetune'],
   'bert_finetune:ner': ['bert_finetune:ner'],
   'bert_finetune:qa': ['bert_finetune:qa'],
@@ -190,11 +194,17 @@ def write(name: str, *lines: str):
   pathlib.Path(name).write_text('\n'.join([*lines, '']))
 
 
+def write_images():
+  folder(pathlib.Path('photos'))
+  folder(pathlib.Path('new_photos'), 2)
+
+
 FILES = {
   'README.md': write_table,
   'docs/tables.md': write_table,
   'docs/language.md': write_texts,
   'docs/recommendation.md': write_clicks_and_ratings,
+  'docs/vision.md': write_images,
 }
 
 

@@ -151,6 +151,8 @@ def test_a_part_from_the_command_line(load):
   with pytest.raises(InputError, match="unknown config key 'grad.inner'"):
     load(*words)
   del words[2]
+  with pytest.raises(InputError, match=r"'grad.inner'; set --config.grad.inner.call=package"):
+    load(*words)
   words.append('grad.inner.call=tests.test_config:Inner')
   built = recipes.build(load(*words).to_dict()['grad'], 'grad')
   assert (built.bias, built.rate, built.inner.width, built.inner.length) == (True, 1.0, 3, 4)

@@ -79,6 +79,10 @@ def _add(config: Any, above: Sequence[str], key: str, below: Sequence[str], name
   words = _callee_parameters(config, above) or {}
   named = len(above) == 1 and above[0] in NAMED_PARTS and key.isidentifier()
   part = list(below) == ['call'] and (key in words or takes_anything(words))
+  if key in words and len(below) == 1 and not part:
+    word = '.'.join([*above, key])
+    fix = f'set --config.{word}.call=package.module:name too'
+    raise InputError(f'unknown config key {word!r}; {fix}')
   if not (named or part) or _near_miss(key, place, extends=named):
     raise _unknown(config, '.'.join([*above, key]), key, place, words, name)
   if named and above[0] != 'eval' and list(below) != ['call']:

@@ -30,6 +30,7 @@ IMAGE_WORDS = ('label', 'count', 'guidance', 'sample_steps', 'sampler')
 GROUPS = (
   'profile',
   'generate',
+  'predict',
   'every',
   'guard',
   'watchdog',
@@ -96,6 +97,7 @@ WORDS = {
   'generate.guidance': Word(1.0, 'Of images towards their class; 1: none.'),
   'generate.sample_steps': Word(20, 'Steps from noise to an image.'),
   'generate.sampler': Word('heun', 'Of images: euler, or heun, with two velocities a step.'),
+  'predict.tta': Word((), 'Views whose probabilities are averaged: flip, crops; empty: none.'),
   'serve.host': Word('127.0.0.1', 'Address that the server listens on; 0.0.0.0: every one.'),
   'serve.port': Word(8000, 'Port that the server listens on; 0: a free one.'),
   'serve.rows': Word(16, 'Texts that are generated at once.'),

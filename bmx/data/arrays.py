@@ -12,9 +12,10 @@ from bmx.core import streams
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, HostBatch, Metadata
-from bmx.data.augment import Augmentation, augment
+from bmx.data.augment import Augmentation, augmentation
 from bmx.data.digests import digest_arrays
 from bmx.data.images import Normalise, with_normalization
+from bmx.data.pictures import Pixels
 from bmx.runtime.fetch import fetch
 
 RESIDENT_BYTES = 1 << 30  # arrays up to this size are held on the device
@@ -110,6 +111,7 @@ class SourceData:
     augment: see `ArrayData`.
     preprocess: see `ArrayData`.
     names: see `ArrayData`.
+    fitted: see `ArrayData`.
   """
 
   source: Any
@@ -120,6 +122,7 @@ class SourceData:
   augment: Augmentation | None = None
   preprocess: Callable[[Batch], Batch] = unchanged
   names: dict[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
+  fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     self.size = len(self.source)
@@ -127,6 +130,10 @@ class SourceData:
     if not self.size:
       raise InputError('the data set is empty: expected at least one example')
     self.spec = spec_of(self.rows(np.zeros(1, np.int64), np.zeros(1, np.int64)), self.names)
+
+  def state(self) -> dict[str, Any]:
+    """Returns the values that were fitted to the data."""
+    return self.fitted
 
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
     """Reads, decodes, augments and preprocesses rows."""
@@ -208,7 +215,9 @@ def arrays(
   scale: float = 1.0,
   crop: int = 0,
   flip: bool = False,
+  augment: Augmentation | None = None,
   given: Mapping[str, Any] | None = None,
+  fitted: Mapping[str, Any] | None = None,
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData:
@@ -222,7 +231,9 @@ def arrays(
     scale: divisor of images.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
+    augment: further augmentation in training, such as `bmx.data.augment:augment`.
     given: the arrays themselves, instead of `path`.
+    fitted: `state()` of the training data: images of bytes are normalized as theirs.
     seed: of augmentation.
     train: whether examples are augmented.
 
@@ -249,8 +260,23 @@ def arrays(
   check_arrays(found, metadata)
   chosen = split_indices(len(next(iter(found.values()))), split, holdout, ('all', 'train', 'valid'))
   found = {k: v[chosen] for k, v in found.items()}
-  preprocess = Normalise(scale) if 'image' in found else unchanged
-  return ArrayData(found, metadata, seed, train, augment(crop, flip), preprocess)
+  operations, state = augmentation(crop, flip, augment), {}
+  if 'image' not in found:
+    if operations is not None:
+      raise InputError(f'{source} has no images: leave crop, flip and augment out')
+    return ArrayData(found, metadata, seed, train)
+  preprocess = Normalise(scale)
+  if found['image'].dtype == np.uint8:
+    state = dict(fitted or {}) or pixels_state(found['image'].shape[1:], scale)
+    preprocess = Pixels.restore(state['pixels']).normalise if 'pixels' in state else preprocess
+  return ArrayData(found, metadata, seed, train, operations, preprocess, fitted=state)
+
+
+def pixels_state(shape: tuple[int, ...], scale: float) -> dict[str, Any]:
+  """Returns how files become arrays of bytes that are divided by `scale`; {} if they cannot."""
+  if shape[-1] not in (1, 3):
+    return {}
+  return {'pixels': Pixels((shape[0], shape[1], shape[2]), std=(scale / 255,)).state()}
 
 
 def _archive(path: str) -> HostBatch:

@@ -8,6 +8,11 @@ resume. The streams:
 | k | operation |
 |---|---|
 | 0 | `RandomCrop` (row, column), `Flip` (third number) |
+| 1 | `RandomErasing`: whether |
+| 2, 3 | `ColorJitter`: factors, order |
+| 16 to 25 | `RandomErasing`: attempts |
+| 32 to 41 | `RandomResizedCrop`: attempts |
+| from 48 on | `RandAugment`: operations |
 
 Operations that move pixels move `boxes`, `mask` and `mask_weights` along. A pixel of a mask that
 lies outside the original gets class 0, and weight 0 in `mask_weights`.
@@ -15,13 +20,16 @@ lies outside the original gets class 0, and weight 0 in `mask_weights`.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.streams import Draws
 from bmx.core.types import HostBatch
+from bmx.data.colors import ColorJitter, RandAugment
 from bmx.data.geometry import PIXELS, move_boxes
+from bmx.data.parts import RandomErasing, RandomResizedCrop
 
 Augmentation = Callable[[HostBatch, Draws], HostBatch]
 
@@ -97,16 +105,69 @@ class Sequence:
     return rows
 
 
-def augment(crop: int = 0, flip: bool = False) -> Augmentation | None:
-  """Returns the augmentation of a data part; None without any.
+def augment(
+  scale: tuple[float, ...] = (),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  crop: int = 0,
+  flip: bool = False,
+  randaugment: int = 0,
+  magnitude: int = 9,
+  brightness: float = 0.0,
+  contrast: float = 0.0,
+  saturation: float = 0.0,
+  hue: float = 0.0,
+  erase: float = 0.0,
+) -> Sequence:
+  """Returns the operations of a config, in the order of the arguments.
 
   Args:
+    scale: least and largest share of the area of a random crop that is resized; () is without.
+    ratio: least and largest width / height of that crop.
     crop: pixels of padding of a random crop.
     flip: left-right flips.
+    randaugment: operations of RandAugment for each image.
+    magnitude: of these operations, 0 to 30.
+    brightness: largest change of its factor.
+    contrast: largest change of its factor.
+    saturation: largest change of its factor.
+    hue: largest shift, of a circle of 1.
+    erase: share of the images that lose a rectangle.
 
   Raises:
     InputError: a number outside its range.
   """
-  operations: list[Augmentation] = [RandomCrop(crop)] if crop else []
-  operations += [Flip()] if flip else []
+  jitter = ColorJitter(brightness, contrast, saturation, hue)
+  operations: list[tuple[Any, Augmentation]] = [
+    (scale, RandomResizedCrop(*([scale] if scale else []), ratio=ratio)),
+    (crop, RandomCrop(crop)),
+    (flip, Flip()),
+    (randaugment, RandAugment(randaugment, magnitude)),
+    (jitter != ColorJitter(), jitter),
+    (erase, RandomErasing(erase)),
+  ]
+  return Sequence(tuple(operation for wanted, operation in operations if wanted))
+
+
+def augmentation(crop: int, flip: bool, more: Augmentation | None) -> Augmentation | None:
+  """Returns the augmentation of a data part: crop and flip, then `more`; None without any.
+
+  Raises InputError for a negative `crop`.
+  """
+  short = augment(crop=crop, flip=flip)
+  operations = [o for o in (short, more) if o is not None and o != Sequence(())]
   return Sequence(tuple(operations)) if operations else None
+
+
+def apart(augment: Augmentation | None) -> tuple[RandomResizedCrop | None, Augmentation | None]:
+  """Splits an augmentation -> (its resized crop, which reads original images, the rest)."""
+  found = operations_of(augment)
+  crops = [o for o in found if isinstance(o, RandomResizedCrop)]
+  rest = tuple(o for o in found if not isinstance(o, RandomResizedCrop))
+  return (crops[0] if crops else None), (Sequence(rest) if rest else None)
+
+
+def operations_of(augment: Augmentation | None) -> list[Augmentation]:
+  """Returns the single operations of an augmentation, in order."""
+  if isinstance(augment, Sequence):
+    return [one for inner in augment.operations for one in operations_of(inner)]
+  return [augment] if augment is not None else []

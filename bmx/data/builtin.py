@@ -10,8 +10,9 @@ import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.arrays import ArrayData, split_indices
-from bmx.data.augment import augment
+from bmx.data.augment import Augmentation, augmentation
 from bmx.data.images import Normalise
+from bmx.data.pictures import Pixels
 
 TABLES = ('iris', 'wine', 'breast_cancer', 'diabetes')
 
@@ -20,6 +21,8 @@ def digits(
   split: str = 'train',
   holdout: float = 0.0,
   crop: int = 0,
+  flip: bool = False,
+  augment: Augmentation | None = None,
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData:
@@ -32,6 +35,8 @@ def digits(
     split: 'train', 'valid' or 'test'.
     holdout: share of 'valid'.
     crop: pixels of padding of a random crop in training.
+    flip: left-right flips in training.
+    augment: further augmentation in training, such as `bmx.data.augment:augment`.
     seed: of augmentation.
     train: whether examples are augmented.
 
@@ -42,7 +47,9 @@ def digits(
   chosen = _split(len(labels), split, holdout)
   arrays = {'image': image[chosen], 'label': labels[chosen].astype(np.int32)}
   metadata = {'num_classes': 10, 'shape': (8, 8, 1), 'source': f'scikit-learn digits, {split}'}
-  return ArrayData(arrays, metadata, seed, train, augment(crop, False), Normalise(16.0))
+  state = {'pixels': Pixels((8, 8, 1)).state()}  # files are scaled to 0..1, as 0..16 is here
+  operations = augmentation(crop, flip, augment)
+  return ArrayData(arrays, metadata, seed, train, operations, Normalise(16.0), fitted=state)
 
 
 def table(

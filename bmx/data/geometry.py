@@ -47,3 +47,25 @@ def move_boxes(
 def area(boxes: np.ndarray) -> np.ndarray:
   """Returns the areas of boxes [..., 4] in square pixels, [...]."""
   return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int], *, smooth: bool) -> np.ndarray:
+  """Resizes pixels [I, J] or [I, J, C] to a height and width, as Pillow does.
+
+  Args:
+    pixels: bytes in one or three channels; other numbers are resized channel by channel as float32.
+    size: height and width, in pixels.
+    smooth: bilinear with antialiasing; otherwise the nearest pixel.
+  """
+  from PIL import Image
+
+  rows, columns = size
+  kind = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+  resized = lambda plane: np.asarray(Image.fromarray(plane).resize((columns, rows), kind))
+  shape, channels = (rows, columns, *pixels.shape[2:]), pixels.reshape(*pixels.shape[:2], -1)
+  if pixels.dtype == np.uint8 and channels.shape[-1] in (1, 3):
+    return resized(channels[..., 0] if channels.shape[-1] == 1 else channels).reshape(shape)
+  planes = [resized(plane.astype(np.float32)) for plane in np.moveaxis(channels, -1, 0)]
+  found = np.stack(planes, -1).reshape(shape)
+  whole = np.issubdtype(pixels.dtype, np.integer)
+  return np.rint(found).astype(pixels.dtype) if whole else found.astype(pixels.dtype)

@@ -10,8 +10,9 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import RESIDENT_BYTES, ArrayData, SourceData
-from bmx.data.augment import augment
+from bmx.data.augment import Augmentation, augmentation
 from bmx.data.images import Normalise
+from bmx.data.pictures import Pixels
 from bmx.data.records import Record
 
 NAME = re.compile(r'\w+(/[\w.+-]+)*(:[\d.*]+)?')  # with a config, with a version
@@ -25,6 +26,7 @@ def tfds(
   std: tuple[float, ...] = (1.0,),
   crop: int = 0,
   flip: bool = False,
+  augment: Augmentation | None = None,
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData | SourceData:
@@ -38,6 +40,7 @@ def tfds(
     std: of the same.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
+    augment: further augmentation in training, such as `bmx.data.augment:augment`.
     seed: of augmentation.
     train: whether examples are augmented.
 
@@ -48,11 +51,21 @@ def tfds(
   features: Any = info.features
   if features is None or 'image' not in features or 'label' not in features:
     raise InputError(f'{name} has features {sorted(features or ())}: expected image and label')
-  metadata = {'num_classes': features['label'].num_classes, 'shape': tuple(features['image'].shape)}
+  names, shape = tuple(features['label'].names), tuple(features['image'].shape)
+  if None in shape:
+    raise InputError(
+      f'{name} has images of different sizes, {shape}: expected one size; write them to files, and '
+      'use bmx.data.folder:images'
+    )
+  metadata = {'num_classes': len(names), 'class_names': names, 'shape': shape}
   metadata |= {'source': f'{info.full_name} {split}'}
-  common: dict[str, Any] = {'metadata': metadata, 'seed': seed, 'train': train}
-  common |= {'augment': augment(crop, flip), 'preprocess': Normalise(255.0, mean, std)}
-  if len(source) * np.prod(features['image'].shape) > RESIDENT_BYTES:
+  state: dict[str, Any] = {'class_names': list(names)}
+  if shape[-1] in (1, 3):
+    state['pixels'] = Pixels((shape[0], shape[1], shape[2]), 0, mean, std).state()
+  common: dict[str, Any] = {'metadata': metadata, 'seed': seed, 'train': train, 'fitted': state}
+  common |= {'augment': augmentation(crop, flip, augment)}
+  common |= {'preprocess': Normalise(255.0, mean, std)}
+  if len(source) * np.prod(shape) > RESIDENT_BYTES:
     return SourceData(source, _decode, **common)
   if not len(source):
     raise InputError(f'split={split!r}: expected a split of {name} that is not empty')

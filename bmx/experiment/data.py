@@ -24,6 +24,7 @@ from bmx.train.datafile import DataFile, tokenizer_of
 NAMED_COLUMNS = ('.jsonl', '.json', '.ndjson', '.parquet', '.pq')  # tables that name their columns
 TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
 ARRAYS = 'bmx.data.arrays:arrays'
+IMAGES = 'bmx.data.folder:images'
 # Arrays of a batch that predictions do not need, or that are made of the others.
 LABELS = (
   'label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next', 'frame', 'boxes',
@@ -128,8 +129,9 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
 
   Args:
     experiment: whose data part reads them.
-    source: a file of the kind that the recipe trains on, a numpy archive (.npz), or data in memory:
-      what the parameter `given` of the data part takes, or a mapping of name to array.
+    source: a file of the kind that the recipe trains on, a numpy archive (.npz), of images a
+      folder, a table of files or a file; or data in memory: what the parameter `given` of the data
+      part takes, or a mapping of name to array.
     stored: data.json of the run.
 
   Raises:
@@ -138,8 +140,8 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
   c, layout = experiment.config, experiment.layout
   path = os.fspath(source) if isinstance(source, str | os.PathLike) else ''
   memory = {} if path else {'given': source}
-  part = _input_part(c['data'], path)
   fitted = fitted_of(experiment.data.examples)
+  part = _input_part(c['data'], path, fitted)
   data = _read(c, part, '--input', layout, fitted, stored, **memory)
   given, expected = tokenizer_of(data), tokenizer_of(experiment.data)
   if given is not None and expected is not None and given != expected:
@@ -158,13 +160,16 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
   return data
 
 
-def _input_part(data: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _input_part(data: Mapping[str, Any], path: str, fitted: Mapping[str, Any]) -> dict[str, Any]:
   """The data part that reads a file to predict, or data in memory where `path` is ''.
 
   Words that describe a CSV file are left out for another one.
   """
   data = source_part(data)
   known = recipes.parameters(recipes.resolve(data['call']), data['call'])
+  if path and 'pixels' in fitted and not path.endswith('.npz'):
+    words = data if data['call'] == IMAGES else {'call': IMAGES}
+    return {**words, 'path': path, 'split': 'all', 'unreadable': 'skip'}
   if path.lower().endswith(NAMED_COLUMNS):
     data = {k: v for k, v in data.items() if k not in ('columns', 'delimiter')}
   archive = path.endswith('.npz') and data['call'] != ARRAYS

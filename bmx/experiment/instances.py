@@ -1,5 +1,6 @@
 """Instances of requests: read as `input_data` reads a file of them, with the columns of a run."""
 
+import base64
 import dataclasses
 import math
 import re
@@ -12,8 +13,10 @@ from bmx import config as recipes
 from bmx.core.data import Data, Spec
 from bmx.core.errors import InputError, did_you_mean, near
 from bmx.core.experiment import Experiment
+from bmx.data.arrays import arrays as array_part
 from bmx.data.categories import FieldEncoder
 from bmx.data.clicks import clicks, criteo
+from bmx.data.pictures import Pixels
 from bmx.data.ratings import ratings
 from bmx.data.tables import table
 from bmx.data.text.squad import squad
@@ -39,6 +42,7 @@ class Column:
     values: of a category, those of the training data.
     typical: of a number or date, the mean of the training data; 0 otherwise.
     shape: of an array.
+    pixels: how files become the images of the run; None where they do not.
   """
 
   name: str
@@ -47,6 +51,7 @@ class Column:
   values: tuple[str, ...] = ()
   typical: float = 0.0
   shape: tuple[int, ...] = ()
+  pixels: Pixels | None = None
 
 
 class Instances:
@@ -147,6 +152,8 @@ EXPECTED: dict[Kind, str] = {
 
 def _value(where: str, value: Any, column: Column) -> Any:
   """Returns a value, an array as float32. Raises InputError for one of a wrong type, or NaN."""
+  if column.kind == 'array' and column.pixels is not None and isinstance(value, str):
+    return decoded(where, value, column.pixels)
   if column.kind == 'array':
     return _array(where, value, column.shape)
   whole = not isinstance(value, float) or math.isfinite(value)
@@ -172,6 +179,31 @@ def _array(where: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     at = ''.join(f'[{int(i)}]' for i in np.argwhere(~np.isfinite(found))[0])
     raise InputError(f'{where}{at}: expected a finite number')
   return found
+
+
+def decoded(where: str, text: str, pixels: Pixels) -> np.ndarray:
+  """Reads a file of an image in base64, also as a data URL, as the images of a folder are read.
+
+  Args:
+    where: name of the instance, for messages.
+    text: base64 of PNG, JPEG or another kind of file.
+    pixels: how files become images.
+
+  Returns:
+    The normalized image, float32 [I, J, C].
+
+  Raises:
+    InputError: it is not base64, or not an image.
+  """
+  head, comma, rest = text.partition(',')
+  try:
+    data = base64.b64decode(rest if comma and head.startswith('data:') else text, validate=True)
+  except ValueError as error:
+    raise InputError(
+      f'{where}: expected numbers, or a file of an image in base64: {error}'
+    ) from None
+  image = pixels.center(pixels.open(data, where))
+  return np.asarray(pixels.normalise({'image': image[None]})['image'])[0]
 
 
 def columns_of(
@@ -207,7 +239,10 @@ def columns_of(
       'texts with classes or tags, questions, images); a model of its data has nothing to predict '
       'for one'
     )
-  return tuple(Column(k, 'array', shape=tuple(spec[k].shape)) for k in arrays)
+  pixels = Pixels.restore(state['pixels']) if 'pixels' in state else None
+  if pixels is not None and recipes.resolve(part['call']) is array_part:
+    pixels = dataclasses.replace(pixels, mean=(0.0,), std=(1 / 255,))  # which the part normalizes
+  return tuple(Column(k, 'array', shape=tuple(spec[k].shape), pixels=pixels) for k in arrays)
 
 
 def _other(name: str) -> Column:

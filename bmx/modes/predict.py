@@ -20,6 +20,7 @@ from bmx.modes.start import need_run, open_run
 from bmx.runtime.progress import share
 from bmx.runtime.rows import check_output, unique, write_rows
 from bmx.runtime.storage import Place, place
+from bmx.tasks.views import with_views
 from bmx.train.evaluate import predictions
 from bmx.train.predicted import lines
 from bmx.train.run import restored
@@ -31,7 +32,8 @@ EVERY = 10.0  # seconds between two lines of progress
 def run(request: Request) -> int:
   """Writes --output, or WORKDIR/predictions/NAME.STEP.jsonl, in the order of the examples.
 
-  Every process computes its rows; process 0 writes.
+  Every process computes its rows; process 0 writes. Files that cannot be read are left out; then
+  the exit code is that of invalid input.
   """
   need_run('predict', request)
   if request.output:
@@ -39,18 +41,23 @@ def run(request: Request) -> int:
   experiment, workdir, stored = open_run(request, evals=not request.input, labels=False)
   data = experiments.input_data(experiment, request.input, stored) if request.input else None
   rows, step = _predicted(experiment, workdir, data, request.step)
+  unreadable = data.metadata.get('unreadable', 0) if data is not None else 0
+  code = errors.BAD_INPUT if unreadable else errors.DONE
   name = pathlib.Path(request.input).stem if request.input else entry_of(experiment)
   own = workdir / 'predictions' / f'{name}.{step}.jsonl'
   path = local(request.output) if request.output else own
   if jax.process_index():
     for _ in rows:
       pass
-    return errors.DONE
+    return code
   if not request.output:
     path.parent.mkdir(exist_ok=True, parents=True)
     path = unique(path)
   log.info('%d predictions of step %d in %s', write_rows(path, rows), step, path)
-  return errors.DONE
+  if unreadable:
+    log.warning('%d of %d files could not be read: exit code %d', unreadable,
+                unreadable + (data.size if data is not None else 0), code)  # fmt: skip
+  return code
 
 
 def predict(
@@ -87,7 +94,8 @@ def _predicted(
       raise errors.InputError('give --input=FILE: the config has no `eval` entry to predict')
     data = experiment.evals[entry_of(experiment)].data
   state, number = restored(experiment, workdir, step)
-  parts = predictions(data, experiment.task, experiment.layout, state)
+  task = with_views(experiment.task, experiment.config['predict']['tta'])
+  parts = predictions(data, task, experiment.layout, state)
   return lines(data, experiment.task, watched(parts, data.size)), number
 
 

@@ -11,11 +11,11 @@ from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.ranges import check_number
-from bmx.core.types import Array, Batch, HostBatch, Metadata
+from bmx.core.types import Array, Batch, Coupling, HostBatch, Metadata, Noise
 from bmx.ops.checks import check_ids
 from bmx.ops.losses import binary_cross_entropy, cross_entropy
 from bmx.runtime.report import Section
-from bmx.tasks import illustrations, readable
+from bmx.tasks import illustrations, mixing, readable
 from bmx.tasks.common import ModelTask, counts, find, num_outputs
 
 
@@ -25,16 +25,27 @@ class Classification(ModelTask):
 
   Attributes:
     smoothing: share of the target spread over all classes, in training only.
+    mixup: of the distribution Beta(mixup, mixup) of shares of mixed examples; 0: off.
+    cutmix: of the distribution Beta(cutmix, cutmix) of shares of exchanged parts; 0: off.
 
   Raises:
-    InputError: `smoothing` is not a share below 1.
+    InputError: `smoothing` is not a share below 1; a negative `mixup` or `cutmix`.
   """
 
   smoothing: float = 0.0
+  mixup: float = 0.0
+  cutmix: float = 0.0
 
   def __post_init__(self):
     super().__post_init__()
     check_number('smoothing', self.smoothing, at_least=0, below=1)
+    check_number('mixup', self.mixup, at_least=0)
+    check_number('cutmix', self.cutmix, at_least=0)
+
+  @property
+  def coupling(self) -> Coupling:
+    mixes = self.mixup or self.cutmix
+    return 'statistics' if mixes and super().coupling == 'none' else super().coupling
 
   @property
   def labels_for_metrics(self) -> tuple[str, ...]:
@@ -50,10 +61,26 @@ class Classification(ModelTask):
   def inputs(self, batch: Batch) -> tuple[Any, ...]:
     return (find(batch, 'image', 'x'),)
 
+  def prepare(self, batch: Batch, noise: Noise, *, train: bool) -> Batch:
+    if not train or not (self.mixup or self.cutmix):
+      return batch
+    key = 'image' if 'image' in batch else 'x'
+    return mixing.mix(batch, key, noise, self.mixup, self.cutmix)
+
   def score(self, out: Array, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
     label, weights = find(batch, 'label'), batch['weights']
-    loss = cross_entropy(out, label, self.smoothing if train else 0.0)
-    total, count = weighted(loss, weights)
+    if mixing.SHARE not in batch:
+      return self._score(out, label, weights, train)
+    # A loss of soft targets is linear in them. Accuracy counts the share of the predicted label.
+    share = batch[mixing.SHARE]
+    own = self._score(out, label, share * weights, train)
+    other = self._score(out, batch[mixing.LABEL], (1 - share) * batch[mixing.WEIGHTS], train)
+    return jax.tree.map(jnp.add, own, other)
+
+  def _score(
+    self, out: Array, label: Array, weights: Array, train: bool
+  ) -> tuple[Array, Array, Metrics]:
+    total, count = weighted(cross_entropy(out, label, self.smoothing if train else 0.0), weights)
     return total, count, {'accuracy': counts(out.argmax(-1) == label, weights)}
 
   def postprocess(self, out: Array, batch: Batch) -> dict[str, Array]:

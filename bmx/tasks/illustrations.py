@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bmx.core.data import Data, Stateful
+from bmx.core.data import Data, Described, Stateful
 from bmx.core.types import HostBatch
 from bmx.data.encoder import TabularEncoder
 from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer
@@ -45,7 +45,8 @@ def classes(
   said = lambda i: (
     f'{names[label[i]]}, predicted {names[prediction[i]]} ({probability[i, prediction[i]]:.2f})'
   )
-  return [confusion(prediction, label, names), *_worst(worst, said, data)]
+  parts = [confusion(prediction, label, names), by_class(prediction, label, names)]
+  return [*parts, *_worst(worst, said, data)]
 
 
 def class_names(data: Data, count: int) -> list[str]:
@@ -89,6 +90,26 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     '<p class="soft">Rows: true class; columns: predicted.</p>'
     f'<table class="matrix"><tr><th></th>{head}</tr>{rows}</table>'
   )
+
+
+def by_class(prediction: np.ndarray, label: np.ndarray, names: Sequence[str]) -> Section:
+  """Returns the accuracy of each class, the lowest first.
+
+  Args:
+    prediction: int [N].
+    label: int [N].
+    names: of the classes.
+  """
+  counts = np.bincount(label, minlength=len(names))
+  right = np.bincount(label[prediction == label], minlength=len(names))
+  there = np.flatnonzero(counts)
+  shares = right[there] / counts[there]
+  order = np.argsort(shares, kind='stable')[:MAX_LISTED]
+  rows = [
+    (names[there[i]], f'{100 * shares[i]:.1f} %', f'{right[there[i]]:,} of {counts[there[i]]:,}')
+    for i in order
+  ]
+  return Section('Accuracy by class', layout.grid(('class', 'accuracy', 'right'), rows))
 
 
 def numbers(prediction: np.ndarray, y: np.ndarray, data: Data) -> list[Section]:
@@ -150,14 +171,20 @@ def _worst(worst: Sequence[int], said: Callable[[int], str], data: Data) -> list
   positions = np.array(worst, np.int64)
   indices = [data.indices(int(p) // data.batch_size)[0, int(p) % data.batch_size] for p in worst]
   rows = data.rows(np.array(indices), positions)
-  shown = _example(rows, data)
+  shown, files = _example(rows, data), _files(np.array(indices), data)
   cells = ''.join(
     f'<div>{shown(i)}<b>{html.escape(said(p))}</b> '
-    f'<span class="soft">example {p + 1:,}</span></div>'
+    f'<span class="soft">example {p + 1:,}{html.escape(files[i])}</span></div>'
     for i, p in enumerate(worst)
   )
   kind = '' if 'image' in rows else ' texts'
   return [Section('Worst examples', f'<div class="examples{kind}">{cells}</div>')]
+
+
+def _files(indices: np.ndarray, data: Data) -> list[str]:
+  """Names of the files of examples, each after a comma; '' where an example has no file."""
+  known = data.examples.describe(indices) if isinstance(data.examples, Described) else []
+  return [f', {about["file"]}' if 'file' in about else '' for about in known] or [''] * len(indices)
 
 
 def _example(rows: HostBatch, data: Data) -> Callable[[int], str]:

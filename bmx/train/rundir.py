@@ -46,6 +46,7 @@ FREE = [
   'serve',
   'compress',
   'feedback',
+  'predict',
   'export',
   'capture',
   'init',

@@ -8,8 +8,9 @@ import pytest
 from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.data.arrays import ArrayData
-from bmx.data.augment import Flip, RandomCrop, augment
+from bmx.data.augment import Flip, RandomCrop, Sequence, augment, augmentation
 from bmx.data.builtin import digits
+from bmx.data.parts import RandomErasing
 from tests.data.batched import batched
 
 
@@ -46,7 +47,7 @@ RECORDED = {  # of the version that had crops and flips only
 def test_crops_and_flips_are_the_recorded_ones(case):
   dtype, crop, flip = case
   image = np.random.default_rng(1).integers(0, 256, (12, 7, 6, 3)).astype(dtype)
-  data = ArrayData({'image': image}, {}, seed=5, augment=augment(crop, flip))
+  data = ArrayData({'image': image}, {}, seed=5, augment=augment(crop=crop, flip=flip))
   at = np.concatenate([np.arange(990, 1040), [3, 17, 2**40]])
   assert digest(data.rows(at % 12, at)['image']) == RECORDED[case]
 
@@ -57,20 +58,20 @@ def test_crops_of_digits_are_the_recorded_ones():
 
 
 def test_augmentation_is_a_function_of_seed_and_position():
-  data = images(n=40, augment=augment(2, True), seed=5)
+  data = images(n=40, augment=augment(crop=2, flip=True), seed=5)
   indices, at = np.arange(40) % 7, np.arange(1000, 1040)
   whole = data.rows(indices, at)['image']
   some = np.array([3, 4, 20, 11, 39])
   np.testing.assert_array_equal(data.rows(indices[some], at[some])['image'], whole[some])
-  again = images(n=40, augment=augment(2, True), seed=5)
+  again = images(n=40, augment=augment(crop=2, flip=True), seed=5)
   np.testing.assert_array_equal(again.rows(indices, at)['image'], whole)
-  other = images(n=40, augment=augment(2, True), seed=6)
+  other = images(n=40, augment=augment(crop=2, flip=True), seed=6)
   assert not np.array_equal(other.rows(indices, at)['image'], whole)
   assert not np.array_equal(data.rows(indices, at + 40)['image'], whole)
 
 
 def test_evaluation_is_not_augmented():
-  data = images(augment=augment(2, True), train=False)
+  data = images(augment=augment(crop=2, flip=True), train=False)
   got = data.rows(np.arange(12), np.arange(12))['image']
   np.testing.assert_array_equal(got, data.arrays['image'])
 
@@ -89,7 +90,7 @@ def crops(image, crop):
 
 
 def test_crops_are_crops_and_all_of_them_happen():
-  data, crop = images(n=6, augment=augment(2, True)), 2
+  data, crop = images(n=6, augment=augment(crop=2, flip=True)), 2
   known = [crops(image, crop) for image in data.arrays['image']]
   indices = np.arange(600) % 6
   found = set()
@@ -103,7 +104,9 @@ def test_crops_are_crops_and_all_of_them_happen():
 @pytest.mark.parametrize(('draw', 'top', 'flipped'), [(0.0, 0, True), (0.9999, 2, False)])
 def test_crop_and_flip_follow_the_draws(draw, top, flipped):
   image = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
-  got = augment(1, True)({'image': image, 'label': np.arange(2)}, Given(np.full((2, 4), draw)))
+  got = augment(crop=1, flip=True)(
+    {'image': image, 'label': np.arange(2)}, Given(np.full((2, 4), draw))
+  )
   expected = [crops(x, 1)[top, top, flipped] for x in image]
   np.testing.assert_array_equal(got['image'], expected)
   np.testing.assert_array_equal(got['label'], [0, 1])
@@ -111,7 +114,7 @@ def test_crop_and_flip_follow_the_draws(draw, top, flipped):
 
 
 def test_flips_are_fair():
-  data = images(n=1, augment=augment(0, True))
+  data = images(n=1, augment=augment(crop=0, flip=True))
   got = data.rows(np.zeros(2000, int), np.arange(2000))['image']
   flipped = (got == data.arrays['image'][0][:, ::-1]).all((1, 2, 3))
   assert (flipped | (got == data.arrays['image'][0]).all((1, 2, 3))).all()
@@ -119,7 +122,15 @@ def test_flips_are_fair():
 
 
 def test_no_augmentation_is_none():
-  assert augment(0, False) is None
+  assert augmentation(0, False, None) is None
+  assert augmentation(0, False, augment()) is None
+  erasing = augment(erase=1.0)
+  assert augmentation(1, True, erasing) == Sequence((augment(crop=1, flip=True), erasing))
+  assert augment(crop=1, flip=True, erase=1.0).operations == (
+    RandomCrop(1),
+    Flip(),
+    RandomErasing(1.0),
+  )
 
 
 def test_streams_are_independent():
@@ -165,7 +176,7 @@ def around(mask):
 
 def test_boxes_and_masks_move_with_the_pixels():
   before = scene()
-  after = augment(5, True)(before, streams.Draws(1, np.arange(40)))
+  after = augment(crop=5, flip=True)(before, streams.Draws(1, np.arange(40)))
   assert {k: (v.shape, v.dtype) for k, v in after.items()} == {
     k: (v.shape, v.dtype) for k, v in before.items()
   }
@@ -189,7 +200,7 @@ def test_padding_of_a_mask_weighs_nothing():
 def test_rows_that_are_augmented_are_not_changed():
   rows = scene()
   copies = {k: v.copy() for k, v in rows.items()}
-  augment(2, True)(rows, streams.Draws(0, np.arange(40)))
+  augment(crop=2, flip=True)(rows, streams.Draws(0, np.arange(40)))
   for name, copy in copies.items():
     np.testing.assert_array_equal(rows[name], copy)
 
@@ -207,4 +218,4 @@ def test_a_flip_twice_is_the_image():
 ])  # fmt: skip
 def test_crops_that_cannot_be(crop, message):
   with pytest.raises(InputError, match=message):
-    images(augment=augment(crop, False))
+    images(augment=augment(crop=crop, flip=False))

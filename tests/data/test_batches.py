@@ -111,8 +111,8 @@ def test_rows_equal_gather():
 
 def test_only_small_unaugmented_data_is_resident(monkeypatch):
   assert images().resident() is not None
-  assert images(augment=augment(1, False)).resident() is None
-  assert images(augment=augment(1, False), train=False).resident() is not None
+  assert images(augment=augment(crop=1, flip=False)).resident() is None
+  assert images(augment=augment(crop=1, flip=False), train=False).resident() is not None
   monkeypatch.setattr(loader, 'RESIDENT_BYTES', 100)
   assert images().resident() is None
 

@@ -61,13 +61,24 @@ def test_many_classes_become_a_list_of_their_most_frequent_mistakes():
   assert rows[1:] == [['c10', 'c2', '7', '10'], ['c3', 'c9', '4', '10']]
 
 
+def test_accuracy_by_class_is_scikit_learns_recall():
+  label, prediction = RNG.integers(0, 4, (2, N))
+  label[label == 2] = 3  # a class that does not occur
+  section = illustrations.by_class(prediction, label, list('abcd'))
+  recall = metrics.recall_score(label, prediction, labels=[0, 1, 3], average=None, zero_division=0)
+  expected = sorted((r, 'abd'[i]) for i, r in enumerate(recall))
+  rows = Cells(section.html).rows[1:]
+  assert [row[:2] for row in rows] == [[name, f'{100 * r:.1f} %'] for r, name in expected]
+  assert fragments.clean(section.html) == section.html
+
+
 def test_the_worst_examples_are_the_least_probable_wrong_ones():
   image = RNG.random((N, 4, 4, 1), np.float32)
   label = RNG.integers(0, 3, N)
   probability = RNG.dirichlet(np.ones(3), N)
   prediction = probability.argmax(1)
   data = split(image=image, label=label.astype(np.int32))
-  confusion, worst = illustrations.classes(prediction, label, probability, data)
+  *_, worst = illustrations.classes(prediction, label, probability, data)
   order = sorted(range(N), key=lambda i: probability[i, label[i]])[: illustrations.WORST]
   numbers = [int(n.replace(',', '')) for n in re.findall(r'example ([\d,]+)', worst.html)]
   assert numbers == [i + 1 for i in order if prediction[i] != label[i]]

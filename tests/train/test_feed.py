@@ -44,7 +44,7 @@ DATA = {
   'augmented': lambda: batched(digits, 8, seed=3, crop=1),
   'evaluation': lambda: batched(digits, 8, split='test', train=False),
   'flipped': lambda: batched(
-    ArrayData, 8, batched(digits, 8).arrays, {}, 4, augment=augment(2, True)
+    ArrayData, 8, batched(digits, 8).arrays, {}, 4, augment=augment(crop=2, flip=True)
   ),
   'source': source,
   'tokens': tokens,
