@@ -15,7 +15,7 @@ from bmx.core.types import Batch, HostBatch, Metadata
 from bmx.data.augment import Augmentation, augmentation
 from bmx.data.digests import digest_arrays
 from bmx.data.images import Normalise, with_normalization
-from bmx.data.pictures import Pixels
+from bmx.data.pictures import Pixels, pixels_state
 from bmx.runtime.fetch import fetch
 
 RESIDENT_BYTES = 1 << 30  # arrays up to this size are held on the device
@@ -270,13 +270,6 @@ def arrays(
     state = dict(fitted or {}) or pixels_state(found['image'].shape[1:], scale)
     preprocess = Pixels.restore(state['pixels']).normalise if 'pixels' in state else preprocess
   return ArrayData(found, metadata, seed, train, operations, preprocess, fitted=state)
-
-
-def pixels_state(shape: tuple[int, ...], scale: float) -> dict[str, Any]:
-  """Returns how files become arrays of bytes that are divided by `scale`; {} if they cannot."""
-  if shape[-1] not in (1, 3):
-    return {}
-  return {'pixels': Pixels((shape[0], shape[1], shape[2]), std=(scale / 255,)).state()}
 
 
 def _archive(path: str) -> HostBatch:

@@ -160,3 +160,10 @@ def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     found = f'{values.min()} to {values.max()}'
     raise InputError(f'{name} has pixels from {found}: expected 0 to 65535; convert it')
   return ((values + 128) // 257).astype(np.uint8)
+
+
+def pixels_state(shape: tuple[int, ...], scale: float) -> dict[str, Any]:
+  """Returns how files become arrays of bytes that are divided by `scale`; {} if they cannot."""
+  if shape[-1] not in (1, 3):
+    return {}
+  return {'pixels': Pixels((shape[0], shape[1], shape[2]), std=(scale / 255,)).state()}
