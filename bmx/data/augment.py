@@ -138,7 +138,7 @@ def augment(
   """
   jitter = ColorJitter(brightness, contrast, saturation, hue)
   operations: list[tuple[Any, Augmentation]] = [
-    (scale, RandomResizedCrop(*([scale] if scale else []), ratio=ratio)),
+    (scale, _resized(scale, ratio)),
     (crop, RandomCrop(crop)),
     (flip, Flip()),
     (randaugment, RandAugment(randaugment, magnitude)),
@@ -146,6 +146,11 @@ def augment(
     (erase, RandomErasing(erase)),
   ]
   return Sequence(tuple(operation for wanted, operation in operations if wanted))
+
+
+def _resized(scale: tuple[float, ...], ratio: tuple[float, float]) -> RandomResizedCrop:
+  bounds: Any = scale or (0.08, 1.0)
+  return RandomResizedCrop(bounds, ratio)
 
 
 def augmentation(crop: int, flip: bool, more: Augmentation | None) -> Augmentation | None:

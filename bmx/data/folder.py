@@ -149,9 +149,13 @@ class FolderData:
     """Memory that all pixels take."""
     return self.size * int(np.prod(self.pixels.shape))
 
-  @functools.cached_property
+  @property
   def spec(self) -> dict[str, Spec]:
     """Arrays of one example."""
+    return self._spec
+
+  @functools.cached_property
+  def _spec(self) -> dict[str, Spec]:
     blank = {'image': np.zeros((1, *self.pixels.shape), np.uint8)}
     blank |= {k: v[:1] for k, v in self.labels.items()} | {'weights': np.ones(1, np.float32)}
     return spec_of(self._finished(blank, streams.Draws(self.seed, np.zeros(1, np.int64))))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +57,9 @@ class Listing:
   def size_of(self, name: str) -> int:
     """Returns the size of a file, in bytes; 0 for one that is missing."""
     path = self.root / name
-    return path.stat().st_size if path.is_file() else 0
+    if not path.is_file():
+      return 0
+    return path.stat().st_size if isinstance(path, pathlib.Path) else path.stat().length
 
   def take(self, indices: np.ndarray) -> 'Listing':
     """Returns the listing of some of the files."""

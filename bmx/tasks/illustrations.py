@@ -104,9 +104,13 @@ def by_class(prediction: np.ndarray, label: np.ndarray, names: Sequence[str]) ->
   right = np.bincount(label[prediction == label], minlength=len(names))
   there = np.flatnonzero(counts)
   shares = right[there] / counts[there]
-  order = np.argsort(shares, kind='stable')[:MAX_LISTED]
+  order = np.argsort(shares, kind='stable')[:MAX_LISTED].tolist()
   rows = [
-    (names[there[i]], f'{100 * shares[i]:.1f} %', f'{right[there[i]]:,} of {counts[there[i]]:,}')
+    (
+      names[int(there[i])],
+      f'{100 * shares[i]:.1f} %',
+      f'{right[there[i]]:,} of {counts[there[i]]:,}',
+    )
     for i in order
   ]
   return Section('Accuracy by class', layout.grid(('class', 'accuracy', 'right'), rows))

@@ -51,7 +51,7 @@ class Views(Wrapper):
       raise InputError(f'predict.tta={self.views}: expected images, not {sorted(batch)}')
     seen = views_of(batch['image'], self.views)
     found = [self.inner.predict(variables, batch | {'image': image}, noise) for image in seen]
-    probability = sum(rows['probability'] for rows in found) / len(found)
+    probability = jnp.stack([rows['probability'] for rows in found]).mean(0)
     return found[0] | {'probability': probability, 'prediction': probability.argmax(-1)}
 
 
