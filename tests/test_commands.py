@@ -9,6 +9,7 @@ import zipfile
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from bmx import arguments as argument_parser
@@ -39,6 +40,12 @@ ENCODER = ['--config.task.model.encoder.width=16', '--config.task.model.encoder.
            '--config.task.model.encoder.depth=1']  # fmt: skip
 # Recipe of a page -> recipe that is run, with the words that make it short.
 SHORTER = {
+  'coco': ['coco', '--config.epochs=2', '--config.batch_size=8', '--config.data.size=32',
+           '--config.task.model.features=8,16', '--config.task.model.strides=4,',
+           '--config.task.model.width=8', '--config.task.model.depth=1'],
+  'coco:masks': ['coco:masks', '--config.epochs=2', '--config.batch_size=8',
+                 '--config.data.size=32', '--config.task.model.features=8,8',
+                 '--config.task.model.attention=False,False'],
   'digits_mlp': ['digits_mlp:tiny'],
   'digits_mlp:tiny': ['digits_mlp:tiny'],
   'table': ['table', '--config.epochs=2', '--config.batch_size=16'],
@@ -199,12 +206,31 @@ def write_images():
   folder(pathlib.Path('new_photos'), 2)
 
 
+def write_objects():
+  random = np.random.default_rng(0)
+  images, items = [], []
+  for i in range(10):
+    name, left = f'{i}.png', int(random.integers(0, 20))
+    picture = PIL.Image.new('RGB', (48, 40), (90, 90, 90))
+    picture.paste((250, 30, 30), (left, 10, left + 16, 26))
+    for place in ('mine', 'new')[: 1 + (i > 7)]:
+      pathlib.Path(place).mkdir(exist_ok=True)
+      picture.save(f'{place}/{name}')
+    images.append({'id': i, 'file_name': name, 'height': 40, 'width': 48})
+    corners = [left, 10, left + 16, 10, left + 16, 26, left, 26]
+    items.append({'id': i, 'image_id': i, 'category_id': 3, 'bbox': [left, 10, 16, 16],
+                  'segmentation': [corners]})  # fmt: skip
+  made = {'images': images, 'annotations': items, 'categories': [{'id': 3, 'name': 'square'}]}
+  write('mine/annotations.json', json.dumps(made))
+
+
 FILES = {
   'README.md': write_table,
   'docs/tables.md': write_table,
   'docs/language.md': write_texts,
   'docs/recommendation.md': write_clicks_and_ratings,
   'docs/vision.md': write_images,
+  'docs/detection.md': write_objects,
 }
 
 

@@ -15,10 +15,10 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.ranges import check_number
 from bmx.core.types import HostBatch
 from bmx.data.arrays import UNREADABLE, ArrayData
-from bmx.data.augment import augment
+from bmx.data.augment import Augmentation, augmentation
 from bmx.data.boxes import padded
 from bmx.data.builtin import digits as small_digits
-from bmx.data.images import Normalise
+from bmx.data.pictures import Pixels
 from bmx.data.tfds import tfds
 from bmx.runtime.fetch import fetch
 
@@ -60,6 +60,7 @@ def scenes(
   scene_seed: int = 0,
   crop: int = 0,
   flip: bool = False,
+  augment: Augmentation | None = None,
   seed: int = 0,
   train: bool = True,
 ) -> ArrayData:
@@ -81,6 +82,7 @@ def scenes(
     scene_seed: of the scenes.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
+    augment: further augmentation in training, such as `bmx.data.augment:augment`.
     seed: of augmentation.
     train: whether examples are augmented.
 
@@ -104,9 +106,10 @@ def scenes(
   what = f'{source} and drawings' if drawings else source
   metadata = {'num_classes': len(names), 'class_names': names, 'shape': (size, size, 3),
               'source': f'{count} scenes of {what}, {split}'}  # fmt: skip
-  pixels = Normalise(255.0, (0.5,), (0.25,))
-  fitted = {'class_names': names}
-  return ArrayData(arrays, metadata, seed, train, augment(crop, flip), pixels, fitted=fitted)
+  pixels = Pixels((size, size, 3), 0, (0.5,), (0.25,))
+  fitted = {'class_names': names, 'whole': pixels.state(), 'kind': kind}
+  operations = augmentation(crop, flip, augment)
+  return ArrayData(arrays, metadata, seed, train, operations, pixels.normalise, fitted=fitted)
 
 
 def _check(

@@ -25,6 +25,7 @@ NAMED_COLUMNS = ('.jsonl', '.json', '.ndjson', '.parquet', '.pq')  # tables that
 TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
 ARRAYS = 'bmx.data.arrays:arrays'
 IMAGES = 'bmx.data.folder:images'
+ANNOTATED = 'bmx.data.coco:coco'
 # Arrays of a batch that predictions do not need, or that are made of the others.
 LABELS = (
   'label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next', 'frame', 'boxes',
@@ -170,6 +171,9 @@ def _input_part(data: Mapping[str, Any], path: str, fitted: Mapping[str, Any]) -
   if path and 'pixels' in fitted and not path.endswith('.npz'):
     words = data if data['call'] == IMAGES else {'call': IMAGES}
     return {**words, 'path': path, 'split': 'all', 'unreadable': 'skip'}
+  if path and 'whole' in fitted and not path.endswith('.npz'):
+    words = data if data['call'] == ANNOTATED else {'call': ANNOTATED, 'kind': fitted['kind']}
+    return {**words, 'path': path, 'images': '', 'split': 'all', 'unreadable': 'skip'}
   if path.lower().endswith(NAMED_COLUMNS):
     data = {k: v for k, v in data.items() if k not in ('columns', 'delimiter')}
   archive = path.endswith('.npz') and data['call'] != ARRAYS

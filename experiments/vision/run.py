@@ -2,12 +2,14 @@
 
     BMX_TEST_DATA=DIR python experiments/vision/run.py STAGE [WORKDIR] [--small]
 
-DIR holds tfds/ (a TFDS data directory with cifar10_jpeg). Runs are in WORKDIR (/tmp/bmx-vision),
-and continue there if the script is started again. --small tries a stage in a few steps, and writes
-to WORKDIR/results.json only.
+DIR holds tfds/ (a TFDS data directory with cifar10_jpeg and mnist) and emojitwo/images_32.npz. Runs
+are in WORKDIR (/tmp/bmx-vision), and continue there if the script is started again. --small tries a
+stage in a few steps, and writes to WORKDIR/results.json only.
 
 - cifar10_resnet: accuracy of the recipe on the test images, 3 seeds.
 - cifar10_vit: the same of the transformer, 1 seed.
+- mnist_detect: average precision at an overlap of 0.5 of digits and drawings in scenes, 3 seeds.
+- mnist_segment: mean intersection over union of the same, 3 seeds.
 - transfer: pre-training on five classes, fine-tuning on 50 images of each of the other five, beside
   the same network from scratch, 3 seeds; transfer.svg.
 - loader: images/s of the folder reader beside PyTorch's DataLoader, with the same decoding and
@@ -33,6 +35,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 DATA = os.environ.get('BMX_TEST_DATA', '')
 TFDS = f'--config.data.data_dir={DATA}/tfds'
+SPRITES = f'--config.data.sprites={DATA}/emojitwo/images_32.npz'
 FEW = ['--config.epochs=0', '--config.steps=4', '--config.schedule.warmup=1',
        '--config.every.save=0', '--config.every.eval=0']  # fmt: skip
 VALID = 'eval/valid/accuracy'
@@ -61,8 +64,10 @@ class Results:
     return json.loads(self.path.read_text()) if self.path.exists() else {}
 
 
-def train(recipe: str, arguments: list[str], workdir: pathlib.Path) -> dict[str, Any]:
-  """Trains, or continues -> metrics, steps, and CPU seconds of the process and its children."""
+def train(
+  recipe: str, arguments: list[str], workdir: pathlib.Path, metric: str = 'accuracy'
+) -> dict[str, Any]:
+  """Trains, or continues -> metric, steps, and CPU seconds of the process and its children."""
   before = resource.getrusage(resource.RUSAGE_CHILDREN)
   began = time.perf_counter()
   subprocess.run(
@@ -74,7 +79,7 @@ def train(recipe: str, arguments: list[str], workdir: pathlib.Path) -> dict[str,
   summary = json.loads((workdir / 'summary.json').read_text())
   cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
   return {
-    'accuracy': round(accuracy(summary['metrics']), 4),
+    metric: round(result(summary['metrics'], metric), 4),
     'steps': summary['steps'],
     'parameters': summary['parameters'],
     'cpu_seconds': round(cpu),
@@ -82,14 +87,15 @@ def train(recipe: str, arguments: list[str], workdir: pathlib.Path) -> dict[str,
   }
 
 
-def accuracy(values: Mapping[str, float]) -> float:
-  """Returns the accuracy of the only entry of `eval`."""
-  return next(v for k, v in values.items() if k.startswith('eval/') and k.endswith('/accuracy'))
+def result(values: Mapping[str, float], metric: str) -> float:
+  """Returns a metric of the only entry of `eval`, or of its entry `test`."""
+  found = {k: v for k, v in values.items() if k.startswith('eval/') and k.endswith(f'/{metric}')}
+  return found.get(f'eval/test/{metric}', next(iter(found.values())))
 
 
 def seeds(
   results: Results, workdir: pathlib.Path, names: Mapping[str, Callable[[int, pathlib.Path], Any]],
-  count: int,
+  count: int, metric: str = 'accuracy',
 ) -> None:  # fmt: skip
   """Measures every name for every seed that results.json lacks, and their means."""
   for seed in range(count):
@@ -98,19 +104,23 @@ def seeds(
       if str(seed) in found['runs']:
         continue
       found['runs'][str(seed)] = measure(seed, workdir / f'{name}_{seed}')
-      values = [run['accuracy'] for run in found['runs'].values()]
+      values = [run[metric] for run in found['runs'].values()]
       found['mean'] = round(statistics.mean(values), 4)
       found['spread'] = round(max(values) - min(values), 4)
       results.add({name: found})
 
 
-def recipe_stage(recipe: str, count: int) -> Callable[..., None]:
-  """Returns the stage that trains a recipe on cifar10_jpeg with `count` seeds."""
+def recipe_stage(
+  recipe: str, count: int, metric: str = 'accuracy', words: tuple[str, ...] = ()
+) -> Callable[..., None]:
+  """Returns the stage that trains a recipe with `count` seeds."""
 
   def stage(results: Results, workdir: pathlib.Path, small: bool) -> None:
-    arguments = [TFDS, *(FEW if small else [])]
-    measure = lambda seed, folder: train(recipe, [*arguments, f'--config.seed={seed}'], folder)
-    seeds(results, workdir, {recipe: measure}, count)
+    arguments = [TFDS, *words, *(FEW if small else [])]
+    measure = lambda seed, folder: train(
+      recipe, [*arguments, f'--config.seed={seed}'], folder, metric
+    )
+    seeds(results, workdir, {recipe: measure}, count, metric)
 
   return stage
 
@@ -283,6 +293,8 @@ def cpu_seconds() -> float:
 STAGES: dict[str, Callable[[Results, pathlib.Path, bool], None]] = {
   'cifar10_resnet': recipe_stage('cifar10_resnet', 3),
   'cifar10_vit': recipe_stage('cifar10_vit', 1),
+  'mnist_detect': recipe_stage('mnist_detect', 3, 'ap50', (SPRITES,)),
+  'mnist_segment': recipe_stage('mnist_segment', 3, 'mean_iou', (SPRITES,)),
   'transfer': transfer,
   'loader': loader,
 }

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
+from bmx.data.augment import augment
 from bmx.data.scenes import scenes
 
 SMALL = {'size': 32, 'source': 'digits', 'objects': (1, 3)}
@@ -50,8 +51,11 @@ def test_drawings_are_a_class(data_dir):
   assert (data.arrays['box_label'] == 10).sum() > 5
 
 
-@pytest.mark.parametrize('words', [{'crop': 6}, {'flip': True}, {'crop': 4, 'flip': True}])
-def test_augmentation_moves_boxes_and_masks_along(both, words):
+@pytest.mark.parametrize(('words', 'tolerance'), [
+  ({'crop': 6}, 0), ({'flip': True}, 0), ({'crop': 4, 'flip': True}, 0),
+  ({'augment': augment(scale=(0.6, 1.0), flip=True, erase=0.5)}, 1.5),  # of resized pixels
+])  # fmt: skip
+def test_augmentation_moves_boxes_and_masks_along(both, words, tolerance):
   """Masks tell where objects are after a change of pixels: boxes must hold them, and tightly."""
   boxes, masks = (scenes(count=20, **SMALL, **words, kind=k, seed=3) for k in ('boxes', 'masks'))
   order = np.arange(20)
@@ -65,7 +69,8 @@ def test_augmentation_moves_boxes_and_masks_along(both, words):
     (box,), (label,) = moved['boxes'][i][there], moved['box_label'][i][there]
     rows, columns = np.nonzero(told['mask'][i])
     assert (told['mask'][i][rows, columns] == label + 1).all()
-    assert box.tolist() == [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+    around = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+    np.testing.assert_allclose(box, around, atol=tolerance)
 
 
 def test_wrong_words_are_named(tmp_path):

@@ -1,0 +1,50 @@
+"""Detection of files from end to end: in pixels of each file, with names of classes."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import bmx
+from bmx import experiment
+from bmx.core.errors import InputError
+from bmx.data.scenes import scenes
+from bmx.train.evaluate import predictions
+from bmx.train.predicted import lines
+
+WORDS = ['task.min_score=0.001', 'task.detections=4', 'mesh.data=1', 'data.count=2',
+         'eval.valid.count=2']  # fmt: skip
+
+
+def test_a_run_on_scenes_predicts_files_in_their_own_pixels(tmp_path, caplog):
+  """A scene in three sizes; a damaged file is left out."""
+  scene = scenes('test', 1, 32, (2, 2), source='digits').arrays['image'][0]
+  for factor in (1, 2, 3):
+    large = np.repeat(np.repeat(scene, factor, 0), factor, 1)
+    Image.fromarray(large[:, : 24 * factor]).save(tmp_path / f'{factor}.png')
+  (tmp_path / 'x.png').write_text('no image')
+  config, name = bmx.load('mnist_detect:tiny', WORDS)
+  x = bmx.build(config, name, jax.devices()[:1])
+  data = experiment.input_data(x, tmp_path)
+  assert data.metadata['unreadable'] == 1 and 'x.png cannot be read' in caplog.text
+  rows = list(lines(data, x.task, predictions(data, x.task, x.layout, x.init())))
+  assert [line['file'] for line in rows] == ['1.png', '2.png', '3.png']
+  for factor, line in enumerate(rows, 1):
+    assert len(line['objects']) == 4 and 'labels' not in line
+    for o in line['objects']:
+      assert o['class'] in [str(i) for i in range(10)] and 0 < o['score'] < 1
+      assert 0 <= o['top'] < o['bottom'] <= 32 * factor
+      assert 0 <= o['left'] < o['right'] <= 24 * factor
+    assert max(o['bottom'] for o in line['objects']) > 4 * factor
+
+
+def test_what_does_not_fit_a_run_is_named(tmp_path):
+  config, name = bmx.load('mnist_detect:tiny', WORDS)
+  x = bmx.build(config, name, jax.devices()[:1])
+  with pytest.raises(InputError, match='expected images'):
+    experiment.input_data(x, tmp_path)
+  with pytest.raises(InputError, match='expected a file of annotations'):
+    experiment.input_data(x, tmp_path / 'nowhere')
+  config, name = bmx.load('mnist_detect:tiny', [*WORDS, 'task.model.num_outputs=3'])
+  with pytest.raises(InputError, match='num_outputs=3: expected 10'):
+    bmx.build(config, name, jax.devices()[:1])
