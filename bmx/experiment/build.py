@@ -219,7 +219,8 @@ def _steps(c: Mapping[str, Any], data: Data) -> int:
   if steps < 1:
     raise InputError(f'steps={c["steps"]}, epochs={c["epochs"]}: nothing to train')
   if steps >= 2**31:  # steps are int32
-    raise InputError(f'steps={steps:.4g} (epochs={c["epochs"]}): expected below {2**31}')
+    shown = f'{steps:.4g}' if steps < 10**18 else 'over 1e18'
+    raise InputError(f'steps={shown} (epochs={c["epochs"]}): expected below {2**31}')
   return steps
 
 

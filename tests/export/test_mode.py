@@ -251,6 +251,7 @@ def test_a_card_has_results_of_its_own_step_alone(run):
   assert export.results_of(run / 'run', 2) == {}
 
 
+@pytest.mark.nightly
 def test_adapters_in_bfloat16_are_exported(tmp_path):
   """Merged weights round otherwise than adapters beside a kernel."""
   words = ('steps=3', 'dtype=bfloat16', 'cache=off', 'every.eval=0', 'task.train=embed')

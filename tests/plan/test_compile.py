@@ -27,7 +27,9 @@ def build(recipe, where, *overrides):
 @pytest.mark.parametrize(('recipe', 'where', 'overrides', 'kernels'), [
   # Forward and two backward kernels, of the first micro-batch and of the others: none runs again.
   pytest.param('gpt2_124m', 'v5e:2x2', ['mesh.data=4'], 6, marks=pytest.mark.nightly),
-  ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8'], 6),
+  # 50 CPU seconds and more; `test_the_mode` compiles a small one for TPU at every push.
+  pytest.param('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8'], 6,
+               marks=pytest.mark.nightly),
   ('llama_1b', 'h200:1', ['task.model.attention=xla', 'batch_size=64'], 0),
 ])  # fmt: skip
 def test_it_compiles_and_fits(recipe, where, overrides, kernels):
