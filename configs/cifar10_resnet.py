@@ -35,7 +35,7 @@ def get_config(variant: str = ''):
     'std': (0.247, 0.2435, 0.2616),
     'crop': 4,
     'flip': True,
-    'augment': {'call': 'bmx.data.augment:augment'},  # further words: docs/vision.md
+    'augment': {'call': 'bmx.data.images.augment:augment'},  # further words: docs/vision.md
   }
   c.eval.test = {'split': 'test', 'batch_size': 500}
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 0.2, 'warmup': 200}

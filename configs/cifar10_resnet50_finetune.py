@@ -43,7 +43,7 @@ def get_config(variant: str = ''):
     'std': (0.2023, 0.1994, 0.2010),  # means of the images' deviations, as the tutorial has them
     'crop': 4,
     'flip': True,
-    'augment': {'call': 'bmx.data.augment:augment'},  # further words: docs/vision.md
+    'augment': {'call': 'bmx.data.images.augment:augment'},  # further words: docs/vision.md
   }
   c.eval.test = {'split': 'test', 'batch_size': 500}
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 0.01, 'warmup': 100}

@@ -42,7 +42,7 @@ def get_config(variant: str = ''):
     'std': (0.247, 0.2435, 0.2616),
     'crop': 4,
     'flip': True,
-    'augment': {'call': 'bmx.data.augment:augment', 'randaugment': 1, 'magnitude': 9},
+    'augment': {'call': 'bmx.data.images.augment:augment', 'randaugment': 1, 'magnitude': 9},
   }
   c.eval.test = {'split': 'test', 'batch_size': 500}
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 1e-3, 'warmup': 400}

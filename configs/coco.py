@@ -43,7 +43,7 @@ def get_config(variant: str = ''):
   c.task = SEGMENTATION if masks else DETECTION
   c.task.model.dtype = c.get_ref('dtype')
   c.data = {
-    'call': 'bmx.data.coco:coco',
+    'call': 'bmx.data.images.coco:coco',
     'path': '',
     'images': '',
     'kind': 'masks' if masks else 'boxes',
@@ -62,7 +62,7 @@ def get_config(variant: str = ''):
     c.epochs, c.steps, c.batch_size = 0.0, 30, 16
     c.task.model.update(features=(8, 16), strides=(4,), width=16, depth=1)
     scenes = {'count': 64, 'size': 32, 'objects': (1, 2), 'source': 'digits'}
-    c.data = {'call': 'bmx.data.scenes:scenes', 'split': 'train', 'kind': 'boxes', **scenes}
+    c.data = {'call': 'bmx.data.images.scenes:scenes', 'split': 'train', 'kind': 'boxes', **scenes}
     c.eval.valid.update(count=16, batch_size=16)
     c.schedule.update(peak=5e-3, warmup=2)
     c.every = {'log': 5, 'eval': 0, 'save': 30}

@@ -4,7 +4,7 @@
     python -m bmx.main --config=configs/criteo_deepfm.py --config.data.path=train.txt
 
 The last tenth of the file is held out; the checkpoint with the least log loss on it is kept. Any
-other table of clicks: `--data.call=bmx.data.clicks:clicks --data.target=COLUMN`
+other table of clicks: `--data.call=bmx.data.recommend.clicks:clicks --data.target=COLUMN`
 (docs/recommendation.md).
 
 Reaches no published figure yet: it has not been trained at full size, and the sample of 200 lines
@@ -31,7 +31,7 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.clicks:criteo',
+    'call': 'bmx.data.recommend.clicks:criteo',
     'path': '',
     'min_count': 10,
     'split': 'train',
@@ -59,7 +59,7 @@ def get_config(variant: str = ''):
   if variant == 'tiny':
     c.epochs, c.steps, c.batch_size = 0.0, 60, 128
     c.task.model.update(width=8, widths=(32,))
-    c.data = {'call': 'bmx.data.synthetic:clicks', 'split': 'train', 'holdout': 0.2}
+    c.data = {'call': 'bmx.data.recommend.synthetic:clicks', 'split': 'train', 'holdout': 0.2}
     c.eval.valid.update(split='valid', batch_size=400)
     c.schedule.peak = 0.01
     c.every = {'log': 10, 'eval': 0, 'save': 30}

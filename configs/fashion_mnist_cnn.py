@@ -38,7 +38,7 @@ def get_config(variant: str = ''):
     'std': (0.353,),
     'crop': 2,
     'flip': True,
-    'augment': {'call': 'bmx.data.augment:augment', 'erase': 0.5},
+    'augment': {'call': 'bmx.data.images.augment:augment', 'erase': 0.5},
   }
   c.eval.test = {'split': 'test', 'batch_size': 1000}
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 2e-3, 'warmup': 200}

@@ -30,14 +30,14 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.folder:images',
+    'call': 'bmx.data.images.folder:images',
     'path': '',
     'size': 64,
     'split': 'train',
     'holdout': 0.2,
     'crop': 8,
     'flip': True,
-    'augment': {'call': 'bmx.data.augment:augment'},  # further words: docs/vision.md
+    'augment': {'call': 'bmx.data.images.augment:augment'},  # further words: docs/vision.md
   }
   c.eval.valid = {'split': 'valid', 'batch_size': 256}
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 2e-3, 'warmup': 0}

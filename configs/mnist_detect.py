@@ -31,7 +31,7 @@ def get_config(variant: str = ''):
     'detections': 20,  # a scene has at most 4 objects
   }
   c.data = {
-    'call': 'bmx.data.scenes:scenes',
+    'call': 'bmx.data.images.scenes:scenes',
     'split': 'train',
     'count': 6000,
     'size': 64,

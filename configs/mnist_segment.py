@@ -26,7 +26,7 @@ def get_config(variant: str = ''):
     'dice': 1.0,  # most pixels are background: Dice weighs classes alike
   }
   c.data = {
-    'call': 'bmx.data.scenes:scenes',
+    'call': 'bmx.data.images.scenes:scenes',
     'kind': 'masks',
     'split': 'train',
     'count': 6000,

@@ -40,7 +40,7 @@ def get_config(variant: str = ''):
     },
   }
   c.data = {
-    'call': 'bmx.data.ratings:ratings',
+    'call': 'bmx.data.recommend.ratings:ratings',
     'path': '',
     'items': 'movies.csv',
     'item_features': ('genres',),
@@ -65,7 +65,7 @@ def get_config(variant: str = ''):
     c.epochs, c.steps, c.batch_size = 0.0, 60, 128
     c.task.model.width = 8
     c.schedule.peak = 0.03
-    c.data = {'call': 'bmx.data.synthetic:ratings', 'split': 'train'}
+    c.data = {'call': 'bmx.data.recommend.synthetic:ratings', 'split': 'train'}
     c.eval.valid.batch_size = c.eval.test.batch_size = 64
     c.every = {'log': 10, 'eval': 0, 'save': 30}
   return c

@@ -8,7 +8,7 @@ from PIL import Image
 import bmx
 from bmx import experiment
 from bmx.core.errors import InputError
-from bmx.data.scenes import scenes
+from bmx.data.images.scenes import scenes
 from bmx.train.evaluate import predictions
 from bmx.train.predicted import lines
 

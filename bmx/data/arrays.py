@@ -12,10 +12,10 @@ from bmx.core import streams
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, HostBatch, Metadata
-from bmx.data.augment import Augmentation, augmentation
 from bmx.data.digests import digest_arrays
-from bmx.data.images import Normalise, with_normalization
-from bmx.data.pictures import Pixels, pixels_state
+from bmx.data.images.augment import Augmentation, augmentation
+from bmx.data.images.normalization import Normalise, with_normalization
+from bmx.data.images.pictures import Pixels, pixels_state
 from bmx.runtime.fetch import fetch
 
 RESIDENT_BYTES = 1 << 30  # arrays up to this size are held on the device
@@ -41,7 +41,7 @@ class ArrayData:
     metadata: facts that are checked against a model ('num_classes', 'num_targets', ...).
     seed: of augmentation.
     train: whether examples are augmented.
-    augment: (rows, random) -> rows, on the host, see `data.augment`.
+    augment: (rows, random) -> rows, on the host, see `data.images.augment`.
     preprocess: function of every batch; works on numpy and on jax arrays.
     names: array -> logical names of the dimensions of one example, see `Spec`.
     fitted: result of `state`, see `core.data.Stateful`.
@@ -231,7 +231,7 @@ def arrays(
     scale: divisor of images.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
-    augment: further augmentation in training, such as `bmx.data.augment:augment`.
+    augment: further augmentation in training, such as `bmx.data.images.augment:augment`.
     given: the arrays themselves, instead of `path`.
     fitted: `state()` of the training data: images of bytes are normalized as theirs.
     seed: of augmentation.

@@ -10,9 +10,9 @@ import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.data.arrays import ArrayData, split_indices
-from bmx.data.augment import Augmentation, augmentation
-from bmx.data.images import Normalise
-from bmx.data.pictures import Pixels
+from bmx.data.images.augment import Augmentation, augmentation
+from bmx.data.images.normalization import Normalise
+from bmx.data.images.pictures import Pixels
 
 TABLES = ('iris', 'wine', 'breast_cancer', 'diabetes')
 
@@ -36,7 +36,7 @@ def digits(
     holdout: share of 'valid'.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
-    augment: further augmentation in training, such as `bmx.data.augment:augment`.
+    augment: further augmentation in training, such as `bmx.data.images.augment:augment`.
     seed: of augmentation.
     train: whether examples are augmented.
 

@@ -10,9 +10,9 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.data.arrays import RESIDENT_BYTES, ArrayData, SourceData
-from bmx.data.augment import Augmentation, augmentation
-from bmx.data.images import Normalise
-from bmx.data.pictures import Pixels
+from bmx.data.images.augment import Augmentation, augmentation
+from bmx.data.images.normalization import Normalise
+from bmx.data.images.pictures import Pixels
 from bmx.data.records import Record
 
 NAME = re.compile(r'\w+(/[\w.+-]+)*(:[\d.*]+)?')  # with a config, with a version
@@ -40,7 +40,7 @@ def tfds(
     std: of the same.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
-    augment: further augmentation in training, such as `bmx.data.augment:augment`.
+    augment: further augmentation in training, such as `bmx.data.images.augment:augment`.
     seed: of augmentation.
     train: whether examples are augmented.
 
@@ -55,7 +55,7 @@ def tfds(
   if None in shape:
     raise InputError(
       f'{name} has images of different sizes, {shape}: expected one size; write them to files, and '
-      'use bmx.data.folder:images'
+      'use bmx.data.images.folder:images'
     )
   metadata = {'num_classes': len(names), 'class_names': names, 'shape': shape}
   metadata |= {'source': f'{info.full_name} {split}'}

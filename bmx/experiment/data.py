@@ -24,8 +24,8 @@ from bmx.train.datafile import DataFile, tokenizer_of
 NAMED_COLUMNS = ('.jsonl', '.json', '.ndjson', '.parquet', '.pq')  # tables that name their columns
 TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
 ARRAYS = 'bmx.data.arrays:arrays'
-IMAGES = 'bmx.data.folder:images'
-ANNOTATED = 'bmx.data.coco:coco'
+IMAGES = 'bmx.data.images.folder:images'
+ANNOTATED = 'bmx.data.images.coco:coco'
 # Arrays of a batch that predictions do not need, or that are made of the others.
 LABELS = (
   'label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next', 'frame', 'boxes',

@@ -14,10 +14,10 @@ from bmx.core.data import Data, Spec
 from bmx.core.errors import InputError, did_you_mean, near
 from bmx.core.experiment import Experiment
 from bmx.data.arrays import arrays as array_part
-from bmx.data.categories import FieldEncoder
-from bmx.data.clicks import clicks, criteo
-from bmx.data.pictures import Pixels
-from bmx.data.ratings import ratings
+from bmx.data.images.pictures import Pixels
+from bmx.data.recommend.categories import FieldEncoder
+from bmx.data.recommend.clicks import clicks, criteo
+from bmx.data.recommend.ratings import ratings
 from bmx.data.tables import table
 from bmx.data.text.squad import squad
 from bmx.data.text.text_classification import text_classification

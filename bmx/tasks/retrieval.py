@@ -12,7 +12,7 @@ from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, Coupling, HostBatch, Metadata, Noise, Variables
-from bmx.data.ratings import TOP, Ratings
+from bmx.data.recommend.ratings import TOP, Ratings
 from bmx.models.towers import TwoTowers
 from bmx.ops.losses import cross_entropy
 from bmx.ops.masks import MASK_VALUE
@@ -86,7 +86,9 @@ class Retrieval(ModelTask):
     for name in ('num_users', 'num_items', 'history', 'user_features', 'item_features'):
       own, data = _plain(self.model, name), metadata.get(name)
       if data is None:
-        raise InputError(f'the data have no {name}: retrieval expects bmx.data.ratings:ratings')
+        raise InputError(
+          f'the data have no {name}: retrieval expects bmx.data.recommend.ratings:ratings'
+        )
       if own != (tuple(data) if isinstance(data, list | tuple) else data):
         raise InputError(f"{name}={own}: expected {data}, that of the data; set it to 'auto'")
 
@@ -171,7 +173,7 @@ def _of_popular(metric: Callable[[HostBatch], float], rows: HostBatch, data: Dat
   examples = data.examples
   if not isinstance(examples, Ratings):
     raise InputError(f'{type(examples).__name__} has no counts of items: expected '
-                     'bmx.data.ratings:ratings')  # fmt: skip
+                     'bmx.data.recommend.ratings:ratings')  # fmt: skip
   return metric({**rows, 'prediction': examples.popular})
 
 

@@ -217,9 +217,9 @@ def of_bmx(folder: pathlib.Path, steps: int) -> int:
   """Reads batches as a training does, onto the device -> number of images."""
   import jax
 
-  from bmx.data.augment import augment
   from bmx.data.batches import Batches
-  from bmx.data.folder import images
+  from bmx.data.images.augment import augment
+  from bmx.data.images.folder import images
   from bmx.parallel import Layout, make_mesh
   from bmx.train.feed import Feed
 
@@ -246,7 +246,7 @@ def of_torch(folder: pathlib.Path, steps: int) -> int:
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
       from bmx.core.streams import Draws
-      from bmx.data.parts import RandomResizedCrop
+      from bmx.data.images.parts import RandomResizedCrop
 
       draws = Draws(int(torch.randint(1 << 30, ())), np.zeros(1, np.int64))
       with Image.open(files[i]) as picture:

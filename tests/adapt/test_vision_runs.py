@@ -115,7 +115,7 @@ def test_a_processor_is_compared_with_the_data(change, expected, tmp_path, caplo
 def test_a_processor_that_is_written_is_read_alike(tmp_path):
   """By transformers, too: it makes the same inputs of the same pixels."""
   transformers = pytest.importorskip('transformers')
-  from bmx.data.images import Normalise
+  from bmx.data.images.normalization import Normalise
 
   config = preprocessor.content(METADATA, SPEC)
   (tmp_path / preprocessor.NAME).write_text(json.dumps(config))

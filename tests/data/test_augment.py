@@ -8,9 +8,9 @@ import pytest
 from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.data.arrays import ArrayData
-from bmx.data.augment import Flip, RandomCrop, Sequence, augment, augmentation
 from bmx.data.builtin import digits
-from bmx.data.parts import RandomErasing
+from bmx.data.images.augment import Flip, RandomCrop, Sequence, augment, augmentation
+from bmx.data.images.parts import RandomErasing
 from tests.data.batched import batched
 
 

@@ -12,9 +12,9 @@ from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.data import arrays as loader
 from bmx.data.arrays import ArrayData, split_indices
-from bmx.data.augment import augment
 from bmx.data.batches import Batches
-from bmx.data.images import Normalise
+from bmx.data.images.augment import augment
+from bmx.data.images.normalization import Normalise
 from bmx.data.text.windows import TokenData
 from tests.data.batched import batched
 

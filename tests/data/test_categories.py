@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
-from bmx.data.categories import FieldEncoder, bucket
-from bmx.data.clicks import CATEGORIES, NUMBERS, clicks, criteo
+from bmx.data.recommend.categories import FieldEncoder, bucket
+from bmx.data.recommend.clicks import CATEGORIES, NUMBERS, clicks, criteo
 
 FRAME = {
   'click': [0, 1, 0, 1, 1, 0],

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from bmx.core.errors import InputError
-from bmx.data import annotated as annotated_module
-from bmx.data import coco as coco_module
-from bmx.data.coco import coco
-from bmx.data.masks import decode
+from bmx.data.images import annotated as annotated_module
+from bmx.data.images import coco as coco_module
+from bmx.data.images.coco import coco
+from bmx.data.images.masks import decode
 from bmx.tasks.average_precision import true_boxes
 
 SIZES = {'a.png': (40, 20), 'b.jpg': (16, 30), 'c.png': (24, 24)}  # width, height

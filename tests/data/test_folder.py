@@ -10,9 +10,9 @@ from PIL import Image
 
 from bmx.core.errors import InputError
 from bmx.core.streams import Draws
-from bmx.data import folder as reader
-from bmx.data.augment import augment
-from bmx.data.folder import FolderData, images
+from bmx.data.images import folder as reader
+from bmx.data.images.augment import augment
+from bmx.data.images.folder import FolderData, images
 from tests.data.pictures import folder, pixels, save
 
 

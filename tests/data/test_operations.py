@@ -8,11 +8,11 @@ from PIL import Image
 
 from bmx.core import streams
 from bmx.core.errors import InputError
-from bmx.data import colors
 from bmx.data.arrays import ArrayData
-from bmx.data.augment import augment
-from bmx.data.colors import ColorJitter, RandAugment
-from bmx.data.parts import RandomErasing, RandomResizedCrop
+from bmx.data.images import colors
+from bmx.data.images.augment import augment
+from bmx.data.images.colors import ColorJitter, RandAugment
+from bmx.data.images.parts import RandomErasing, RandomResizedCrop
 from tests.data.test_augment import Given, around, images, scene
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bmx.core.errors import InputError
-from bmx.data.pictures import Pixels, eight_bits
+from bmx.data.images.pictures import Pixels, eight_bits
 from tests.data.pictures import pixels
 
 RGB, GRAY = Pixels((20, 24, 3)), Pixels((20, 24, 1))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
-from bmx.data.catalog import Histories
-from bmx.data.ratings import ratings
+from bmx.data.recommend.catalog import Histories
+from bmx.data.recommend.ratings import ratings
 
 HEADER = 'userId,movieId,rating,timestamp'
 # User 1 has 5 ratings in another order than that of time, 20 has 3, and 3 has too few.

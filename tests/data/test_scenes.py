@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bmx.core.errors import InputError
-from bmx.data.augment import augment
-from bmx.data.scenes import scenes
+from bmx.data.images.augment import augment
+from bmx.data.images.scenes import scenes
 
 SMALL = {'size': 32, 'source': 'digits', 'objects': (1, 3)}
 

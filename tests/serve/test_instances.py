@@ -12,7 +12,7 @@ from bmx import config as recipes
 from bmx import experiment
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
-from bmx.data.clicks import clicks
+from bmx.data.recommend.clicks import clicks
 from bmx.experiment.instances import columns_of
 from bmx.train import datafile
 from bmx.train.evaluate import predictions
@@ -184,11 +184,11 @@ def test_a_language_model_reads_no_instances():
 def test_columns_of_clicks_and_of_users():
   frame = {'click': [0, 1] * 3, 'site': ['a', 'b'] * 3, 'device': list('xyzxyz'), 'spent': range(6)}
   state = clicks(given=frame, target='click', hashed=('device',)).state()
-  part = {'call': 'bmx.data.clicks:clicks', 'target': 'click'}
+  part = {'call': 'bmx.data.recommend.clicks:clicks', 'target': 'click'}
   found = {c.name: (c.kind, c.required) for c in columns_of(part, {}, state)}
   assert found == {'spent': ('number', True), 'site': ('category', True),
                    'device': ('category', True), 'click': ('other', False)}  # fmt: skip
-  users = columns_of({'call': 'bmx.data.ratings:ratings', 'user': 'customer'}, {}, {})
+  users = columns_of({'call': 'bmx.data.recommend.ratings:ratings', 'user': 'customer'}, {}, {})
   assert [(c.name, c.required) for c in users] == [('customer', True)]
 
 

@@ -6,7 +6,7 @@ from sklearn import metrics
 
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
-from bmx.data.synthetic import clicks
+from bmx.data.recommend.synthetic import clicks
 from bmx.models.recsys import DeepFM
 from bmx.parallel.sharding import unbox
 from bmx.tasks.classification import auc

@@ -7,7 +7,7 @@ import pytest
 
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
-from bmx.data.scenes import scenes
+from bmx.data.images.scenes import scenes
 from bmx.models.detector import Detections, Detector, points
 from bmx.models.mlp import MLP
 from bmx.parallel.sharding import unbox

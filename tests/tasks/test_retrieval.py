@@ -10,7 +10,7 @@ import pytest
 from bmx.core.errors import InputError
 from bmx.core.types import Noise
 from bmx.data.batches import Batches
-from bmx.data.synthetic import ratings
+from bmx.data.recommend.synthetic import ratings
 from bmx.models.mlp import MLP
 from bmx.models.towers import TwoTowers
 from bmx.parallel.sharding import unbox

@@ -7,7 +7,7 @@ from sklearn.metrics import jaccard_score
 
 from bmx.core.errors import InputError
 from bmx.data.batches import Batches
-from bmx.data.scenes import scenes
+from bmx.data.images.scenes import scenes
 from bmx.models.unet import UNet
 from bmx.tasks import pictures, readable
 from bmx.tasks.iou import class_iou, mean_iou

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bmx.data.arrays import ArrayData, SourceData
-from bmx.data.augment import augment
 from bmx.data.builtin import digits
+from bmx.data.images.augment import augment
 from bmx.data.text.windows import TokenData
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.train.feed import Feed

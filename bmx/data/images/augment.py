@@ -27,9 +27,9 @@ import numpy as np
 from bmx.core.errors import InputError
 from bmx.core.streams import Draws
 from bmx.core.types import HostBatch
-from bmx.data.colors import ColorJitter, RandAugment
-from bmx.data.geometry import PIXELS, move_boxes
-from bmx.data.parts import RandomErasing, RandomResizedCrop
+from bmx.data.images.colors import ColorJitter, RandAugment
+from bmx.data.images.geometry import PIXELS, move_boxes
+from bmx.data.images.parts import RandomErasing, RandomResizedCrop
 
 Augmentation = Callable[[HostBatch, Draws], HostBatch]
 

@@ -13,9 +13,9 @@ from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
 from bmx.core.types import HostBatch
 from bmx.data.arrays import ArrayData
-from bmx.data.catalog import PADDING, Catalog, Histories
 from bmx.data.digests import digest_arrays
-from bmx.data.ratingfiles import Events, Words, asked_users, read_catalog, read_events
+from bmx.data.recommend.catalog import PADDING, Catalog, Histories
+from bmx.data.recommend.ratingfiles import Events, Words, asked_users, read_catalog, read_events
 
 log = logging.getLogger('bmx')
 # Split -> last ratings of a user that are not in it or before it.

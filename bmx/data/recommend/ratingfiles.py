@@ -11,10 +11,10 @@ import numpy as np
 from bmx.core.errors import InputError, near
 from bmx.core.ranges import check_number
 from bmx.data.arrays import UNREADABLE
-from bmx.data.catalog import Catalog, features_of
 from bmx.data.classes import class_names
 from bmx.data.columns import date
 from bmx.data.frames import PARQUET, frame_records, read_records
+from bmx.data.recommend.catalog import Catalog, features_of
 from bmx.data.records import Record, no_file, number
 from bmx.data.tables import check_columns
 from bmx.runtime.fetch import fetch

@@ -13,12 +13,12 @@ import numpy as np
 from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch, Metadata
-from bmx.data import masks
-from bmx.data.annotations import Annotated, Annotations, Item, inside
 from bmx.data.arrays import ArrayData, spec_of
-from bmx.data.augment import Augmentation
-from bmx.data.boxes import padded
-from bmx.data.pictures import Pixels
+from bmx.data.images import masks
+from bmx.data.images.annotations import Annotated, Annotations, Item, inside
+from bmx.data.images.augment import Augmentation
+from bmx.data.images.boxes import padded
+from bmx.data.images.pictures import Pixels
 
 log = logging.getLogger('bmx')
 THREADS = max(2, os.cpu_count() or 1)
@@ -54,7 +54,7 @@ class AnnotatedData:
     invalid: 'refuse' or 'drop' masks that cannot be read.
     seed: of augmentation.
     train: whether examples are augmented.
-    augment: see `bmx.data.augment`.
+    augment: see `bmx.data.images.augment`.
   """
 
   found: Annotations

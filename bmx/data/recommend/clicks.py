@@ -8,8 +8,8 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.data.arrays import ArrayData, split_indices
-from bmx.data.categories import FieldEncoder, FieldOptions
 from bmx.data.frames import JSON_LINES, PARQUET
+from bmx.data.recommend.categories import FieldEncoder, FieldOptions
 from bmx.data.records import Record
 from bmx.data.rowweights import row_weights
 from bmx.data.tables import SPLITS, check_columns, records_of
@@ -181,7 +181,7 @@ def _criteo_format(path: str) -> tuple[tuple[str, ...], str]:
   if between == ',' or len(names) not in columns:
     raise InputError(
       f'{path}: {len(names)} fields in the first line: expected 40 between tabs (label, 13 '
-      'integers, 26 categories), or 39 without the label; bmx.data.clicks:clicks reads other '
-      'tables'
+      'integers, 26 categories), or 39 without the label; bmx.data.recommend.clicks:clicks reads '
+      'other tables'
     )
   return columns[len(names)], between

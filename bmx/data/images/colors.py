@@ -14,9 +14,9 @@ from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
 from bmx.core.streams import Draws
 from bmx.core.types import HostBatch
-from bmx.data.geometry import PIXELS, move_boxes
+from bmx.data.images.geometry import PIXELS, move_boxes
 
-FACTORS, ORDER, RANDOM = 2, 3, 48  # streams, see `data.augment`
+FACTORS, ORDER, RANDOM = 2, 3, 48  # streams, see `data.images.augment`
 BINS = 31  # steps of the magnitude of RandAugment
 
 

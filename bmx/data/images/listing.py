@@ -11,7 +11,7 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.data.arrays import split_indices
 from bmx.data.classes import class_names, ordered_names
 from bmx.data.frames import JSON_LINES, PARQUET, read_records
-from bmx.data.pictures import SUFFIXES
+from bmx.data.images.pictures import SUFFIXES
 from bmx.data.records import no_file
 from bmx.runtime.storage import Place, files, place
 

@@ -8,12 +8,12 @@ import numpy as np
 
 from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError
-from bmx.data.annotated import AnnotatedData, blank
-from bmx.data.annotations import Annotations, annotations, unlabeled
 from bmx.data.arrays import RESIDENT_BYTES, split_indices
-from bmx.data.augment import Augmentation, augmentation
-from bmx.data.listing import image_names
-from bmx.data.pictures import SUFFIXES, Pixels
+from bmx.data.images.annotated import AnnotatedData, blank
+from bmx.data.images.annotations import Annotations, annotations, unlabeled
+from bmx.data.images.augment import Augmentation, augmentation
+from bmx.data.images.listing import image_names
+from bmx.data.images.pictures import SUFFIXES, Pixels
 from bmx.data.shapes import shapes
 from bmx.runtime.storage import Place, place
 
@@ -68,7 +68,7 @@ def coco(
     std: of the same.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
-    augment: further augmentation in training, such as `bmx.data.augment:augment`.
+    augment: further augmentation in training, such as `bmx.data.images.augment:augment`.
     unreadable: 'refuse' files that cannot be read, or 'skip' them and list their names.
     fitted: `state()` of the training data, whose classes and sizes count.
     read: False returns shapes only.

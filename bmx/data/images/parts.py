@@ -8,9 +8,9 @@ from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
 from bmx.core.streams import Draws
 from bmx.core.types import HostBatch
-from bmx.data.geometry import PIXELS, move_boxes, resize
+from bmx.data.images.geometry import PIXELS, move_boxes, resize
 
-CHANCE, ERASED, RESIZED = 1, 16, 32  # streams, see `data.augment`
+CHANCE, ERASED, RESIZED = 1, 16, 32  # streams, see `data.images.augment`
 ATTEMPTS = 10
 
 

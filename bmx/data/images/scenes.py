@@ -15,10 +15,10 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.ranges import check_number
 from bmx.core.types import HostBatch
 from bmx.data.arrays import UNREADABLE, ArrayData
-from bmx.data.augment import Augmentation, augmentation
-from bmx.data.boxes import padded
 from bmx.data.builtin import digits as small_digits
-from bmx.data.pictures import Pixels
+from bmx.data.images.augment import Augmentation, augmentation
+from bmx.data.images.boxes import padded
+from bmx.data.images.pictures import Pixels
 from bmx.data.tfds import tfds
 from bmx.runtime.fetch import fetch
 
@@ -82,7 +82,7 @@ def scenes(
     scene_seed: of the scenes.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
-    augment: further augmentation in training, such as `bmx.data.augment:augment`.
+    augment: further augmentation in training, such as `bmx.data.images.augment:augment`.
     seed: of augmentation.
     train: whether examples are augmented.
 

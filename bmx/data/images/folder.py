@@ -16,11 +16,11 @@ from bmx.core.data import Examples, Spec
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch, Metadata
 from bmx.data.arrays import RESIDENT_BYTES, ArrayData, spec_of
-from bmx.data.augment import Augmentation, apart, augmentation
 from bmx.data.classes import class_line, encode_classes, warn_unseen
-from bmx.data.images import with_normalization
-from bmx.data.listing import Listing, listing
-from bmx.data.pictures import Pixels
+from bmx.data.images.augment import Augmentation, apart, augmentation
+from bmx.data.images.listing import Listing, listing
+from bmx.data.images.normalization import with_normalization
+from bmx.data.images.pictures import Pixels
 from bmx.data.shapes import shapes
 
 log = logging.getLogger('bmx')
@@ -74,7 +74,7 @@ def images(
     background: color behind transparent pixels: red, green, blue, 0 to 255.
     crop: pixels of padding of a random crop in training.
     flip: left-right flips in training.
-    augment: further augmentation in training, such as `bmx.data.augment:augment`.
+    augment: further augmentation in training, such as `bmx.data.images.augment:augment`.
     unreadable: 'refuse' files that cannot be read, or 'skip' them and list their names.
     fitted: `state()` of the training data, whose classes and sizes count.
     read: False returns shapes only.
@@ -124,7 +124,7 @@ class FolderData:
     metadata: facts.
     seed: of augmentation.
     train: whether examples are augmented.
-    augment: (rows, random) -> rows, see `data.augment`.
+    augment: (rows, random) -> rows, see `data.images.augment`.
   """
 
   files: Listing

@@ -9,7 +9,7 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
-from bmx.data.images import Normalise
+from bmx.data.images.normalization import Normalise
 
 SUFFIXES = (
   '.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm',

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bmx.core.errors import InputError
-from bmx.data.pictures import SUFFIXES
+from bmx.data.images.pictures import SUFFIXES
 from bmx.runtime.storage import Place, files
 
 log = logging.getLogger('bmx')

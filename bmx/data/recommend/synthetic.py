@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from bmx.core import streams
-from bmx.data import clicks as click_logs
-from bmx.data import ratings as rated
 from bmx.data.arrays import ArrayData
-from bmx.data.ratings import Ratings
+from bmx.data.recommend import clicks as click_logs
+from bmx.data.recommend import ratings as rated
+from bmx.data.recommend.ratings import Ratings
 
 WIDTH = 4  # of the vectors behind the draws
 

@@ -1,0 +1,1 @@
+"""Images: files, boxes and masks, augmentation, normalization."""

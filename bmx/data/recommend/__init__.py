@@ -1,0 +1,1 @@
+"""Recommendation: categories of click models, ratings of users."""
