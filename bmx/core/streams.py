@@ -23,7 +23,7 @@ varies over, so the draw for position p needs no draw before it.
 | DRIFT        | rows that are compared, permutations of MMD  | nothing           |
 | GATE         | draws of a bootstrap                         | nothing           |
 | SCENES       | composed scenes                              | split, then scene |
-| SYNTHETIC    | drawn data sets (`data.recommend.synthetic`)           | number of the set |
+| SYNTHETIC    | drawn data sets (`data.recommend.synthetic`) | number of the set |
 """
 
 import dataclasses
