@@ -48,10 +48,17 @@ def near(word: str, known: Iterable[str]) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
   """Returns `; did you mean 'width'?`, or the known words if none is similar.
 
+  A word and an underscore that several known words begin with names all of them.
+
   >>> did_you_mean('widht', ['depth', 'width'])
   "; did you mean 'width'?"
+  >>> did_you_mean('mnist', ['mnist_cnn', 'mnist_mlp', 'moe'])
+  "; did you mean 'mnist_cnn', 'mnist_mlp'?"
   """
   known = sorted(known)
+  longer = [k for k in known if k.startswith(f'{word}_')]
+  if len(longer) > 1:
+    return f'; did you mean {", ".join(map(repr, longer))}?'
   near = [k for k in known if k.lower() == word.lower()]
   near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
   if near:

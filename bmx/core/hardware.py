@@ -35,12 +35,13 @@ def preset(
     platform: of the devices.
     dtype: of the computation.
     shards: number of parts of the sequence.
-    lengths: of the rows of all data, in tokens.
+    lengths: of the rows of all data, in tokens; () where the model makes them, of images.
   """
   attention = ATTENTION.get(platform, 'xla') if shards == 1 else 'ring'
   if attention == 'cudnn' and dtype not in ('bfloat16', 'float16'):
     attention = 'xla'
-  if attention == 'splash' and any(length % LANES for length in lengths):
+  known = tuple(lengths)
+  if attention == 'splash' and (not known or any(length % LANES for length in known)):
     attention = 'xla'
   # On a GPU a saved element-wise result costs more than another computation of it: a profile of
   # GPT-2 124M in a scan, experiments/bench/README.md.

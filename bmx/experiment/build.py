@@ -178,8 +178,7 @@ def _preset(
 ) -> dict[str, Any]:
   platform, shards = layout.mesh.devices.flat[0].platform, layout.mesh.shape['seq']
   specs = [d.spec for d in (data, *(e.data for e in evals.values()))]
-  # Patches of images are as many as the model makes: 197 for the published ones.
-  lengths = [s['tokens'].shape[0] for s in specs if 'tokens' in s] or [197]
+  lengths = [s['tokens'].shape[0] for s in specs if 'tokens' in s]
   known = data.metadata
   named = len(known.get('class_names', ()))
   outputs = known.get('num_classes') or named or known.get('num_targets')

@@ -32,10 +32,13 @@ def class_iou(rows: HostBatch) -> dict[int, float]:
       f'mean_iou reads prediction and mask; the predictions lack {" and ".join(missing)}'
     )
   pixels = rows['mask_weights'] > 0 if 'mask_weights' in rows else np.ones(rows['mask'].shape, bool)
-  told, true = rows['prediction'][pixels].astype(np.int64), rows['mask'][pixels].astype(np.int64)
+  predicted, true = (
+    rows['prediction'][pixels].astype(np.int64),
+    rows['mask'][pixels].astype(np.int64),
+  )
   if not len(true):
     raise InputError('mean_iou is undefined: the split has no pixel that counts')
-  counts = lambda x: np.bincount(x, minlength=int(max(told.max(), true.max())) + 1)
-  shared = counts(true[told == true])
-  union = counts(told) + counts(true) - shared
+  counts = lambda x: np.bincount(x, minlength=int(max(predicted.max(), true.max())) + 1)
+  shared = counts(true[predicted == true])
+  union = counts(predicted) + counts(true) - shared
   return {int(k): float(shared[k] / union[k]) for k in np.flatnonzero(union)}

@@ -48,14 +48,14 @@ def detections(rows: HostBatch, data: Data) -> list[Section]:
     there, seen = rows['box_weights'][i] > 0, rows['score'][i] >= MIN_SCORE
     true = [(box, names[k]) for box, k in zip(truth[i][there], rows['box_label'][i][there],
                                               strict=True)]  # fmt: skip
-    told = [
+    predicted = [
       (box, f'{names[k]} {score:.2f}')
       for box, k, score in zip(
         rows['box'][i][seen], rows['prediction'][i][seen], rows['score'][i][seen], strict=True
       )
     ]
     sides = [_boxes(image, some, scale, color)
-             for some, color in ((true, '#3cb44b'), (told, '#e6194b'))]  # fmt: skip
+             for some, color in ((true, '#3cb44b'), (predicted, '#e6194b'))]  # fmt: skip
     return ''.join(sides)
 
   note = f'left: true boxes; right: predicted boxes with scores of at least {MIN_SCORE}'

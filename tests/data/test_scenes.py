@@ -59,16 +59,16 @@ def test_augmentation_moves_boxes_and_masks_along(both, words, tolerance):
   """Masks tell where objects are after a change of pixels: boxes must hold them, and tightly."""
   boxes, masks = (scenes(count=20, **SMALL, **words, kind=k, seed=3) for k in ('boxes', 'masks'))
   order = np.arange(20)
-  moved, told = boxes.rows(order, order + 100), masks.rows(order, order + 100)
-  np.testing.assert_array_equal(moved['image'], told['image'])
+  moved, masked = boxes.rows(order, order + 100), masks.rows(order, order + 100)
+  np.testing.assert_array_equal(moved['image'], masked['image'])
   assert (moved['boxes'] != boxes.arrays['boxes']).any()
   for i in order:
     there = moved['box_weights'][i] > 0
     if (boxes.arrays['box_weights'][i] > 0).sum() != 1 or not there.any():
       continue
     (box,), (label,) = moved['boxes'][i][there], moved['box_label'][i][there]
-    rows, columns = np.nonzero(told['mask'][i])
-    assert (told['mask'][i][rows, columns] == label + 1).all()
+    rows, columns = np.nonzero(masked['mask'][i])
+    assert (masked['mask'][i][rows, columns] == label + 1).all()
     around = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
     np.testing.assert_allclose(box, around, atol=tolerance)
 

@@ -115,9 +115,10 @@ def assert_same(given, expected):
   np.testing.assert_allclose(a, b, rtol=1e-5)
   expected_grads = tree.named(expected_grads)
   for name, g in tree.named(grads).items():
-    # A key bias has no gradient but rounding, below 5e-7.
-    scale = float(jnp.abs(expected_grads[name]).max()) + 0.05
-    np.testing.assert_allclose(g, expected_grads[name], atol=1e-5 * scale, rtol=1e-4, err_msg=name)
+    scale = float(jnp.abs(expected_grads[name]).max()) + 1e-3
+    # The gradient of a key bias is zero: what is left is the rounding of its terms.
+    atol = 5e-7 if name.endswith('key/bias') else 1e-5 * scale
+    np.testing.assert_allclose(g, expected_grads[name], atol=atol, rtol=1e-4, err_msg=name)
 
 
 def test_a_scan_is_a_loop():

@@ -82,12 +82,9 @@ def queue(seed, n=14):
   return made
 
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('seed', range(2))
-def test_a_random_queue_gives_the_tokens_of_each_request_alone(kind, seed):
-  """Arrivals at random steps; some requests are cancelled, which changes no other."""
-  random, made = np.random.default_rng(100 + seed), engine(kind)
-  requests, found, numbers, cancelled = queue(seed), {}, {}, set()
+def check_queue(made, kind, requests, seed):
+  """Serves requests that arrive at random steps and are cancelled at random, against each alone."""
+  random, found, numbers, cancelled = np.random.default_rng(seed), {}, {}, set()
   pending = list(enumerate(requests))
   while pending or not made.idle:
     for _ in range(int(random.integers(0, 4))):
@@ -109,6 +106,13 @@ def test_a_random_queue_gives_the_tokens_of_each_request_alone(kind, seed):
   for i in done:
     r = requests[i]
     assert found[i] == alone(kind, r.prompt, r.max_new_tokens, r.sampling, r.seed), i
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('seed', range(2))
+def test_a_random_queue_gives_the_tokens_of_each_request_alone(kind, seed):
+  """Arrivals at random steps; some requests are cancelled, which changes no other."""
+  check_queue(engine(kind), kind, queue(seed), 100 + seed)
 
 
 def test_a_shared_beginning_is_read_once():

@@ -20,7 +20,7 @@ from bmx.serve.sample import Sampling
 from bmx.serve.speculate import PASSES, Draft
 from bmx.serve.stream import SlotGenerator
 from bmx.serve.text import Options
-from tests.serve.test_engine import ENDS, KINDS, alone, queue
+from tests.serve.test_engine import ENDS, KINDS, check_queue, queue
 from tests.serve.test_generate import GREEDY, LENGTH, ONE, PROMPTS, V, gpt, placed, weights
 
 OTHER = GPT(vocab_size=V, max_seq_len=LENGTH, width=16, depth=1, heads=2)
@@ -52,30 +52,8 @@ def engine(kind, draft, tokens):
 @pytest.mark.parametrize('seed', range(2))
 def test_a_random_queue_gives_the_tokens_of_each_request_alone(kind, draft, tokens, seed):
   """Arrivals at random steps, shared beginnings; some requests are cancelled."""
-  random, made = np.random.default_rng(100 + seed), engine(kind, draft, tokens)
-  requests, found, numbers, cancelled = queue(seed, 12), {}, {}, set()
-  requests = [Request(r.prompt, r.max_new_tokens, GREEDY) for r in requests]
-  pending = list(enumerate(requests))
-  while pending or not made.idle:
-    for _ in range(int(random.integers(0, 4))):
-      if pending:
-        i, request = pending.pop(0)
-        numbers[made.submit(request)] = i
-    if numbers and random.random() < 0.15:
-      number = int(random.choice([*numbers]))
-      made.cancel(number)
-      cancelled.add(numbers[number])
-    for output in made.step():
-      i = numbers[output.request]
-      assert i not in cancelled
-      found.setdefault(i, []).extend(output.tokens)
-      if output.finish:
-        assert output.finish == ('stop' if output.tokens[-1] in ENDS else 'length')
-  done = [i for i in range(len(requests)) if i not in cancelled]
-  assert len(done) > len(requests) // 2
-  for i in done:
-    r = requests[i]
-    assert found[i] == alone(kind, r.prompt, r.max_new_tokens, GREEDY, 0), i
+  requests = [Request(r.prompt, r.max_new_tokens, GREEDY) for r in queue(seed, 12)]
+  check_queue(engine(kind, draft, tokens), kind, requests, 100 + seed)
 
 
 def calls_of(made, requests):
