@@ -24,6 +24,7 @@ varies over, so the draw for position p needs no draw before it.
 | GATE         | draws of a bootstrap                         | nothing           |
 | SCENES       | composed scenes                              | split, then scene |
 | SYNTHETIC    | drawn data sets (`data.recommend.synthetic`) | number of the set |
+| EXPLAIN      | permutations, noise and rows of explanations | nothing           |
 """
 
 import dataclasses
@@ -31,18 +32,19 @@ import dataclasses
 import numpy as np
 
 INIT, STEP, EVAL, GENERATE, PREPARE, ADAPTERS, TEACHER = 0, 1, 2, 3, 4, 5, 6
-PERMUTATION, SHIFT, AUGMENTATION, SPLIT, PAIRS, MIX_BLOCK, DRIFT, GATE, SCENES, SYNTHETIC = (
-  16,
-  17,
-  18,
-  19,
-  20,
-  21,
-  22,
-  23,
-  24,
-  25,
-)
+(
+  PERMUTATION,
+  SHIFT,
+  AUGMENTATION,
+  SPLIT,
+  PAIRS,
+  MIX_BLOCK,
+  DRIFT,
+  GATE,
+  SCENES,
+  SYNTHETIC,
+  EXPLAIN,
+) = range(16, 27)
 MIX = 1000  # and one for each source from here on
 
 

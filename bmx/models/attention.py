@@ -13,10 +13,12 @@ from flax.core import FrozenDict
 
 from bmx.core.errors import InputError
 from bmx.models.layers import Dtype, Einsum, Norm
-from bmx.ops.attention import attend
+from bmx.ops.attention import attend, attention_weights
 from bmx.ops.cache import LayerCache
 from bmx.ops.positions import rotary
 from bmx.parallel import constrain
+
+WEIGHTS = 'attention_weights'  # collection that weights are sown into where it is collected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,9 @@ class Attention(nn.Module):
     if c.theta:
       q = rotary(q, positions, c.theta, c.rope_scaling)
       k = rotary(k, positions, c.theta, c.rope_scaling)
+    if cache is None and self.is_mutable_collection(WEIGHTS) and not self.is_initializing():
+      given = {'causal': c.causal, 'window': c.window, 'segment_ids': segment_ids}
+      self.sow(WEIGHTS, 'weights', attention_weights(q, k, **given))
     if cache is None:
       y = attend(
         q, k, v, causal=c.causal, window=c.window, segment_ids=segment_ids,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
+from bmx.models.attention import WEIGHTS
 from bmx.models.block import Block, BlockConfig
 from bmx.ops.attention import counting
 from bmx.ops.cache import Cache
@@ -45,7 +46,7 @@ def unstacked(params: Any) -> dict[str, Any]:
 
 
 # Collections of outputs and inputs of layers, which the stages of a pipeline do not give.
-COLLECTED = ('intermediates', 'hessians')
+COLLECTED = ('intermediates', 'hessians', WEIGHTS)
 CUDNN = 'dot_product_attention_fwd_wrapper'  # primitive of jax
 
 

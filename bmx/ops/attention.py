@@ -227,6 +227,11 @@ def _rows(q, k, v, segment_ids, mask=None):
     segment_ids: of all tokens, or of (queries, keys).
     mask: bool [T, S].
   """
+  return jnp.einsum('bkgts,bskh->btkgh', _weights(q, k, segment_ids, mask).astype(v.dtype), v)
+
+
+def _weights(q, k, segment_ids, mask):
+  """Computes the weights of the keys, float32 [B, K, G, T, S]; arguments as in `_rows`."""
   scores = jnp.einsum('btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32)
   if mask is not None:
     scores = jnp.where(mask[None, None, None], scores, MASK_VALUE)
@@ -234,5 +239,34 @@ def _rows(q, k, v, segment_ids, mask=None):
     queries, keys = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
     same = queries[:, :, None] == keys[:, None, :]
     scores = jnp.where(same[:, None, None], scores, MASK_VALUE)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  return jnp.einsum('bkgts,bskh->btkgh', weights, v)
+  return jax.nn.softmax(scores, axis=-1)
+
+
+def attention_weights(
+  q: jax.Array, k: jax.Array, *, causal: bool, window: int, segment_ids: jax.Array | None
+) -> jax.Array:
+  """Computes the weights of `attend` as a matrix, which no implementation keeps.
+
+  Args:
+    q: queries [B, T, N, H].
+    k: keys [B, T, K, H].
+    causal: see `attend`.
+    window: see `attend`.
+    segment_ids: see `attend`.
+
+  Returns:
+    float32 [B, N, T, T], rows of queries sum to 1.
+
+  Raises:
+    InputError: a cut sequence, whose tokens may lie in any order.
+  """
+  batch, length, heads, size = q.shape
+  layout = current()
+  if layout and layout.mesh.shape['seq'] > 1:
+    raise InputError(
+      f'mesh.seq={layout.mesh.shape["seq"]}: expected 1, as attention weights are of whole rows'
+    )
+  q = (q * size**-0.5).reshape(batch, length, k.shape[2], -1, size)
+  ahead = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
+  mask = (ahead >= 0) & (ahead < (window or length)) if causal else None
+  return _weights(q, k, segment_ids, mask).reshape(batch, heads, length, length)

@@ -284,6 +284,13 @@ class Wrapper(BaseTask):
     return self.inner.illustrate(rows, data) if isinstance(self.inner, Illustrating) else ()
 
 
+def innermost(task: Any) -> Any:
+  """Returns the task over the model, without the wrappers around it."""
+  while isinstance(task, Wrapper):
+    task = task.inner
+  return task
+
+
 def find(batch: Mapping[str, Any], *names: str) -> Any:
   """Returns the first of the keys that the batch has.
 

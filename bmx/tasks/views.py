@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Array, Batch, Noise, Task, Variables
 from bmx.tasks.classification import Classification
-from bmx.tasks.common import Wrapper
+from bmx.tasks.common import Wrapper, innermost
 
 VIEWS = ('flip', 'crops')
 SHIFT = 8  # crops are shifted by an eighth of the side
@@ -36,9 +36,7 @@ class Views(Wrapper):
         raise InputError(
           f'predict.tta={self.views}: unknown view {name!r}{did_you_mean(name, VIEWS)}'
         )
-    inner: Any = self.inner
-    while isinstance(inner, Wrapper):
-      inner = inner.inner
+    inner = innermost(self.inner)
     if self.views and not isinstance(inner, Classification):
       raise InputError(
         f'predict.tta={self.views}: expected a classification of images, not '
