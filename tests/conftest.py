@@ -71,6 +71,7 @@ SLOW = (
   'models/test_gpt.py::test_remat_changes_nothing',
   'models/test_interception.py',
   'models/test_moe.py',
+  'models/test_seq2seq.py',
   'ops/test_cache.py::test_decoding_in_parts_is_the_whole_forward',
   'ops/test_chunked.py::test_chunks_change_nothing',
   'ops/test_dense.py::test_derivatives_are_those_of_einsum',

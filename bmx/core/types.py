@@ -94,6 +94,7 @@ class Facts:
   Attributes:
     vocab_size: token ids are below it; 0: the model reads no tokens.
     max_seq_len: longest sequence; 0: no limit.
+    max_source_len: longest source of an encoder-decoder, in tokens; 0: no limit, or no source.
     num_outputs: size of the last dimension of the outputs (classes, targets); 0: not fixed.
     coupling: how examples of a batch see each other: 'none'; 'statistics' (batch norm, balance of
       experts); 'loss'.
@@ -106,6 +107,7 @@ class Facts:
 
   vocab_size: int = 0
   max_seq_len: int = 0
+  max_source_len: int = 0
   num_outputs: int = 0
   coupling: Coupling = 'none'
   aux_losses: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bmx.core.errors import InputError
 from bmx.models.attention import Attention, AttentionConfig
 from bmx.models.layers import Dtype, Einsum, Norm, activation
 from bmx.models.moe import Aux, MoE, MoEConfig
@@ -52,6 +53,8 @@ class BlockConfig:
       attention and feed-forward (GPT-2, Llama).
     dropout: rate, on the terms that are added to the residual stream.
     layer_scale: initial value of a factor for each channel of these terms; 0: no factors.
+    cross: whether a third term, attention to a context, stands between the two (the decoder of
+      Vaswani et al. 2017).
     drop_path: share of examples that skip the terms of the last block of a Stack in training; that
       of earlier blocks grows linearly from 0.
     dtype: of the computation.
@@ -65,6 +68,7 @@ class BlockConfig:
   post_norm: bool = False
   dropout: float = 0.0
   layer_scale: float = 0.0
+  cross: bool = False
   drop_path: float = 0.0
   dtype: Dtype = jnp.float32
 
@@ -95,6 +99,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
   """Adds attention(norm(x)) to x, then feed_forward(norm(x)); norms last with `post_norm`.
 
+  With `cross`, attention to a context is added between them.
   Attention weights have no dropout, since fused kernels do not offer it.
   """
 
@@ -109,6 +114,9 @@ class Block(nn.Module):
     segment_ids: jax.Array | None,
     cache: LayerCache | None = None,
     drop_path: jax.Array | None = None,
+    context: jax.Array | None = None,
+    context_ids: jax.Array | None = None,
+    bias: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[Aux, LayerCache | None]]:
     """Applies the block.
 
@@ -118,6 +126,9 @@ class Block(nn.Module):
       segment_ids: int [B, T], or None if every row is one segment.
       cache: keys and values of earlier tokens.
       drop_path: share of examples that skip the terms of this block, float32 []; None: 0.
+      context: [B, S, C], what `cross` reads; None if the cache has its memory.
+      context_ids: int [B, S], see `Attention`.
+      bias: float [1, N, T, S'], added to the scores of self-attention.
 
     Returns:
       ([B, T, D], (auxiliary values of the experts, {} without experts; the cache)): the pair that a
@@ -151,12 +162,27 @@ class Block(nn.Module):
 
     x = constrain(x, 'batch', 'length', 'act_embed')
     y = constrain(before(attention_norm, x), 'batch', 'norm_length', 'act_embed')
-    y, cache = attention(y, positions, segment_ids, cache)
+    y, cache = attention(y, positions, segment_ids, cache, bias=bias)
     x = after(attention_norm, add(x, y, 'attention_scale'))
+    if c.cross:
+      cross_norm = norm('cross_attention_norm')
+      y = constrain(before(cross_norm, x), 'batch', 'norm_length', 'act_embed')
+      y, cache = self._cross(y, positions, segment_ids, cache, context, context_ids)
+      x = after(cross_norm, add(x, y, 'cross_attention_scale'))
     y = constrain(before(feed_norm, x), 'batch', 'norm_length', 'act_embed')
     y, aux = feed(y)
     x = after(feed_norm, add(x, y, 'feed_forward_scale'))
     return x, (aux, cache)
+
+  def _cross(self, x, positions, segment_ids, cache, context, context_ids):
+    """Attends to the context, or to its memory in the cache: ([B, T, D], the cache with it)."""
+    attention = Attention(self.config.attention.cross, self.config.dtype, name='cross_attention')
+    if context is not None:
+      y, memory = attention(x, positions, segment_ids, None, context, context_ids)
+      return y, None if cache is None else cache.remember(memory)
+    if cache is None or cache.memory is None:
+      raise InputError('context=None: expected what the cross-attention of a block reads')
+    return attention(x, positions, segment_ids, cache.memory)[0], cache
 
   def _feed(self) -> Callable[[jax.Array], tuple[jax.Array, Aux]]:
     """Returns the feed-forward function: [B, T, D] -> ([B, T, D], aux)."""

@@ -53,9 +53,9 @@ def check_rate(dropout: float) -> None:
 def token_positions(tokens: jax.Array, positions: jax.Array | None, max_seq_len: int) -> jax.Array:
   """Returns the positions of tokens [B, T]: `positions`, or 0, 1, 2, ... int [B, T].
 
-  Raises InputError for more tokens than a model of `max_seq_len` positions has.
+  Raises InputError for more tokens than a model of `max_seq_len` positions has; 0: no limit.
   """
-  if tokens.shape[1] > max_seq_len:
+  if max_seq_len and tokens.shape[1] > max_seq_len:
     raise InputError(
       f"a sequence of {tokens.shape[1]} tokens is longer than the model's {max_seq_len} positions"
     )

@@ -95,6 +95,9 @@ class Stack(nn.Module):
     *,
     train: bool = False,
     cache: Cache | None = None,
+    context: jax.Array | None = None,
+    context_ids: jax.Array | None = None,
+    bias: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """Applies the blocks.
 
@@ -108,27 +111,36 @@ class Stack(nn.Module):
       segment_ids: int [B, T], or None if every row is one segment.
       train: whether dropout is active.
       cache: keys and values of earlier tokens.
+      context: [B, S, C], what blocks with `cross` read; None if the cache has its memory.
+      context_ids: int [B, S], see `Attention`.
+      bias: float [1, N, T, S'], added to the scores of self-attention in every block.
 
     Returns:
-      ([B, T, D], the cache with these tokens).
+      ([B, T, D], the cache with these tokens, and with the memory of the context).
 
     Raises:
       InputError: a cache in a scanned or pipelined stack; a pipeline without scan, or with
-        stochastic depth.
+        stochastic depth, a context or a bias.
     """
     check_number('drop_path', self.block.drop_path, at_least=0, below=1)
     if stages() > 1 and self.block.drop_path:
       raise InputError(f'drop_path={self.block.drop_path}: expected 0 with mesh.pipe={stages()}')
     if stages() > 1 and not self.scan:
       raise InputError(f'mesh.pipe={stages()}: expected stacked layers; set scan=True')
+    if stages() > 1 and (self.block.cross or bias is not None):
+      raise InputError(
+        f'mesh.pipe={stages()}: expected 1 for blocks with cross-attention or relative positions; '
+        'set --config.mesh.pipe=1'
+      )
     if cache is not None and self.scan:
       raise InputError('scan=True: a cache expects layers one by one; set scan=False')
     if stages() > 1 and not self.is_initializing() and not self._needs_scan():
       x, aux = self._pipeline(x, positions, segment_ids, train)
     elif self.scan:
-      x, aux = self._scan(x, positions, segment_ids, train)
+      x, aux = self._scan(x, positions, segment_ids, train, (context, context_ids, bias))
     else:
-      x, aux, cache = self._loop(x, positions, segment_ids, train, cache)
+      more = context, context_ids, bias
+      x, aux, cache = self._loop(x, positions, segment_ids, train, cache, more)
     for name, value in aux.items():
       self.sow('aux', name, value.sum() / self.depth)
     return x, cache
@@ -144,14 +156,14 @@ class Stack(nn.Module):
       return None
     return jnp.linspace(0, self.block.drop_path, self.depth)
 
-  def _loop(self, x, positions, segment_ids, train, cache):
+  def _loop(self, x, positions, segment_ids, train, cache, more):
     block, total, layers = self._block(), {}, []
     rates = self._drop_path(train)
     for i in range(self.depth):
       given = None if cache is None else cache.layer(i)
       one = block(self.block, train, name=f'block_{i}')
       rate = None if rates is None else rates[i]
-      x, (aux, layer) = one(x, positions, segment_ids, given, rate)
+      x, (aux, layer) = one(x, positions, segment_ids, given, rate, *more)
       total = {k: total.get(k, 0.0) + v for k, v in aux.items()}
       layers.append(layer)
     return x, total, None if cache is None else cache.advance(layers, x.shape[1])
@@ -163,19 +175,19 @@ class Stack(nn.Module):
       return Block
     return nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
 
-  def _scan(self, x, positions, segment_ids, train):
+  def _scan(self, x, positions, segment_ids, train, more):
     scan: Any = nn.scan
     blocks = scan(
       self._block(),
       # Every collection has a leading layer dimension: adapters and captured outputs, too.
       variable_axes={True: 0},
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+      in_axes=(*[nn.broadcast] * 3, 0, *[nn.broadcast] * 3),
       length=self.depth,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     one = blocks(self.block, train, name='blocks')
-    x, (aux, _) = one(x, positions, segment_ids, None, self._drop_path(train))
+    x, (aux, _) = one(x, positions, segment_ids, None, self._drop_path(train), *more)
     return x, aux
 
   def _pipeline(self, x, positions, segment_ids, train):

@@ -26,11 +26,14 @@ def attend(
   causal: bool = False,
   window: int = 0,
   segment_ids: jax.Array | None = None,
+  key_ids: jax.Array | None = None,
+  bias: jax.Array | None = None,
   positions: jax.Array | None = None,
+  scale: float = 0.0,
   impl: str = 'xla',
   interpret: bool = False,
 ) -> jax.Array:
-  """Computes softmax(q kᵀ / √H) v, over the positions that each query attends to.
+  """Computes softmax(scale · q kᵀ + bias) v, over the positions that each query attends to.
 
   N is a multiple of K (grouped-query heads): query head n reads key head n // (N / K). Scores and
   softmax are float32.
@@ -41,9 +44,13 @@ def attend(
     v: values [B, S, K, H].
     causal: a query attends to keys at its own index and before; T == S.
     window: with `causal`, of these the nearest `window` only, its own included; 0 is all.
-    segment_ids: int [B, T]; a query attends to keys of its own segment only. Needs T == S.
+    segment_ids: int [B, T]; a query attends to keys of its own segment only. Needs T == S, or
+      `key_ids`.
+    key_ids: int [B, S], the segments of keys of another sequence; needs `segment_ids`.
+    bias: float [1, N, T, S], added to the scores; 'xla' only.
     positions: int [B, T], read by 'ring' alone: there tokens may lie in any order, and a query
       attends to keys at its own position and before. None is the order of the tokens.
+    scale: of the scores; 0 is 1 / √H.
     impl: 'xla' (anywhere), 'cudnn' (GPU), 'splash' (TPU), 'ring' (a sequence cut over the mesh axis
       'seq').
     interpret: 'splash' on any device, slowly.
@@ -53,24 +60,43 @@ def attend(
 
   Raises:
     InputError: `impl` cannot compute this (see `impossible`), heads that do not group, a window
-      without `causal`, key heads that 'ring' or 'splash' finds cut otherwise than query heads.
+      without `causal`, causal attention to another sequence, key heads that 'ring' or 'splash'
+      finds cut otherwise than query heads.
   """
   batch, length, heads, size = q.shape
   if heads % k.shape[2]:
     raise InputError(f'heads={heads}: expected a multiple of the {k.shape[2]} key heads')
   if window < 0 or (window and not causal):
     raise InputError(f'window={window}: expected at least 1 and causal attention')
+  if causal and (length != k.shape[1] or key_ids is not None):
+    raise InputError('causal=True: expected queries and keys of one sequence; set causal=False')
   impl = 'xla' if _counting.get() else impl
   layout = current()
   shards = layout.mesh.shape['seq'] if layout else 1
   kind = 'tpu' if interpret else platform()
   reason = impossible(impl, kind, q.dtype.name, length, k.shape[1], size, shards)
+  reason = reason or _refused(impl, key_ids is not None or length != k.shape[1], bias, scale)
   if reason:
     raise InputError(reason)
-  mask = AttentionMask(causal, window, segment_ids, positions)
+  scale = scale or size**-0.5
+  mask = AttentionMask(causal, window, segment_ids, positions, key_ids)
   if impl == 'splash':
-    return _splash(q, k, v, mask, interpret)
-  return {'xla': _xla, 'cudnn': _cudnn, 'ring': _ring}[impl](q, k, v, mask)
+    return _splash(q, k, v, mask, scale, interpret)
+  if impl == 'cudnn':
+    return cudnn(q, k, v, mask.causal, mask.window, mask.pair, scale)
+  return _ring(q, k, v, mask) if impl == 'ring' else _xla(q, k, v, mask, scale, bias)
+
+
+def _refused(impl: str, context: bool, bias: jax.Array | None, scale: float) -> str:
+  """Returns why a kernel cannot compute what cross-attention or a bias asks for; '' if it can."""
+  if impl != 'xla' and bias is not None:
+    return f"attention {impl!r} adds no bias to the scores; set the model's attention='xla'"
+  if impl == 'ring' and (context or scale):
+    return (
+      "attention 'ring' neither attends to another sequence nor changes the scale of scores: "
+      'expected mesh.seq=1'
+    )
+  return ''
 
 
 # Names of dimensions: of queries, of keys and values, of integers per token.
@@ -78,19 +104,15 @@ TOKEN = ('batch', 'length')
 QUERY, KEY = (*TOKEN, 'heads', None), (*TOKEN, 'kv', None)
 
 
-def _cudnn(q, k, v, mask):
-  return cudnn(q, k, v, mask.causal, mask.window, mask.segment_ids)
-
-
-def _splash(q, k, v, mask, interpret):
+def _splash(q, k, v, mask, scale, interpret):
   """Calls the kernel; segments are an operand only if given, as the kernel is simpler without."""
   pick = _key_heads(q.shape[2], k.shape[2])
 
   def kernel(q, k, v, *ids):
     k, v = pick(q, k, v)
-    return splash(q, k, v, mask.causal, mask.window, ids[0] if ids else None, interpret)
+    return splash(q, k, v, mask.causal, mask.window, ids or None, scale, interpret)
 
-  ids = () if mask.segment_ids is None else (mask.segment_ids,)
+  ids = mask.pair or ()
   return shard_map(kernel, (QUERY, KEY, KEY, *[TOKEN] * len(ids)), QUERY)(q, k, v, *ids)
 
 
@@ -129,10 +151,12 @@ def _key_heads(heads: int, keys: int) -> Callable[..., tuple[jax.Array, jax.Arra
   return pick
 
 
-def _xla(q, k, v, mask):
+def _xla(q, k, v, mask, scale, bias):
   batch, length, heads, size = q.shape
-  q = (q * size**-0.5).reshape(batch, length, k.shape[2], -1, size)
-  out = _blocks(q, k, v, mask) if mask.causal else _rows(q, k, v, mask.segment_ids)
+  q = (q * scale).reshape(batch, length, k.shape[2], -1, size)
+  if bias is not None:
+    bias = bias.reshape(1, k.shape[2], -1, length, k.shape[1])
+  out = _blocks(q, k, v, mask, bias) if mask.causal else _rows(q, k, v, mask.pair, bias=bias)
   return out.reshape(batch, length, heads, size)
 
 
@@ -192,12 +216,13 @@ def impossible(
     return f"attention 'cudnn' needs heads of a multiple of 8 up to 128, not {size}; {instead}"
   if impl == 'splash' and platform != 'tpu':
     return f"attention 'splash' needs a TPU, and this is for {platform}; {instead}"
-  if impl == 'splash' and (length != keys or length % BLOCKS[-1]):
-    return f"attention 'splash' needs a length that {BLOCKS[-1]} divides, not {length}; {instead}"
+  bad = [n for n in (length, keys) if n % BLOCKS[-1]]
+  if impl == 'splash' and bad:
+    return f"attention 'splash' needs a length that {BLOCKS[-1]} divides, not {bad[0]}; {instead}"
   return ''
 
 
-def _blocks(q, k, v, mask):
+def _blocks(q, k, v, mask, bias):
   """Computes causal attention a block of queries at a time, each against the keys before its end.
 
   That is (ROWS + 1) / (2·ROWS) of the work. Slices of a sharded length would move data, so only on
@@ -213,49 +238,64 @@ def _blocks(q, k, v, mask):
     pair = None if ids is None else (ids[:, queries], ids[:, keys])
     ahead = jnp.arange(start, start + step)[:, None] - jnp.arange(low, start + step)[None, :]
     mask = (ahead >= 0) & (ahead < window) if window else ahead >= 0
-    rows.append(_rows(q[:, queries], k[:, keys], v[:, keys], pair, mask))
+    part = None if bias is None else bias[..., queries, keys]
+    rows.append(_rows(q[:, queries], k[:, keys], v[:, keys], pair, mask, part))
   return jnp.concatenate(rows, axis=1) if n > 1 else rows[0]
 
 
-def _rows(q, k, v, segment_ids, mask=None):
+def _rows(q, k, v, pair, mask=None, bias=None):
   """Computes attention of some queries, like q.
 
   Args:
     q: [B, T, K, G, H].
     k: [B, S, K, H].
     v: [B, S, K, H].
-    segment_ids: of all tokens, or of (queries, keys).
+    pair: segments of (queries, keys), or None.
     mask: bool [T, S].
+    bias: [1, K, G, T, S].
   """
-  return jnp.einsum('bkgts,bskh->btkgh', _weights(q, k, segment_ids, mask).astype(v.dtype), v)
+  return jnp.einsum('bkgts,bskh->btkgh', _weights(q, k, pair, mask, bias).astype(v.dtype), v)
 
 
-def _weights(q, k, segment_ids, mask):
+def _weights(q, k, pair, mask, bias=None):
   """Computes the weights of the keys, float32 [B, K, G, T, S]; arguments as in `_rows`."""
   scores = jnp.einsum('btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32)
+  if bias is not None:
+    scores += bias.astype(jnp.float32)
   if mask is not None:
     scores = jnp.where(mask[None, None, None], scores, MASK_VALUE)
-  if segment_ids is not None:
-    queries, keys = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
+  if pair is not None:
+    queries, keys = pair
     same = queries[:, :, None] == keys[:, None, :]
     scores = jnp.where(same[:, None, None], scores, MASK_VALUE)
   return jax.nn.softmax(scores, axis=-1)
 
 
 def attention_weights(
-  q: jax.Array, k: jax.Array, *, causal: bool, window: int, segment_ids: jax.Array | None
+  q: jax.Array,
+  k: jax.Array,
+  *,
+  causal: bool = False,
+  window: int = 0,
+  segment_ids: jax.Array | None = None,
+  key_ids: jax.Array | None = None,
+  bias: jax.Array | None = None,
+  scale: float = 0.0,
 ) -> jax.Array:
   """Computes the weights of `attend` as a matrix, which no implementation keeps.
 
   Args:
     q: queries [B, T, N, H].
-    k: keys [B, T, K, H].
-    causal: see `attend`.
-    window: see `attend`.
-    segment_ids: see `attend`.
+    k: keys [B, S, K, H].
+    causal: see `attend`, as are the others.
+    window: likewise.
+    segment_ids: likewise.
+    key_ids: likewise.
+    bias: likewise.
+    scale: likewise.
 
   Returns:
-    float32 [B, N, T, T], rows of queries sum to 1.
+    float32 [B, N, T, S], rows of queries sum to 1.
 
   Raises:
     InputError: a cut sequence, whose tokens may lie in any order.
@@ -266,7 +306,10 @@ def attention_weights(
     raise InputError(
       f'mesh.seq={layout.mesh.shape["seq"]}: expected 1, as attention weights are of whole rows'
     )
-  q = (q * size**-0.5).reshape(batch, length, k.shape[2], -1, size)
-  ahead = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
+  keys = k.shape[1]
+  q = (q * (scale or size**-0.5)).reshape(batch, length, k.shape[2], -1, size)
+  ahead = jnp.arange(length)[:, None] - jnp.arange(keys)[None, :]
   mask = (ahead >= 0) & (ahead < (window or length)) if causal else None
-  return _weights(q, k, segment_ids, mask).reshape(batch, heads, length, length)
+  pair = AttentionMask(causal, window, segment_ids, None, key_ids).pair
+  bias = None if bias is None else bias.reshape(1, k.shape[2], -1, length, keys)
+  return _weights(q, k, pair, mask, bias).reshape(batch, heads, length, keys)

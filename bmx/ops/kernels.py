@@ -13,16 +13,21 @@ RESULT = 'attention_result'  # name, for policies of `jax.checkpoint`, of what s
 BLOCKS = (512, 256, LANES)  # of splash, in tokens: the largest that divides the length
 
 
-def cudnn(q, k, v, causal: bool, window: int, segment_ids) -> jax.Array:
-  """Computes attention by cuDNN's flash attention. Segments are passed as a mask [B, 1, T, S]."""
+def cudnn(q, k, v, causal: bool, window: int, pair, scale: float) -> jax.Array:
+  """Computes attention by cuDNN's flash attention.
+
+  `pair`: segments of queries [B, T] and keys [B, S], which it gets as a mask [B, 1, T, S], or None.
+  """
   mask = None
-  if segment_ids is not None:
-    mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+  if pair is not None:
+    queries, keys = pair
+    mask = (queries[:, :, None] == keys[:, None, :])[:, None]
   span = (window - 1, 0) if window else None
   try:
     return jax.nn.dot_product_attention(
-      q, k, v, mask=mask, is_causal=causal, local_window_size=span, implementation='cudnn'
-    )
+      q, k, v, mask=mask, scale=scale, is_causal=causal, local_window_size=span,
+      implementation='cudnn',
+    )  # fmt: skip
   except RuntimeError as error:
     if 'cuDNN' not in str(error):
       raise
@@ -31,39 +36,40 @@ def cudnn(q, k, v, causal: bool, window: int, segment_ids) -> jax.Array:
     ) from None
 
 
-def splash(q, k, v, causal: bool, window: int, segment_ids, interpret: bool = False) -> jax.Array:
+def splash(
+  q, k, v, causal: bool, window: int, pair, scale: float, interpret: bool = False
+) -> jax.Array:
   """Computes one device's part by Pallas' splash attention on the TPU.
 
-  The part has all of the length, and its share of batch and heads. `interpret` runs the kernel step
-  by step anywhere.
+  The part has all of the length, and its share of batch and heads. `pair`: see `cudnn`. `interpret`
+  runs the kernel step by step anywhere.
   """
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
-  heads, length, size = q.shape[2], q.shape[1], q.shape[3]
-  kernel = _splash(heads, length, causal, window, interpret)
-  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * size**-0.5, k, v))
-  if segment_ids is None:
+  kernel = _splash(q.shape[2], q.shape[1], k.shape[1], causal, window, interpret)
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * scale, k, v))
+  if pair is None:
     out = jax.vmap(kernel)(q, k, v)
   else:
-    out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segment_ids, segment_ids))
+    out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(*pair))
   return jnp.swapaxes(out, 1, 2)
 
 
 @functools.lru_cache(maxsize=16)
-def _splash(heads: int, length: int, causal: bool, window: int, interpret: bool) -> Any:
-  """Makes the kernel of a mask, once: its tables take O(T²) time on the host."""
+def _splash(heads: int, length: int, keys: int, causal: bool, window: int, interpret: bool) -> Any:
+  """Makes the kernel of a mask, once: its tables take O(T·S) time on the host."""
   from jax.experimental.pallas.ops.tpu import splash_attention as package
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-  mask: Any = masks.FullMask((length, length))
+  mask: Any = masks.FullMask((length, keys))
   if causal and window:
     mask = masks.LocalMask((length, length), (window - 1, 0), 0)
   elif causal:
     mask = masks.CausalMask((length, length))
-  b = next(b for b in BLOCKS if length % b == 0)
+  b, c = (next(b for b in BLOCKS if n % b == 0) for n in (length, keys))
   sizes = package.BlockSizes(
-    block_q=b, block_kv=b, block_kv_compute=b, block_q_dkv=b, block_kv_dkv=b,
-    block_kv_dkv_compute=b, block_q_dq=b, block_kv_dq=b,
+    block_q=b, block_kv=c, block_kv_compute=c, block_q_dkv=b, block_kv_dkv=c,
+    block_kv_dkv_compute=c, block_q_dq=b, block_kv_dq=c,
   )  # fmt: skip
   with jax.ensure_compile_time_eval():
     return package.make_splash_mha(

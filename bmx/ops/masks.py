@@ -15,9 +15,18 @@ class AttentionMask(NamedTuple):
     window: with `causal`, the number of nearest keys, its own included; 0 is all.
     segment_ids: int [B, T] or None; a query attends to keys of its own segment only.
     positions: int [B, T] or None; read by ring attention alone.
+    key_ids: int [B, S] or None, the segments of keys of another sequence; None: `segment_ids`.
   """
 
   causal: bool
   window: int
   segment_ids: jax.Array | None
   positions: jax.Array | None
+  key_ids: jax.Array | None = None
+
+  @property
+  def pair(self) -> tuple[jax.Array, jax.Array] | None:
+    """Segments of (queries, keys), int [B, T] and [B, S]; None without."""
+    if self.segment_ids is None:
+      return None
+    return self.segment_ids, self.segment_ids if self.key_ids is None else self.key_ids

@@ -136,11 +136,32 @@ def yarn(
   return ramp * frequency / factor + (1 - ramp) * frequency
 
 
-def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
+def sinusoidal(positions: jax.Array, width: int, halves: bool = False) -> jax.Array:
   """Maps positions int [B, T] to float32 [B, T, D]: sines in the even columns, cosines in the odd.
 
+  `halves`: all sines in the first D / 2 columns, then the cosines, as Marian has them.
   Source: Vaswani et al. 2017, section 3.5.
   """
   frequency = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
   angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None, :]
+  if halves:
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
   return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions.shape, width)
+
+
+def relative_buckets(distance: jax.Array, buckets: int, most: int, causal: bool) -> jax.Array:
+  """Maps distances (key position - query position) to buckets, int32 of the same shape.
+
+  Half of the buckets hold one distance each; the others hold ranges that grow as a logarithm up to
+  `most`, beyond which all is one bucket. Without `causal`, half of the buckets are for keys behind
+  the query. Source: Raffel et al. 2020, section 2.1, with the rounding of transformers.
+  """
+  first = jnp.zeros_like(distance)
+  if not causal:
+    buckets //= 2
+    first = jnp.where(distance > 0, buckets, 0)
+  size = jnp.maximum(-distance, 0) if causal else jnp.abs(distance)
+  exact = buckets // 2
+  ratio = jnp.log(jnp.maximum(size, 1) / exact) / math.log(most / exact)
+  far = exact + (ratio * (buckets - exact)).astype(jnp.int32)
+  return first + jnp.where(size < exact, size, jnp.minimum(far, buckets - 1))

@@ -50,12 +50,16 @@ class SlotLayer(struct.PyTreeNode):
     one = lambda slots, new: jax.tree.map(put, slots, as_slots(new, slots))
     return self.replace(key=one(self.key, key), value=one(self.value, value))
 
-  def attend(self, q: jax.Array, window: int = 0) -> jax.Array:
-    """Computes softmax(q kᵀ / √H) v over the slots that a query may attend to.
+  def attend(
+    self, q: jax.Array, window: int = 0, scale: float = 0.0, bias: jax.Array | None = None
+  ) -> jax.Array:
+    """Computes softmax(scale · q kᵀ + bias) v over the slots that a query may attend to.
 
     Args:
       q: [R, T, N, H]; the first token of row r is in slot `at[r]`.
       window: slots that a query attends to, its own included; 0 is all up to its own.
+      scale: 0 is 1 / √H.
+      bias: float [1, N, T, S], added to the scores.
 
     Returns:
       [R, T, N, H] in q's dtype.
@@ -65,7 +69,7 @@ class SlotLayer(struct.PyTreeNode):
     key, value, rows = self.key, self.value, self.rows
     if rows is not None:
       key, value = jax.tree.map(lambda x: take_rows(x, rows), (key, value))
-    return attend_slots(q, key, value, within(distance, window))
+    return attend_slots(q, key, value, within(distance, window), scale, bias)
 
 
 class SlotCache(struct.PyTreeNode):
