@@ -78,6 +78,16 @@ class Composing(Protocol):
 
 
 @runtime_checkable
+class Continuing(Composing, Protocol):
+  """Examples whose batches can continue each other, for models that carry state."""
+
+  @property
+  def contiguous(self) -> bool:
+    """Whether, in training, each row of a batch continues the same row of the batch before."""
+    ...
+
+
+@runtime_checkable
 class Wrapping(Protocol):
   """Examples around examples, which may compose batches."""
 

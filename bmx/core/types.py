@@ -103,6 +103,8 @@ class Facts:
     sparse_tables: paths of parameters that `models.tables.Table` looks up ('user/table'); their
       gradients are `SparseRows`.
     chunked_head: the model has a method `hidden_and_table` for losses that never hold all logits.
+    carried: collections with a row for each example of a batch, from which the same row of the next
+      batch continues; training alone reads and writes them.
   """
 
   vocab_size: int = 0
@@ -114,6 +116,7 @@ class Facts:
   padded_parameters: int = 0
   sparse_tables: tuple[str, ...] = ()
   chunked_head: bool = False
+  carried: tuple[str, ...] = ()
 
 
 class SparseRows(NamedTuple):

@@ -20,6 +20,7 @@ from bmx.core.experiment import Eval, Experiment
 from bmx.core.images import ImageOptions
 from bmx.core.types import Task
 from bmx.experiment.data import (
+  check_carried,
   check_labels,
   check_tokenizers,
   checked,
@@ -89,6 +90,8 @@ def build(
     for known in (data.metadata, *(e.data.metadata for e in made.values())):
       with _rejecting(c):
         task.validate(known)
+    if stored is None:
+      check_carried(task, data)
   check_generate(c['generate'], task)
   if labels:
     check_labels(task, made)

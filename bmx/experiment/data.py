@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from bmx import config as recipes
-from bmx.core.data import Examples, Stateful
+from bmx.core.data import Continuing, Examples, Stateful
 from bmx.core.errors import InputError
 from bmx.core.experiment import Eval, Experiment
-from bmx.core.types import ChecksRows, Task
-from bmx.data.batches import Batches
+from bmx.core.types import ChecksRows, Task, facts_of
+from bmx.data.batches import Batches, composer_of
 from bmx.data.shapes import Shapes
 from bmx.data.transforms import Reorder
 from bmx.ops.ring import zigzag as ring_order
@@ -211,6 +211,18 @@ def check_tokenizers(data: Batches, evals: Mapping[str, Eval]) -> None:
         f'eval.{name}: expected the tokenizer of the training data ({sizes[0]} ids), found another '
         f'one ({sizes[1]} ids); set --config.eval.{name}.tokenizer.path, or leave its tokenizer out'
       )
+
+
+def check_carried(task: Task, data: Batches) -> None:
+  """Raises InputError if a model carries state between batches that do not continue each other."""
+  composer = composer_of(data.examples)
+  follows = isinstance(composer, Continuing) and composer.contiguous
+  if facts_of(task.model).carried and not follows:
+    raise InputError(
+      'task.model.carry=True: expected training data whose rows continue those of the batch '
+      'before; set --config.data.contiguous=True (bmx.data.text.windows), or '
+      '--config.task.model.carry=False'
+    )
 
 
 def check_labels(task: Task, evals: Mapping[str, Eval]) -> None:

@@ -43,6 +43,11 @@ class Described(Protocol):
     ...
 
   @property
+  def carried(self) -> tuple[str, ...]:
+    """Collections with a row for each example, see `core.types.Facts`."""
+    ...
+
+  @property
   def micro_batches(self) -> int:
     """Number of forward passes of a step."""
     ...
@@ -66,6 +71,11 @@ class Gradient:
   def averaged(self) -> tuple[str, ...]:
     """Collections that are updated once a step."""
     return self.task.averaged
+
+  @property
+  def carried(self) -> tuple[str, ...]:
+    """Those of the model."""
+    return facts_of(self.task.model).carried
 
   @property
   def micro_batches(self) -> int:
@@ -124,8 +134,8 @@ def described(grad_fn: GradFn) -> Described:
   """
   if not isinstance(grad_fn, Described):
     raise InputError(
-      f'{type(grad_fn).__name__} does not declare coupling, averaged and micro_batches: derive it '
-      'from bmx.train.gradients.GradWrapper'
+      f'{type(grad_fn).__name__} does not declare coupling, averaged, carried and micro_batches: '
+      'derive it from bmx.train.gradients.GradWrapper'
     )
   return grad_fn
 
@@ -151,6 +161,11 @@ class GradWrapper:
     return described(self.inner).averaged
 
   @property
+  def carried(self) -> tuple[str, ...]:
+    """Collections with a row for each example."""
+    return described(self.inner).carried
+
+  @property
   def micro_batches(self) -> int:
     """Number of forward passes of a step."""
     return described(self.inner).micro_batches
@@ -166,7 +181,8 @@ class Accumulate(GradWrapper):
 
   Micro-batch i has rows i, i + steps, i + 2·steps, ...: a strided split, so that no row of a
   sharded batch moves. If examples share statistics (batch norm), they are those of a micro-batch;
-  running statistics are updated once, with the mean of the micro-batches'.
+  running statistics are updated once, with the mean of the micro-batches'. State that is carried
+  from batch to batch is split as the rows are: a row stands in the same micro-batch at each step.
 
   Attributes:
     inner: GradFn of one micro-batch.
@@ -203,24 +219,35 @@ class Accumulate(GradWrapper):
   def __call__(self, variables: Variables, batch: Batch, noise: Noise) -> Grads:
     """Returns the gradient of the whole batch's sum."""
     split = lambda x: x.reshape(-1, self.steps, *x.shape[1:]).swapaxes(0, 1)
-    micro = jax.tree.map(split, batch)
+    own = {k: variables[k] for k in self.carried}
+    micro = jax.tree.map(split, (batch, own))
     # The first micro-batch outside the scan gives the carry its structure and dtypes.
     head, tail = jax.tree.map(lambda x: x[0], micro), jax.tree.map(lambda x: x[1:], micro)
-    first, rows = _apart(self.inner(variables, head, noise.fold(0)))
+
+    def gradient(number, item, chained):
+      batch, own = item
+      grads = self.inner({**variables, **chained, **own}, batch, noise.fold(number))
+      own = {k: grads.collections[k] for k in self.carried}
+      rest = {k: v for k, v in grads.collections.items() if k not in self.carried}
+      grads, rows = _apart(grads._replace(collections=rest))
+      return grads, rows, own
+
+    first, rows, own = gradient(0, head, {})
 
     def body(carry, item):
       # A loop of one trip is not a loop to XLA: without the barrier it computes both micro-batches
       # side by side, and holds the activations of both.
-      carry, (number, batch) = jax.lax.optimization_barrier((carry, item))
+      carry, (number, item) = jax.lax.optimization_barrier((carry, item))
       chained = {k: v for k, v in carry.collections.items() if k not in self.averaged}
-      new, rows = _apart(self.inner({**variables, **chained}, batch, noise.fold(number)))
-      return self._join(carry, new), rows
+      new, *more = gradient(number, item, chained)
+      return self._join(carry, new), more
 
-    total, more = jax.lax.scan(body, first, (jnp.arange(1, self.steps), tail))
+    total, (more, others) = jax.lax.scan(body, first, (jnp.arange(1, self.steps), tail))
     rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b.reshape(-1, *a.shape[1:])]), rows, more)
+    own = jax.tree.map(_interleave, own, others)
     mean = {k: jax.tree.map(self._mean, v) if k in self.averaged else v
             for k, v in total.collections.items()}  # fmt: skip
-    return _together(total._replace(collections=mean), rows, variables['params'])
+    return _together(total._replace(collections=mean | own), rows, variables['params'])
 
   def _join(self, a: Grads, b: Grads) -> Grads:
     together = {k: jax.tree.map(jnp.add, a.collections[k], v) if k in self.averaged else v
@@ -256,6 +283,12 @@ def combine(indices: Array, values: Array, rows: int) -> SparseRows:
   summed = jax.ops.segment_sum(values, segment, len(indices))
   distinct = jnp.full(len(indices), rows, jnp.int32).at[segment].set(indices)
   return SparseRows(distinct, summed)
+
+
+def _interleave(first: Array, others: Array) -> Array:
+  """Joins what `Accumulate` has split: [b, ...] and [steps - 1, b, ...] -> [steps · b, ...]."""
+  parts = jnp.concatenate([first[None], others]).swapaxes(0, 1)
+  return parts.reshape(-1, *first.shape[1:])
 
 
 def _apart(grads: Grads) -> tuple[Grads, dict[str, SparseRows]]:

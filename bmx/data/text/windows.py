@@ -31,6 +31,10 @@ class TokenData:
   begin at another position; otherwise they tile the text from its start, and positions that the
   last one lacks have weight 0.
 
+  Contiguous windows are for models that carry state from batch to batch: row r of B begins with
+  window r · size // B, and reads in each step the window behind its last one, so that it passes
+  through the whole text and then begins anew. They are neither shuffled nor shifted.
+
   Attributes:
     tokens: uint8, uint16 or int32 [N], perhaps a memory map.
     vocab_size: token ids are below this.
@@ -39,6 +43,7 @@ class TokenData:
     train: whether windows are shuffled and shifted.
     more: metadata besides.
     tokenizer: of the tokens.
+    contiguous: whether each row of a training batch continues that of the batch before.
 
   Raises:
     InputError: fewer tokens than a window.
@@ -51,6 +56,7 @@ class TokenData:
   train: bool = True
   more: dict[str, Any] = dataclasses.field(default_factory=dict)
   tokenizer: Tokenizer | None = None
+  contiguous: bool = False
 
   def __post_init__(self):
     if self.length < 1:
@@ -74,6 +80,9 @@ class TokenData:
 
   def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, None]:
     """First tokens of the windows at positions."""
+    if self.train and self.contiguous:
+      steps, rows = np.divmod(positions, batch_size)
+      return (rows * self.size // batch_size + steps) % self.size * self.length, None
     starts = in_order(positions, self.size, self.seed, self.train) * self.length
     if self.train:
       starts += np.array([self._shift(int(e)) for e in positions // self.size], np.int64)
@@ -137,6 +146,7 @@ def text(
   tokenizer: Tokenizer | None = None,
   separator: str = '',
   data_dir: str = '',
+  contiguous: bool = False,
   read: bool = True,
   seed: int = 0,
   train: bool = True,
@@ -154,6 +164,7 @@ def text(
     tokenizer: of the text; None is bytes.
     separator: text after each document, instead of the tokenizer's end of text.
     data_dir: of TFDS.
+    contiguous: each row of a training batch continues that of the batch before, see `TokenData`.
     read: False returns shapes only.
     seed: of the order.
     train: training data.
@@ -175,7 +186,7 @@ def text(
   ids = part_of(ids, split, name)
   size = len(ids) if isinstance(chosen, Bytes) else len(chosen.decode(ids).encode())
   more |= {'source': name, 'bytes': size} | special_facts(chosen.special)
-  return TokenData(ids, chosen.size, length, seed, train, more, chosen)
+  return TokenData(ids, chosen.size, length, seed, train, more, chosen, contiguous)
 
 
 def tokens(
@@ -184,6 +195,7 @@ def tokens(
   length: int,
   split: str = 'train',
   dtype: str = 'uint16',
+  contiguous: bool = False,
   read: bool = True,
   seed: int = 0,
   train: bool = True,
@@ -196,6 +208,7 @@ def tokens(
     length: tokens of a row.
     split: 'train' is the first 90 % of the tokens, 'valid' the rest, 'all' both.
     dtype: of raw numbers, such as uint16.
+    contiguous: each row of a training batch continues that of the batch before, see `TokenData`.
     read: False returns shapes only.
     seed: of the order.
     train: training data.
@@ -225,4 +238,6 @@ def tokens(
         f'vocabulary of {vocab_size} (0..{vocab_size - 1})'
       )
   more = {'source': path}
-  return TokenData(part_of(ids, split, path), vocab_size, length, seed, train, more)
+  return TokenData(
+    part_of(ids, split, path), vocab_size, length, seed, train, more, contiguous=contiguous
+  )
