@@ -89,6 +89,7 @@ SLOW = (
   'test_bad_input.py::test_processes',
   'test_bad_input.py::test_the_same_command_again_is_well',
   'test_bench.py',
+  'test_captioned.py',
   'test_commands.py::test_commands_run_in_their_order',
   'test_configs.py::test_tiny_trains',
   'test_docs.py::test_python_of_the_table_page',

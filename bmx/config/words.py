@@ -98,6 +98,8 @@ WORDS = {
   'generate.sample_steps': Word(20, 'Steps from noise to an image.'),
   'generate.sampler': Word('heun', 'Of images: euler, or heun, with two velocities a step.'),
   'predict.tta': Word((), 'Views whose probabilities are averaged: flip, crops; empty: none.'),
+  'predict.labels': Word((), 'Texts that a run of images and captions chooses from for an image.'),
+  'predict.templates': Word(('{}',), 'Sentences around these, such as a photo of a {}; averaged.'),
   'serve.host': Word('127.0.0.1', 'Address that the server listens on; 0.0.0.0: every one.'),
   'serve.port': Word(8000, 'Port that the server listens on; 0: a free one.'),
   'serve.rows': Word(16, 'Texts that are generated at once.'),

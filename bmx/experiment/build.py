@@ -194,7 +194,7 @@ def _preset(
 # Facts of the data that a model may have as 'auto', besides its outputs.
 SIZES = (
   'field_sizes', 'num_numeric', 'num_users', 'num_items', 'history', 'user_features',
-  'item_features',
+  'item_features', 'vocab_size', 'end_token',
 )  # fmt: skip
 # Words of a model that decide how it computes, and what it learned of the data.
 CHOICES = ('attention', 'dtype', 'num_outputs', 'remat', 'scan')

@@ -26,10 +26,12 @@ TOKENIZER = 'bmx.data.text.tokenizer:Subwords'
 ARRAYS = 'bmx.data.arrays:arrays'
 IMAGES = 'bmx.data.images.folder:images'
 ANNOTATED = 'bmx.data.images.coco:coco'
+CAPTIONS = 'bmx.data.images.captions:captions'
 # Arrays of a batch that predictions do not need, or that are made of the others.
 LABELS = (
   'label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next', 'frame', 'boxes',
   'box_label', 'box_weights', 'box_crowd', 'box_area', 'mask', 'mask_weights', 'item', 'log_q',
+  'caption',
 )  # fmt: skip
 OPTIONAL_LABELS = ('frame', 'box_crowd', 'box_area', 'mask_weights')
 
@@ -142,7 +144,8 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
   path = os.fspath(source) if isinstance(source, str | os.PathLike) else ''
   memory = {} if path else {'given': source}
   fitted = fitted_of(experiment.data.examples)
-  part = _input_part(c['data'], path, fitted)
+  chosen = c['predict']['labels']  # texts to choose from instead of those of the data
+  part = _input_part(c['data'], path, fitted, bool(chosen))
   data = _read(c, part, '--input', layout, fitted, stored, **memory)
   given, expected = tokenizer_of(data), tokenizer_of(experiment.data)
   if given is not None and expected is not None and given != expected:
@@ -151,23 +154,32 @@ def input_data(experiment: Experiment, source: Any, stored: DataFile | None = No
       'another one'
     )
   for key, spec in experiment.data.spec.items():
-    if key in LABELS:
+    if key in LABELS or (chosen and key == 'tokens'):
       continue
     if key not in data.spec or data.spec[key].shape != spec.shape:
       given = data.spec[key].shape if key in data.spec else 'missing'
+      fix = ''
+      if key == 'tokens' and 'image' in data.spec:
+        fix = "; name texts to choose from with --predict.labels=\"('a cat','a dog')\""
       raise InputError(
         f'{path or "the given data"}: {key} is {given}, expected examples of shape {spec.shape}'
+        f'{fix}'
       )
   return data
 
 
-def _input_part(data: Mapping[str, Any], path: str, fitted: Mapping[str, Any]) -> dict[str, Any]:
+def _input_part(
+  data: Mapping[str, Any], path: str, fitted: Mapping[str, Any], labeled: bool
+) -> dict[str, Any]:
   """The data part that reads a file to predict, or data in memory where `path` is ''.
 
-  Words that describe a CSV file are left out for another one.
+  Words that describe a CSV file are left out for another one. `labeled`: the command has texts for
+  the images, which need no captions.
   """
   data = source_part(data)
   known = recipes.parameters(recipes.resolve(data['call']), data['call'])
+  if path and data['call'] == CAPTIONS and not labeled and not path.endswith('.npz'):
+    return {**data, 'path': path, 'images': '', 'split': 'all'}
   if path and 'pixels' in fitted and not path.endswith('.npz'):
     words = data if data['call'] == IMAGES else {'call': IMAGES}
     return {**words, 'path': path, 'split': 'all', 'unreadable': 'skip'}

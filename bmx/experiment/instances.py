@@ -69,6 +69,11 @@ class Instances:
     part = source_part(experiment.config['data'])
     self.columns = columns_of(part, experiment.data.spec, stored.state)
     self.spec = {k: v for k, v in experiment.data.spec.items() if k not in LABELS or k == 'weights'}
+    if 'image' in self.spec and 'tokens' in self.spec:  # of captions, which requests do not have
+      if not experiment.config['predict']['labels']:
+        raise InputError('predict.labels=(): expected the texts that a served model of images and '
+                         "captions chooses from, such as ('a cat', 'a dog')")  # fmt: skip
+      del self.spec['tokens']
     if 'most_seen' in stored.state:  # of ratings: training does not read what a user has seen
       most = int(stored.state['most_seen'])
       self.spec['seen'] = Spec((most,), np.dtype(np.int32))

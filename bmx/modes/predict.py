@@ -21,6 +21,7 @@ from bmx.runtime.progress import share
 from bmx.runtime.rows import check_output, unique, write_rows
 from bmx.runtime.storage import Place, place
 from bmx.tasks.views import with_views
+from bmx.tasks.zeroshot import with_labels
 from bmx.train.evaluate import predictions
 from bmx.train.predicted import lines
 from bmx.train.run import restored
@@ -94,9 +95,10 @@ def _predicted(
       raise errors.InputError('give --input=FILE: the config has no `eval` entry to predict')
     data = experiment.evals[entry_of(experiment)].data
   state, number = restored(experiment, workdir, step)
-  task = with_views(experiment.task, experiment.config['predict']['tta'])
-  parts = predictions(data, task, experiment.layout, state)
-  return lines(data, experiment.task, watched(parts, data.size)), number
+  words, known = experiment.config['predict'], experiments.fitted_of(experiment.data.examples)
+  named = with_labels(experiment.task, words['labels'], words['templates'], known)
+  parts = predictions(data, with_views(named, words['tta']), experiment.layout, state)
+  return lines(data, named, watched(parts, data.size)), number
 
 
 def entry_of(experiment: Experiment) -> str:

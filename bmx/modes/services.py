@@ -27,6 +27,7 @@ from bmx.serve.chat import end_of_turn
 from bmx.serve.decode import decoder
 from bmx.serve.engine import Engine
 from bmx.serve.text import Options, check_size, stop_ids
+from bmx.tasks.zeroshot import with_labels
 from bmx.train.run import restored
 from bmx.train.state import eval_variables
 
@@ -74,13 +75,14 @@ def predictions(run: Run) -> Any:
   check_number('serve.max_instances', words['max_instances'], at_least=1)
   if run.stored is None:
     raise InputError(f'--workdir={run.workdir}: expected the directory of a run that has trained')
-  read = Instances(x, run.stored)
+  read, choice = Instances(x, run.stored), x.config['predict']
+  task = with_labels(x.task, choice['labels'], choice['templates'], run.known)
   state, number = restored(x, run.workdir, run.step)
   variables = eval_variables(state)
-  predictor = Predictor(x.task, x.layout, variables, read.spec, words['batch'])
+  predictor = Predictor(task, x.layout, variables, read.spec, words['batch'])
   worker = Batcher(predictor, words['window'] / 1000, words['max_waiting'])
   columns = [dataclasses.asdict(c) for c in read.columns]
-  made = Predictions(x.name, worker, x.task, read, columns, words['max_instances'])
+  made = Predictions(x.name, worker, task, read, columns, words['max_instances'])
   line = f'predictions of step {number}, batches of {", ".join(map(str, predictor.sizes))}'
   return PredictionService(made), line
 

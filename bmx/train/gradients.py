@@ -204,7 +204,7 @@ class Accumulate(GradWrapper):
       )
     if self.steps > 1 and self.coupling == 'loss':
       raise InputError(
-        f'grad.steps={self.steps}: expected 1, or the cached gradient of a batch (GradCache): the '
+        f'grad.steps={self.steps}: expected 1, or grad.call=bmx.train.gradcache:GradCache; the '
         'loss compares the examples of a batch, so micro-batches have another objective'
       )
     if self.steps > 1 and self.coupling == 'statistics':

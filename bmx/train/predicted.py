@@ -9,14 +9,17 @@ from bmx.train.evaluate import join
 
 
 def lines(data: Data, task: Task, parts: Iterator[HostBatch]) -> Iterator[dict[str, Any]]:
-  """Yields a JSON object for each example; for questions, for the best answer over all windows.
+  """Yields a JSON object for each example.
+
+  Examples that present whole splits do so (questions: the best answer over all windows; pairs: the
+  nearest captions), unless the predictions of the task have names of their own.
 
   Args:
     data: the examples.
     task: made the predictions.
     parts: predictions of each batch, in order, with its labels for metrics.
   """
-  if isinstance(data.examples, Presenting):
+  if isinstance(data.examples, Presenting) and not isinstance(task, Readable):
     yield from data.examples.present(join(list(parts)))
     return
   done = 0

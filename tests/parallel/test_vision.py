@@ -24,14 +24,23 @@ MODELS = {
     'depth': 2, 'heads': 2, 'scan': True, 'drop_path': 0.2,
   },
 }  # fmt: skip
-CASES = [('resnet', {'data': 2, 'fsdp': 4}), ('vit', {'data': 1, 'fsdp': 4, 'model': 2})]
+DIGITS = 'digits_mlp', ['data.crop=0']
+RECIPES = {'clip': ('emoji_clip', ['task.model.image.depth=1', 'task.model.text.scan=True'])}
+CASES = [
+  ('resnet', {'data': 2, 'fsdp': 4}),
+  ('vit', {'data': 1, 'fsdp': 4, 'model': 2}),
+  ('clip', {'data': 8}),
+  ('clip', {'data': 1, 'fsdp': 4, 'model': 2}),
+]
 
 
 def train(model, mesh):
   """-> losses of every step, the state, its abstract shapes."""
-  config, _ = recipes.load(str(ROOT / 'configs/digits_mlp.py:tiny'), ['data.crop=0'])
+  recipe, words = RECIPES.get(model, DIGITS)
+  config, _ = recipes.load(str(ROOT / f'configs/{recipe}.py:tiny'), words)
   plain = recipes.plain(config)
-  plain['task']['model'] = MODELS[model]
+  if model in MODELS:
+    plain['task']['model'] = MODELS[model]
   plain['optimizer'] = {'call': 'bmx.optim.optimizers:sgd', 'momentum': 0.9}
   plain['schedule']['peak'] = 0.01
   plain['mesh'] |= mesh
@@ -54,7 +63,7 @@ def vector(leaves):
 @pytest.fixture(scope='module')
 def alone():
   """One device's losses and state, trained once for each model."""
-  return {model: train(model, {}) for model in MODELS}
+  return {model: train(model, {}) for model in dict(CASES)}
 
 
 @pytest.mark.parametrize(('model', 'mesh'), CASES)

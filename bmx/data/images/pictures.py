@@ -14,6 +14,7 @@ from bmx.data.images.normalization import Normalise
 SUFFIXES = (
   '.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm',
 )  # fmt: skip
+RESAMPLE = {'bilinear': 2, 'bicubic': 3}  # Pillow's numbers
 WIDE = ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N')  # modes of integers of more than 8 bits
 
 
@@ -27,9 +28,10 @@ class Pixels:
     mean: of pixels scaled to 0..1, for all channels or one each.
     std: of the same.
     background: color behind transparent pixels, red, green, blue, 0 to 255.
+    resample: 'bilinear' or 'bicubic', how images are resized, both with antialiasing.
 
   Raises:
-    InputError: a size, color or number outside its range.
+    InputError: a size, color or number outside its range, another `resample`.
   """
 
   shape: tuple[int, int, int]
@@ -37,8 +39,11 @@ class Pixels:
   mean: tuple[float, ...] = (0.0,)
   std: tuple[float, ...] = (1.0,)
   background: tuple[int, ...] = (255, 255, 255)
+  resample: str = 'bilinear'
 
   def __post_init__(self):
+    if self.resample not in RESAMPLE:
+      raise InputError(f'resample={self.resample!r}: expected one of {", ".join(RESAMPLE)}')
     rows, columns, channels = self.shape
     for name, value in (('size', rows), ('size', columns)):
       check_number(name, value, at_least=1)
@@ -73,7 +78,8 @@ class Pixels:
     rows, columns, channels = (int(n) for n in state['shape'])
     colors = tuple(int(v) for v in state['background'])
     mean, std = (tuple(float(v) for v in state[k]) for k in ('mean', 'std'))
-    return cls((rows, columns, channels), int(state['short']), mean, std, colors)
+    resample = str(state.get('resample', 'bilinear'))  # runs of earlier versions have no such word
+    return cls((rows, columns, channels), int(state['short']), mean, std, colors, resample)
 
   def open(self, data: bytes, name: str) -> Any:
     """Decodes an image -> an image of Pillow, L or RGB, upright, in front of the background.
@@ -122,10 +128,8 @@ class Pixels:
     """Resizes an image of Pillow and crops its center: uint8 [rows, columns, channels].
 
     The short side becomes `short`, or the image is made as small as it can cover `shape`. Pixels
-    are resized bilinearly with antialiasing; sizes round as torchvision's.
+    are resized with antialiasing; sizes round as torchvision's.
     """
-    from PIL import Image
-
     rows, columns, _ = self.shape
     cover = (self.short, self.short) if self.short else (rows, columns)
     width, height = picture.size
@@ -134,7 +138,7 @@ class Pixels:
     else:
       size = (cover[1], max(int(height * cover[1] / width), cover[0]))
     if size != picture.size:
-      picture = picture.resize(size, Image.Resampling.BILINEAR)
+      picture = picture.resize(size, RESAMPLE[self.resample])
     left, top = round((size[0] - columns) / 2), round((size[1] - rows) / 2)
     if size != (columns, rows):
       picture = picture.crop((left, top, left + columns, top + rows))
@@ -142,12 +146,10 @@ class Pixels:
 
   def part(self, picture: Any, part: Any) -> np.ndarray:
     """Crops (top, left, bottom, right) of an image of Pillow, and resizes it to `shape`, uint8."""
-    from PIL import Image
-
     top, left, bottom, right = (int(n) for n in part)
     rows, columns, _ = self.shape
     cut = picture.crop((left, top, right, bottom))
-    return np.asarray(cut.resize((columns, rows), Image.Resampling.BILINEAR)).reshape(self.shape)
+    return np.asarray(cut.resize((columns, rows), RESAMPLE[self.resample])).reshape(self.shape)
 
 
 def eight_bits(values: np.ndarray, name: str) -> np.ndarray:

@@ -4,8 +4,6 @@ A scene is a function of (`scene_seed`, split, number of the scene) alone.
 """
 
 import dataclasses
-import pathlib
-import zipfile
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +12,13 @@ from bmx.core import streams
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.ranges import check_number
 from bmx.core.types import HostBatch
-from bmx.data.arrays import UNREADABLE, ArrayData
+from bmx.data.arrays import ArrayData
 from bmx.data.builtin import digits as small_digits
+from bmx.data.images.archive import read_images
 from bmx.data.images.augment import Augmentation, augmentation
 from bmx.data.images.boxes import padded
 from bmx.data.images.pictures import Pixels
 from bmx.data.tfds import tfds
-from bmx.runtime.fetch import fetch
 
 Kind = Literal['boxes', 'masks']
 SPLITS = ('train', 'valid', 'test')
@@ -152,10 +150,7 @@ def _drawings(path: str, split: str) -> list[Cutout]:
   """The drawings of a split; their white background is transparent, white inside them is not."""
   from scipy import ndimage
 
-  file = fetch(path)
-  if not file.is_file():
-    raise InputError(f'sprites={path}: expected a numpy archive (.npz), which does not exist')
-  images = _images(file, path)
+  images = read_images(path, 'sprites')
   result = []
   for image in images[np.isin(np.arange(len(images)) % 10, DRAWN[split])]:
     opacity: Any = ndimage.binary_fill_holes((image < WHITE).any(-1))
@@ -165,21 +160,6 @@ def _drawings(path: str, split: str) -> list[Cutout]:
   if not result:
     raise InputError(f'sprites={path}: expected drawings for the split {split}, found nothing')
   return result
-
-
-def _images(file: pathlib.Path, path: str) -> np.ndarray:
-  try:
-    with zipfile.ZipFile(file):
-      images = np.load(file, allow_pickle=False)['images']
-  except UNREADABLE as error:
-    raise InputError(
-      f'sprites={path}: expected a numpy archive (.npz) with `images`: {error}'
-    ) from None
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-    raise InputError(
-      f'sprites={path}: images is {images.dtype} {images.shape}; expected uint8 [N, I, J, 3]'
-    )
-  return images
 
 
 def _inside(opaque: np.ndarray) -> tuple[slice, slice]:

@@ -1,0 +1,325 @@
+"""Images with captions: a table of files and texts, or an archive of images beside a table."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bmx.core.data import Examples, Resident, Spec, Stateful
+from bmx.core.errors import InputError, did_you_mean
+from bmx.core.types import Batch, HostBatch, Metadata
+from bmx.data.arrays import RESIDENT_BYTES, ArrayData, split_indices
+from bmx.data.digests import digest_arrays
+from bmx.data.images.archive import read_images
+from bmx.data.images.augment import Augmentation, augmentation
+from bmx.data.images.folder import FolderData
+from bmx.data.images.listing import Listing
+from bmx.data.images.normalization import with_normalization
+from bmx.data.images.pictures import Pixels
+from bmx.data.records import Record, no_file
+from bmx.data.shapes import shapes
+from bmx.data.text.documents import RECORDS, records, whole
+from bmx.data.text.encoding import encode_rows
+from bmx.data.text.tokenizer import Subwords
+from bmx.data.text.windows import along, tokenizer_state
+from bmx.ops.ranks import ranks_of
+from bmx.runtime.storage import Place, place
+
+log = logging.getLogger('bmx')
+TABLES = ('.jsonl', *RECORDS)
+SPLITS = ('all', 'train', 'valid')
+BEST = 5  # captions of an image in a prediction
+
+
+def captions(
+  path: str = '',
+  images: str = '',
+  file: str = 'file',
+  text: tuple[str, ...] = ('caption',),
+  tokenizer: Subwords | None = None,
+  length: int = 77,
+  size: int = 224,
+  channels: int = 3,
+  short: int = 0,
+  resample: str = 'bicubic',
+  mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073),
+  std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711),
+  background: tuple[int, ...] = (255, 255, 255),
+  crop: int = 0,
+  flip: bool = False,
+  augment: Augmentation | None = None,
+  split: str = 'all',
+  holdout: float = 0.0,
+  fitted: Mapping[str, Any] | None = None,
+  read: bool = True,
+  seed: int = 0,
+  train: bool = True,
+) -> Examples:
+  """Reads pairs of an image and a caption -> `image`, `tokens` [T], `caption`.
+
+  `caption` is a number, equal for equal captions. Images are read as by `folder.images`: resized so
+  that they cover a square of `size`, whose center is cropped.
+
+  Args:
+    path: table (.jsonl, .csv, .tsv, .parquet), or a folder that holds one.
+    images: numpy archive (.npz) with `images` uint8 [N, I, J, 3], one for each record, in their
+      order; '' reads files.
+    file: column with the path of an image, relative to the table.
+    text: columns of the caption, texts or lists of texts, which are joined by commas.
+    tokenizer: of the captions; it ends each text with a token.
+    length: tokens of a caption, T; longer ones are cut, and counted.
+    size: rows and columns of the inputs, in pixels.
+    channels: 1 (gray) or 3 (RGB).
+    short: pixels of the short side before the center is cropped; 0: `size`.
+    resample: 'bicubic', as CLIP's processor, or 'bilinear'.
+    mean: of pixels scaled to 0..1, for all channels or one each; default: those of CLIP.
+    std: of the same.
+    background: color behind transparent pixels: red, green, blue, 0 to 255.
+    crop: pixels of padding of a random crop in training.
+    flip: left-right flips in training.
+    augment: further augmentation in training, such as `bmx.data.images.augment:augment`.
+    split: 'all', 'train' or 'valid'.
+    holdout: share of 'valid'.
+    fitted: `state()` of the training data, whose sizes and normalization count.
+    read: False returns shapes only.
+    seed: of augmentation.
+    train: whether examples are augmented.
+
+  Raises:
+    InputError: a record without caption or image, a file that cannot be read (its name), an archive
+      of another number of images, a tokenizer that does not end a text.
+  """
+  colors = [v if len(v) == channels else (sum(v) / len(v),) for v in (mean, std)]
+  pixels = Pixels((size, size, channels), short, colors[0], colors[1], background, resample)
+  if fitted and 'pixels' in fitted:
+    pixels = Pixels.restore(fitted['pixels'])
+  if not read:
+    return shapes(pair_spec(pixels.shape, length), shape=pixels.shape, length=length)
+  if tokenizer is None:
+    raise InputError('data.tokenizer: expected one, such as bmx.data.text.tokenizer:load')
+  table = _table(path)
+  every = records(str(table))
+  texts = [_caption(record, text, where) for where, record in every]
+  chosen = split_indices(len(every), split, holdout, SPLITS)
+  source = f'{path}, {split}: {len(chosen):,} pairs'
+  metadata = with_normalization({'shape': pixels.shape, 'source': source}, pixels.normalise)
+  operations = augmentation(crop, flip, augment)
+  if images:
+    found: Any = _archived(images, len(every), chosen, pixels, metadata, seed, train, operations)
+  else:
+    names = [_file(record, file, where, table.parent) for where, record in every]
+    listed = Listing(table.parent, tuple(names), (None,) * len(names), (), str(table))
+    found = FolderData(listed.take(chosen), pixels, metadata, seed, train, operations)
+    if found.resized is None and found.bytes <= RESIDENT_BYTES:
+      found = found.decoded('refuse')
+  return paired(found, texts, chosen, tokenizer, length)
+
+
+def pair_spec(shape: tuple[int, ...], length: int) -> dict[str, Spec]:
+  """Returns the specs of an image and its caption."""
+  return {
+    'weights': Spec((), np.dtype(np.float32)),
+    'image': Spec(shape, np.dtype(np.float32)),
+    'tokens': along(length),
+    'caption': Spec((), np.dtype(np.int32)),
+  }
+
+
+def _table(path: str) -> Place:
+  """Returns the table of a path, or the one table of a folder."""
+  if not path:
+    raise InputError('data.path: expected a table of images and captions, such as '
+                     '--data.path=captions.csv')  # fmt: skip
+  source = place(path)
+  if source.is_file() and source.suffix.lower() in TABLES:
+    return source
+  if not source.is_dir():
+    if source.is_file():
+      raise InputError(f'{path}: expected a table ({", ".join(TABLES)}) of images and captions')
+    raise no_file(source)
+  found = sorted(p for p in source.iterdir() if p.suffix.lower() in TABLES)
+  if len(found) != 1:
+    names = ', '.join(p.name for p in found) or 'none'
+    raise InputError(f'{path}: expected one table of captions ({", ".join(TABLES)}) in it, found '
+                     f'{names}; name the table')  # fmt: skip
+  return found[0]
+
+
+def _caption(record: Record, columns: Sequence[str], where: str) -> str:
+  """Returns the texts of the columns of a record, joined by commas."""
+  parts: list[str] = []
+  for column in columns:
+    value = record.get(column, '')
+    if column not in record:
+      raise InputError(f'{where}: no column {column!r}{did_you_mean(column, record)}; set '
+                       "--data.text=\"('COLUMN',)\"")  # fmt: skip
+    values = value if isinstance(value, list) else [value]
+    if any(not isinstance(v, str) for v in values if v is not None):
+      raise InputError(f'{where}: {column} is {value!r:.40}; expected a text, or a list of texts')
+    parts += [v.strip() for v in values if v and v.strip()]
+  if not parts:
+    raise InputError(f'{where}: expected a caption in {", ".join(columns)}; add it, or remove the '
+                     'record')  # fmt: skip
+  return whole(', '.join(parts), where)
+
+
+def _file(record: Record, column: str, where: str, root: Place) -> str:
+  """Returns the name of the image of a record, which exists."""
+  name = record.get(column)
+  if not name:
+    extra = did_you_mean(column, record) if column not in record else ''
+    raise InputError(f'{where}: expected the path of an image in {column!r}{extra}; set '
+                     '--data.file=COLUMN, or --data.images=ARCHIVE.npz')  # fmt: skip
+  if not (root / str(name)).is_file():
+    raise InputError(f'{where}: the caption has no image: {root / str(name)} does not exist; add '
+                     'it, or remove the record')  # fmt: skip
+  return str(name)
+
+
+def _archived(
+  path: str,
+  count: int,
+  chosen: np.ndarray,
+  pixels: Pixels,
+  metadata: Metadata,
+  seed: int,
+  train: bool,
+  operations: Augmentation | None,
+) -> ArrayData:
+  """Returns the chosen images of an archive, which holds one for each of `count` records."""
+  from PIL import Image
+
+  given = read_images(path, 'data.images')
+  if len(given) != count:
+    raise InputError(f'data.images={path}: {len(given):,} images, and {count:,} captions; expected '
+                     'one image for each')  # fmt: skip
+  mode = 'L' if pixels.shape[2] == 1 else 'RGB'
+  made = [pixels.center(Image.fromarray(given[i]).convert(mode)) for i in chosen]
+  fitted = {'pixels': pixels.state()}
+  arrays = {'image': np.stack(made)}
+  return ArrayData(arrays, metadata, seed, train, operations, pixels.normalise, fitted=fitted)
+
+
+def encode_captions(
+  tokenizer: Subwords, texts: Sequence[str], length: int
+) -> tuple[np.ndarray, int]:
+  """Encodes captions -> (tokens int32 [N, length], the id that ends a text).
+
+  Raises InputError if the tokenizer adds no token behind a text.
+  """
+  suffix = tokenizer.template.suffix
+  if not suffix:
+    raise InputError(
+      'captions: the tokenizer adds no token behind a text ([SEP] or <|endoftext|>), whose state '
+      'is the embedding; use that of an encoder or of a CLIP, or give tokenizer.json a '
+      'post_processor such as TemplateProcessing'
+    )
+  arrays, cut = encode_rows(tokenizer, texts, length)
+  if cut:
+    log.info('captions: %d of %d are longer than %d tokens and cut', cut, len(texts), length)
+  return arrays['tokens'], suffix[0]
+
+
+def paired(
+  images: Any,
+  texts: Sequence[str],
+  chosen: np.ndarray,
+  tokenizer: Subwords,
+  length: int,
+) -> 'CaptionData':
+  """Returns examples of images with their captions.
+
+  Args:
+    images: the chosen examples.
+    texts: captions of the whole set: equal ones have one number in every split.
+    chosen: examples of the set, int [N].
+    tokenizer: of the captions.
+    length: tokens of a caption.
+  """
+  number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+  own = [texts[int(i)] for i in chosen]
+  tokens, end = encode_captions(tokenizer, own, length)
+  arrays = {'tokens': tokens, 'caption': np.array([number[text] for text in own], np.int32)}
+  facts = {'vocab_size': tokenizer.size, 'length': length, 'end_token': end}
+  return CaptionData(images, arrays, tuple(own), tokenizer, facts)
+
+
+@dataclasses.dataclass
+class CaptionData:
+  """Examples of images, each with a caption.
+
+  Attributes:
+    images: the examples.
+    arrays: `tokens` int32 [N, T] and `caption` int32 [N].
+    texts: the captions.
+    tokenizer: that made the tokens.
+    facts: metadata besides those of the images.
+  """
+
+  images: Any
+  arrays: HostBatch
+  texts: tuple[str, ...]
+  tokenizer: Subwords
+  facts: Metadata
+
+  def __post_init__(self):
+    own = pair_spec((), self.arrays['tokens'].shape[1])
+    self.spec = {**self.images.spec, **{k: own[k] for k in self.arrays}}
+
+  @property
+  def size(self) -> int:
+    """Number of pairs."""
+    return len(self.texts)
+
+  @property
+  def metadata(self) -> Metadata:
+    """Facts of the images and of the captions."""
+    return {**self.images.metadata, **self.facts}
+
+  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
+    """Returns rows of images, augmented in training, with their captions."""
+    return self.images.rows(indices, positions) | {k: v[indices] for k, v in self.arrays.items()}
+
+  def resident(self) -> HostBatch | None:
+    """Returns all arrays, if those of the images may be held on the device."""
+    found = self.images.resident() if isinstance(self.images, Resident) else None
+    return None if found is None else found | self.arrays
+
+  def gather(self, arrays: Any, indices: Any) -> Batch:
+    """Gathers rows of the arrays on the device."""
+    return self.images.gather(arrays, indices)
+
+  def state(self) -> dict[str, Any]:
+    """How files become arrays, and the tokenizer."""
+    pixels = self.images.state() if isinstance(self.images, Stateful) else {}
+    return pixels | tokenizer_state(self.tokenizer)
+
+  def describe(self, indices: np.ndarray) -> list[dict[str, Any]]:
+    """The files of the images, where they are files, and the captions."""
+    known = self.images.describe(indices)
+    return [about | {'caption': self.texts[i]} for about, i in zip(known, indices, strict=True)]
+
+  def digest(self) -> str:
+    """Returns the SHA-256 of images and captions."""
+    total = hashlib.sha256(self.images.digest().encode())
+    total.update(digest_arrays(self.arrays).encode())
+    return total.hexdigest()
+
+  def present(self, predictions: HostBatch) -> list[dict[str, Any]]:
+    """Returns, for each image, the best captions of the set and the rank of its own, from 1."""
+    image, caption = predictions['image'], self.arrays['caption']
+    distinct, first = np.unique(caption, return_index=True)
+    text = predictions['text'][first]
+    ranks = ranks_of(image, caption, text, distinct)
+    lines = []
+    for n, about in enumerate(self.describe(np.arange(self.size))):
+      scores = text @ image[n]
+      best = np.argsort(-scores, kind='stable')[:BEST]
+      found = {self.texts[first[i]]: float(scores[i]) for i in best}
+      similarity = float(predictions['text'][n] @ image[n])
+      more = {'similarity': similarity, 'rank': int(ranks[n]) + 1, 'captions': found}
+      lines.append({'row': n + 1, **about, **more})
+    return lines

@@ -1,0 +1,109 @@
+"""Images with captions: two towers in one space (CLIP), on pairs of one's own or EmojiTwo.
+
+    bmx train emoji_clip --data.path=emojitwo/captions.jsonl --data.images=emojitwo/images_32.npz
+    bmx train emoji_clip --data.path=FOLDER --data.images= --data.text="('caption',)"
+    python -m bmx.main --config=configs/emoji_clip.py --config.data.path=captions.jsonl ...
+
+FOLDER holds images and a table of their files and captions. A fifth of the pairs is held out;
+retrieval in both directions is measured on it. `bmx predict RUN --input=FOLDER
+--predict.labels="('cat','dog')"` classifies images among texts (docs/clip.md).
+
+Reaches: not measured yet (experiments/clip/run.py).
+"""
+
+from bmx.config import base, check_variant
+
+
+def get_config(variant: str = ''):
+  check_variant(variant, 'sigmoid', 'tiny')
+  c = base('CLIP on images and captions')
+  c.batch_size = 256
+  c.epochs = 60.0
+  c.length = 24  # of the captions
+  c.vocab = 1500
+  c.task = {
+    'call': 'bmx.tasks.contrastive:Contrastive',
+    'kind': 'softmax',
+    'model': {
+      'call': 'bmx.models.clip:CLIP',
+      'temperature': 0.07,
+      'bias': False,
+      'image': {
+        'call': 'bmx.models.vit:ViT',
+        'num_outputs': 128,
+        'image_size': 32,
+        'patch_size': 4,
+        'width': 128,
+        'depth': 4,
+        'heads': 4,
+        'dropout': 0.1,
+        'pre_norm': True,  # as CLIP's
+        'patch_bias': False,
+        'head_bias': False,
+        'activation': 'quick_gelu',
+        'eps': 1e-5,
+        'attention': 'auto',
+        'dtype': c.get_ref('dtype'),
+      },
+      'text': {
+        'call': 'bmx.models.clip:TextTower',
+        'vocab_size': 'auto',  # of the tokenizer of the data
+        'end_token': 'auto',
+        'max_seq_len': c.get_ref('length'),
+        'width': 128,
+        'depth': 2,
+        'heads': 4,
+        'dropout': 0.1,
+        'attention': 'auto',
+        'dtype': c.get_ref('dtype'),
+      },
+    },
+  }
+  c.task.model.text.num_outputs = c.task.model.image.get_ref('num_outputs')
+  c.data = {
+    'call': 'bmx.data.images.captions:captions',
+    'path': '',
+    'images': '',
+    'text': ('name', 'keywords'),
+    'size': c.task.model.image.get_ref('image_size'),
+    'length': c.get_ref('length'),
+    'split': 'train',
+    'holdout': 0.2,
+    'crop': 3,
+  }
+  c.data.tokenizer = {
+    'call': 'bmx.data.text.tokenizer_train:trained',
+    'vocab_size': c.get_ref('vocab'),
+    'path': c.data.get_ref('path'),
+    'field': 'name',
+  }
+  c.eval.valid = {'split': 'valid', 'metrics': tuple(f'bmx.tasks.hits:{m}' for m in METRICS)}
+  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 1e-3, 'warmup': 50, 'floor': 0.0}
+  c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'weight_decay': 0.2, 'clip': 1.0}
+  c.every = {'log': -20, 'eval': -5, 'save': 10_000}
+  if variant == 'sigmoid':
+    c.task.kind = 'sigmoid'
+    c.task.model.update(bias=True, temperature=0.1)
+  if variant == 'tiny':
+    _tiny(c)
+  return c
+
+
+METRICS = (
+  'image_to_text_recall_at_1', 'image_to_text_recall_at_10', 'text_to_image_recall_at_1',
+  'text_to_image_recall_at_10', 'chance_recall_at_1', 'chance_recall_at_10',
+)  # fmt: skip
+
+
+def _tiny(c):
+  """Pictures of two digits, 'three above seven'."""
+  c.epochs, c.steps, c.batch_size, c.length = 0.0, 60, 64, 8
+  c.task.model.image.update(num_outputs=32, image_size=16, width=32, depth=2, dropout=0.0)
+  c.task.model.text.update(width=32, depth=1, dropout=0.0)
+  c.data = {
+    'call': 'bmx.data.images.captioned_digits:digits',
+    'split': 'train',
+    'length': c.get_ref('length'),
+  }
+  c.schedule.update(peak=3e-3, warmup=5)
+  c.every = {'log': 15, 'eval': 0, 'save': 30}
