@@ -12,6 +12,13 @@ HOPPER = 'glennklockwood.com/garden/processors/h100'
 XLA = 'github.com/openxla/xla, xla/backends/gpu/target_config/specs/'
 
 
+# Family -> share of the bound that published trainings reach, as `experiments/plan/fit.py` fits it.
+EFFICIENCY = {'h100': 0.412, 'h200': 0.412, 'v5p': 0.635, 'v6e': 0.436}
+# Without a published point: the mean of the vendor's, not fitted.
+ASSUMED = {'v4': 0.526, 'v5e': 0.526, 'tpu7x': 0.526, 'l4': 0.412, 'a10g': 0.412, 'a100': 0.412,
+           'b200': 0.412}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
   """Peaks of one jax device, dense, without sparsity.
@@ -47,6 +54,11 @@ class Chip:
   def peak(self, dtype: str) -> float:
     """Returns the FLOP/s of products in a dtype of the config."""
     return self.flops if dtype in ('bfloat16', 'float16') else self.float32 or self.flops
+
+  @property
+  def efficiency(self) -> float:
+    """Share of the bound that trainings likely reach."""
+    return (EFFICIENCY | ASSUMED)[self.family]
 
 
 GIB = 2**30
@@ -91,6 +103,11 @@ KINDS: dict[str, Chip] = {
   'v4': V4, 'v5e': V5E, 'v5p': V5P, 'v6e': V6E, 'tpu7x': TPU7X, 'l4': L4, 'a10g': A10G,
   'a100_40': A100_40, 'a100_80': A100_80, 'h100': H100, 'h200': H200, 'b200': B200,
 }  # fmt: skip
+
+
+def named(chip: Chip | None) -> str:
+  """Returns the kind of a chip, as topologies and prices name it; '' for None."""
+  return next((k for k, c in KINDS.items() if c is chip), '')
 
 
 def find(kind: str) -> Chip | None:

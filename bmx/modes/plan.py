@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from bmx import config as recipes
 from bmx import experiment as experiments
-from bmx.core import chips, errors
+from bmx.core import chips, errors, spending
 from bmx.core.errors import InputError
 from bmx.modes import Request
 from bmx.plan import budget, topology
@@ -36,7 +36,7 @@ def run(request: Request) -> int:
   if request.topology == 'auto' and limit is None:
     raise InputError('--topology=auto: expected --budget, such as 500usd, 24h or 30kwh')
   words = recipes.plain(request.config)['plan']
-  budget.by_kind(words['prices'], 'plan.prices')
+  spending.by_kind(words['prices'], 'plan.prices')
   if limit and limit.unit == 'usd' and not words['prices']:
     raise InputError('--budget in usd: expected prices; set --config.plan.prices=v5p=DOLLARS,...')
   names = topology.AUTO if request.topology == 'auto' else request.topology.split(',')
@@ -77,7 +77,7 @@ def _counted(
       raise
     log.info('plan       %s: %s', name, str(error).splitlines()[0])
     return []
-  spent = lambda c: budget.spend(words, kind, len(devices), c.time.likely * c.experiment.steps)
+  spent = lambda c: spending.spend(words, kind, len(devices), c.time.likely * c.experiment.steps)
   choices = [c._replace(overrides=c.overrides | plain) for c in choices]
   return [Answer(name, kind, chip, c, spent(c)) for c in choices]
 

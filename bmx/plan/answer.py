@@ -11,7 +11,7 @@ from typing import Any
 from bmx.config import plain
 from bmx.core.chips import Chip
 from bmx.core.errors import InputError
-from bmx.plan.budget import Spending
+from bmx.core.spending import Spending
 from bmx.plan.compile import GIB, compile_step, summarize
 from bmx.plan.search import Choice
 from bmx.runtime import cache

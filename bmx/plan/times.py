@@ -8,12 +8,6 @@ from bmx.core.experiment import Experiment
 from bmx.parallel.mesh import count_slices
 from bmx.plan.costs import StepCosts
 
-# Family -> share of the bound that published trainings reach, as `experiments/plan/fit.py` fits it.
-EFFICIENCY = {'h100': 0.412, 'h200': 0.412, 'v5p': 0.635, 'v6e': 0.436}
-# Without a published point: the mean of the vendor's, not fitted.
-ASSUMED = {'v4': 0.526, 'v5e': 0.526, 'tpu7x': 0.526, 'l4': 0.412, 'a10g': 0.412, 'a100': 0.412,
-           'b200': 0.412}  # fmt: skip
-
 
 class StepTime(NamedTuple):
   """Seconds of one training step.
@@ -65,13 +59,8 @@ def predict(x: Experiment, costs: StepCosts, chip: Chip) -> StepTime:
     costs.run / x.layout.devices / peak,
     costs.traffic / chip.bandwidth,
     _network(x, costs.received or {}, chip),
-    efficiency(chip),
+    chip.efficiency,
   )
-
-
-def efficiency(chip: Chip) -> float:
-  """Returns the share of the bound that is likely reached on a chip."""
-  return (EFFICIENCY | ASSUMED)[chip.family]
 
 
 def _network(x: Experiment, received: Mapping[str, float], chip: Chip) -> float:

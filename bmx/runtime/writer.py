@@ -22,6 +22,12 @@ TIMES = (
   'examples_per_second',
   'tokens_per_second',
   'mfu',
+  'watts',
+  'joules_per_token',
+  'joules_per_example',
+  'kwh',
+  'usd',
+  'kg_co2e',
 )
 
 
@@ -173,7 +179,7 @@ class Writer:
 
 def _line(values: Mapping[str, float]) -> str:
   """Formats a log line: loss first; omits values that are usually constant."""
-  usual = {'steps_per_second', 'step_seconds'}
+  usual = {'steps_per_second', 'step_seconds', 'watts', 'kwh', 'usd', 'kg_co2e'}
   usual |= {'skipped'} if not values.get('skipped') else set()
   usual |= {'data_wait_fraction'} if values.get('data_wait_fraction', 0) < 0.05 else set()
   shown = {k: v for k, v in values.items() if k not in usual}

@@ -116,6 +116,7 @@ def call_due(event: Event) -> None:
       run.watchdog.pat()
     if saver.saved == event.step and hook.name != SAVE:
       run.writer.flush()
+      run.count_spent()
       saver.save_after(dataclasses.asdict(loop), event.step)
 
 
@@ -127,6 +128,7 @@ def write_line(event: Event) -> None:
   line = run.window.close() | {'skipped': skipped, 'learning_rate': run.rates[event.step]}
   last, run.loop.rate = run.loop.last | line, [event.step, line['learning_rate']]
   rates = run.throughput.close(event.step, event.finished())
+  rates |= run.energy.line(event.step, rates)
   run.write(event.step, line | rates, run.left(event.step))
   run.loop.last = last  # rates of one window are not metrics of the run
 
@@ -140,8 +142,7 @@ def save(event: Event) -> None:
   if saver.saved == event.step and not saver.failed_anywhere():
     return
   examine(event)
-  run.loop.spent = run.account.parts()
-  run.loop.seconds = sum(run.loop.spent.values())
+  run.count_spent()
   run.loop.window = run.window.json()
   run.writer.flush()
   saver.save(event.state, dataclasses.asdict(run.loop), event.step)
@@ -156,10 +157,10 @@ def save_before(event: Event, loop: dict[str, Any]) -> None:
   if event.state is None or saver.saved == event.step or jax.process_count() > 1:
     return
   if bool(run.finite(event.state)):
-    spent = run.account.parts()
-    more = {'seconds': sum(spent.values()), 'spent': spent, 'window': run.window.json()}
+    run.count_spent()
+    spent = {'seconds': run.loop.seconds, 'spent': run.loop.spent, 'joules': run.loop.joules}
     run.writer.flush()
-    saver.save(event.state, loop | more, event.step)
+    saver.save(event.state, loop | spent | {'window': run.window.json()}, event.step)
     log.error('step %d is saved before the error that follows', event.step)
 
 

@@ -33,6 +33,8 @@ class LoopState:
     rate: [step, learning rate of the update before it] of the newest log line; [] before one.
     evaluation: metrics of the newest evaluation.
     done: names of the hooks that have returned at the step of the checkpoint.
+    joules: energy by its source, over all starts, see `runtime.energy`.
+    forecast: of the whole run, see `train.energy`.
   """
 
   window: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -48,6 +50,8 @@ class LoopState:
   evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
   done: list[str] = dataclasses.field(default_factory=list)
   spent: dict[str, float] = dataclasses.field(default_factory=dict)
+  joules: dict[str, float] = dataclasses.field(default_factory=dict)
+  forecast: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def loop_state(values: Mapping[str, Any], where: str) -> LoopState:

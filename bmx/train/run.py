@@ -22,6 +22,7 @@ from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar, Silent, Writer, brief
 from bmx.train import datafile, package, start
 from bmx.train.checkpoint import Checkpoints
+from bmx.train.energy import RunEnergy
 from bmx.train.evaluate import Evaluation, evaluations, rehearse
 from bmx.train.feed import Feed
 from bmx.train.guard import check_finite
@@ -61,6 +62,7 @@ class Run:
     resumed: step of the checkpoint that the run continues from; None for a new run.
     account: wall time by part, over all starts.
     progress: positions of the run as text.
+    energy: energy and money over all starts, and their forecast.
     hook_seconds: hook -> seconds spent in it by this start.
   """
 
@@ -85,6 +87,7 @@ class Run:
   resumed: int | None
   account: Account
   progress: Progress
+  energy: RunEnergy
   hook_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def first_state(self) -> TrainState:
@@ -101,6 +104,12 @@ class Run:
     self.writer.scalars(step, values, self.progress.position(step), left)
     self.loop.last |= values
     self.loop.metrics_length = self.writer.length
+
+  def count_spent(self) -> None:
+    """Writes wall time and energy until now into the host state."""
+    self.loop.spent = self.account.parts()
+    self.loop.seconds = sum(self.loop.spent.values())
+    self.loop.joules = self.energy.energy.parts()
 
   def reads_state(self, step: int) -> bool:
     """Whether the state is needed after `step`: by a hook, or to save again after a failure."""
@@ -131,6 +140,7 @@ class Run:
 
   def close(self) -> None:
     """Waits for the save in progress and closes files and threads."""
+    self.energy.energy.close()
     self.writer.close()
     self.checkpoints.close()
 
@@ -212,7 +222,9 @@ def make_run(
     account.before = loop.spent or {'train': loop.seconds, 'compile': loop.compile_seconds}
     changed = start.compare_rates(x, loop.rate)
     kept = start.keep_memory(x)
+    energy = RunEnergy(x, start.units(x), flops, loop, account)
     log.info('%s', start.describe_start(x, spec, flops, feed.depth, found, kept))
+    log.info('forecast   %s', energy.forecast_text())
     log.info('workdir    %s', rundir.path)
     rundir.write_config(found or 0, {'steps_per_call': feed.depth, **x.choices})
     arrays = feed.constants()
@@ -250,6 +262,7 @@ def make_run(
     resumed=found,
     account=account,
     progress=Progress(x.steps, x.data.size / x.data.batch_size),
+    energy=energy,
   )
 
 

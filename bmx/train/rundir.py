@@ -48,6 +48,7 @@ FREE = [
   'feedback',
   'predict',
   'export',
+  'plan',
   'capture',
   'init',
   'hooks',

@@ -8,7 +8,7 @@ import jax
 
 from bmx.core import tree
 from bmx.core.errors import Stop
-from bmx.runtime import report
+from bmx.runtime import energy, report
 from bmx.runtime.files import write_json
 from bmx.runtime.report import starts
 from bmx.runtime.storage import Place
@@ -41,7 +41,7 @@ def finish(event: Event) -> dict[str, Any]:
     'state_digest': tree.digest(event.state),
     'device': f'{x.layout.devices} × {device.device_kind}',
     'peak_memory_bytes': peak_memory_bytes(),
-    'energy': None,  # not measured: no meter on this device
+    'energy': run.energy.facts(event.step),
   }
   if jax.process_index() == 0:
     path = run.workdir / 'summary.json'
@@ -89,6 +89,7 @@ def write_report(run: Run, step: int, status: str, reports: report.Reports) -> N
     'best_step': loop.best_step,
     **times(run),
     'hook_seconds': run.hook_seconds,
+    'energy': run.energy.facts(step),
   }
   run.writer.flush()
   starts.mark(run.workdir, step)
@@ -127,6 +128,17 @@ def closing(summary: Mapping[str, Any], workdir: Place) -> str:
   return (
     f'done     {summary["steps"]:,} steps in {summary["seconds"]:.1f} s'
     f'{f" ({spent})" if spent else ""}\n'
+    f'{_energy(summary)}'
     f'results  {metrics}\n'
     f'report   {workdir / "report.html"}'
   )
+
+
+def _energy(summary: Mapping[str, Any]) -> str:
+  """Formats lines of the energy of a run, if it is known, and of its forecast."""
+  facts = summary.get('energy')
+  if not facts:
+    return ''
+  expected = energy.achieved(facts, summary['seconds'])
+  used = f'energy   {energy.text(facts)}\n' if facts['kwh'] is not None else ''
+  return used + (f'forecast {expected}\n' if expected else '')

@@ -5,7 +5,7 @@
 Each point is a published speed. Its bound is the peak of the chip over the FLOPs of a token: 6 N +
 6 L d T (causal attention, no recomputation; N without the embedding table unless it is tied). The
 factor of a family is the geometric mean of reached / bound; a point is predicted from the others of
-its family. results.json here holds every point with its error; `bmx/plan/times.py` holds the
+its family. results.json here holds every point with its error; `bmx/core/chips.py` holds the
 factors.
 """
 

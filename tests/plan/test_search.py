@@ -10,11 +10,11 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.core import chips
+from bmx.core import chips, spending
 from bmx.core.errors import InputError
 from bmx.modes import Request
 from bmx.modes import plan as mode
-from bmx.plan import answer, budget, search, times, topology
+from bmx.plan import answer, budget, search, topology
 from experiments.plan import fit
 from tests.conftest import ROOT
 
@@ -54,7 +54,7 @@ def test_less_memory_is_met_by_shards_or_micro_batches():
 def test_factors_are_those_of_the_published_points():
   made = fit.fit()
   assert made == json.loads((ROOT / 'experiments/plan/results.json').read_text())
-  assert made['efficiency'] == times.EFFICIENCY
+  assert made['efficiency'] == chips.EFFICIENCY
   assert all(point['share'] < 1 for point in made['points'])
 
 
@@ -67,14 +67,14 @@ def test_budgets_that_train_nothing(text):
 def test_prices_and_energy():
   """64 chips for 10 hours: 640 chip-hours at 4 dollars, of 192 W and 400 g/kWh."""
   words = {'prices': 'v4=4', 'watts': '', 'carbon': 400.0}
-  spent = budget.spend(words, 'v4', 64, 36000)
+  spent = spending.spend(words, 'v4', 64, 36000)
   assert tuple(spent) == pytest.approx((10.0, 2560.0, 122.88, 49.152))
-  unknown = budget.spend({'prices': '', 'watts': '', 'carbon': 0.0}, 'v5p', 64, 36000)
+  unknown = spending.spend({'prices': '', 'watts': '', 'carbon': 0.0}, 'v5p', 64, 36000)
   assert (unknown.usd, unknown.kwh, unknown.kg) == (None, None, None)
   with pytest.raises(InputError, match=r"unknown chip 'v5'.*did you mean"):
-    budget.by_kind('v5=3', 'plan.prices')
+    spending.by_kind('v5=3', 'plan.prices')
   with pytest.raises(InputError, match='above 0 for h100'):
-    budget.by_kind('h100=0', 'plan.prices')
+    spending.by_kind('h100=0', 'plan.prices')
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from bmx.runtime.writer import brief, table
 
 ABSENT = '(absent)'
 GENERATOR = '<meta name="generator" content="bmx compare">'
+USED = {'joules_per_token': 'J/token', 'joules_per_example': 'J/example', 'kwh': 'kWh',
+        'usd': 'USD', 'kg_co2e': 'kg CO2e'}  # fmt: skip
 MAX_TEXT = 60  # characters of a value in the terminal
 
 
@@ -46,6 +48,8 @@ def results(runs: Sequence[Compared]) -> tuple[list[str], list[tuple[str, ...]]]
   bests = {m for m in metrics for f in found if m in f and _has_better(f[m])}
   head = ['run', *(x for m in metrics for x in ([m, 'best'] if m in bests else [m])), 'steps',
           'seconds', 'parameters']  # fmt: skip
+  used = {k: title for k, title in USED.items() if any(_energy(run).get(k) for run in runs)}
+  head += used.values()
   rows = []
   for run, values in zip(runs, found, strict=True):
     row = [run.name]
@@ -56,6 +60,7 @@ def results(runs: Sequence[Compared]) -> tuple[list[str], list[tuple[str, ...]]]
         row.append(brief(value.best) if value and value.best is not None else '')
     last = max((line['step'] for line in run.lines), default=0)
     row += [f'{last:,}', *(_text(run.summary.get(k)) for k in ('seconds', 'parameters'))]
+    row += [_text(_energy(run).get(k)) for k in used]
     rows.append(tuple(row))
   return head, rows
 
@@ -66,6 +71,12 @@ def _matters(metric: str) -> bool:
 
 def _has_better(result: curves.Result) -> bool:
   return result.best is not None and result.best != result.newest
+
+
+def _energy(run: Compared) -> Mapping[str, Any]:
+  """Energy of a run that has finished; {} if it is unknown."""
+  facts = run.summary.get('energy')
+  return facts if isinstance(facts, Mapping) else {}
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ MAX_CHARTS = 60
 MAX_CURVES = 40  # of a chart
 MAX_STEP = 2**53  # above it, JavaScript's numbers are not exact
 LARGEST = 1e300  # values beyond it cannot be drawn on an axis
-RATES = ('tokens_per_second', 'examples_per_second')
+RATES = ('tokens_per_second', 'examples_per_second', 'joules_per_token', 'joules_per_example')
 NOT_SHOWN = {'step', *TIMES} - set(RATES)
 # By the last part of a metric's name, where the config does not say which direction is better.
 LOWER = ('loss', 'error', 'perplexity', 'bits_per_byte', 'mae', 'mse', 'rmse')

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bmx.runtime import energy
 from bmx.runtime.files import read_json, replacing, tolerated
 from bmx.runtime.report import curves, layout, plots, starts
 from bmx.runtime.report.layout import day, duration, facts, grid, named, number
@@ -171,6 +172,10 @@ def _facts(summary: Mapping[str, Any], begun: Sequence[starts.Start]) -> dict[st
   if isinstance(hooks, Mapping):
     spent = {k: v for k, v in hooks.items() if v >= 0.05}
     made['hooks of the last start'] = ', '.join(f'{k} {duration(v)}' for k, v in spent.items())
+  used = rest.pop('energy', None)
+  if isinstance(used, Mapping) and 'source' in used:
+    made['energy'] = energy.text(used)
+    made['forecast'] = energy.achieved(used, summary.get('seconds', 0.0))
   return {k: v for k, v in (made | rest).items() if v != ''}
 
 
