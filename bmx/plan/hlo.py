@@ -47,7 +47,7 @@ def collectives(text: str) -> list[Collective]:
   The TPU writes a reduce-scatter as a fusion around an all-reduce: it is counted as a
   reduce-scatter.
   """
-  bodies, entry = _computations(text)
+  bodies, entry = computations(text)
   found: dict[tuple[str, int], Collective] = {}
 
   def visit(computation: str, times: int, fused: bool, scatter: bool) -> None:
@@ -66,17 +66,18 @@ def collectives(text: str) -> list[Collective]:
         # its channel; outside of fusions, messages that are written apart are apart.
         message = (channel.group(1) if channel and fused else name, times)
         found.setdefault(message, Collective(kind, shape, size, times, name))
-      inner = times * _trips(line, bodies) if operation == 'while' else times
+      inner = times * trips(line, bodies) if operation == 'while' else times
       inside = scatter or 'all-reduce-scatter' in line
       if kind not in KINDS and operation not in ('reduce', 'sort', 'scatter', 'reduce-window'):
-        for called in _called(line):
-          visit(called, inner, fused or operation == 'fusion', inside)
+        for name in called(line):
+          visit(name, inner, fused or operation == 'fusion', inside)
 
   visit(entry, 1, False, False)
   return list(found.values())
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+  """Splits an HLO module's text: name of a computation -> its lines; and the entry's name."""
   bodies: dict[str, list[str]] = collections.defaultdict(list)
   here = entry = ''
   for line in text.splitlines():
@@ -89,7 +90,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   return bodies, entry
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+def trips(line: str, bodies: dict[str, list[str]]) -> int:
   """Returns the trips of a loop: the compiler's annotation, or the constant of its condition.
 
   1 if neither is known.
@@ -107,19 +108,28 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
   return 1
 
 
-def _called(line: str) -> list[str]:
+def called(line: str) -> list[str]:
+  """Returns the names of the computations that an instruction calls."""
   found = _CALLED.findall(line)
   for several, one in _BRANCHES.findall(line):
     found += [one] if one else [n.strip().lstrip('%') for n in several.split(',')]
   return found
 
 
+def bytes_of(text: str) -> int:
+  """Returns the bytes of all arrays of a type, such as '(f32[8], bf16[2,3])'."""
+  return sum(_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(text))
+
+
+def _bytes(dtype: str, dims: str) -> int:
+  return WIDTH[dtype] * math.prod(int(d) for d in dims.split(',') if d)
+
+
 def _moved(kind: str, operation: str, text: str) -> tuple[str, int]:
   """Returns the largest array and the bytes of all that are moved."""
   sizes = []
   for dtype, dims in _SHAPE.findall(text.split('metadata=')[0]):
-    count = math.prod(int(d) for d in dims.split(',')) if dims else 1
-    sizes.append((count * WIDTH[dtype], f'{dtype}[{dims}]'))
+    sizes.append((_bytes(dtype, dims), f'{dtype}[{dims}]'))
   size, shape = max(sizes, default=(0, ''))
   # A result of several arrays is one message for all of them; that of `all-gather-start` and of
   # permutations holds the operand too.
