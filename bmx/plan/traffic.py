@@ -14,7 +14,7 @@ from bmx.plan import hlo
 # Operations that run no kernel, or whose kernels are in the computations they call.
 FREE = {'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'while', 'conditional',
         'call', 'after-all', 'partition-id', 'replica-id', 'iota'}  # fmt: skip
-GROUPS = ('products', 'attention', 'norms', 'feed-forward', 'loss', 'embedding', 'optimizer',
+GROUPS: tuple[str, ...] = ('products', 'attention', 'norms', 'feed-forward', 'loss', 'embedding', 'optimizer',
           'copies', 'other')  # fmt: skip
 _PRODUCT = re.compile(r'__cublas\$|__cublas\$lt|"kind":"__triton_(?:nested_)?gemm|__cudnn\$conv')
 _FUSED_ATTENTION = re.compile(r'__cudnn\$fmha|flash|splash')
@@ -89,7 +89,7 @@ def kernels(text: str) -> list[Kernel]:
 
 def by_group(found: Iterable[Kernel]) -> dict[str, tuple[int, int]]:
   """Sums kernels with loops multiplied out: group -> (launches, bytes)."""
-  sums = dict.fromkeys(GROUPS, (0, 0))
+  sums: dict[str, tuple[int, int]] = dict.fromkeys(GROUPS, (0, 0))
   for k in found:
     launches, moved = sums[k.group]
     sums[k.group] = launches + k.times, moved + k.bytes * k.times
