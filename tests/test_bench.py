@@ -26,7 +26,7 @@ def test_gpu_script_runs(name):
   results = json.loads(said.stdout[said.stdout.index('{') :])
   ours = results[name]['bmx']
   assert ours['tokens_per_second'] > 0
-  assert ours['loss'] < 6  # log 256 = 5.5
+  assert ours['losses'][-1] < 6  # log 256 = 5.5
   assert {'compile_seconds', 'peak_memory_bytes', 'data_wait_fraction'} <= ours.keys()
   assert results['matmul']['64'] > 0
   assert all(rate > 0 for rates in results['attention'].values() for rate in rates.values())

@@ -14,8 +14,10 @@ from bmx.plan import hlo
 # Operations that run no kernel, or whose kernels are in the computations they call.
 FREE = {'parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'while', 'conditional',
         'call', 'after-all', 'partition-id', 'replica-id', 'iota'}  # fmt: skip
-GROUPS: tuple[str, ...] = ('products', 'attention', 'norms', 'feed-forward', 'loss', 'embedding', 'optimizer',
-          'copies', 'other')  # fmt: skip
+GROUPS: tuple[str, ...] = (
+  'products', 'attention', 'norms', 'feed-forward', 'loss', 'embedding', 'optimizer', 'copies',
+  'other',
+)  # fmt: skip
 _PRODUCT = re.compile(r'__cublas\$|__cublas\$lt|"kind":"__triton_(?:nested_)?gemm|__cudnn\$conv')
 _FUSED_ATTENTION = re.compile(r'__cudnn\$fmha|flash|splash')
 _SOURCE = re.compile(r'op_name="([^"]*)"')

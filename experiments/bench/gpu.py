@@ -3,6 +3,7 @@
     python experiments/bench/gpu.py [--small] [NAME ...]
     python experiments/bench/gpu.py --part='ours' NAME WORD=VALUE ...   (one run, other settings)
     python experiments/bench/gpu.py --part='profile' NAME ...           (the longest operations)
+    python experiments/bench/gpu.py --list                              (trials of gpu_trials.py)
 
 For each model, one after another on one device: tokens a second of bmx's own loop (data,
 optimizer, log lines; median of the log windows but the first two), MFU as the log line has it,
@@ -193,7 +194,7 @@ def ours(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
   if known:
     found |= {'mfu': median('mfu'), 'flops': median('mfu') * known.flops}
   keys = ('tokens_per_second', 'step_seconds', 'data_wait_fraction')
-  return found | {k: median(k) for k in keys} | {'loss': lines[-1]['loss']}
+  return found | {k: median(k) for k in keys} | {'losses': [line['loss'] for line in lines]}
 
 
 def profile(name: str, words: list[str], folder: pathlib.Path) -> dict[str, Any]:
@@ -278,10 +279,16 @@ def main() -> None:
   """Runs one part, or all models, and writes gpu.json."""
   parser = argparse.ArgumentParser()
   parser.add_argument('--small', action='store_true')
+  parser.add_argument('--list', action='store_true')
   parser.add_argument('--part', choices=('rates', 'ours', 'theirs', 'profile'))
   parser.add_argument('--folder', type=pathlib.Path)
   parser.add_argument('words', nargs='*')
   args = parser.parse_args()
+  if args.list:
+    import gpu_trials
+
+    sys.stdout.write('\n'.join(gpu_trials.lines()) + '\n')
+    return
   if args.part:
     name, *words = args.words or ['']
     with tempfile.TemporaryDirectory() as place:

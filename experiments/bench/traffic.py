@@ -22,7 +22,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 BANDWIDTH = 4.8e12  # bytes/s of an H200, as its vendor states it
 GPT2 = ['task.model.attention=cudnn', 'grad.steps=1', 'batch_size=32']
-LLAMA = ['task.model.attention=cudnn', 'batch_size=4', 'length=4096']
+LLAMA = ['task.model.attention=cudnn', 'grad.steps=1', 'batch_size=4', 'length=4096']
 # name -> (recipe, overrides); with ours first, one word changed in each of the others.
 CASES: dict[str, tuple[str, list[str]]] = {
   'gpt2_124m': ('gpt2_124m', GPT2),
