@@ -79,12 +79,13 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
                       '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl); compare: '
                       'page to write (default: compare.html); scale: file (scale.json); compress, '
                       'learn: run directory to write; merge: folder to write; drift: page to '
-                      'write; plan: folder to write (default: plans/NAME)')  # fmt: skip
+                      'write; plan, dial: folder to write (plans/NAME, dials/NAME)')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '
                       '(two slices), h200:8; several with commas; auto, with --budget')  # fmt: skip
-  parser.add_argument('--budget', default='', help='plan: 500usd, 24h or 30kwh')
+  parser.add_argument('--budget', default='', help='plan, dial: 500usd, 24h or 30kwh; '
+                      'dial: 1e21flops')  # fmt: skip
   parser.add_argument('--words', nargs='?', default='', const='all', help='config: prints the '
                       'words alone, or those whose names contain a text')  # fmt: skip
   parser.add_argument('--run', action='append', default=[], metavar='DIR', help='compare, scale: '

@@ -199,7 +199,7 @@ def _choose_platform(mode: str) -> None:
 
   Otherwise jax asks the compilers of the extra `aot` for devices, and they print pages of errors.
   """
-  if mode == 'plan':
+  if mode in ('plan', 'dial'):
     topology.prepare()
     return
   if mode == 'export':  # its check compares programs, and accelerators round products

@@ -138,6 +138,7 @@ WORDS = {
   'plan.prices': Word('', 'KIND=DOLLARS,...: of an hour of one chip, or cpu=; empty: unknown.'),
   'plan.watts': Word('', 'KIND=WATTS,...: of one chip, or cpu=; a missing kind: as published.'),
   'plan.carbon': Word(0.0, 'Grams of CO2e of a kWh; 0: unknown.'),
+  'plan.law': Word('besiroglu', 'Of dial: besiroglu (2024) or hoffmann (2022, Chinchilla).'),
   'export.format': Word('bmx', 'bmx, huggingface or onnx.'),
   'export.length': Word(0, 'Tokens of a row of the exported program; 0: any number.'),
   'export.license': Word('', 'Of the weights, for the model card, such as apache-2.0.'),

@@ -79,6 +79,11 @@ MODES = {
     'chooses a layout for --topology, or devices for --budget, and compiles it; runs nothing',
     ('--topology', '--budget', '--output'),
   ),
+  'dial': Mode(
+    'bmx.modes.dial',
+    'chooses size and tokens of a language model for --budget, by scaling laws; runs nothing',
+    ('--topology', '--budget', '--output'),
+  ),
   'config': Mode(
     'bmx.modes.config', 'prints the words of a recipe; without one, lists the recipes', ('--words',)
   ),
@@ -119,7 +124,7 @@ class Request:
     pointer: file that names the served model.
     back: whether the pointer returns to what it named before.
     force: whether a run is promoted without a gate.
-    budget: of a plan, such as '500usd', '24h' or '30kwh'.
+    budget: of a plan, such as '500usd', '24h' or '30kwh'; of dial, also '1e21flops'.
     began: when the command began, in seconds of `time.perf_counter`.
   """
 

@@ -12,6 +12,7 @@ from bmx.core.paths import local
 from bmx.modes import Request
 from bmx.modes.compare import names, read
 from bmx.plan import powerlaw
+from bmx.plan.law_picture import picture
 from bmx.runtime.files import replacing
 from bmx.runtime.writer import table
 
@@ -21,7 +22,7 @@ NAME = 'scale.json'
 
 
 def run(request: Request) -> int:
-  """Prints the law of the loss and its predictions, and writes --output, by default scale.json."""
+  """Prints the law of the loss and its predictions; writes --output (scale.json) and a plot."""
   folders = [local(name) for name in request.runs]
   if len(folders) <= powerlaw.PARAMETERS:
     raise InputError(
@@ -54,15 +55,20 @@ def run(request: Request) -> int:
   ]
   lines.append('a law holds between its runs, and not far beyond them: train the same tokens for '
                'each parameter, and to the end of the schedule')  # fmt: skip
+  points = list(zip(sizes, losses, strict=True))
   record = {
     'metric': metric,
-    'runs': dict(zip(labels, map(list, zip(sizes, losses, strict=True)), strict=True)),
+    'runs': dict(zip(labels, map(list, points), strict=True)),
     'law': law._asdict(),
     'predictions': [p._asdict() for p in predictions],
   }
   with replacing(path) as file:
     file.write(json.dumps(record, indent=1) + '\n')
-  sys.stdout.write('\n'.join(lines) + f'\nfile  {path.absolute()}\n')
+  drawn = path.with_suffix('.svg')
+  with replacing(drawn) as file:
+    file.write(picture(dict(zip(labels, points, strict=True)), law, predictions, metric))
+  files = f'file  {path.absolute()}\nplot  {drawn.absolute()}\n'
+  sys.stdout.write('\n'.join(lines) + f'\n{files}')
   return errors.DONE
 
 

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 from bmx.config import plain
+from bmx.config.planned import render
 from bmx.core.chips import Chip
 from bmx.core.errors import InputError
 from bmx.core.spending import Spending
@@ -101,22 +102,6 @@ def _source() -> str:
   return found.hexdigest()
 
 
-RECIPE = '''"""{recipe}, as planned for {topology}.
-
-    bmx train --config={file}
-
-Written by `bmx plan`; plan.json beside it has the figures.
-"""
-
-from bmx.config import check_variant, planned
-
-
-def get_config(variant: str = ''):
-  check_variant(variant)
-  return planned({recipe!r}, {given!r}, {chosen!r}, {digest!r})
-'''
-
-
 def write(
   folder: pathlib.Path,
   answers: list[Answer],
@@ -137,11 +122,8 @@ def write(
   best = answers[0]
   path = folder / 'planned.py'
   chosen = tuple(f'{k}={v}' for k, v in best.choice.overrides.items())
-  path.write_text(
-    RECIPE.format(
-      recipe=recipe, topology=best.topology, file=path, given=given, chosen=chosen, digest=digest
-    )
-  )
+  title = f'{recipe}, as planned for {best.topology}'
+  path.write_text(render(title, 'plan', path, recipe, given, chosen, digest))
   record = {
     'recipe': recipe,
     'overrides': list(given),

@@ -13,7 +13,7 @@ HEAD = (
   'GiB of a device',
   'step s (bound)',
   'step s (likely)',
-  'units/s (likely)',
+  '{unit}/s (likely)',
   'MFU (likely)',
   'hours (likely)',
   'USD (assumed)',
@@ -24,8 +24,9 @@ HEAD = (
 
 def summary(answers: list[Answer]) -> str:
   """Formats answers as a table with what its words mean."""
-  lines = [table([HEAD, *map(_row, answers)])]
   a = answers[0]
+  head = tuple(title.format(unit=a.choice.costs.unit) for title in HEAD)
+  lines = [table([head, *map(_row, answers)])]
   costs, time = a.choice.costs, a.choice.time
   lines += [
     f'{costs.parameters:,} parameters; a step reads {costs.units:,} {costs.unit} and has '

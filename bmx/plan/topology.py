@@ -4,6 +4,7 @@ libtpu and jax's CUDA plugin (the extra `aot`) compile for them on any machine.
 """
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -93,6 +94,25 @@ def devices(name: str) -> list[Any]:
 
   Raises InputError: an unknown name, a shape the compiler refuses, a compiler that is missing.
   """
+  kind, shape, slices = _parsed(name)
+  return _gpus(kind, shape) if kind in GPUS else _tpus(name, kind, shape, slices)
+
+
+def count(name: str) -> tuple[str, int]:
+  """Returns the kind of a topology and the number of its devices, without a compiler.
+
+  >>> count('v5e:4x4@2'), count('tpu7x:2x2x1'), count('h200:32x8')
+  (('v5e', 32), ('tpu7x', 8), ('h200', 256))
+
+  Raises InputError for an unknown name.
+  """
+  kind, shape, slices = _parsed(name)
+  chips_of = math.prod(map(int, shape.split('x'))) * slices
+  return kind, 2 * chips_of if kind == 'tpu7x' else chips_of
+
+
+def _parsed(name: str) -> tuple[str, str, int]:
+  """Returns (kind, shape, slices). Raises InputError for an unknown name."""
   match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)(?:@(\d+))?', name)
   kind = name.partition(':')[0]
   known = TPUS | dict.fromkeys(GPUS, GPU_SHAPES)
@@ -103,7 +123,7 @@ def devices(name: str) -> list[Any]:
       f'--topology={name!r} is not a topology{near}\nexpected {shapes}; @2 is two slices'
     )
   _, shape, slices = match.groups()
-  return _gpus(kind, shape) if kind in GPUS else _tpus(name, kind, shape, int(slices or 1))
+  return kind, shape, int(slices or 1)
 
 
 def _tpus(name: str, kind: str, shape: str, slices: int) -> list[Any]:

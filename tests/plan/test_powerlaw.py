@@ -1,6 +1,7 @@
 """Power laws: known ones are found, and intervals hold the runs that they promise."""
 
 import json
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -57,6 +58,15 @@ def test_the_mode(tmp_path, capsys, monkeypatch):
   assert '^-0.300' in out
   assert '6,400,000 parameters: 1.47' in out
   assert json.loads((tmp_path / 'scale.json').read_text())['metric'] == 'eval/valid/loss'
+  drawn = xml.etree.ElementTree.parse(tmp_path / 'scale.svg').getroot()
+  dots = [float(dot.attrib['cx']) for dot in drawn.findall('{*}circle')]
+  assert np.ptp(np.diff(dots)) <= 0.2  # sizes double: equal steps on a logarithmic axis
+  assert len(drawn.findall('{*}line/{*}title')) == 3
+  (law,) = drawn.findall('{*}polyline')
+  line = [point.split(',') for point in law.attrib['points'].split()]
+  heights = np.interp(dots, *np.array(line, float).T)
+  ours = [float(dot.attrib['cy']) for dot in drawn.findall('{*}circle')]
+  assert heights == pytest.approx(ours, abs=0.5)  # the law passes through its runs
   (tmp_path / 'run5/summary.json').unlink()
   with pytest.raises(InputError, match='run5: expected a run that has finished'):
     scale.run(Request(None, '', runs=runs))
