@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOK = runpy.run_path(str(ROOT / 'scripts/notebook.py'))
 PACKAGES = (
   'config', 'experiment', 'models', 'tasks', 'data', 'optim', 'train', 'serve', 'adapt', 'parallel',
-  'ops', 'plan', 'compress', 'export', 'interpret', 'core',
+  'ops', 'plan', 'compress', 'privacy', 'export', 'interpret', 'core',
 )  # fmt: skip
 FUNCTIONS = {
   'load': 'bmx.config.recipes.load',

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bmx.config.parts import parameters, resolve
-from bmx.config.words import NAMED_PARTS, PARTS, WORDS
+from bmx.config.words import DEFAULT_CALLS, NAMED_PARTS, PARTS, WORDS
 
 # What `experiment.build` gives to the parts of a word: nobody sets it.
 INJECTED = {
@@ -111,6 +111,8 @@ def _part(where: str, part: Mapping[str, Any], word: str) -> Iterator[Line]:
   if not part:
     yield Line(where, {}, '{}', 'part', WORDS[where].meaning if where in WORDS else '')
     return
+  if where in DEFAULT_CALLS:
+    part = {'call': DEFAULT_CALLS[where]} | dict(part)
   if 'call' not in part:
     yield Line(where, part, '', 'words', '')
     return

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bmx.config.describe import lines
 from bmx.config.parts import parameters, resolve, takes_anything
-from bmx.config.words import NAMED_PARTS, PARTS
+from bmx.config.words import DEFAULT_CALLS, NAMED_PARTS, PARTS
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.layout import RULES
 
@@ -126,9 +126,9 @@ def _callee_parameters(config: Any, folders: Sequence[str]) -> Mapping[str, Any]
   place = _at(config, folders)
   if len(folders) == 2 and folders[0] == 'eval' and 'call' not in place:
     place = config.data  # which entries of `eval` inherit
-  if 'call' not in place:
-    return None
-  return parameters(resolve(place['call']), place['call'])
+  default = DEFAULT_CALLS.get(folders[0]) if len(folders) == 1 else None
+  path = place.get('call', default)
+  return None if path is None else parameters(resolve(path), path)
 
 
 def _types_of(parameter: Any, name: str) -> list[Any]:

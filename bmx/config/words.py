@@ -10,6 +10,8 @@ from bmx.core.layout import AXES, RULES
 
 # Words that are parts, or empty.
 PARTS = ('task', 'data', 'optimizer', 'schedule', 'grad', 'privacy')
+# Callees of parts that are set without `call`.
+DEFAULT_CALLS = {'privacy': 'bmx.privacy.mechanism:Privacy'}
 # Words that map names to parts: the user chooses the names.
 NAMED_PARTS = ('eval', 'hooks', 'writers')
 

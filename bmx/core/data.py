@@ -98,6 +98,20 @@ class Wrapping(Protocol):
 
 
 @runtime_checkable
+class Sampling(Protocol):
+  """Examples that draw each batch at random, from a secret (Poisson sampling)."""
+
+  @property
+  def expected(self) -> float:
+    """Examples of a batch, on average; the other rows have weight 0."""
+    ...
+
+  def keyed(self, run: str) -> Examples:
+    """Returns the examples with the draws of the run of this name."""
+    ...
+
+
+@runtime_checkable
 class Stateful(Protocol):
   """Examples with preprocessing that was fitted to them."""
 
@@ -164,11 +178,16 @@ class Data(Protocol):
   def abstract(self) -> dict[str, jax.ShapeDtypeStruct]: ...
 
   @property
+  def expected(self) -> float: ...
+
+  @property
   def weighted(self) -> bool: ...
 
   def indices(self, step: int, n: int = 1) -> np.ndarray: ...
 
   def compose(self, step: int, n: int) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+  def keyed(self, run: str) -> 'Data': ...
 
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch: ...
 

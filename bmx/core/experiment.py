@@ -9,7 +9,7 @@ import optax
 from bmx.core.data import Data
 from bmx.core.events import Every, Hook, Selection
 from bmx.core.images import ImageOptions
-from bmx.core.types import GradFn, Schedule, Task
+from bmx.core.types import GradFn, Schedule, Secret, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,3 +56,6 @@ class Experiment:
   writers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # runtime.trackers.Tracker
   hooks: Mapping[str, Hook] = dataclasses.field(default_factory=dict)  # of the user, in order
   profile: Mapping[str, int] = dataclasses.field(default_factory=dict)  # start, steps of a trace
+  secret: Secret | None = None  # of the noise of private training
+  # Name -> host function of the completed steps, whose value is in every log line (ε of privacy).
+  step_values: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)

@@ -292,6 +292,24 @@ class ChecksRows(Protocol):
     ...
 
 
+class Secret(Protocol):
+  """The source of the noise of private training; no run directory holds it."""
+
+  @property
+  def fingerprint(self) -> str:
+    """Digest that reveals nothing of the secret."""
+    ...
+
+  @property
+  def key(self) -> np.ndarray:
+    """Key of the noise of a run, uint32 [2], for `Noise.secret`."""
+    ...
+
+  def keyed(self, run: str) -> 'Secret':
+    """Returns the secret of the run of this name."""
+    ...
+
+
 class GradFn(Protocol):
   """The gradient of a task's weighted sum; GradFns nest."""
 

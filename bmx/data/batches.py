@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from bmx.core import streams
-from bmx.core.data import Composing, Examples, Resident, Spec, Wrapping
+from bmx.core.data import Composing, Examples, Resident, Sampling, Spec, Wrapping
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, HostBatch, Metadata
 
@@ -126,6 +126,17 @@ class Batches:
   def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Arrays [B, ...] of one batch."""
     return {k: v.batched(self.batch_size) for k, v in self.spec.items()}
+
+  @property
+  def expected(self) -> float:
+    """Examples of a batch, on average: its rows, unless the examples draw fewer."""
+    return self.examples.expected if isinstance(self.examples, Sampling) else self.batch_size
+
+  def keyed(self, run: str) -> 'Batches':
+    """Returns the batches of the run of this name, which differ if examples are drawn."""
+    if not isinstance(self.examples, Sampling):
+      return self
+    return dataclasses.replace(self, examples=self.examples.keyed(run))
 
   @property
   def weighted(self) -> bool:

@@ -18,7 +18,8 @@ from bmx.core.errors import InputError
 from bmx.core.events import Every
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.images import ImageOptions
-from bmx.core.types import Task
+from bmx.core.types import GradFn, Task
+from bmx.experiment import private
 from bmx.experiment.data import (
   check_carried,
   check_labels,
@@ -35,7 +36,6 @@ from bmx.experiment.selection import selection
 from bmx.parallel import Layout, make_mesh
 from bmx.runtime.storage import place
 from bmx.train.datafile import DataFile, tokenizer_of
-from bmx.train.gradients import Gradient
 from bmx.train.state import StateSpec, plan_state
 
 
@@ -97,10 +97,15 @@ def build(
     check_labels(task, made)
   data = checked(data, task)
   made = {k: dataclasses.replace(e, data=checked(e.data, task)) for k, e in made.items()}
+  trained = private.training(
+    c, layout, data, task, steps, functools.partial(_grad, c), trains=read and stored is None
+  )
+  if c['privacy'] and read:
+    private.check_evals(data, made)
+  data, steps, grad_fn = trained.data, trained.steps, trained.grad_fn
   schedule = recipes.build(c['schedule'], 'schedule', steps=steps)
   tx = recipes.build(c['optimizer'], 'optimizer', learning_rate=schedule, steps=steps)
   tx = task.transform(tx, steps)
-  grad_fn = _grad(c, Gradient(task))
   with _rejecting(c):
     spec = plan_state(
       task, tx, data.abstract, layout, seed=c['seed'], ema=c['ema'], grad_fn=grad_fn
@@ -140,6 +145,8 @@ def build(
     writers={key: tracker(c, key, part) for key, part in c['writers'].items()},
     hooks={key: hook(c, key, part) for key, part in c['hooks'].items()},
     profile=_profile(c, steps),
+    secret=trained.secret,
+    step_values=trained.values,
   )
   if read and stored is None:
     check_hooks(experiment)
@@ -233,7 +240,8 @@ def _profile(c: Mapping[str, Any], steps: int) -> dict[str, int]:
   return profile
 
 
-def _grad(c: Mapping[str, Any], gradient: Gradient) -> Any:
+def _grad(c: Mapping[str, Any], gradient: GradFn, rows: int) -> Any:
+  """The GradFn of a batch of `rows`: the wrappers of the word `grad` around a gradient."""
   if not c['grad']:
     return gradient
-  return recipes.build(c['grad'], 'grad', inner=gradient, batch_size=c['batch_size'])
+  return recipes.build(c['grad'], 'grad', inner=gradient, batch_size=rows)

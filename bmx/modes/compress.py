@@ -63,7 +63,13 @@ def run(request: Request) -> int:
   others = {k: v for k, v in eval_variables(state).items() if k in plain.task.averaged}
   del state
   variables = {'params': merged, **others}
-  found = compressed(Plain(plain, variables, words, lambda: build(config, evals=False)))
+
+  def read_training() -> Experiment:
+    if x.secret is not None:
+      raise InputError('ε of this private run does not cover another reading of its examples')
+    return build(config, evals=False)
+
+  found = compressed(Plain(plain, variables, words, read_training))
   if found.wrapper:
     config['task'] = {**found.wrapper, 'inner': config['task']}
   if found.model:

@@ -38,7 +38,7 @@ def _facts(x: Experiment, read: bool) -> str:
     'data': f'{x.data.size:,} examples; {x.data.metadata.get("source", "")}'.rstrip('; ')
     if read
     else 'not read',
-    'steps': f'{x.steps:,} of {x.data.batch_size} examples'
+    'steps': f'{x.steps:,} of {x.data.expected:g} examples'
     + (f', {epochs(x):.3g} epochs' if read else ''),
     'devices': f'{x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}',
   }
@@ -49,7 +49,7 @@ def _facts(x: Experiment, read: bool) -> str:
 
 def epochs(x: Experiment) -> float:
   """Passes of a run over its training data."""
-  return x.steps * x.data.batch_size / x.data.size
+  return x.steps * x.data.expected / x.data.size
 
 
 def _evaluation(x: Experiment, entry: Any) -> str:

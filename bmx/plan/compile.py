@@ -14,7 +14,7 @@ from bmx.parallel import describe, jit
 from bmx.plan import communication, hlo
 from bmx.runtime import cache
 from bmx.train.state import state_spec
-from bmx.train.step import train_step
+from bmx.train.step import abstract_secret, train_step
 
 GIB = 2**30
 
@@ -57,7 +57,7 @@ def compile_step(x: Experiment) -> Compiled:
   began = time.perf_counter()
   try:
     with cache.nothing_kept():
-      compiled = program.lower(plan.abstract, batch).compile()
+      compiled = program.lower(plan.abstract, batch, abstract_secret(x)).compile()
   except jax.errors.JaxRuntimeError as error:
     raise _too_large(x, error) from None
   memory = compiled.memory_analysis()

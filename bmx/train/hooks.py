@@ -126,6 +126,7 @@ def write_line(event: Event) -> None:
   check_targets(event)
   skipped = int(run.window.sums['skipped'][0])
   line = run.window.close() | {'skipped': skipped, 'learning_rate': run.rates[event.step]}
+  line |= {k: value(event.step) for k, value in run.experiment.step_values.items()}
   last, run.loop.rate = run.loop.last | line, [event.step, line['learning_rate']]
   rates = run.throughput.close(event.step, event.finished())
   rates |= run.energy.line(event.step, rates)
@@ -192,15 +193,16 @@ def guard_stop(event: Event) -> GuardStop:
   run, x, feed, step = event.run, event.run.experiment, event.run.feed, event.step - 1
   group, _ = next(feed.groups([(step, 1)]))
 
-  def gradient(state, arrays, group):
+  def gradient(state, arrays, group, secret):
     batch = feed.take(arrays, group, 0)
-    return x.grad_fn(variables_of(state), batch, step_noise(state, step)).sum
+    return x.grad_fn(variables_of(state), batch, step_noise(state, step, secret)).sum
 
-  grads = jit(gradient, x.layout)(event.state, run.arrays, group)
+  grads = jit(gradient, x.layout)(event.state, run.arrays, group, run.secret)
+  examples = x.data.indices(step)[0].tolist() if run.secret is None else 'withheld'
   name = first_bad(grads) or 'none (the loss itself, or noise of that step)'
   return GuardStop(
     f'{x.guard["patience"]} consecutive non-finite updates were rejected, the last at '
-    f'step {step}; examples {x.data.indices(step)[0].tolist()}; first parameter with a non-finite '
+    f'step {step}; examples {examples}; first parameter with a non-finite '
     f'gradient: {name}. '
     f'The state before them is saved as step {event.step}; lower the learning rate or check these '
     f'examples, and continue in another --workdir with --config.init.path={event.workdir}'

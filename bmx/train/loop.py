@@ -110,7 +110,7 @@ def steps(run: Run) -> Iterator[Event]:
   run.throughput.begin(step)
   try:
     for first, n, group in run.groups(step):
-      state, sums, skips = run.program(state, run.arrays, group, np.int32(n))
+      state, sums, skips = run.program(state, run.arrays, group, np.int32(n), run.secret)
       step = first + n
       late.append((sums, skips, step, stamps.submit(_finished, skips)))
       asked = run.signals.asked_now()

@@ -14,6 +14,7 @@ from bmx.core.events import Hook
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.metrics import Window
 from bmx.runtime.account import Account
+from bmx.runtime.processes import gathered
 from bmx.runtime.progress import Progress, clock
 from bmx.runtime.report import starts
 from bmx.runtime.storage import Place
@@ -46,7 +47,8 @@ class Run:
     spec: shapes and shardings of the state, and how to create it.
     feed: batches by step; `feed.depth` steps are one dispatch at most.
     arrays: the data that is resident on the devices; {} if rows come from the host.
-    program: compiled dispatch(state, arrays, group, n) -> (state, metric sums, skips).
+    program: compiled dispatch(state, arrays, group, n, secret) -> (state, metric sums, skips).
+    secret: of the noise of private training, uint32 [2]; None without.
     finite: compiled test of a state, -> bool [].
     rates: step of a log line -> learning rate of the update before it.
     evaluations: name -> function of the state that returns metrics by their full names.
@@ -72,6 +74,7 @@ class Run:
   feed: Feed
   arrays: Any
   program: Any
+  secret: Any
   finite: Any
   rates: Mapping[int, float]
   evaluations: Mapping[str, Evaluation]
@@ -206,7 +209,7 @@ def make_run(
   Raises:
     InputError: every checkpoint is damaged, or the newest does not fit the experiment.
   """
-  x, watchdog = experiment, watchdog or Watchdog(0)
+  x, watchdog = _keyed(experiment, rundir), watchdog or Watchdog(0)
   account = Account(time.perf_counter() if began is None else began)
   spec = state_spec(x)
   counted = start.step_costs(x, spec)
@@ -247,6 +250,7 @@ def make_run(
     feed=feed,
     arrays=arrays,
     program=program,
+    secret=None if x.secret is None else x.secret.key,
     finite=finite,
     rates=rates,
     evaluations=evaluations(x, start.loops(x, counted), illustrated=True),
@@ -261,9 +265,17 @@ def make_run(
     window=Window(loop.window),
     resumed=found,
     account=account,
-    progress=Progress(x.steps, x.data.size / x.data.batch_size),
     energy=energy,
+    progress=Progress(x.steps, x.data.size / x.data.expected),
   )
+
+
+def _keyed(x: Experiment, rundir: RunDir) -> Experiment:
+  """Returns an experiment whose noise and draws are those of this run alone."""
+  if x.secret is None:
+    return x
+  run = gathered(rundir.identify())[0]
+  return dataclasses.replace(x, secret=x.secret.keyed(run), data=x.data.keyed(run))
 
 
 def _resume(

@@ -182,6 +182,13 @@ class RunDir:
     if changes:
       log.info('resuming with another\n%s', '\n'.join(lines))
 
+  def identify(self) -> str:
+    """Returns the random name of the run: that in its config.json, or a new one."""
+    if not self.identity:
+      old = read_config(self.path) if self.resumed else {}
+      self.identity = old.get('run') or secrets.token_hex(8)
+    return self.identity
+
   def write_config(self, step: int, resolved: Mapping[str, Any]) -> None:
     """Writes config.json; the previous one is kept as config.STEP.json if a resumed run changes it.
 
@@ -192,10 +199,9 @@ class RunDir:
     if jax.process_index():
       return
     old = read_config(self.path) if self.resumed else None
-    self.identity = (old or {}).get('run') or secrets.token_hex(8)
     new = {
       # The identity of the run, which the manifests of its checkpoints repeat.
-      'run': self.identity,
+      'run': self.identify(),
       'config': json.loads(json.dumps(self.experiment.config)),
       'name': self.experiment.name,
       'resolved': dict(resolved),

@@ -24,7 +24,7 @@ from bmx.train.guard import all_finite
 from bmx.train.parameters import parameter_table
 from bmx.train.policy import LoopState
 from bmx.train.state import StateSpec, variables_of
-from bmx.train.step import make_dispatch, step_noise, train_step
+from bmx.train.step import abstract_secret, make_dispatch, step_noise, train_step
 
 log = logging.getLogger('bmx')
 RATES_CHECKED = 10_000  # steps whose learning rates are examined before the run
@@ -49,11 +49,11 @@ def step_costs(x: Experiment, plan: StateSpec, recompute: bool = False) -> Costs
     recompute: whether recomputation is counted, as the model's `remat` asks for it.
   """
 
-  def gradient(state, batch):
+  def gradient(state, batch, secret):
     with reference_attention(recompute):
-      return x.grad_fn(variables_of(state), batch, step_noise(state, state.step))
+      return x.grad_fn(variables_of(state), batch, step_noise(state, state.step, secret))
 
-  return costs.count(gradient, plan.abstract, x.data.abstract)
+  return costs.count(gradient, plan.abstract, x.data.abstract, abstract_secret(x))
 
 
 def check_weights(x: Experiment) -> None:
@@ -101,7 +101,7 @@ def _on_cpu(x: Experiment) -> bool:
 
 def units(x: Experiment) -> dict[str, int]:
   """Returns the examples or tokens that a step reads, by the name of the unit."""
-  examples = {'examples': x.data.batch_size}
+  examples = {'examples': round(x.data.expected)}
   if 'tokens' in x.data.abstract:
     return {'tokens': math.prod(x.data.abstract['tokens'].shape)}
   return examples
@@ -216,7 +216,7 @@ def describe_start(
     f'device     {x.layout.devices} × {device.device_kind}, mesh {describe(x.layout.mesh)}'
     f'{"; freed memory is kept for the next step" if kept else ""}',
     f'state      {_per_device(plan.abstract):,} bytes per device with moments',
-    f'data       {x.data.size:,} examples, batch {x.data.batch_size}, '
+    f'data       {x.data.size:,} examples, batch {_rows(x)}, '
     f'{"held on the device" if resident else f"fed from the host by {threads}"}; '
     f'{x.data.metadata.get("source", "")}',
     f'rules      {_rules(x.layout)}',
@@ -225,6 +225,11 @@ def describe_start(
     f'run        {x.steps:,} steps, {depth} per dispatch, seed {x.seed}',
   ]
   return '\n'.join([parameter_table(x, plan), *facts])
+
+
+def _rows(x: Experiment) -> str:
+  rows, expected = x.data.batch_size, x.data.expected
+  return f'{rows}' if rows == expected else f'{expected:g} on average, in {rows} rows'
 
 
 def _rules(layout: Any) -> str:
@@ -256,7 +261,8 @@ def compile_program(
   group, _ = next(feed.groups([(step, 1)]))
   at = (spec.shardings, everywhere, everywhere)
   program = jit(dispatch, x.layout, donate_argnums=(0,), out_shardings=at)
-  compiled = program.lower(spec.abstract, arrays, group, np.int32(0)).compile()
+  secret = abstract_secret(x)
+  compiled = program.lower(spec.abstract, arrays, group, np.int32(0), secret).compile()
   seconds = time.perf_counter() - began
   loop.compile_seconds += seconds
   log.info('compiled in %.1f s', seconds)

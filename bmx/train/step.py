@@ -29,6 +29,11 @@ def step_noise(state: TrainState, step: Any, secret: Array | None = None) -> Noi
   return Noise(step_key(state.key, step), step, secret)
 
 
+def abstract_secret(x: Experiment) -> jax.ShapeDtypeStruct | None:
+  """Returns the shape of the secret of a private experiment; None without one."""
+  return None if x.secret is None else jax.ShapeDtypeStruct((2,), jnp.uint32)
+
+
 def make_train_step(
   grad_fn: GradFn,
   tx: optax.GradientTransformation,

@@ -100,7 +100,8 @@ def begin(run: Run) -> None:
   """Writes sections of the training data, and a first report, in process 0."""
   if jax.process_index():
     return
-  report.keep_sections(run.workdir, report.DATA, illustrations.columns(run.experiment.data))
+  if run.secret is None:  # these are exact statistics of the training data
+    report.keep_sections(run.workdir, report.DATA, illustrations.columns(run.experiment.data))
   write_report(run, run.resumed or 0, 'running', report.Reports())
 
 

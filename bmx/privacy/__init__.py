@@ -1,0 +1,14 @@
+"""Differential privacy: clipped gradients of single examples, Gaussian noise, and its accounting.
+
+The config word `privacy` is the part `Privacy`, which composes the rest: `Poisson` draws batches,
+`Clipped` bounds what an example adds to a gradient, `Noised` adds noise, `Accountant` computes ε.
+"""
+
+from bmx.privacy.accounting import Accountant
+from bmx.privacy.clip import Clipped
+from bmx.privacy.mechanism import Mechanism, Privacy
+from bmx.privacy.noise import Noised
+from bmx.privacy.sampling import Poisson
+from bmx.privacy.secret import Secret
+
+__all__ = ['Accountant', 'Clipped', 'Mechanism', 'Noised', 'Poisson', 'Privacy', 'Secret']
