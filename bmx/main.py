@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None, program: str = 'python -m bmx.main') -> 
     sys.stderr.write(_last_words(error))
     return errors.FAILURE
   except KeyboardInterrupt:
-    sys.stderr.write('interrupted: steps since the last checkpoint are lost\n')
+    lost = ': steps since the last checkpoint are lost' if args.mode == 'train' else ''
+    sys.stderr.write(f'interrupted{lost}\n')
     os._exit(errors.INTERRUPTED)  # a thread that hangs would keep the interpreter
 
 

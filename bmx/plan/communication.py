@@ -31,6 +31,7 @@ def received(x: Experiment, params: Any) -> dict[str, float] | None:
 
   - FSDP: every weight is gathered for the forward pass and again for the backward pass; its
     gradient is reduced and scattered. In the dtype of the computation, for every micro-batch.
+    With `data` besides, each part of a gradient is all-reduced along it.
   - data: every gradient is all-reduced, for every micro-batch.
   - tensor: a block sums its output twice forward and twice backward (Shoeybi et al. 2019), and
     twice more if it is recomputed; the head sums its input's gradient.
@@ -46,24 +47,27 @@ def received(x: Experiment, params: Any) -> dict[str, float] | None:
     return None
   found: dict[str, float] = collections.defaultdict(float)
   for leaf in jax.tree.leaves(params):
-    axis, elements = _weight(leaf, x.layout.mesh.shape, x.layout.rules['batch'])
-    found[axis] += micro * width * elements
+    for axis, elements in _weight(leaf, x.layout.mesh.shape, x.layout.rules['batch']).items():
+      found[axis] += micro * width * elements
   for axis, size in activations.items():
     found[axis] += micro * size
   return {axis: size for axis, size in found.items() if size}
 
 
-def _weight(leaf: Any, mesh: Any, batch: tuple[str, ...]) -> tuple[str, float]:
-  """Returns (axis, received elements) of one weight: twice gathered, once reduced; or reduced."""
+def _weight(leaf: Any, mesh: Any, batch: tuple[str, ...]) -> dict[str, float]:
+  """Returns axis -> received elements of one weight: twice gathered, once reduced; or reduced.
+
+  The reduced and scattered part of a gradient is all-reduced over the axes that do not shard it.
+  """
   axes = [
     a for part in leaf.sharding.spec for a in ([part] if isinstance(part, str) else part or ())
   ]
   kept = math.prod(mesh[a] for a in axes if a != 'fsdp')
   size = math.prod(leaf.shape) / kept
-  if mesh['fsdp'] > 1 and 'fsdp' in axes:
-    return 'fsdp', 3 * size
   over = [a for a in (*batch, 'seq') if a not in axes and mesh[a] > 1]
-  return (over[0], size) if over else ('data', 0.0)
+  if mesh['fsdp'] > 1 and 'fsdp' in axes:
+    return {'fsdp': 3 * size} | {a: size / mesh['fsdp'] for a in over[:1]}
+  return {a: size for a in over[:1]}
 
 
 def _activations(x: Experiment, width: int) -> dict[str, float] | None:

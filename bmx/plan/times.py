@@ -1,5 +1,6 @@
 """Time of a training step: a bound that no program beats, and the likely time."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -64,19 +65,31 @@ def predict(x: Experiment, costs: StepCosts, chip: Chip) -> StepTime:
 
 
 def _network(x: Experiment, received: Mapping[str, float], chip: Chip) -> float:
-  """Returns the seconds in which a device receives its bytes, all links together.
+  mesh = x.layout.mesh
+  node = chip.node or mesh.size // count_slices(list(mesh.devices.flat))
+  return sum(max(both) for both in network(mesh.shape, received, chip, node).values())
+
+
+def network(
+  mesh: Mapping[str, int], received: Mapping[str, float], chip: Chip, node: int
+) -> dict[str, tuple[float, float]]:
+  """Returns the seconds in which a device receives its bytes by axis: in a node, between nodes.
 
   Of an array of which each of n devices has a part, 1 - 1/n arrives. Between nodes, the devices of
   a node that receive the same array share it: each receives a part through its adapter.
+
+  Args:
+    mesh: axis -> size, the slowest first.
+    received: axis -> bytes that a device receives, see `costs.StepCosts`.
+    chip: of each device.
+    node: devices that share the fast network: of a node, or of a slice.
   """
-  mesh = x.layout.mesh
-  node = chip.node or mesh.size // count_slices(list(mesh.devices.flat))
-  seconds, inner = 0.0, mesh.size
-  for axis, n in mesh.shape.items():
+  found, inner = {}, math.prod(mesh.values())
+  for axis, n in mesh.items():
     inner //= n
     size = received.get(axis, 0.0)
     local = min(n, max(1, node // inner))  # devices of the axis in a node
     fast = size * (1 - 1 / n) / chip.link
     slow = size * (1 - local / n) / local / chip.network if chip.network else 0.0
-    seconds += max(fast, slow)
-  return seconds
+    found[axis] = fast, slow
+  return found

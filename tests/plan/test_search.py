@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 import xml.etree.ElementTree
 from typing import Any
 
@@ -10,7 +14,7 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.core import chips, spending
+from bmx.core import chips, errors, spending
 from bmx.core.errors import InputError
 from bmx.modes import Request
 from bmx.modes import plan as mode
@@ -119,6 +123,40 @@ def test_the_recipe_of_a_plan_and_a_second_plan(planned, tmp_path, monkeypatch):
   (folder / 'other.py').write_text(text)
   with pytest.raises(InputError, match='expected the recipe that was planned'):
     recipes.load(str(folder / 'other.py'))
+
+
+INTERRUPTED = """
+import sys, time
+import jax
+from bmx import main
+from bmx.plan import answer, topology
+
+topology.devices = lambda name: jax.devices()[:4]
+answer.compile_step = lambda x: time.sleep(600)
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_an_interrupt_gives_the_answer_so_far(tmp_path):
+  """SIGINT while the compiler works, in a process of its own."""
+  command = [sys.executable, '-c', INTERRUPTED, '--mode=plan', f'--config={MLP}',
+             '--topology=v5e:2x2', f'--output={tmp_path / "out"}']  # fmt: skip
+  flags = '--xla_force_host_platform_device_count=4'
+  env = os.environ | {'XLA_FLAGS': flags, 'XDG_CACHE_HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu'}
+  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT) as process:
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+      lines.append(line)
+      if line.startswith('compiling'):
+        process.send_signal(signal.SIGINT)
+  text = ''.join(lines)
+  assert process.returncode == errors.INTERRUPTED
+  after = text.partition('interrupted; by hand so far, not compiled:')[2]
+  assert 'examples/s (likely)' in after
+  assert 'v5e:2x2' in after
+  assert 'Traceback' not in text
+  assert not (tmp_path / 'out').exists()
 
 
 def test_bad_input(planned):
