@@ -102,12 +102,14 @@ SLOW = (
   'test_images.py',
   'test_language.py',
   'test_package.py',
+  'test_speech.py::test_a_run',
+  'test_speech.py::test_predictions_of_a_folder',
   'test_sweep.py::test_a_pruned_trial_stops_and_a_failing_one_is_recorded',
   'test_sweep.py::test_a_sweep_resumes',
   'train/',
 )
 COMPILE = ('compress/test_accelerators.py', 'plan/test_compile.py', 'plan/test_placement.py')
-LIBRARIES = ('torch', 'transformers')
+LIBRARIES = ('torch', 'transformers', 'librosa', 'jiwer')
 
 
 def pytest_collection_modifyitems(items):
@@ -138,7 +140,7 @@ body_of = functools.cache(inspect.getsource)  # of a test, which may have many c
 
 
 def compares_with_a_library(item) -> bool:
-  """Whether a test needs torch or transformers: by its module, its fixtures or its body."""
+  """Whether a test needs a library of `LIBRARIES`: by its module, its fixtures or its body."""
   body = body_of(item.function)
   return (
     any(hasattr(item.module, library) for library in LIBRARIES)

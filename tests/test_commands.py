@@ -18,6 +18,7 @@ from bmx import config as recipes
 from bmx import main as entry
 from tests.conftest import ROOT, own_logging
 from tests.data.pictures import folder
+from tests.data.sounds import keypad
 
 PAGES = {
   path.relative_to(ROOT).as_posix(): path.read_text()
@@ -63,6 +64,11 @@ SHORTER = {
                     '--config.batch_size=8', '--config.task.model.widths=(8,)'],
   'movielens_two_tower': ['movielens_two_tower', '--config.epochs=0', '--config.steps=2',
                           '--config.batch_size=8', '--config.every.eval=0'],
+  'speech': ['speech', '--config.epochs=0', '--config.steps=2', '--config.batch_size=4',
+             '--config.schedule.warmup=1', '--config.data.rate=8000', '--config.data.mels=20',
+             *ENCODER],
+  'speech:tiny': ['speech:tiny', '--config.steps=2', '--config.schedule.warmup=1'],
+  'fsdd_ctc': ['fsdd_ctc:tiny', '--config.steps=2', '--config.schedule.warmup=1'],
   'images': ['images', '--config.epochs=1', '--config.batch_size=8', '--config.data.size=16',
              '--config.data.crop=2', '--config.task.model.stages=(1,)',
              '--config.task.model.features=4'],
@@ -224,12 +230,19 @@ def write_objects():
   write('mine/annotations.json', json.dumps(made))
 
 
+def write_speech():
+  keypad(pathlib.Path('calls'), ['one two', 'two', 'nine one', 'nine', 'two two', 'one'] * 2)
+  keypad(pathlib.Path('new'), ['one', 'two nine'])
+  pathlib.Path('new/transcripts.csv').unlink()
+
+
 FILES = {
   'README.md': write_table,
   'docs/tables.md': write_table,
   'docs/language.md': write_texts,
   'docs/recommendation.md': write_clicks_and_ratings,
   'docs/vision.md': write_images,
+  'docs/speech.md': write_speech,
   'docs/detection.md': write_objects,
 }
 

@@ -27,8 +27,9 @@ PARTS = (
 TINY = [*(f'{name}:tiny' for name in NAMES), 'bert_finetune:tiny_lora', 'gpt_char:tiny_lora',
         'bert_finetune:tiny_adalora', 'text:tiny_lstm']  # fmt: skip
 # `llama_70b:tiny` has the model, the data and the optimizer of `llama_8b:tiny`.
+# That of `speech` has the task, the model and the data of `fsdd_ctc:tiny`.
 # That of `coco` has the task, the model and the data of `mnist_detect:tiny`.
-NIGHT = ('bert_finetune:tiny_adalora', 'coco:tiny', 'llama_70b:tiny')
+NIGHT = ('bert_finetune:tiny_adalora', 'coco:tiny', 'llama_70b:tiny', 'speech:tiny')
 
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[NIGHTLY] * (n in NIGHT)) for n in TINY])

@@ -148,6 +148,15 @@ class Described(Protocol):
 
 
 @runtime_checkable
+class Outlined(Protocol):
+  """Examples read as they are needed, whose labels and lengths are known at the start."""
+
+  def outline(self) -> HostBatch:
+    """Returns those arrays of all examples [N, ...], for checks before training; {} if unknown."""
+    ...
+
+
+@runtime_checkable
 class Readable(Protocol):
   """A task whose predictions have names: of classes, of their probabilities."""
 

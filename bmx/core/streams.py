@@ -23,6 +23,7 @@ varies over, so the draw for position p needs no draw before it.
 | DRIFT        | rows that are compared, permutations of MMD  | nothing           |
 | GATE         | draws of a bootstrap                         | nothing           |
 | SCENES       | composed scenes                              | split, then scene |
+| SPEECH       | composed sequences of words, their noise     | split, then sequence |
 | SYNTHETIC    | drawn data sets (`data.recommend.synthetic`) | number of the set |
 | EXPLAIN      | permutations, noise and rows of explanations | nothing           |
 """
@@ -44,7 +45,8 @@ INIT, STEP, EVAL, GENERATE, PREPARE, ADAPTERS, TEACHER = 0, 1, 2, 3, 4, 5, 6
   SCENES,
   SYNTHETIC,
   EXPLAIN,
-) = range(16, 27)
+  SPEECH,
+) = range(16, 28)
 MIX = 1000  # and one for each source from here on
 
 

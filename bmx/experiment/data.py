@@ -4,14 +4,17 @@ import dataclasses
 import functools
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from bmx import config as recipes
-from bmx.core.data import Continuing, Examples, Stateful
+from bmx.core.data import Continuing, Described, Examples, Outlined, Stateful
 from bmx.core.errors import InputError
 from bmx.core.experiment import Eval, Experiment
-from bmx.core.types import ChecksRows, Task, facts_of
+from bmx.core.types import ChecksRows, HostBatch, Task, facts_of
 from bmx.data.batches import Batches, composer_of
 from bmx.data.shapes import Shapes
 from bmx.data.transforms import Reorder
@@ -27,11 +30,14 @@ ARRAYS = 'bmx.data.arrays:arrays'
 IMAGES = 'bmx.data.images.folder:images'
 ANNOTATED = 'bmx.data.images.coco:coco'
 CAPTIONS = 'bmx.data.images.captions:captions'
+SPEECH = 'bmx.data.audio.speech:speech'
+SOUNDS = 'bmx.data.audio.single:recorded'
+EXAMPLE = re.compile(r'\bexample (\d+)')
 # Arrays of a batch that predictions do not need, or that are made of the others.
 LABELS = (
   'label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next', 'frame', 'boxes',
   'box_label', 'box_weights', 'box_crowd', 'box_area', 'mask', 'mask_weights', 'item', 'log_q',
-  'caption',
+  'caption', 'transcript', 'transcript_length',
 )  # fmt: skip
 OPTIONAL_LABELS = ('frame', 'box_crowd', 'box_area', 'mask_weights')
 
@@ -186,6 +192,11 @@ def _input_part(
   if path and 'whole' in fitted and not path.endswith('.npz'):
     words = data if data['call'] == ANNOTATED else {'call': ANNOTATED, 'kind': fitted['kind']}
     return {**words, 'path': path, 'images': '', 'split': 'all', 'unreadable': 'skip'}
+  if path and 'sounds' in fitted and not path.endswith('.npz'):
+    return {'call': SOUNDS, 'path': path}
+  if path and 'audio' in fitted and not path.endswith('.npz'):
+    words = data if data['call'] == SPEECH else {'call': SPEECH}
+    return {**words, 'path': path, 'split': 'all', 'unreadable': 'skip'}
   if path.lower().endswith(NAMED_COLUMNS):
     data = {k: v for k, v in data.items() if k not in ('columns', 'delimiter')}
   archive = path.endswith('.npz') and data['call'] != ARRAYS
@@ -204,7 +215,25 @@ def checked(data: Any, task: Task) -> Any:
   """Batches whose rows the task examines on the host, if it declares that it does."""
   if not isinstance(task, ChecksRows):
     return data
-  return dataclasses.replace(data, check=task.check_rows)
+
+  def check(rows: HostBatch, numbers: np.ndarray) -> None:
+    try:
+      task.check_rows(rows, numbers)
+    except InputError as error:
+      raise InputError(_with_file(str(error), data.examples)) from None
+
+  if isinstance(data.examples, Outlined):
+    check(data.examples.outline(), np.arange(data.size))
+  return dataclasses.replace(data, check=check)
+
+
+def _with_file(message: str, examples: Examples) -> str:
+  """Adds the file of the example whose number a message has, where the examples name files."""
+  found = EXAMPLE.search(message)
+  if found is None or not isinstance(examples, Described):
+    return message
+  file = examples.describe(np.array([int(found[1])]))[0].get('file')
+  return message if file is None else message.replace(found[0], f'{found[0]} ({file})', 1)
 
 
 def check_tokenizers(data: Batches, evals: Mapping[str, Eval]) -> None:

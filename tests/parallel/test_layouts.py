@@ -38,6 +38,7 @@ MODELS = {
   'moe': ('configs/moe.py:tiny', []),
   'dropless': ('configs/moe.py:tiny', ['task.model.capacity_factor=0.0']),
   'detector': ('configs/mnist_detect.py:tiny', ['batch_size=8']),
+  'speech': ('configs/fsdd_ctc.py:tiny', ['task.model.encoder.heads=4']),
 }
 GPT_ONLY = (
   'sequence-sharded norms',
@@ -104,6 +105,7 @@ CASES += [('dropless', 'data-fsdp-seq', 'sgd')]
 CASES += [(model, layout, 'adamw') for model in ('mlp', 'gpt') for layout in ('fsdp',)]
 CASES += [('gpt', layout, 'adamw') for layout in ('data-fsdp-seq', 'data-pipe-model')]
 CASES += [('moe', 'data-expert', 'adamw'), ('detector', 'data', 'sgd')]
+CASES += [('speech', 'data', 'sgd'), ('speech', 'fsdp-model', 'sgd')]
 # At night, what another case has with one axis more or with plain SGD.
 NIGHTLY = (
   ('gpt', 'data-fsdp', 'sgd'),

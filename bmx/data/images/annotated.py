@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch, Metadata
 from bmx.data.arrays import ArrayData, spec_of
+from bmx.data.files import THREADS, readable
 from bmx.data.images import masks
 from bmx.data.images.annotations import Annotated, Annotations, Item, inside
 from bmx.data.images.augment import Augmentation
@@ -21,7 +21,6 @@ from bmx.data.images.boxes import padded
 from bmx.data.images.pictures import Pixels
 
 log = logging.getLogger('bmx')
-THREADS = max(2, os.cpu_count() or 1)
 
 
 def blank(kind: str, pixels: Pixels, most: int) -> HostBatch:
@@ -118,24 +117,15 @@ class AnnotatedData:
 
   def readable(self) -> 'AnnotatedData':
     """Decodes all files once, and returns the examples without those that cannot be read."""
-
-    def error_of(image: Annotated) -> str:
-      try:
-        self._open(image)
-      except InputError as error:
-        return str(error)
-      return ''
-
-    errors = list(self.pool.map(error_of, self.found.images))
-    failed = [error for error in errors if error]
-    for error in failed:
-      log.warning('skipped: %s', error)
-    if len(failed) == self.size:
-      raise InputError(f'{self.found.source}: none of {self.size} files can be read as an image')
-    kept = tuple(i for i, error in zip(self.found.images, errors, strict=True) if not error)
-    metadata = {**self.metadata, 'unreadable': len(failed)} if failed else self.metadata
+    images = self.found.images
+    of = lambda number: self._open(images[number])
+    kept = readable(of, self.size, self.pool, 'skip', self.found.source, 'an image')
+    failed = self.size - len(kept)
+    metadata = {**self.metadata, 'unreadable': failed} if failed else self.metadata
     return dataclasses.replace(
-      self, found=dataclasses.replace(self.found, images=kept), metadata=metadata
+      self,
+      found=dataclasses.replace(self.found, images=tuple(images[i] for i in kept)),
+      metadata=metadata,
     )
 
   def _finished(self, rows: HostBatch, positions: np.ndarray) -> HostBatch:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +12,10 @@ import numpy as np
 
 from bmx.core import streams
 from bmx.core.data import Examples, Spec
-from bmx.core.errors import InputError
 from bmx.core.types import HostBatch, Metadata
 from bmx.data.arrays import RESIDENT_BYTES, ArrayData, spec_of
 from bmx.data.classes import class_line, encode_classes, warn_unseen
+from bmx.data.files import THREADS, check_unreadable, readable
 from bmx.data.images.augment import Augmentation, apart, augmentation
 from bmx.data.images.listing import Listing, listing
 from bmx.data.images.normalization import with_normalization
@@ -24,8 +23,6 @@ from bmx.data.images.pictures import Pixels
 from bmx.data.shapes import shapes
 
 log = logging.getLogger('bmx')
-THREADS = max(2, os.cpu_count() or 1)
-UNREADABLE = ('refuse', 'skip')
 
 
 def images(
@@ -85,8 +82,7 @@ def images(
     InputError: a file that cannot be read as an image (its name), a class without images, other
       classes than those of the training data, no image at all.
   """
-  if unreadable not in UNREADABLE:
-    raise InputError(f'unreadable={unreadable!r}: expected one of {", ".join(UNREADABLE)}')
+  check_unreadable(unreadable)
   colors = [v if len(v) == channels else (sum(v) / len(v),) for v in (mean, std)]
   pixels = Pixels((size, size, channels), short, colors[0], colors[1], background)
   if fitted and 'pixels' in fitted:
@@ -231,25 +227,10 @@ class FolderData:
 
     Returns the examples that remain, and their numbers.
     """
-
-    def error_of(number: int) -> str:
-      try:
-        call(number)
-      except InputError as error:
-        return str(error)
-      return ''
-
-    errors = list(self.pool.map(error_of, range(self.size)))
-    failed = [error for error in errors if error]
-    if failed and unreadable == 'refuse':
-      more = f'; and {len(failed) - 1} further files' if len(failed) > 1 else ''
-      raise InputError(f'{failed[0]}{more}')
-    for error in failed:
-      log.warning('skipped: %s', error)
-    if len(failed) == self.size:
-      raise InputError(f'{self.files.source}: none of {self.size} files can be read as an image')
-    kept = np.array([i for i, error in enumerate(errors) if not error])
+    args = self.size, self.pool, unreadable, self.files.source, 'an image'
+    kept = readable(call, *args)
+    failed = self.size - len(kept)
     if not failed:
       return self, kept
-    metadata = {**self.metadata, 'unreadable': len(failed)}
+    metadata = {**self.metadata, 'unreadable': failed}
     return dataclasses.replace(self, files=self.files.take(kept), metadata=metadata), kept

@@ -1,65 +1,37 @@
 """Names and classes of the images of a folder or a table."""
 
 import dataclasses
-import logging
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from bmx.core.errors import InputError, did_you_mean
+from bmx.core.errors import InputError
 from bmx.data.arrays import split_indices
 from bmx.data.classes import class_names, ordered_names
-from bmx.data.frames import JSON_LINES, PARQUET, read_records
+from bmx.data.files import TABLES, Files, file_records, hidden, names_below
 from bmx.data.images.pictures import SUFFIXES
 from bmx.data.records import no_file
-from bmx.runtime.storage import Place, files, place
+from bmx.runtime.storage import Place, place
 
-log = logging.getLogger('bmx')
-TABLES = ('.csv', '.tsv', *JSON_LINES, *PARQUET)
 SPLITS = ('all', 'train', 'valid', 'test')
 FOLDERS = {'train': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid',
            'test': 'test'}  # fmt: skip
-SHOWN = 3  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing:
+class Listing(Files):
   """Files of images and their classes.
 
   Attributes:
     root: folder that the names are relative to.
     names: of the files.
+    source: for messages.
     labels: class of each file; None without one.
     class_names: in the order of the numbers of classes; () where no file has a class.
-    source: for messages.
   """
 
-  root: Place
-  names: tuple[str, ...]
   labels: tuple[str | None, ...]
   class_names: tuple[str, ...]
-  source: str
-
-  def path_of(self, name: str) -> str:
-    """Returns the whole path of a file."""
-    return str(self.root / name)
-
-  def read(self, name: str) -> bytes:
-    """Reads a file. Raises InputError if that fails."""
-    try:
-      return (self.root / name).read_bytes()
-    except OSError as error:
-      reason = error.strerror or str(error)
-      fix = f'cannot be read ({reason}); remove or replace it'
-      raise InputError(f'{self.path_of(name)} {fix}') from None
-
-  def size_of(self, name: str) -> int:
-    """Returns the size of a file, in bytes; 0 for one that is missing."""
-    path = self.root / name
-    if not path.is_file():
-      return 0
-    return path.stat().st_size if isinstance(path, pathlib.Path) else path.stat().length
 
   def take(self, indices: np.ndarray) -> 'Listing':
     """Returns the listing of some of the files."""
@@ -118,17 +90,13 @@ def listing(
     labels = [None] * len(found)
   _check_classes(root, found, labels, names, predicted)
   chosen = split_indices(len(found), part, holdout, ('all', 'train', 'valid'))
-  every = Listing(root, tuple(f for f, _ in found), tuple(labels), names, str(path))
+  every = Listing(root, tuple(f for f, _ in found), str(path), tuple(labels), names)
   return every.take(chosen)
 
 
 def _folders(root: Place) -> list[str]:
   """Returns the names of the folders in a folder, without hidden ones."""
-  return sorted(p.name for p in root.iterdir() if p.is_dir() and not _hidden(p.name))
-
-
-def _hidden(name: str) -> bool:
-  return any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
+  return sorted(p.name for p in root.iterdir() if p.is_dir() and not hidden(p.name))
 
 
 def _parts(names: Sequence[str]) -> list[str]:
@@ -184,37 +152,13 @@ def _check_folders(
 
 
 def image_names(root: Place, warn: bool) -> list[str]:
-  """Returns the names of all images below a folder, in order.
-
-  Args:
-    root: the folder.
-    warn: logs the other files in it.
-
-  Raises:
-    InputError: a folder without images.
-  """
-  every = [name for name in files(root) if not _hidden(name)]
-  found = [name for name in every if name.lower().endswith(SUFFIXES)]
-  others = [name for name in every if not name.lower().endswith(SUFFIXES)]
-  if not found:
-    raise InputError(f'{root}: expected images ({", ".join(SUFFIXES)}) in it, or in its folders')
-  if others and warn:
-    shown = ', '.join(others[:SHOWN]) + (', ...' if len(others) > SHOWN else '')
-    log.warning('%s: left out, as names of images end otherwise: %d files, %s', root, len(others),
-                shown)  # fmt: skip
-  return found
+  """Returns the names of all images below a folder, in order, see `files.names_below`."""
+  return names_below(root, SUFFIXES, 'images', warn)
 
 
 def _table(path: Place, file: str, label: str) -> list[tuple[str, str | None]]:
   """Returns (name, class) of the images of a table."""
-  records = read_records(path)
-  for number, record in enumerate(records, 1):
-    if not record.get(file):
-      extra = did_you_mean(file, record) if file not in record else ''
-      raise InputError(
-        f'{path}, record {number}: expected the path of an image in {file!r}{extra}; set '
-        '--data.file=COLUMN'
-      )
+  records = file_records(path, file, 'an image')
   value = lambda cell: None if cell in (None, '') else str(cell)
   return [(str(record[file]), value(record.get(label))) for record in records]
 

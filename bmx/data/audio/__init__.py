@@ -1,0 +1,1 @@
+"""Audio: files, features, augmentation, transcripts, composed sequences."""

@@ -1,0 +1,180 @@
+"""Speech models: features -> convolutions over time -> the language models' Stack -> outputs.
+
+B batch, T frames, S frames after the convolutions, M mel bands, D width, K outputs.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bmx.core.errors import InputError
+from bmx.core.types import Facts
+from bmx.models.attention import AttentionConfig
+from bmx.models.block import BlockConfig, MlpConfig
+from bmx.models.convolution import Conv
+from bmx.models.layers import Dtype, Einsum, Norm, activation, check_rate, check_sizes
+from bmx.models.stack import Stack
+from bmx.ops.positions import sinusoidal
+from bmx.parallel import constrain
+
+AXES = (None, None, 'embed', 'mlp')
+THETA = 10_000.0  # base of rotary positions
+
+
+class SpeechEncoder(nn.Module):
+  """Convolutions over time, then a transformer encoder: [B, T, M] -> [B, S, D].
+
+  Frames behind the last one of an example are 0 for every convolution, and no frame attends to
+  them: states of an example depend neither on the padding nor on the batch.
+
+  Attributes:
+    width: D, size of the hidden states.
+    depth: number of blocks.
+    heads: attention heads.
+    mlp_dim: width of the feed-forward layers; 0 is 4 × width.
+    kernel_size: frames of each convolution, an odd number.
+    strides: frames from one output of each convolution to the next; their product is T / S.
+    positions: 'sinusoidal', added before the blocks, or 'rotary', in each attention.
+    activation: of convolutions and feed-forward layers, a name in `layers.ACTIVATIONS`.
+    eps: added to the variance in a norm.
+    dropout: share of units that training drops.
+    drop_path: share of examples that skip the last block in training; that of earlier blocks grows
+      linearly from 0.
+    attention: 'xla', 'cudnn', 'splash', 'ring', or 'auto', by the kind of device.
+    scan: one compiled block over stacked parameters instead of `depth` copies, see `Stack`.
+    remat: results that the backward pass computes again: 'none', 'dots' or 'full', see `Stack`.
+    microbatches: of a pipeline, see `Stack`.
+    dtype: of the computation.
+
+  Source: Dong et al. 2018, Speech-Transformer; Radford et al. 2022, Whisper, whose encoder has the
+  strides (1, 2).
+  """
+
+  width: int = 256
+  depth: int = 4
+  heads: int = 4
+  mlp_dim: int = 0
+  kernel_size: int = 3
+  strides: tuple[int, ...] = (2, 2)
+  positions: Literal['sinusoidal', 'rotary'] = 'sinusoidal'
+  activation: str = 'gelu_exact'
+  eps: float = 1e-5
+  dropout: float = 0.1
+  drop_path: float = 0.0
+  attention: str = 'xla'
+  scan: bool = False
+  remat: str = 'none'
+  microbatches: int = 0
+  dtype: Dtype = jnp.float32
+
+  @property
+  def facts(self) -> Facts:
+    """Facts of the model."""
+    return Facts()
+
+  def setup(self):
+    self._check()
+    d, rotary = self.width, self.positions == 'rotary'
+    edge = self.kernel_size // 2
+    self.convolutions = [
+      Conv(
+        d, (self.kernel_size, 1), (stride, 1), ((edge, edge), (0, 0)), dtype=self.dtype,
+        axes=AXES if i else (None, None, None, 'mlp'), name=f'conv_{i}',
+      )
+      for i, stride in enumerate(self.strides)
+    ]  # fmt: skip
+    block = BlockConfig(
+      AttentionConfig(
+        self.heads, self.heads, causal=False, theta=THETA if rotary else 0.0, impl=self.attention
+      ),
+      MlpConfig(self.mlp_dim or 4 * d, self.activation),
+      eps=self.eps,
+      dropout=self.dropout,
+      drop_path=self.drop_path,
+      dtype=self.dtype,
+    )
+    self.drop = nn.Dropout(self.dropout)
+    self.stack = Stack(self.depth, block, self.scan, self.remat, self.microbatches)
+    self.norm_out = Norm('layer', self.eps, dtype=self.dtype)
+
+  def _check(self) -> None:
+    check_sizes(width=(self.width,), depth=(self.depth,), strides=self.strides)
+    check_rate(self.dropout)
+    if self.kernel_size < 1 or not self.kernel_size % 2:
+      raise InputError(f'kernel_size={self.kernel_size}: expected an odd number')
+    if self.positions not in ('sinusoidal', 'rotary'):
+      raise InputError(f"positions={self.positions!r}: expected 'sinusoidal' or 'rotary'")
+    if self.width % 2:
+      raise InputError(f'width={self.width}: expected an even number')
+
+  def output_frames(self, frames: jax.Array) -> jax.Array:
+    """Returns S of examples of T frames: ⌈T / stride⌉, convolution by convolution, int [...]."""
+    for stride in self.strides:
+      frames = (frames + stride - 1) // stride
+    return frames
+
+  def __call__(
+    self, features: jax.Array, num_frames: jax.Array | None = None, *, train: bool = False
+  ) -> jax.Array:
+    """Encodes features [B, T, M] -> [B, S, D].
+
+    Args:
+      features: of the frames.
+      num_frames: T of each example, int [B]; frames behind it are padding. None: without.
+      train: whether dropout and stochastic depth are active.
+    """
+    if features.ndim != 3:
+      raise InputError(f'expected features [B, T, M], not an array of shape {features.shape}')
+    batch, length, _ = features.shape
+    if num_frames is None:
+      num_frames = jnp.full((batch,), length, jnp.int32)
+    x = _masked(features.astype(self.dtype), num_frames)[:, :, None]  # one column
+    for conv, stride in zip(self.convolutions, self.strides, strict=True):
+      num_frames = (num_frames + stride - 1) // stride
+      x = _masked(activation(self.activation)(conv(x)), num_frames)
+    x = x[:, :, 0]
+    order = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+    if self.positions == 'sinusoidal':
+      x += sinusoidal(order, self.width).astype(x.dtype)
+    x = constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
+    there = (order < num_frames[:, None]).astype(jnp.int32)
+    return self.norm_out(self.stack(x, order, there, train=train)[0])
+
+
+def _masked(x: jax.Array, num_frames: jax.Array) -> jax.Array:
+  """Sets frames behind the last one of each example to 0: x [B, T, ...], num_frames [B]."""
+  there = jnp.arange(x.shape[1])[None] < num_frames[:, None]
+  return jnp.where(there.reshape(*there.shape, *(1,) * (x.ndim - 2)), x, 0)
+
+
+class Recognizer(nn.Module):
+  """An encoder and a head for CTC: features [B, T, M] -> logits [B, S, num_outputs].
+
+  Attributes:
+    num_outputs: K, units of transcripts and the blank, which is output 0.
+    encoder: features -> hidden states.
+  """
+
+  encoder: SpeechEncoder
+  num_outputs: int
+
+  @property
+  def facts(self) -> Facts:
+    """Facts of the model."""
+    return Facts(num_outputs=self.num_outputs)
+
+  def output_frames(self, frames: jax.Array) -> jax.Array:
+    """Returns S of examples of T frames, see `SpeechEncoder.output_frames`."""
+    return self.encoder.output_frames(frames)
+
+  @nn.compact
+  def __call__(
+    self, features: jax.Array, num_frames: jax.Array | None = None, *, train: bool = False
+  ) -> jax.Array:
+    """Scores units in each frame; for the arguments see `SpeechEncoder`."""
+    e = self.encoder
+    head = Einsum('bsd,dk->bsk', (e.width, self.num_outputs), ('embed', 'classes'), dtype=e.dtype,
+                  kernel_init=nn.initializers.normal(0.02), name='head')  # fmt: skip
+    return head(e(features, num_frames, train=train))
