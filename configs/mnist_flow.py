@@ -3,7 +3,8 @@
     python -m bmx.main --config=configs/mnist_flow.py --config.data.data_dir=TFDS_DATA_DIR
     bmx generate RUN --config.generate.label=7 --output=grid.png
 
-Reaches: not measured yet; experiments/vision/generate.py measures it.
+Reaches: a classifier (mnist_cnn, 99.4 %) gives 99.65 % of 2,000 digits the class asked for, with
+guidance 2; 1,150 CPU seconds of training (one seed; 2026-11-28, experiments/vision/generate.py).
 
 `:digits` trains on scikit-learn's digits of 8×8 pixels, without a folder. After 1,000 steps a
 classifier (digits_mlp, 98.1 % on test digits) gave 500 of 500 images the class asked for, after 500
@@ -17,7 +18,7 @@ def get_config(variant: str = ''):
   c = base('flow matching on MNIST')
   c.classes = 10
   c.batch_size = 64
-  c.steps = 7000  # 20 minutes of two CPU cores
+  c.steps = 3500  # 10 minutes of two CPU cores
   c.task = {
     'call': 'bmx.tasks.flow:FlowMatching',
     'model': {
@@ -42,7 +43,7 @@ def get_config(variant: str = ''):
   c.eval.test = {'split': 'test', 'batch_size': 1000}
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 2e-3, 'warmup': 200}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'weight_decay': 0.0, 'clip': 1.0}
-  c.ema = 0.998  # of the last 500 steps, an eighth of the run
+  c.ema = 0.998  # of the last 500 steps, a seventh of the run
   c.generate.guidance = 2.0  # sharper digits of the class that is asked for
   c.generate.sample_steps = 20
   c.hooks.samples = {'call': 'bmx.serve.hooks:SampleImages', 'every': 1000, 'count': 50}
