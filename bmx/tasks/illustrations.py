@@ -232,13 +232,21 @@ def picture(image: np.ndarray) -> str:
   Args:
     image: [I, J, 1] or [I, J, 3].
   """
-  from PIL import Image
-
   values = np.nan_to_num(image.astype(np.float32))
   low, high = values.min(), values.max()
-  scaled = (255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
+  return encoded((255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8))
+
+
+def encoded(pixels: np.ndarray) -> str:
+  """Returns pixels as an element with their PNG inside.
+
+  Args:
+    pixels: uint8 [I, J, 1] or [I, J, 3].
+  """
+  from PIL import Image
+
   file = io.BytesIO()
-  Image.fromarray(scaled[..., 0] if scaled.shape[-1] == 1 else scaled).save(file, 'PNG')
+  Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, 'PNG')
   return f'<img alt="" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
