@@ -14,7 +14,8 @@ from bmx import modes
 
 # Mode -> the group of words that need no prefix there.
 GROUPS = {'compress': 'compress', 'export': 'export', 'serve': 'serve', 'drift': 'feedback',
-          'learn': 'feedback', 'gate': 'feedback', 'predict': 'predict'}  # fmt: skip
+          'learn': 'feedback', 'gate': 'feedback', 'predict': 'predict',
+          'explain': 'explain', 'eval': 'reliability'}  # fmt: skip
 # Of `bmx compress`: --NAME is --compress.WORD=NAME.
 SHORT = {
   'kind': ('int8', 'int4', 'nf4', 'fp8'),
@@ -33,10 +34,14 @@ def translate(arguments: list[str]) -> list[str]:
   ['--mode=config', '--config=gpt_char', '--words=optimizer']
   >>> translate(['eval', 'runs/a'])
   ['--mode=eval', '--workdir=runs/a']
+  >>> translate(['eval', 'runs/a', '--slices=sex'])[2:]
+  ['--config.reliability.slices=sex']
   >>> translate(['compress', 'runs/a', '--int4', '--group=64'])[1:]
   ['--workdir=runs/a', '--config.compress.kind=int4', '--config.compress.group=64']
   >>> translate(['serve', 'runs/a', '--port=80'])
   ['--mode=serve', '--workdir=runs/a', '--config.serve.port=80']
+  >>> translate(['explain', 'runs/a', '--method=saliency'])[1:]
+  ['--workdir=runs/a', '--config.explain.method=saliency']
   >>> translate(['compare', 'runs/a', 'runs/b'])
   ['--mode=compare', '--run=runs/a', '--run=runs/b']
   >>> translate(['merge', 'runs/a', '--output=merged'])

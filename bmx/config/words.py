@@ -44,6 +44,8 @@ GROUPS = (
   'serve',
   'feedback',
   'capture',
+  'explain',
+  'reliability',
 )
 
 
@@ -127,6 +129,19 @@ WORDS = {
   'feedback.slices': Word((), 'Columns, or `label`: gate compares each of their values alone.'),
   'feedback.slice_margin': Word(0.05, 'By which a challenger may be worse in a slice.'),
   'feedback.least': Word(100, 'Examples of a slice that gate judges, and of its new data.'),
+  'explain.method': Word('auto', 'Such as shapley, saliency, occlusion; a wrong one lists them.'),
+  'explain.count': Word(8, 'Examples that are explained, the first ones.'),
+  'explain.target': Word('', 'Class or number of the output; empty: the predicted one.'),
+  'explain.samples': Word(64, 'Draws of smoothgrad; orders of features of shapley.'),
+  'explain.sample': Word(1000, 'Examples that permutation, probe and influence read, at most.'),
+  'explain.background': Word('', 'File of rows that replace features; empty: those of the input.'),
+  'explain.window': Word(0, 'Pixels of the side of an occluded window; 0: an eighth.'),
+  'explain.layer': Word('', 'Path of the layer of gradcam; empty: the last one of maps.'),
+  'explain.report': Word(False, 'Adds the explanation to report.html.'),
+  'reliability.slices': Word((), 'Columns or `label` whose values eval judges alone; all: none.'),
+  'reliability.bins': Word(15, 'Of confidence, in the calibration error.'),
+  'reliability.temperature': Word(False, 'Fits a temperature on an entry of `eval` but test.'),
+  'reliability.entry': Word('', 'The entry that it is fitted on; empty: the first but test.'),
   'compress.method': Word('nearest', 'nearest, gptq, awq round; magnitude, wanda prune; shrink.'),
   'compress.kind': Word('int8', 'Of the weights: int8, fp8, int4 or nf4.'),
   'compress.group': Word(32, 'Weights that share a scale, of int4 and nf4.'),

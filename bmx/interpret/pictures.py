@@ -12,6 +12,7 @@ from bmx.tasks.illustrations import encoded, picture
 
 RAISES, LOWERS = '#3b82f6', '#ea580c'  # colors of the page
 FAINTEST = 0.35  # of a picture that lies below a heat map
+NEWLINE, SHOWN_NEWLINE = '\n', '⏎\n'
 MAX_BARS = 40  # of one example; those of the smallest size are left out
 
 
@@ -44,7 +45,7 @@ def tokens(texts: Sequence[str], values: np.ndarray) -> str:
   shades = _shares(values)
   cells = ''.join(
     f'<span style="background: {_color(share)}" title="{brief(float(value))}">'
-    f'{html.escape(text) or "·"}</span>'
+    f'{html.escape(text).replace(NEWLINE, SHOWN_NEWLINE) or "·"}</span>'
     for text, share, value in zip(texts, shades, values, strict=True)
   )
   return f'<p class="tokens">{cells}</p>'
@@ -67,24 +68,31 @@ def heat_map(image: np.ndarray, values: np.ndarray) -> str:
   return picture(shown) + encoded(mixed.astype(np.uint8))
 
 
-def bars(names: Sequence[str], values: np.ndarray, errors: np.ndarray | None = None) -> str:
+def bars(
+  names: Sequence[str],
+  values: np.ndarray,
+  errors: np.ndarray | None = None,
+  ordered: bool = False,
+) -> str:
   """Returns a bar for each feature, the largest first, as HTML.
 
   Args:
     names: of the features.
     values: float [G].
-    errors: float [G], standard errors that stand beside the numbers; None: without.
+    errors: float [G], deviations that stand beside the numbers; None: without.
+    ordered: features stay in their order, all of them.
   """
-  order = np.argsort(-np.abs(values), kind='stable')
+  order = np.argsort(-np.abs(values), kind='stable')[:MAX_BARS]
+  order = np.arange(len(values)) if ordered else order
   shares = 65 * np.abs(_shares(values))
   spread = [''] * len(values) if errors is None else [f' ± {brief(float(e))}' for e in errors]
   rows = ''.join(
     f'<div class="pair"><span>{html.escape(names[i])}</span>'
     f'<p><i class="{"" if values[i] >= 0 else "other"}" style="width: {shares[i]:.1f}%"></i>'
     f'{brief(float(values[i]))}{spread[i]}</p></div>'
-    for i in map(int, order[:MAX_BARS])
+    for i in map(int, order)
   )
-  rest = len(order) - MAX_BARS
+  rest = len(values) - len(order)
   return f'<div>{rows}</div>' + (f'<p class="soft">and {rest} smaller ones</p>' if rest > 0 else '')
 
 

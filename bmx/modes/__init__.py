@@ -54,6 +54,11 @@ MODES = {
   ),
   'chat': Mode('bmx.modes.chat', 'answers questions on the terminal', ('--step',)),
   'serve': Mode('bmx.modes.serve', 'answers requests over HTTP, as OpenAI does', ('--step',)),
+  'explain': Mode(
+    'bmx.modes.explain',
+    'explains predictions of --input or of the test set, as a page',
+    ('--step', '--input', '--output'),
+  ),
   'drift': Mode(
     'bmx.modes.drift',
     'compares --input, captured or a file, with the data that a run was evaluated on',

@@ -9,17 +9,15 @@ from typing import Any
 
 from bmx.core import errors
 from bmx.core.data import Data
-from bmx.core.errors import InputError
-from bmx.core.paths import local
 from bmx.core.ranges import check_number
 from bmx.core.terminal import printable
 from bmx.feedback import columns, pictures
 from bmx.feedback.drift import Column, compare
 from bmx.modes import Request
 from bmx.modes.feedback import need_input, old_entry, window_data
+from bmx.modes.reports import checked_page, own_page
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import replacing, write_json
-from bmx.runtime.rows import unique
 from bmx.runtime.storage import Place
 from bmx.runtime.writer import table
 from bmx.train.evaluate import join, predictions
@@ -35,7 +33,7 @@ def run(request: Request) -> int:
   words = request.config.feedback
   check_number('feedback.level', words.level, above=0, below=1)
   check_number('feedback.sample', words.sample, at_least=2)
-  page = _checked_page(request.output)
+  page = checked_page(request.output)
   x, workdir, stored = open_run(request, labels=False)
   entry = old_entry(x.config)
   sides: dict[str, Data] = {
@@ -53,7 +51,7 @@ def run(request: Request) -> int:
   facts = _facts(request, workdir, step, entry, sides, found)
   if any(c.kind == 'vector' for c in found['window']):
     facts['embedding'] = 'pixels' if 'image' in x.data.spec else embedding
-  page = page or _own_page(workdir, request.input)
+  page = page or own_page(workdir / 'drift', pathlib.Path(request.input).stem or 'input')
   title = f'Drift of {x.name}'
   with replacing(page) as file:
     file.write(pictures.page(title, facts, findings, found['reference'], found['window']))
@@ -86,21 +84,3 @@ def _facts(
     'correction': 'Holm, over all columns',
     'written': time.strftime('%Y-%m-%d %H:%M:%S'),
   }
-
-
-def _checked_page(output: str) -> pathlib.Path | None:
-  """The page that --output names. Raises InputError for another suffix or a missing folder."""
-  if not output:
-    return None
-  path = local(output)
-  if path.suffix != '.html' or not path.parent.is_dir():
-    raise InputError(
-      f'--output={output}: expected a name that ends with .html, in a folder that exists'
-    )
-  return path
-
-
-def _own_page(workdir: Place, given: str) -> Place:
-  folder = workdir / 'drift'
-  folder.mkdir(exist_ok=True, parents=True)
-  return unique(folder / f'{pathlib.Path(given).stem or "input"}.html')

@@ -2,16 +2,19 @@
 
 import logging
 import os
+import sys
 
 import jax
 
 from bmx.core import errors
 from bmx.core.experiment import Experiment
-from bmx.modes import Request
+from bmx.core.terminal import printable
+from bmx.modes import Request, trust
+from bmx.modes.reports import add_sections
 from bmx.modes.start import need_run, open_run
 from bmx.runtime.files import write_json
-from bmx.runtime.storage import place
-from bmx.runtime.writer import brief
+from bmx.runtime.storage import Place, place
+from bmx.runtime.writer import brief, table
 from bmx.train.evaluate import evaluations
 from bmx.train.run import restored
 
@@ -19,11 +22,33 @@ log = logging.getLogger('bmx')
 
 
 def run(request: Request) -> int:
-  """Prints one line and writes WORKDIR/evaluation.STEP.json."""
+  """Prints one line and writes WORKDIR/evaluation.STEP.json.
+
+  With words of `reliability`, it also prints a table of slices, writes reliability.STEP.json, and
+  adds sections to the report.
+  """
   need_run('eval', request)
   experiment, workdir, _ = open_run(request)
   evaluate(experiment, workdir, request.step)
+  _reliability(experiment, workdir, request)
   return errors.DONE
+
+
+def _reliability(x: Experiment, workdir: Place, request: Request) -> None:
+  """Measures reliability as the words of `reliability` ask."""
+  words = request.config.reliability
+  if not words.slices and not words.temperature:
+    return
+  state, step = restored(x, workdir, request.step)
+  found = trust.measure(x, state, words)
+  if jax.process_index():
+    return
+  write_json(workdir / f'reliability.{step}.json', {'step': step, **found.facts})
+  sys.stdout.write(printable(table(found.table)) + '\n')
+  add_sections(workdir, x.name, 'reliability', found.sections)
+  if 'temperature' in found.facts:
+    scaled = found.facts['temperature']
+    log.info('temperature %.3f, fitted on eval.%s', scaled['value'], scaled['fitted_on'])
 
 
 def evaluate(

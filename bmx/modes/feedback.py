@@ -5,16 +5,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from bmx import experiment as experiments
+from bmx.core.data import Data
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.experiment import Experiment
+from bmx.core.types import HostBatch
 from bmx.data.batches import Batches
-from bmx.feedback import traffic
+from bmx.feedback import columns, traffic
+from bmx.feedback.drift import Column
 from bmx.feedback.traffic import Example
 from bmx.modes import Request
 from bmx.train.datafile import DataFile
 
 ARRAYS = '.npz'
+LABEL = 'label'  # slices by the true class
 LEARNED = 'captured.jsonl'  # in a run directory: the new examples that the run learns from
 
 
@@ -67,3 +73,29 @@ def window_data(x: Experiment, stored: DataFile | None, path: str) -> Batches:
     return experiments.input_data(x, path, stored)
   found, fields = read_examples(x.config, path)
   return as_data(x, stored, found, fields, labels=False)
+
+
+def slice_columns(data: Data, rows: HostBatch, names: Sequence[str], word: str) -> list[Column]:
+  """Returns the columns that slices name: inputs of a table, and the true class.
+
+  Args:
+    data: the examples.
+    rows: their predictions and labels.
+    names: of columns, or 'label'.
+    word: of the config that names them, for messages.
+
+  Raises:
+    InputError: an unknown column.
+  """
+  if not names:
+    return []
+  known = columns.inputs(columns.sample(data, data.size), rows) if 'x' in data.spec else []
+  if LABEL in rows:
+    texts = data.metadata.get('class_names') or range(int(rows[LABEL].max()) + 1)
+    values = np.array([str(text) for text in texts])[rows[LABEL]]
+    known = [*known, Column(LABEL, 'category', values)]
+  for name in names:
+    if name not in [c.name for c in known]:
+      near = did_you_mean(name, [c.name for c in known])
+      raise InputError(f'{word}={name}: expected a column of the data, or label{near}')
+  return [next(c for c in known if c.name == name) for name in names]

@@ -10,21 +10,27 @@ import numpy as np
 
 from bmx import config as recipes
 from bmx import experiment as experiments
-from bmx.core.data import Data
-from bmx.core.errors import DONE, FAILURE, InputError, did_you_mean
+from bmx.core.errors import DONE, FAILURE, InputError
 from bmx.core.experiment import Experiment
 from bmx.core.terminal import printable
-from bmx.core.types import HostBatch
-from bmx.feedback import columns, gate, pointer, traffic
+from bmx.feedback import gate, pointer, traffic
 from bmx.feedback.drift import Column
 from bmx.feedback.gate import NEW, OLD, Rules, Scored
 from bmx.feedback.traffic import Example
 from bmx.modes import Request
-from bmx.modes.feedback import LEARNED, as_data, need_input, old_entry, read_examples
+from bmx.modes.feedback import (
+  LEARNED,
+  as_data,
+  need_input,
+  old_entry,
+  read_examples,
+  slice_columns,
+)
 from bmx.modes.start import need_run, start
 from bmx.runtime.files import replacing, write_json
 from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import table
+from bmx.tasks import scores as judging
 from bmx.train import datafile
 from bmx.train.datafile import DataFile
 from bmx.train.evaluate import join, predictions
@@ -33,7 +39,6 @@ from bmx.train.rundir import read_config
 
 log = logging.getLogger('bmx')
 TABLE = 'gate.txt'
-LABEL = 'label'  # slices by the true class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,33 +143,17 @@ def _scored(
     new = as_data(one.x, one.stored, found, fields, labels=True)
     for name, data in ((NEW, new), (OLD, one.x.evals[OLD].data)):
       rows = join(list(predictions(data, one.x.task, one.x.layout, state)))
-      scores[name].append(gate.scores(rows, scale))
+      scores[name].append(judging.scores(rows, scale))
       if one is champion:
-        sides[name] = _columns(data, rows, one.x, names)
+        sides[name] = slice_columns(data, rows, names, 'feedback.slices')
   slices = _slices(sides)
   return {k: Scored(scores[k][0], scores[k][1], slices[k]) for k in (NEW, OLD)}, steps
-
-
-def _columns(data: Data, rows: HostBatch, x: Experiment, names: tuple[str, ...]) -> list[Column]:
-  """The columns that slices may name: inputs of a table, and the true class."""
-  if not names:
-    return []
-  known = columns.inputs(columns.sample(data, data.size), rows) if 'x' in data.spec else []
-  if LABEL in rows:
-    texts = x.data.metadata.get('class_names') or range(int(rows[LABEL].max()) + 1)
-    values = np.array([str(text) for text in texts])[rows[LABEL]]
-    known = [*known, Column(LABEL, 'category', values)]
-  for name in names:
-    if name not in [c.name for c in known]:
-      near = did_you_mean(name, [c.name for c in known])
-      raise InputError(f'feedback.slices={name}: expected a column of the data, or label{near}')
-  return [next(c for c in known if c.name == name) for name in names]
 
 
 def _slices(sides: dict[str, list[Column]]) -> dict[str, dict[str, np.ndarray]]:
   """Returns the slice of each row: data -> column -> texts [N]; the old data divide numbers."""
   made: dict[str, dict[str, np.ndarray]] = {NEW: {}, OLD: {}}
   for new, old in zip(sides[NEW], sides[OLD], strict=True):
-    parts = gate.slices_of(old.values, new.values, old.values, kind=old.kind)
+    parts = judging.slices_of(old.values, new.values, old.values, kind=old.kind)
     made[NEW][old.name], made[OLD][old.name] = parts
   return made

@@ -14,6 +14,7 @@ from bmx.data.encoder import TabularEncoder
 from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer
 from bmx.runtime.report import Section, layout
 from bmx.runtime.writer import brief
+from bmx.tasks import reliability
 
 MAX_CLASSES = 20  # of a confusion matrix; more become a list of the most frequent mistakes
 MAX_MISTAKES = 20  # rows of that list
@@ -46,7 +47,8 @@ def classes(
     f'{names[label[i]]}, predicted {names[prediction[i]]} ({probability[i, prediction[i]]:.2f})'
   )
   parts = [confusion(prediction, label, names), by_class(prediction, label, names)]
-  return [*parts, *_worst(worst, said, data)]
+  trust = reliability.sections(reliability.Judged(probability.astype(np.float64), label))
+  return [*parts, *trust, *_worst(worst, said, data)]
 
 
 def class_names(data: Data, count: int) -> list[str]:
@@ -175,7 +177,7 @@ def _worst(worst: Sequence[int], said: Callable[[int], str], data: Data) -> list
   positions = np.array(worst, np.int64)
   indices = [data.indices(int(p) // data.batch_size)[0, int(p) % data.batch_size] for p in worst]
   rows = data.rows(np.array(indices), positions)
-  shown, files = _example(rows, data), _files(np.array(indices), data)
+  shown, files = example_html(rows, data), _files(np.array(indices), data)
   cells = ''.join(
     f'<div>{shown(i)}<b>{html.escape(said(p))}</b> '
     f'<span class="soft">example {p + 1:,}{html.escape(files[i])}</span></div>'
@@ -191,8 +193,13 @@ def _files(indices: np.ndarray, data: Data) -> list[str]:
   return [f', {about["file"]}' if 'file' in about else '' for about in known] or [''] * len(indices)
 
 
-def _example(rows: HostBatch, data: Data) -> Callable[[int], str]:
-  """A function of a row that returns it as HTML: a picture, a text, columns, or nothing."""
+def example_html(rows: HostBatch, data: Data) -> Callable[[int], str]:
+  """Returns a function: number of a row -> a picture, a text, columns, or '', as HTML.
+
+  Args:
+    rows: examples.
+    data: that they are of.
+  """
   state = _state(data)
   if 'image' in rows and rows['image'].ndim == 4 and rows['image'].shape[-1] in (1, 3):
     return lambda i: picture(rows['image'][i])

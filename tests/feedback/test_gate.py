@@ -7,6 +7,7 @@ from scipy import stats
 from bmx.core.errors import InputError
 from bmx.feedback import gate
 from bmx.feedback.gate import Rules, Scored, accepted, judge
+from bmx.tasks import scores
 
 
 def pair(random, rows, champion, challenger, agree=0.9):
@@ -21,7 +22,7 @@ def pair(random, rows, champion, challenger, agree=0.9):
 def test_interval_is_that_of_scipy():
   random = np.random.default_rng(0)
   for values in (random.normal(size=150), random.integers(-1, 2, 400).astype(float)):
-    low, high = gate.interval(values, 0.05)
+    low, high = scores.interval(values, 0.05)
     expected = stats.bootstrap((values,), np.mean, method='percentile', n_resamples=4000,
                                rng=1).confidence_interval  # fmt: skip
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.1 * values.std() / 10)
@@ -31,7 +32,7 @@ def test_intervals_cover_the_truth():
   random = np.random.default_rng(1)
   inside = 0
   for seed in range(300):
-    low, high = gate.interval(random.exponential(size=120) - 1, 0.05, seed)
+    low, high = scores.interval(random.exponential(size=120) - 1, 0.05, seed)
     inside += low <= 0 <= high
   assert stats.binom.ppf(0.001, 300, 0.93) <= inside <= 299
 
@@ -75,19 +76,19 @@ def test_wrong_acceptance_is_rare():
 
 def test_scores():
   rows = {'prediction': np.array([1, 0, 1]), 'label': np.array([1, 1, 1])}
-  assert gate.scores(rows).tolist() == [1, 0, 1]
+  assert scores.scores(rows).tolist() == [1, 0, 1]
   numbers = {'prediction': np.array([[1.0], [4.0]]), 'y': np.array([[3.0], [3.0]])}
-  assert gate.scores(numbers, scale=2.0).tolist() == [-1, -0.5]
+  assert scores.scores(numbers, scale=2.0).tolist() == [-1, -0.5]
   with pytest.raises(InputError, match='one class or numbers for each example'):
-    gate.scores({'prediction': np.zeros((3, 5), int), 'label': np.zeros((3, 5), int)})
+    scores.scores({'prediction': np.zeros((3, 5), int), 'label': np.zeros((3, 5), int)})
 
 
 def test_slices_of_numbers_are_quarters():
   old = np.arange(100.0)
-  new, same = gate.slices_of(old, np.array([-5.0, 24.0, 60.0, 1e9]), old, kind='number')
+  new, same = scores.slices_of(old, np.array([-5.0, 24.0, 60.0, 1e9]), old, kind='number')
   assert new.tolist() == ['<=24.75', '<=24.75', '49.5..74.25', '>74.25']
   assert np.unique(same, return_counts=True)[1].tolist() == [25, 25, 25, 25]
-  assert gate.slices_of(old, np.array(['b', 'a']), kind='category')[0].tolist() == ['b', 'a']
+  assert scores.slices_of(old, np.array(['b', 'a']), kind='category')[0].tolist() == ['b', 'a']
 
 
 @pytest.mark.parametrize('words, message', [

@@ -12,7 +12,10 @@ MAX_DOTS = 40  # points of a curve that are drawn as dots with a title
 
 
 def svg(
-  curves: Mapping[str, Curve], colours: Mapping[str, str], marks: Sequence[float] = ()
+  curves: Mapping[str, Curve],
+  colours: Mapping[str, str],
+  marks: Sequence[float] = (),
+  axis: str = 'step',
 ) -> str:
   """Draws curves over steps as an SVG element.
 
@@ -20,7 +23,9 @@ def svg(
     curves: by name, with at least one point in all.
     colours: of each curve, by name.
     marks: steps of vertical lines.
+    axis: name of what lies across; numbers of another axis than steps may be fractions.
   """
+  whole = brief if axis != 'step' else lambda x: f'{x:,.0f}'
   x0, x1 = _span([x for c in curves.values() for x in c.steps])
   y0, y1 = _span([y for c in curves.values() for y in c.values])
   sx = lambda x: LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 12)
@@ -46,7 +51,7 @@ def svg(
     if len(points) < MAX_DOTS:
       parts += [
         f'<circle cx="{sx(x):.1f}" cy="{sy(y):.1f}" r="2.6" fill="{colours[name]}">'
-        f'<title>{html.escape(name)}, step {x:,.0f}: {brief(y)}</title></circle>'
+        f'<title>{html.escape(name)}, {axis} {whole(x)}: {brief(y)}</title></circle>'
         for x, y in points
       ]
   return ''.join(parts) + '</svg>'

@@ -1,0 +1,117 @@
+"""`bmx explain`: pages of a table, of images and of texts; methods that a model cannot give."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from bmx.data.text.tokenizer import Bytes
+from bmx.interpret import pictures
+from tests.conftest import own_logging
+
+ROWS = 120
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Runs of a table whose class is one column, of images, and of texts with one telling word."""
+  from bmx.cli import main
+
+  folder = tmp_path_factory.mktemp('runs')
+  random = np.random.default_rng(0)
+  age, city = random.integers(20, 70, ROWS), random.choice(['a<b', 'c', 'd'], ROWS)
+  lines = [f'{a},{c},{"yes" if a > 45 else "no"}' for a, c in zip(age, city, strict=True)]
+  (folder / 't.csv').write_text('\n'.join(['age,city,bought', *lines]))
+  words = random.choice(['red', 'blue', 'tree', 'sky'], (ROWS, 3))
+  good = random.random(ROWS) < 0.5
+  ends = [f'{"good" if g else "bad"},{int(g)}' for g in good]
+  lines = [f'{" ".join(three)} {end}' for three, end in zip(words, ends, strict=True)]
+  (folder / 'x.csv').write_text('\n'.join(['text,label', *lines]))
+  cache = f'--cache={folder / "cache"}'
+  commands = {
+    'table': ['table', f'--data.path={folder / "t.csv"}', '--data.target=bought', '--epochs=8',
+              '--task.model.widths=(16,)'],
+    'images': ['mnist_cnn:tiny', '--steps=4', '--every.save=2', '--keep.last=2'],
+    'texts': ['text', f'--data.path={folder / "x.csv"}', '--steps=12', '--epochs=0', '--vocab=300',
+              '--length=16', '--batch_size=16', '--task.model.encoder.width=32'],
+  }  # fmt: skip
+  with own_logging(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'devices', lambda *_: jax.local_devices()[:1])
+    for name, given in commands.items():
+      assert main(['train', *given, f'--workdir={folder / name}', cache]) == 0
+  return folder
+
+
+def page(command, run, *words, code=0):
+  """The page of a command, or its errors."""
+  done = command('--mode=explain', f'--workdir={run}', *[f'--config.explain.{w}' for w in words])
+  assert done.returncode == code, done.stderr
+  found = re.findall(r'step \d+: (.*\.html)$', done.stderr + done.stdout, re.MULTILINE)
+  return pathlib.Path(found[0]).read_text() if found else done.stderr
+
+
+def test_a_table_shows_the_column_that_decides(runs, command):
+  made = page(command, runs / 'table', 'count=3')
+  order = re.findall(r'<span>(age|city)</span>', made)
+  assert order[0] == 'age' and made.count('city = a&lt;b') + made.count('city = c') >= 1
+  assert 'Shapley of table' in made and '64, in pairs of opposite ones' in made
+  assert 'examples of eval.valid' in made
+  whole = page(command, runs / 'table', 'method=permutation')
+  age, city = (float(re.search(rf'<span>{c}</span><p>.*?</i>(-?[\d.e-]+)', whole).group(1))
+               for c in ('age', 'city'))  # fmt: skip
+  assert age > 0.2 > abs(city)
+
+
+def test_the_section_stands_in_the_report_on_demand(runs, command):
+  report = runs / 'table' / 'report.html'
+  assert 'Saliency of table' not in report.read_text()
+  page(command, runs / 'table', 'method=saliency', 'count=1', 'report=true')
+  assert 'Saliency of table' in report.read_text()
+  assert '<title>table</title>' in report.read_text()
+
+
+def test_images_have_heat_maps(runs, command):
+  made = page(command, runs / 'images', 'method=gradcam', 'count=2', 'target=3')
+  assert made.count('data:image/png') == 4 and 'the output of 3' in made
+  helpful = page(command, runs / 'images', 'method=influence', 'count=1', 'sample=20')
+  assert helpful.count('data:image/png') == 13 and '20 of ' in helpful and '2, 4' in helpful
+
+
+def test_texts_have_colored_tokens(runs, command):
+  made = page(command, runs / 'texts', 'count=2')
+  assert len(re.findall(r'<span style="background: #(3b82f6|ea580c)\w\w"', made)) >= 12
+  assert 'the embedding 0' in made and 'predicted' in made
+  assert 'block_1' in page(command, runs / 'texts', 'method=lens', 'count=1')
+  assert 'rollout' in page(command, runs / 'texts', 'method=rollout', 'count=1').lower()
+  assert 'Wilson' in page(command, runs / 'texts', 'method=probe')
+
+
+def test_what_a_model_cannot_give_is_refused(runs, command):
+  said = page(command, runs / 'table', 'method=gradcam', code=2)
+  assert 'explain.method=gradcam: expected one that MLP on this input can give, shapley' in said
+  said = page(command, runs / 'images', 'method=rollout', code=2)
+  assert 'CNN' in said and 'gradcam' in said
+  assert "did you mean 'saliency'" in page(command, runs / 'images', 'method=salience', code=2)
+  assert "target='frog'" in page(command, runs / 'images', 'target=frog', code=2)
+  assert 'window=99' in page(command, runs / 'images', 'method=occlusion', 'window=99', code=2)
+  assert 'count=0' in page(command, runs / 'images', 'count=0', code=2)
+  assert "layer='nose'" in page(command, runs / 'images', 'method=gradcam', 'layer=nose', code=2)
+  one = runs / 'one.csv'
+  one.write_text('age,city\n30,c\n')
+  done = command('--mode=explain', f'--workdir={runs / "table"}', f'--input={one}')
+  assert done.returncode == 2 and 'name a file of others with --background=FILE' in done.stderr
+  given = f'--config.explain.background={runs / "t.csv"}'
+  done = command('--mode=explain', f'--workdir={runs / "table"}', f'--input={one}', given)
+  assert done.returncode == 0, done.stderr
+  done = command('--mode=explain', f'--workdir={runs / "table"}', '--output=page.txt')
+  assert done.returncode == 2 and 'ends with .html' in done.stderr
+
+
+def test_pieces_of_a_text():
+  ids = list('aé\n'.encode())
+  assert pictures.pieces(Bytes(), ids) == ['a', '', 'é', '\n']
+  made = pictures.tokens(['<a>', '', '\n'], np.array([1.0, -0.5, 0.0]))
+  assert '#3b82f6c8' in made and '#ea580c64' in made
+  assert '&lt;a&gt;' in made and '·' in made and '⏎' in made
