@@ -72,14 +72,16 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
   parser.add_argument('--mode', default='train', help='one of the modes above; default: train')
   parser.add_argument('--step', default='latest', help='checkpoint that eval, predict, generate, '
                       'chat and compress read: latest, best or a step')  # fmt: skip
-  parser.add_argument('--input', default='', help='predict: file of examples (default: the '
-                      'test set); generate: file of prompts, a line each, or .jsonl; drift, learn, '
-                      'gate: folder that a server has captured, or file of examples')  # fmt: skip
+  parser.add_argument('--input', default='', help='predict, explain: file of examples '
+                      '(default: the test set); generate: file of prompts, a line each, or '
+                      '.jsonl; drift, learn, gate: folder that a server has captured, or '
+                      'file of examples')  # fmt: skip
   parser.add_argument('--output', default='', help='predict: file to write, .jsonl, .csv or '
                       '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl); compare: '
                       'page to write (default: compare.html); scale: file (scale.json); compress, '
-                      'learn: run directory to write; merge: folder to write; drift: page to '
-                      'write; plan, dial: folder to write (plans/NAME, dials/NAME)')  # fmt: skip
+                      'learn: run directory to write; merge: folder to write; drift, explain: '
+                      'page to write; plan, dial: folder to write (plans/NAME, '
+                      'dials/NAME)')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '

@@ -15,7 +15,7 @@ from bmx import modes
 # Mode -> the group of words that need no prefix there.
 GROUPS = {'compress': 'compress', 'export': 'export', 'serve': 'serve', 'drift': 'feedback',
           'learn': 'feedback', 'gate': 'feedback', 'predict': 'predict',
-          'explain': 'explain', 'eval': 'reliability'}  # fmt: skip
+          'explain': 'explain', 'eval': 'reliability', 'card': 'export'}  # fmt: skip
 # Of `bmx compress`: --NAME is --compress.WORD=NAME.
 SHORT = {
   'kind': ('int8', 'int4', 'nf4', 'fp8'),

@@ -66,6 +66,8 @@ SLOW = (
   'feedback/test_served.py',
   'interpret/test_attributions.py',
   'interpret/test_captum.py',
+  'interpret/test_knowledge.py',
+  'interpret/test_pages.py',
   'interpret/test_patches.py',
   'models/test_bert.py::test_loss_and_gradient_do_not_depend_on_the_layout',
   'models/test_bert.py::test_the_loss_does_not_depend_on_the_layout',

@@ -1,10 +1,11 @@
 """The model card of a package: README.md, as model hubs show it."""
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bmx.core.errors import InputError
+from bmx.runtime.markdown import table, versions
 from bmx.runtime.writer import brief
 
 LIFE_DAYS = 180  # that jax reads an exported program for, at least
@@ -58,7 +59,7 @@ def _use(facts: Mapping[str, Any]) -> str:
     f'outputs = model({call})', '```', '',
     f'The program runs on {", ".join(facts["platforms"])}. Sizes written as letters may be any '
     f'number from 1{", " + limits if limits else ""}.', '',
-    *_table(['array', 'shape', 'dtype'], [
+    *table(['array', 'shape', 'dtype'], [
       [f'{kind} `{name}`', str(x['shape']).replace("'", ''), x['dtype']]
       for kind, arrays in (('input', facts['inputs']), ('output', facts['outputs']))
       for name, x in arrays.items()
@@ -76,7 +77,7 @@ def _results(results: Mapping[str, Any]) -> str:
   rows = [[f'`{k}`', brief(v)] for k, v in shown.items()]
   return '\n'.join([
     '## Results', '', f'After {results["steps"]:,} steps on {results["device"]}, '
-    f'{results["date"]}.', '', *_table(['metric', 'value'], rows),
+    f'{results["date"]}.', '', *table(['metric', 'value'], rows),
   ])  # fmt: skip
 
 
@@ -90,16 +91,12 @@ def _facts(facts: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     ['training data', f'{data["source"]}, {data["size"]:,} examples'],
     ['SHA-256 of the data', data['digest'] or 'not known'],
     ['license', about['license'] or 'not stated'],
-    ['trained with', _versions(about['versions'])],
-    ['exported', f'{facts["created"]} with {_versions(facts["versions"])}'],
+    ['trained with', versions(about['versions'])],
+    ['exported', f'{facts["created"]} with {versions(facts["versions"])}'],
     ['largest error', f'{facts["error"]:.2g} of the largest output, against those of the run, in a '
                       'process without bmx'],
   ]  # fmt: skip
-  return '\n'.join(['## Facts', '', *_table(['', ''], rows)])
-
-
-def _versions(versions: Mapping[str, str]) -> str:
-  return ', '.join(f'{k} {v}' for k, v in versions.items() if v)
+  return '\n'.join(['## Facts', '', *table(['', ''], rows)])
 
 
 def _life(facts: Mapping[str, Any]) -> str:
@@ -108,8 +105,3 @@ def _life(facts: Mapping[str, Any]) -> str:
     f'{expires(facts["created"])} at least: jax promises six months. The weights, config.json and '
     'data.json are kept longer: `bmx export . --output=NEW` writes a program anew.'
   )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-  line = lambda cells: '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
-  return [line(head), '|' + '---|' * len(head), *map(line, rows)]

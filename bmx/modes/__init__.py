@@ -59,6 +59,9 @@ MODES = {
     'explains predictions of --input or of the test set, as a page',
     ('--step', '--input', '--output'),
   ),
+  'card': Mode(
+    'bmx.modes.card', 'writes the model card of a run, card.md and card.html', ('--step',)
+  ),
   'drift': Mode(
     'bmx.modes.drift',
     'compares --input, captured or a file, with the data that a run was evaluated on',

@@ -37,7 +37,7 @@ def run(request: Request) -> int:
 def _reliability(x: Experiment, workdir: Place, request: Request) -> None:
   """Measures reliability as the words of `reliability` ask."""
   words = request.config.reliability
-  if not words.slices and not words.temperature:
+  if not words.slices and not words.temperature and not words.entry:
     return
   state, step = restored(x, workdir, request.step)
   found = trust.measure(x, state, words)

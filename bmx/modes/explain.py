@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from bmx.config.words import WORDS
 from bmx.core import errors
 from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
@@ -28,6 +29,18 @@ from bmx.runtime.report import Section
 log = logging.getLogger('bmx')
 BACKGROUND = 32  # examples that features are replaced by
 TEXT = 'the embedding 0'
+REPLACING = 'shapley', 'integrated_gradients', 'occlusion'
+OF_OUTPUTS = *REPLACING, 'saliency', 'smoothgrad', 'gradcam'
+# Word -> the methods that read it.
+READERS = {
+  'count': (*OF_OUTPUTS, 'rollout', 'lens', 'influence'),
+  'target': OF_OUTPUTS,
+  'samples': ('shapley', 'smoothgrad'),
+  'sample': ('permutation', 'probe', 'influence'),
+  'background': REPLACING,
+  'window': ('occlusion',),
+  'layer': ('gradcam',),
+}
 
 
 def run(request: Request) -> int:
@@ -41,6 +54,7 @@ def run(request: Request) -> int:
   page = checked_page(request.output)
   opened = open_examples(request, training=words.method == 'influence')
   method, over_model = _chosen(opened, words.method)
+  check_read(words, method)
   if over_model:
     (sections, notes), legend = whole.METHODS[method](opened, words), ''
   else:
@@ -61,6 +75,17 @@ def run(request: Request) -> int:
     add_sections(opened.workdir, opened.x.name, f'explain {method}', named)
   log.info('%s of %s, step %d: %s', method, opened.source, opened.step, page)
   return errors.DONE
+
+
+def check_read(words: Any, method: str) -> None:
+  """Raises InputError naming a word that is set, and that a method does not read."""
+  for word, readers in READERS.items():
+    given = words[word]
+    if given != WORDS[f'explain.{word}'].default and method not in readers:
+      raise InputError(
+        f'explain.{word}={given}: {method} does not read it; expected a method of '
+        f'{", ".join(readers)}'
+      )
 
 
 def _chosen(opened: Opened, name: str) -> tuple[str, bool]:
@@ -97,7 +122,7 @@ def attributions(
   found = found._replace(values=found.values[: len(target)])
   sections = _sections(opened, rows, outputs, target, features, found)
   notes = {'explained': _explained(opened, target, words.target), **found.notes}
-  if method in ('integrated_gradients', 'occlusion', 'shapley'):
+  if method in REPLACING:
     notes['baseline'] = baseline
   return found, sections, notes
 
@@ -119,7 +144,7 @@ def _background(opened: Opened, method: str, words: Any) -> tuple[np.ndarray, st
     return np.broadcast_to(color, (1, *pixels.shape[1:])), f'the mean color of {len(pixels)} images'
   source = opened.of(words.background) if words.background else opened
   values = source.sample(BACKGROUND)[key].astype(np.float32)
-  if len(values) < 2 and method in ('integrated_gradients', 'occlusion', 'shapley'):
+  if len(values) < 2 and method in REPLACING:
     raise InputError(
       f'explain: {source.source} has one example, which cannot replace its own features; name a '
       'file of others with --background=FILE'

@@ -118,7 +118,7 @@ def open_examples(request: Request, *, training: bool = False) -> Opened:
     InputError: several processes; a task without single outputs; no examples.
   """
   if jax.process_count() > 1:
-    raise InputError(f'{request.name}: expected one process')
+    raise InputError('explain: expected one process')
   if training:
     (x, workdir), stored = open_experiment(request), None
   else:

@@ -74,6 +74,8 @@ def measure(x: Experiment, state: TrainState, words: Any) -> Found:
       besides test.
   """
   check_number('reliability.bins', words.bins, at_least=1)
+  if words.entry and not words.temperature:
+    raise InputError(f'reliability.entry={words.entry}: expected reliability.temperature=True too')
   names = tuple(name for name in words.slices if name != ALL)
   splits = {k: v for k, v in x.evals.items() if isinstance(v, Eval)}
   fitted_on = _fitting_entry(words, list(splits)) if words.temperature else ''

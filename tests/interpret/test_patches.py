@@ -1,17 +1,24 @@
 """Outputs of modules: captured and changed by path, in a loop, a scan and a pipeline alike."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bmx.adapt.lora import LoRA
 from bmx.core.errors import InputError
+from bmx.core.types import Noise
 from bmx.interpret.patches import Patch, forward, places
-from bmx.parallel import Layout, make_mesh
+from bmx.parallel import Layout, make_mesh, unbox
 from bmx.parallel import jit as placed_jit
+from tests.conftest import ROOT
 from tests.interpret.subjects import run, subject
 from tests.models.test_interception import stacked
+from tests.models.weights import drawn
 
+NOISE = Noise(jax.random.PRNGKey(0), jnp.int32(0))
 LAYER, INNER = 'stack/block_1', 'stack/block_0/attention/value'
 
 
@@ -75,3 +82,31 @@ def test_unknown_paths_are_named():
     forward(s.task, s.variables, s.batch, capture=('stack/block_2',))
   with pytest.raises(InputError, match='expected the path of a module'):
     forward(s.task, s.variables, s.batch, patches={'stock/block_0': Patch(added=jnp.ones(()))})
+
+
+def test_python_of_the_page():
+  """The patched position changes the outputs of the text from there on, and not before."""
+  (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/interpret.md').read_text(), re.DOTALL)
+  scope: dict = {}
+  exec(compile(code, 'interpret.md', 'exec'), scope)
+  plain = scope['forward'](scope['task'], scope['variables'], {'tokens': scope['text']}).value
+  moved = np.abs(scope['logits'] - plain).max((0, 2))
+  assert moved[:3].max() == 0 < moved[3:].min()
+
+
+def test_a_patch_lies_around_adapters():
+  """The output of an adapted layer is replaced with what its adapter adds, and captured with it."""
+  base = subject('mlp')
+  task = LoRA(base.task, rank=2, targets='dense_0')
+  variables = drawn(unbox(jax.eval_shape(lambda: task.init(NOISE, base.batch))), scale=0.5)
+  patch = {'dense_0': Patch(jnp.full((1, 1), 0.25))}
+  found = run(
+    lambda v: forward(task, v, base.batch, patches=patch, capture=('dense_0',)), variables
+  )
+  np.testing.assert_allclose(found.captured['dense_0'], 0.25)
+  plain = {'params': task.merged_params(variables)}
+  expected = run(lambda v: forward(base.task, v, base.batch, patches=patch).value, plain)
+  np.testing.assert_allclose(found.value, expected, atol=1e-5)
+  whole = run(lambda v: forward(task, v, base.batch, capture=('dense_0',)), variables)
+  merged = run(lambda v: forward(base.task, v, base.batch, capture=('dense_0',)), plain)
+  np.testing.assert_allclose(whole.captured['dense_0'], merged.captured['dense_0'], atol=1e-5)

@@ -1,7 +1,9 @@
-"""`bmx explain`: pages of a table, of images and of texts; methods that a model cannot give."""
+"""Pages of runs: `bmx explain` of a table, images and texts, slices of `bmx eval`, model cards."""
 
+import json
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +11,10 @@ import pytest
 
 from bmx.data.text.tokenizer import Bytes
 from bmx.interpret import pictures
+from bmx.modes.card import Facts, card, recorded
+from bmx.runtime.markdown import Part, markdown
+from bmx.runtime.markdown import page as page_of
+from bmx.tasks.scores import wilson
 from tests.conftest import own_logging
 
 ROWS = 120
@@ -31,7 +37,8 @@ def runs(tmp_path_factory):
   (folder / 'x.csv').write_text('\n'.join(['text,label', *lines]))
   cache = f'--cache={folder / "cache"}'
   commands = {
-    'table': ['table', f'--data.path={folder / "t.csv"}', '--data.target=bought', '--epochs=8',
+    'table': ['table', f'--data.path={folder / "t.csv"}', '--data.target=bought', '--epochs=0',
+              '--steps=80', '--batch_size=32', '--schedule.peak=0.02', '--every.eval=0',
               '--task.model.widths=(16,)'],
     'images': ['mnist_cnn:tiny', '--steps=4', '--every.save=2', '--keep.last=2'],
     'texts': ['text', f'--data.path={folder / "x.csv"}', '--steps=12', '--epochs=0', '--vocab=300',
@@ -56,7 +63,9 @@ def test_a_table_shows_the_column_that_decides(runs, command):
   made = page(command, runs / 'table', 'count=3')
   order = re.findall(r'<span>(age|city)</span>', made)
   assert order[0] == 'age' and made.count('city = a&lt;b') + made.count('city = c') >= 1
-  assert 'Shapley of table' in made and '64, in pairs of opposite ones' in made
+  assert (
+    'Shapley of table' in made and '96, in pairs of opposite ones' in made
+  )  # of 24 rows in turn, both ways
   assert 'examples of eval.valid' in made
   whole = page(command, runs / 'table', 'method=permutation')
   age, city = (float(re.search(rf'<span>{c}</span><p>.*?</i>(-?[\d.e-]+)', whole).group(1))
@@ -98,6 +107,9 @@ def test_what_a_model_cannot_give_is_refused(runs, command):
   assert 'window=99' in page(command, runs / 'images', 'method=occlusion', 'window=99', code=2)
   assert 'count=0' in page(command, runs / 'images', 'count=0', code=2)
   assert "layer='nose'" in page(command, runs / 'images', 'method=gradcam', 'layer=nose', code=2)
+  assert 'saliency does not read it' in page(
+    command, runs / 'images', 'method=saliency', 'layer=conv_0', code=2
+  )
   one = runs / 'one.csv'
   one.write_text('age,city\n30,c\n')
   done = command('--mode=explain', f'--workdir={runs / "table"}', f'--input={one}')
@@ -115,3 +127,82 @@ def test_pieces_of_a_text():
   made = pictures.tokens(['<a>', '', '\n'], np.array([1.0, -0.5, 0.0]))
   assert '#3b82f6c8' in made and '#ea580c64' in made
   assert '&lt;a&gt;' in made and '·' in made and '⏎' in made
+
+
+def test_slices_of_a_column(runs, command):
+  run = runs / 'table'
+  given = ('--config.reliability.slices=city,label', '--config.reliability.temperature=true')
+  done = command('--mode=eval', f'--workdir={run}', *given)
+  assert done.returncode == 0, done.stderr
+  (path,) = run.glob('reliability.*.json')
+  found = json.loads(path.read_text())
+  groups = {g['name']: g for g in found['groups']}
+  assert {'valid', 'city=a<b (valid)', 'label=no (valid)', 'label=yes (valid)'} <= set(groups)
+  parts = [g for name, g in groups.items() if name.startswith('label=')]
+  hits = sum(g['accuracy'] * g['rows'] for g in parts)
+  assert hits == pytest.approx(groups['valid']['accuracy'] * groups['valid']['rows'])
+  assert all(g['low'] <= g['accuracy'] <= g['high'] for g in groups.values())
+  metrics = json.loads(next(run.glob('evaluation.*.json')).read_text())['metrics']
+  assert groups['valid']['accuracy'] == pytest.approx(metrics['eval/valid/accuracy'])
+  scaled = found['temperature']
+  assert scaled['fitted_on'] == 'valid' and scaled['value'] > 0
+  both = scaled['entries']['valid']
+  assert both['after']['log_loss'] <= both['before']['log_loss'] + 1e-9
+  assert 'city=a<b (valid)' in done.stdout
+  report = (run / 'report.html').read_text()
+  assert 'Reliability by slice' in report and 'city=a&lt;b (valid)' in report
+
+
+def test_a_temperature_is_never_fitted_on_the_test_set(runs, command):
+  images = f'--workdir={runs / "images"}'
+  done = command('--mode=eval', images, '--config.reliability.temperature=true')
+  assert done.returncode == 2 and 'an entry of `eval` besides test' in done.stderr
+  table, fit = f'--workdir={runs / "table"}', '--config.reliability.temperature=true'
+  done = command('--mode=eval', table, fit, '--config.reliability.entry=vald')
+  assert done.returncode == 2 and "did you mean 'valid'" in done.stderr
+  done = command('--mode=eval', table, '--config.reliability.entry=valid')
+  assert done.returncode == 2 and 'expected reliability.temperature=True' in done.stderr
+  done = command('--mode=eval', table, '--config.reliability.slices=town,label')
+  assert done.returncode == 2 and 'reliability.slices=town: expected a column' in done.stderr
+
+
+def test_a_card_says_what_the_run_recorded(runs, command):
+  run = runs / 'table'
+  done = command('--mode=card', f'--workdir={run}', '--config.export.license=apache-2.0')
+  assert done.returncode == 0, done.stderr
+  text, page = (run / 'card.md').read_text(), (run / 'card.html').read_text()
+  cells = dict(re.findall(r'^\| ([^|]+) \| ([^|]+) \|$', text, re.MULTILINE))
+  summary = json.loads((run / 'summary.json').read_text())
+  assert text.startswith('---\nlicense: apache-2.0\n') and cells['classes'] == 'no, yes'
+  assert cells['SHA-256 of the final state'] == summary['state_digest']
+  assert cells['license'] == cells['intended use'] == 'not recorded'
+  accuracy = summary['metrics']['eval/valid/accuracy']
+  low, high = wilson(round(accuracy * 24), 24)
+  assert f'| accuracy | {accuracy:.4f} | {low:.4f} to {high:.4f} | Wilson |' in text
+  assert 'Trained without differential privacy' in text and '## Energy\n\nnot recorded' in text
+  assert 'not recorded' in page and 'http' not in page.replace('http-equiv', '')
+
+
+def test_a_card_without_data_and_with_privacy(runs, command, tmp_path):
+  """Results are those that training logged; words of privacy are shown, but for its secret."""
+  run = tmp_path / 'run'
+  shutil.copytree(runs / 'table', run)
+  stored = json.loads((run / 'config.json').read_text())
+  stored['config']['data']['path'] = stored['config']['eval']['valid']['path'] = 'gone.csv'
+  (run / 'config.json').write_text(json.dumps(stored))
+  done = command('--mode=card', f'--workdir={run}')
+  assert done.returncode == 0, done.stderr
+  text = (run / 'card.md').read_text()
+  assert 'Not measured anew' in text and 'gone.csv' in text and text.startswith('---\nlibrary')
+  words = {'call': 'bmx.privacy:Privacy', 'epsilon': 3.0, 'secret': 'env:KEY', 'clip': 1.0}
+  facts = Facts({'config': stored['config'] | {'privacy': words}}, None,
+                {'metrics': {'epsilon': 2.5}}, [], {}, {})  # fmt: skip
+  made = markdown('x', {}, card(facts, recorded({}, 'none'), ''))
+  assert '| ε spent | 2.5 |' in made and '| how examples were sampled | Poisson, ' in made
+  assert 'env:KEY' not in made and '| privacy.clip | 1.0 |' in made
+
+
+def test_cells_of_a_card_stay_in_their_table():
+  made = markdown('t', {}, [Part('p', 'text', ('a', 'b'), [('x|y', '<b>\nnew')])])
+  assert made.splitlines()[-1] == '| x\\|y | &lt;b> new |'
+  assert '<b>' not in page_of('t', [Part('<b>', '<b>', ('a',), [('<b>',)])])
