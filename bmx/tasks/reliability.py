@@ -137,7 +137,7 @@ def at_temperature(found: Judged, temperature: float) -> Judged:
 def _scaled(probability: np.ndarray, temperature: float) -> np.ndarray:
   """Log probabilities at a temperature: logits and log probabilities differ by a constant."""
   log = np.log(np.maximum(probability, 1e-30)) / temperature
-  return log - special.logsumexp(log, 1, keepdims=True)
+  return log - np.asarray(special.logsumexp(log, 1, keepdims=True))
 
 
 def abstention(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
