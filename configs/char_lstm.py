@@ -6,6 +6,10 @@
 
 Each row of a batch reads its own part of the text, window after window, and its state is part of
 the run's (docs/recurrent.md). The windows of the evaluation are those of gpt_char, each from zeros.
+
+Reaches a validation loss of 2.089 nats a character on tinyshakespeare, 1.892 in windows of 1,024
+(--config.eval.valid.length=1024), in 134 CPU seconds (1 seed; 2026-11-28, two shared CPU cores:
+experiments/recurrent/run.py).
 """
 
 from bmx.config import base, check_variant
@@ -14,8 +18,8 @@ from bmx.config import base, check_variant
 def get_config(variant: str = ''):
   c = base('byte-level LSTM')
   c.length = 64
-  c.batch_size = 32
-  c.steps = 750  # as many tokens as gpt_char
+  c.batch_size = 16
+  c.steps = 1500  # as many tokens as gpt_char reads
   c.task = {
     'call': 'bmx.tasks.language:CausalLM',
     'model': {
@@ -26,7 +30,7 @@ def get_config(variant: str = ''):
       'cell': 'lstm',
       'carry': True,
       'tied': False,
-      'dropout': 0.0,  # one and a half passes over tinyshakespeare
+      'dropout': 0.0,
       'dtype': c.get_ref('dtype'),
     },
   }
@@ -38,7 +42,7 @@ def get_config(variant: str = ''):
     'contiguous': True,
   }
   c.eval.valid = {'split': 'valid'}
-  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 4e-3, 'warmup': 100, 'floor': 1e-4}
+  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 4e-3, 'warmup': 50, 'floor': 1e-4}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'b2': 0.99, 'weight_decay': 0.1, 'clip': 1.0}
   c.every = {'log': 100, 'eval': 500, 'save': 500}
   if check_variant(variant, 'tiny') == 'tiny':
