@@ -22,7 +22,7 @@ INJECTED = {
   'eval': {'seed', 'train', 'read', 'fitted'},
   'optimizer': {'learning_rate'},
   'schedule': {'steps'},
-  'grad': {'inner', 'batch_size'},
+  'grad': {'inner', 'batch_size', 'metadata'},
   'privacy': set(),
   'hooks': {'seed', 'batch_size'},
   'writers': set(),

@@ -24,6 +24,8 @@ varies over, so the draw for position p needs no draw before it.
 | GATE         | draws of a bootstrap                         | nothing           |
 | SCENES       | composed scenes                              | split, then scene |
 | SPEECH       | composed sequences of words, their noise     | split, then sequence |
+| CLIENTS      | clients of a round, and the order of their examples | round      |
+| CLIENT_SPLIT | which client has which examples              | nothing           |
 | SYNTHETIC    | drawn data sets (`data.recommend.synthetic`) | number of the set |
 | EXPLAIN      | permutations, noise and rows of explanations | nothing           |
 """
@@ -46,7 +48,9 @@ INIT, STEP, EVAL, GENERATE, PREPARE, ADAPTERS, TEACHER = 0, 1, 2, 3, 4, 5, 6
   SYNTHETIC,
   EXPLAIN,
   SPEECH,
-) = range(16, 28)
+  CLIENTS,
+  CLIENT_SPLIT,
+) = range(16, 30)
 MIX = 1000  # and one for each source from here on
 
 

@@ -18,7 +18,7 @@ from bmx.core.errors import InputError
 from bmx.core.events import Every
 from bmx.core.experiment import Eval, Experiment
 from bmx.core.images import ImageOptions
-from bmx.core.types import GradFn, Task
+from bmx.core.types import GradFn, Metadata, Task
 from bmx.experiment import private
 from bmx.experiment.data import (
   check_carried,
@@ -98,7 +98,13 @@ def build(
   data = checked(data, task)
   made = {k: dataclasses.replace(e, data=checked(e.data, task)) for k, e in made.items()}
   trained = private.training(
-    c, layout, data, task, steps, functools.partial(_grad, c), trains=read and stored is None
+    c,
+    layout,
+    data,
+    task,
+    steps,
+    functools.partial(_grad, c, data.metadata),
+    trains=read and stored is None,
   )
   if c['privacy'] and read:
     private.check_evals(data, made)
@@ -240,8 +246,9 @@ def _profile(c: Mapping[str, Any], steps: int) -> dict[str, int]:
   return profile
 
 
-def _grad(c: Mapping[str, Any], gradient: GradFn, rows: int) -> Any:
+def _grad(c: Mapping[str, Any], metadata: Metadata, gradient: GradFn, rows: int) -> Any:
   """The GradFn of a batch of `rows`: the wrappers of the word `grad` around a gradient."""
   if not c['grad']:
     return gradient
-  return recipes.build(c['grad'], 'grad', inner=gradient, batch_size=rows)
+  known = {'batch_size': rows, 'metadata': metadata}
+  return recipes.build(c['grad'], 'grad', inner=gradient, **known)

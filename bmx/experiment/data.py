@@ -38,6 +38,7 @@ LABELS = (
   'label', 'y', 'weights', 'targets', 'positions', 'first', 'last', 'next', 'frame', 'boxes',
   'box_label', 'box_weights', 'box_crowd', 'box_area', 'mask', 'mask_weights', 'item', 'log_q',
   'caption', 'transcript', 'transcript_length',
+  'client', 'client_examples',
 )  # fmt: skip
 OPTIONAL_LABELS = ('frame', 'box_crowd', 'box_area', 'mask_weights')
 
@@ -206,7 +207,12 @@ def _input_part(
 
 
 def source_part(data: Mapping[str, Any]) -> Mapping[str, Any]:
-  """A data part, or of a mixture a source that reads files: all have one meaning."""
+  """A data part, or of a mixture a source that reads files: all have one meaning.
+
+  Of clients it is the part that holds their examples.
+  """
+  if isinstance(data.get('examples'), Mapping):
+    return source_part(data['examples'])
   sources = data.get('sources', {}).values()
   return next((part for part in sources if 'path' in part), data)
 
