@@ -22,10 +22,12 @@ class Source(Protocol):
   Attributes:
     name: of the part: 'NVML', 'RAPL', `ESTIMATE` or `UNKNOWN`.
     text: where the figure is from, for people.
+    wraps: whether it must be read every `POLL` seconds.
   """
 
   name: str
   text: str
+  wraps: bool
 
   def joules(self) -> float:
     """Returns the energy since the source was made."""
@@ -45,7 +47,7 @@ class Rapl:
     OSError: it has no counter, or this user may not read it (Linux 5.10 on: root alone).
   """
 
-  name = 'RAPL'
+  name, wraps = 'RAPL', True
 
   def __init__(self, root: pathlib.Path = POWERCAP):
     zones = sorted(z for z in root.glob('*rapl*:*') if _counts(z))
@@ -95,7 +97,7 @@ class Nvml:
   Raises OSError if a board cannot be found or has no counter.
   """
 
-  name = 'NVML'
+  name, wraps = 'NVML', False
 
   def __init__(self, ordinals: Sequence[int], nvml: Any, visible: str = '', times: float = 1):
     self.nvml, self.times = nvml, times
@@ -138,6 +140,8 @@ class Estimate:
     began: time from which on it is counted, in seconds of `time.perf_counter`.
   """
 
+  wraps = False
+
   def __init__(self, watts: float, text: str, began: float):
     self.watts, self.began = watts, began
     self.name, self.text = ESTIMATE if watts else UNKNOWN, text
@@ -177,7 +181,7 @@ def nvml(ordinals: Sequence[int], times: float = 1) -> tuple[Nvml | None, str]:
 class Energy:
   """Sums of several sources over all starts of a run.
 
-  A thread reads them every `POLL` seconds, so that no counter wraps around unseen.
+  A thread reads counters that wrap around every `POLL` seconds.
 
   Args:
     sources: of this start.
@@ -196,7 +200,8 @@ class Energy:
     self.newest: dict[str, float] = {}
     self.failed: set[str] = set()
     self.mark = now(), self._own()
-    threading.Thread(target=self._poll, daemon=True).start()
+    if any(source.wraps for source in sources):
+      threading.Thread(target=self._poll, daemon=True).start()
 
   def _poll(self) -> None:
     while not self.closed.wait(POLL):

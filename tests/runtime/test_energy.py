@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import time
 import types
 
 import pytest
@@ -83,6 +84,23 @@ def test_machines_without_counters_say_why(tmp_path, monkeypatch):
   assert why == f'RAPL cannot be read: {root}/*/energy_uj is for root'
 
 
+def test_a_long_window_reads_a_counter_in_between(tmp_path, monkeypatch):
+  """Twice around between two log lines: a thread has seen the first time."""
+  root = tmp_path / 'powercap'
+  zone(root, 'intel-rapl:0', 'package-0', 0)
+  monkeypatch.setattr(energy, 'POLL', 0.01)
+  source = energy.Rapl(root)
+  found = energy.Energy([source])
+  for _ in range(4):
+    add(root, 'intel-rapl:0', 600)
+    before = source.sum
+    while source.sum == before:
+      time.sleep(0.005)
+  assert found.parts() == {'RAPL': round(2400e-6, 3)}
+  assert source.sum == 2400
+  found.close()
+
+
 class NVMLError(Exception):
   pass
 
@@ -139,7 +157,7 @@ def test_the_library_without_a_board():
 
 
 class Given:
-  name, text = 'RAPL', 'given'
+  name, text, wraps = 'RAPL', 'given', False
 
   def __init__(self):
     self.value: float | None = 0.0

@@ -31,7 +31,7 @@ def digits(*overrides):
 class Counter:
   """A processor that uses STEP joules in each step, and nothing besides."""
 
-  name, text = 'RAPL', 'counted steps'
+  name, text, wraps = 'RAPL', 'counted steps', False
 
   def __init__(self):
     self.value = 0.0
