@@ -42,12 +42,9 @@ def gradient(task: Task, variables: Variables, batch: Batch, row: Any) -> Variab
     batch: of examples.
     row: int [], of the example.
   """
-  one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), batch)
-
-  def loss(params: Any) -> Array:
-    return task.loss({**variables, 'params': params}, one, eval_noise(), train=False).sum
-
-  return jax.grad(loss)(variables['params'])
+  # The whole batch, cut as the mesh wants it: one row could not be.
+  of = lambda params: losses(task, {**variables, 'params': params}, batch)[row]
+  return jax.grad(of)(variables['params'])
 
 
 def along(task: Task, variables: Variables, batch: Batch, direction: Variables) -> Array:

@@ -267,9 +267,13 @@ def _limits(facts: Facts) -> Part:
   """Limits that the files show; intended use is for people to write."""
   groups = [g for g in facts.reliability.get('groups', []) if '=' in g['name']]
   worst = min(groups, key=lambda g: g['accuracy'], default=None)
-  tested = 'test' in facts.stored['config'].get('eval', {})
+  config = facts.stored['config']
+  tested = 'test' in config.get('eval', {})
+  chosen = [config.get(word, {}).get('metric') for word in ('stop', 'keep')]
+  selecting = dict.fromkeys(metric for metric in chosen if metric)
   return _table('Limits', {
     'lowest accuracy of a slice': f'{worst["accuracy"]:.4f}, {worst["name"]}' if worst else None,
+    'metrics that selected the checkpoint': ', '.join(selecting) or 'none',
     'measured on a test set': 'yes, the entry test' if tested else 'no',
     'intended use': None,
     'known biases of the data': None,

@@ -40,7 +40,7 @@ def _reliability(x: Experiment, workdir: Place, request: Request) -> None:
   if not words.slices and not words.temperature and not words.entry:
     return
   state, step = restored(x, workdir, request.step)
-  found = trust.measure(x, state, words)
+  found = trust.measure(x, state, step, words)
   if jax.process_index():
     return
   write_json(workdir / f'reliability.{step}.json', {'step': step, **found.facts})

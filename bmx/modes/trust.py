@@ -61,12 +61,13 @@ class Found(NamedTuple):
   table: list[tuple[str, ...]]
 
 
-def measure(x: Experiment, state: TrainState, words: Any) -> Found:
+def measure(x: Experiment, state: TrainState, step: int, words: Any) -> Found:
   """Measures the reliability of the predictions of every `eval` entry.
 
   Args:
     x: the experiment.
     state: of the run.
+    step: of `state`.
     words: `reliability` of the config.
 
   Raises:
@@ -87,9 +88,9 @@ def measure(x: Experiment, state: TrainState, words: Any) -> Found:
   facts['accuracy_of_most_confident'] = {k: _coverages(v) for k, v in found.items()}
   head, *lines = table = table_of(groups)
   said = '<p class="soft">Intervals: Wilson, 95 %.</p>'
-  sections = [Section('Reliability by slice', layout.grid(head, lines) + said)]
+  sections = [Section(f'Reliability by slice (step {step:,})', layout.grid(head, lines) + said)]
   for name, one in found.items():
-    sections += [Section(f'{s.title} ({name})', s.html)
+    sections += [Section(f'{s.title} ({name}, step {step:,})', s.html)
                  for s in reliability.sections(one, words.bins)]  # fmt: skip
   if fitted_on:
     facts['temperature'] = scaled = _temperature(found, fitted_on, words.bins)

@@ -10,6 +10,7 @@ from bmx.core.errors import InputError
 from bmx.interpret import importance, influence, probes
 from bmx.interpret.patches import places
 from bmx.models.mlp import MLP
+from bmx.parallel import Layout, jit, make_mesh
 from bmx.tasks.classification import Classification
 from tests.interpret.subjects import run, subject
 from tests.models.test_interception import stacked
@@ -88,6 +89,21 @@ def test_influence_is_the_product_of_gradients():
 
     expected += rate * (error(test) @ error(rows).T) * (test['x'] @ x.T + 1)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_influence_on_eight_devices_is_that_on_one():
+  task = Classification(MLP(3, (8,)))
+  x = RANDOM.normal(size=(8, 4)).astype(np.float32)
+  rows = {'x': x, 'label': np.arange(8) % 3, 'weights': np.ones(8, np.float32)}
+  weights = variables(task.model, x, scale=0.5)
+
+  def influence_of(count):
+    layout = Layout(make_mesh({'data': count}, jax.devices()[:count]))
+    slope = jit(lambda v, i: influence.gradient(task, v, rows, i), layout)
+    product = jit(lambda v, g: influence.along(task, v, rows, g), layout)
+    return influence.tracin([(weights, 1.0)], 2, slope, product)
+
+  np.testing.assert_allclose(influence_of(8), influence_of(1), atol=1e-5)
 
 
 def test_a_step_lowers_the_loss_by_the_influence():

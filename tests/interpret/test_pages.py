@@ -176,6 +176,7 @@ def test_a_card_says_what_the_run_recorded(runs, command):
   assert text.startswith('---\nlicense: apache-2.0\n') and cells['classes'] == 'no, yes'
   assert cells['SHA-256 of the final state'] == summary['state_digest']
   assert cells['license'] == cells['intended use'] == 'not recorded'
+  assert cells['metrics that selected the checkpoint'] == 'eval/valid/loss'
   accuracy = summary['metrics']['eval/valid/accuracy']
   low, high = wilson(round(accuracy * 24), 24)
   assert f'| accuracy | {accuracy:.4f} | {low:.4f} to {high:.4f} | Wilson |' in text
