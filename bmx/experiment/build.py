@@ -149,7 +149,7 @@ def build(
     init=functools.partial(_init, c['init'], data, task, spec),
     rebuild=rebuild,
     writers={key: tracker(c, key, part) for key, part in c['writers'].items()},
-    hooks={key: hook(c, key, part) for key, part in c['hooks'].items()},
+    hooks={**trained.hooks, **{key: hook(c, key, part) for key, part in c['hooks'].items()}},
     profile=_profile(c, steps),
     secret=trained.secret,
     step_values=trained.values,

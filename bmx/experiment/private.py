@@ -9,6 +9,7 @@ from bmx import config as recipes
 from bmx.config.words import DEFAULT_CALLS
 from bmx.core.data import Digested, Stateful
 from bmx.core.errors import InputError
+from bmx.core.events import Hook
 from bmx.core.experiment import Eval
 from bmx.core.types import GradFn, Secret, Task
 from bmx.data.batches import Batches
@@ -29,6 +30,7 @@ class Training(NamedTuple):
     grad_fn: the gradient.
     secret: of the noise; None without privacy.
     values: name -> function of the completed steps, for log lines.
+    hooks: name -> hook.
   """
 
   data: Batches
@@ -36,6 +38,7 @@ class Training(NamedTuple):
   grad_fn: GradFn
   secret: Secret | None = None
   values: Mapping[str, Callable[[int], float]] = {}
+  hooks: Mapping[str, Hook] = {}
 
 
 def training(
@@ -92,7 +95,8 @@ def training(
     note_fitted(data)
   values = {'epsilon': made.accountant.epsilon}
   sampled = made.sampled(data, secret)
-  return Training(sampled, made.steps, made.around(gradient, wrap), secret, values)
+  hooks = {'privacy': Hook(0, made.section, 'privacy', reads_state=False)}
+  return Training(sampled, made.steps, made.around(gradient, wrap), secret, values, hooks)
 
 
 def check_fingerprint(words: mechanism.Privacy, secret: Secret) -> None:

@@ -70,6 +70,8 @@ def run(request: Request) -> int:
   if (folder / 'config.json').exists():
     raise InputError(f'--workdir={folder}: expected the folder of a sweep, found a run')
   experiments.build(without_test(request.config), request.name)  # mistakes that all trials share
+  if request.config.privacy:
+    log.warning('ε of log lines is that of one trial: those of all trials on the same data add up')
   folder.mkdir(parents=True, exist_ok=True)
   study = open_study(folder, request, followed)
   while len(finished(study)) < request.trials:

@@ -15,7 +15,9 @@ from bmx.privacy.clip import Clipped
 from bmx.privacy.noise import Noised, Scales
 from bmx.privacy.sampling import Poisson, check_rate, overflow, padded_rows
 from bmx.privacy.secret import Secret
+from bmx.runtime.report import Section
 from bmx.train.gradients import Accumulate
+from bmx.train.run import Event
 
 log = logging.getLogger('bmx')
 OVERFLOW = 0.01  # of δ, at most, for draws that do not fit their batch
@@ -96,6 +98,11 @@ class Privacy:
       InputError: a batch larger than the data; an `epsilon` that no noise gives.
     """
     check_rate(expected, size)
+    if trains and self.delta >= 1 / size:
+      log.warning(
+        'privacy.delta=%g: expected below 1 / examples = %.2g, the δ of a mechanism that publishes '
+        'an example at random', self.delta, 1 / size,
+      )  # fmt: skip
     most = OVERFLOW * self.delta / (steps * (1 + math.exp(min(self.epsilon or USUAL, LARGEST))))
     rows = padded_rows(expected, size, most, multiple * self.micro_batches)
     noise = self.noise_multiplier
@@ -181,6 +188,23 @@ class Mechanism:
       words.quantile,
       words.clip_rate,
     )
+
+  def section(self, event: Event) -> Section:
+    """Returns a section of the report on the privacy of a run, for a hook."""
+    words, scales = self.words, self.scales
+    rows = {
+      'ε': f'{self.accountant.epsilon(event.step):.4g} after {event.step:,} steps',
+      'δ': f'{words.delta:g}',
+      'neighbors': 'data sets of which one has an example more',
+      'batches': f'Poisson samples, {self.expected:,} of {self.size:,} examples on average, '
+      f'at most {self.rows:,}',
+      'noise multiplier': f'{self.noise:g} ({scales.gradient:.4g} of the gradient, '
+      f'{scales.loss:.4g} of the loss in log lines)',
+      'clip': f'{words.clip:g}' + (', adaptive' if words.quantile else ''),
+      'not covered': 'values fitted to the training data, evaluations, a search for words',
+    }
+    cells = ''.join(f'<tr><th>{k}</th><td>{v}</td></tr>' for k, v in rows.items())
+    return Section('Privacy', f'<table>{cells}</table>')
 
   def describe(self) -> str:
     """Formats the line that a run begins with."""

@@ -58,6 +58,11 @@ def test_a_budget_chooses_the_noise_and_is_in_every_log_line(tmp_path, caplog):
     assert line['epsilon'] == pytest.approx(accountant.epsilon(line['step']), rel=3e-3)
     assert {'accuracy', 'without_target'}.isdisjoint(line), 'exact metrics of training examples'
   assert 2.9 < summary['metrics']['epsilon'] <= 3.0
+  assert f'Poisson samples, 64 of 1,437 examples on average, at most {x.data.batch_size}' in (
+    (tmp_path / 'run' / 'report.html').read_text()
+  )
+  with pytest.raises(InputError, match=r'privacy.noise_multiplier: .* there, .* given'):
+    loop.run(built('privacy.epsilon=3', 'steps=40'), tmp_path / 'run')
   config = json.loads((tmp_path / 'run' / 'config.json').read_text())['config']['privacy']
   assert config['fingerprint'] == x.secret.fingerprint
   for folder, _, files in os.walk(tmp_path / 'run'):
