@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
@@ -173,12 +174,16 @@ class Mechanism:
     Args:
       gradient: of a batch.
       wrap: (GradFn, rows of a batch) -> the wrappers of the config word `grad` around it.
+
+    Raises:
+      InputError: a wrapper other than accumulation, whose result is no sum over examples.
     """
     words, adaptive = self.words, bool(self.words.quantile)
     made: GradFn = Clipped(gradient, words.clip, words.loss_bound, adaptive)
     if words.micro_batches > 1:
       made = Accumulate(made, words.micro_batches, self.rows)
     made = wrap(made, self.rows)
+    _check_sums(made)
     return Noised(
       made,
       words.clip,
@@ -215,6 +220,17 @@ class Mechanism:
       f'{self.steps:,} steps: noise multiplier {self.noise:g}{chosen}, Poisson batches of '
       f'{self.expected:,} of {self.size:,} examples in {self.rows:,} rows'
     )
+
+
+def _check_sums(made: Any) -> None:
+  """Raises InputError for a wrapper around `Clipped` that may scale what an example adds."""
+  while not isinstance(made, Clipped):
+    if not isinstance(made, Accumulate):
+      raise InputError(
+        f'grad={type(made).__name__}: expected bmx.train.gradients:Accumulate or nothing with '
+        'privacy, whose noise is for a sum of clipped gradients of examples'
+      )
+    made = made.inner
 
 
 def check_task(task: Task) -> None:

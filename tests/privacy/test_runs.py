@@ -130,6 +130,7 @@ BAD = {
   'privacy.epsilon=3 task.mixup=0.2': 'expected examples that do not see each other',
   'privacy.epsilon=3 eval.train.split=train': 'eval.train: expected other examples than the train',
   'privacy.epsilon=3 allow_changed_data=True': 'allow_changed_data=True: expected False',
+  'privacy.epsilon=3 grad.call=bmx.train.gradients:GradWrapper': 'grad=GradWrapper: expected bmx',
   'privacy.epsilo=3': "unknown config key 'privacy.epsilo'; did you mean 'epsilon'",
   'privacy.call=bmx.models.mlp:MLP privacy.num_outputs=3': 'privacy.call=bmx.models.mlp:MLP: exp',
 }
