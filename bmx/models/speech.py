@@ -21,6 +21,7 @@ from bmx.parallel import constrain
 
 AXES = (None, None, 'embed', 'mlp')
 THETA = 10_000.0  # base of rotary positions
+POSITIONS = ('sinusoidal', 'whisper', 'rotary')
 
 
 class SpeechEncoder(nn.Module):
@@ -36,7 +37,8 @@ class SpeechEncoder(nn.Module):
     mlp_dim: width of the feed-forward layers; 0 is 4 × width.
     kernel_size: frames of each convolution, an odd number.
     strides: frames from one output of each convolution to the next; their product is T / S.
-    positions: 'sinusoidal', added before the blocks, or 'rotary', in each attention.
+    positions: 'sinusoidal', or 'whisper', its fixed waves, added before the blocks; or 'rotary',
+      in each attention.
     activation: of convolutions and feed-forward layers, a name in `layers.ACTIVATIONS`.
     eps: added to the variance in a norm.
     dropout: share of units that training drops.
@@ -58,7 +60,7 @@ class SpeechEncoder(nn.Module):
   mlp_dim: int = 0
   kernel_size: int = 3
   strides: tuple[int, ...] = (2, 2)
-  positions: Literal['sinusoidal', 'rotary'] = 'sinusoidal'
+  positions: Literal['sinusoidal', 'whisper', 'rotary'] = 'sinusoidal'
   activation: str = 'gelu_exact'
   eps: float = 1e-5
   dropout: float = 0.1
@@ -104,10 +106,10 @@ class SpeechEncoder(nn.Module):
     check_rate(self.dropout)
     if self.kernel_size < 1 or not self.kernel_size % 2:
       raise InputError(f'kernel_size={self.kernel_size}: expected an odd number')
-    if self.positions not in ('sinusoidal', 'rotary'):
-      raise InputError(f"positions={self.positions!r}: expected 'sinusoidal' or 'rotary'")
-    if self.width % 2:
-      raise InputError(f'width={self.width}: expected an even number')
+    if self.positions not in POSITIONS:
+      raise InputError(f'positions={self.positions!r}: expected one of {", ".join(POSITIONS)}')
+    if self.width % 2 or self.width < 4:
+      raise InputError(f'width={self.width}: expected an even number, at least 4')
 
   def output_frames(self, frames: jax.Array) -> jax.Array:
     """Returns S of examples of T frames: ⌈T / stride⌉, convolution by convolution, int [...]."""
@@ -138,9 +140,22 @@ class SpeechEncoder(nn.Module):
     order = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
     if self.positions == 'sinusoidal':
       x += sinusoidal(order, self.width).astype(x.dtype)
+    if self.positions == 'whisper':
+      x += waves(x.shape[1], self.width).astype(x.dtype)[None]
     x = constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
     there = (order < num_frames[:, None]).astype(jnp.int32)
     return self.norm_out(self.stack(x, order, there, train=train)[0])
+
+
+def waves(length: int, width: int) -> jax.Array:
+  """Returns Whisper's positions, float32 [T, D]: sines in one half of the columns, then cosines.
+
+  Frequencies are 10,000^(-k / (D / 2 - 1)).
+  """
+  half = width // 2
+  frequency = THETA ** (-jnp.arange(half, dtype=jnp.float32) / (half - 1))
+  angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None]
+  return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], 1)
 
 
 def _masked(x: jax.Array, num_frames: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ class CTC(ModelTask):
     super().__post_init__()
     check_number('num_beams', self.num_beams, at_least=1)
     if self.words and self.num_beams == 1:
-      raise InputError(f'words of {len(self.words)}: expected beam search; set task.num_beams=16')
+      raise InputError('num_beams=1: expected at least 2 with words; set task.num_beams=16')
     if not isinstance(self.model, HasOutputFrames):
       raise InputError(f'task.model={type(self.model).__name__}: expected a model with '
                        'output_frames, such as bmx.models.speech:Recognizer')  # fmt: skip

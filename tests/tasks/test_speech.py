@@ -125,7 +125,7 @@ def test_texts_and_units():
   learned = Units.learn(['One two', 'two oh'], 'words', True)
   assert learned.names == ('oh', 'one', 'two') and Units.of(learned.facts) == learned
   assert Units.learn(['Ab a'], 'characters', False).names == (' ', 'A', 'a', 'b')
-  with pytest.raises(InputError, match="x.wav: the transcript has 'd': expected characters of"):
+  with pytest.raises(InputError, match="x.wav has 'd': expected characters of"):
     UNITS.encode('bad', 'x.wav')
   with pytest.raises(InputError, match="units='letters': expected 'characters' or 'words'"):
     Units((), 'letters')  # type: ignore
@@ -150,8 +150,8 @@ def test_predictions_are_texts_of_the_words():
 def test_bad_tasks_and_rows_are_named():
   for make, message in (
     (lambda: CTC(model(), META, num_beams=0), 'num_beams=0: expected'),
-    (lambda: CTC(model(), META, words=('a',)), 'words of 1: expected beam search; set task.num_'),
-    (lambda: CTC(model(), META, num_beams=2, words=('dog',)), "'dog': the transcript has 'd'"),
+    (lambda: CTC(model(), META, words=('a',)), 'num_beams=1: expected at least 2 with words'),
+    (lambda: CTC(model(), META, num_beams=2, words=('dog',)), "'dog' has 'd': expected characters"),
     (lambda: CTC(CNN(5), META), 'task.model=CNN: expected a model with output_frames'),
     (lambda: CTC(model(), META).validate(Words.metadata | {'class_names': ['', 'x']}),
      'num_outputs=5: expected 2, the words of the data and the blank'),
@@ -169,7 +169,7 @@ def test_bad_tasks_and_rows_are_named():
 
 @pytest.mark.parametrize(('words', 'message'), [
   ({'kernel_size': 4}, 'kernel_size=4: expected an odd number'),
-  ({'positions': 'learned'}, "positions='learned': expected 'sinusoidal' or 'rotary'"),
+  ({'positions': 'learned'}, "positions='learned': expected one of sinusoidal, whisper, rotary"),
   ({'strides': (2, 0)}, r'strides=\(2, 0\): expected at least 1'),
   ({'dropout': 1.0}, r'dropout=1\.0: expected 0 <= dropout < 1'),
 ])  # fmt: skip

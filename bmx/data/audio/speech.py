@@ -147,7 +147,10 @@ class Transcribed:
     self.ids: list[list[int]] = [[] for _ in files.names]
     if self.labeled:
       pairs = zip(files.names, files.texts, strict=True)
-      self.ids = [self.alphabet.encode(text or '', files.path_of(name)) for name, text in pairs]
+      self.ids = [
+        self.alphabet.encode(text or '', f'{files.path_of(name)}: the transcript')
+        for name, text in pairs
+      ]
     self.units = max(1, *map(len, self.ids)) if self.labeled else 0
 
   def wave(self, index: int, position: int) -> tuple[np.ndarray, Sequence[int]]:

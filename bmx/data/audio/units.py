@@ -70,14 +70,13 @@ class Units:
     return text.split() if self.kind == 'words' else list(text)
 
   def encode(self, text: str, where: str) -> list[int]:
-    """Returns the ids of a text. Raises InputError, naming `where`, for an unknown unit."""
+    """Returns the ids of a text. Raises InputError for an unknown unit; `where` is its subject."""
     ids = {name: i for i, name in enumerate(self.names, 1)}
     found = self.split(text)
     for unit in found:
       if unit not in ids:
         raise InputError(
-          f'{where}: the transcript has {unit!r}: expected {self.kind} of the training data, '
-          f'{_shown(self.names)}'
+          f'{where} has {unit!r}: expected {self.kind} of the training data, {_shown(self.names)}'
         )
     return [ids[unit] for unit in found]
 
