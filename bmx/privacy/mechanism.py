@@ -176,7 +176,7 @@ class Mechanism:
       wrap: (GradFn, rows of a batch) -> the wrappers of the config word `grad` around it.
 
     Raises:
-      InputError: a wrapper other than accumulation, whose result is no sum over examples.
+      InputError: a wrapper other than accumulation, whose result is not a sum over examples.
     """
     words, adaptive = self.words, bool(self.words.quantile)
     made: GradFn = Clipped(gradient, words.clip, words.loss_bound, adaptive)
