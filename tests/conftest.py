@@ -92,6 +92,7 @@ SLOW = (
   'serve/',
   'tasks/test_encoder.py::test_a_model_learns_the_masked_words',
   'tasks/test_encoder.py::test_rows_without_weight_count_nothing',
+  'tasks/test_seq2seq.py',
   'test_bad_input.py::test_processes',
   'test_bad_input.py::test_the_same_command_again_is_well',
   'test_bench.py',
@@ -111,7 +112,7 @@ SLOW = (
   'train/',
 )
 COMPILE = ('compress/test_accelerators.py', 'plan/test_compile.py', 'plan/test_placement.py')
-LIBRARIES = ('torch', 'transformers', 'librosa', 'jiwer')
+LIBRARIES = ('torch', 'transformers', 'librosa', 'jiwer', 'sacrebleu')
 
 
 def pytest_collection_modifyitems(items):

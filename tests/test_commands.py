@@ -32,6 +32,7 @@ NOT_RUN = {
   'bmx serve': 'runs until it is stopped: tests/serve/test_serve_mode.py',
   'llama_1b': 'a billion parameters',
   'gpt2_124m': 'needs the weights of GPT-2: tests/adapt',
+  ':finetune': 'needs weights of others: tests/adapt/test_seq2seq.py',
   'chat': 'reads a terminal or weights of others: tests/serve, tests/test_configs.py',
   'bmx compress': 'needs a trained run: tests/compress',
   'runs/first_int4': 'written by `bmx compress`: tests/compress',
@@ -72,6 +73,11 @@ SHORTER = {
   'images': ['images', '--config.epochs=1', '--config.batch_size=8', '--config.data.size=16',
              '--config.data.crop=2', '--config.task.model.stages=(1,)',
              '--config.task.model.features=4'],
+  'multi30k_transformer': [
+    'multi30k_transformer', '--config.steps=2', '--config.schedule.warmup=1', '--config.vocab=300',
+    '--config.length=32', '--config.batch_size=4', '--config.generate.num_beams=2',
+    '--config.generate.max_new_tokens=4', '--config.task.model.width=16',
+    '--config.task.model.heads=2', '--config.task.model.mlp_dim=16', '--config.every.eval=0'],
   'bert_finetune': ['bert_finetune'],
   'bert_finetune:ner': ['bert_finetune:ner'],
   'bert_finetune:qa': ['bert_finetune:qa'],
@@ -186,6 +192,12 @@ def write_texts():
   write('squad.json', json.dumps({'data': articles}))
 
 
+def write_translations():
+  for name in ('train', 'val', 'test', 'new'):
+    write(f'{name}.de', *(f'Zeile {i} von {name}' for i in range(20)))
+    write(f'{name}.en', *(f'line {i} of {name}' for i in range(20)))
+
+
 def write_clicks_and_ratings():
   fields = lambda i: [str(i % 7)] * 13 + [f'{i % 3:08x}'] * 26
   write('train.txt', *('\t'.join([str(i % 2), *fields(i)]) for i in range(40)))
@@ -240,6 +252,7 @@ FILES = {
   'README.md': write_table,
   'docs/tables.md': write_table,
   'docs/language.md': write_texts,
+  'docs/translation.md': write_translations,
   'docs/recommendation.md': write_clicks_and_ratings,
   'docs/vision.md': write_images,
   'docs/speech.md': write_speech,

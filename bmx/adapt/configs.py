@@ -26,9 +26,11 @@ from bmx.adapt.families import (
   Family,
 )
 from bmx.adapt.meta import read_labels
+from bmx.adapt.seq2seq import BART, MARIAN, T5, seq2seq_facts
 from bmx.core.errors import InputError
 from bmx.models import bert
 from bmx.models.gpt import GPT
+from bmx.models.seq2seq import Seq2Seq
 from bmx.ops.positions import ROPE_SCALING, rope_kind
 
 
@@ -57,13 +59,13 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
   part |= family.read(config, problems) if family.read else {}
   for argument, (key, default) in family.keys.items():
     part[argument] = _value(config, argument, key, default, problems)
-  if 'positions' in part:
+  if part.get('positions') == 'rotary':
     part |= _rope(config, problems)
   labels = len(read_labels(config)) or config.get('num_labels') or 2
   if problems:
     lines = '\n  '.join(dict.fromkeys(problems))
     raise InputError(f'bmx cannot reproduce this {name}:\n  {lines}')
-  if 'first_position' in part:
+  if 'first_position' in family.keys:
     part['first_position'] += 1  # the rows up to that of padding belong to no position
     part['max_seq_len'] -= part['first_position']
   if family.classes:
@@ -168,7 +170,7 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   """Returns the config.json of a model; inverse of `translate`.
 
   Args:
-    model: a GPT, a BERT, or one with a head; a ResNet or a ViT.
+    model: a GPT, a BERT, or one with a head; a Seq2Seq; a ResNet or a ViT.
     labels: names of classes or tags by number.
     name: of the architecture, one of those that fit the model; '' is the first.
 
@@ -192,7 +194,7 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   config |= {key: values[argument] for argument, (key, _) in family.keys.items()}
   config |= dict.fromkeys(family.rates, values.get('dropout'))
   config |= family.write(core) if family.write else {}
-  if 'positions' in family.fixed:
+  if family.fixed.get('positions') == 'rotary':
     config |= _rope_keys(core)
   if isinstance(model, bert.Classifier | bert.Tagger) or family.classes:
     config |= _labels(labels or [f'LABEL_{i}' for i in range(model.num_outputs)], model.num_outputs)
@@ -229,6 +231,8 @@ def _rope_keys(core: GPT) -> dict[str, Any]:
 def _family(core: Any) -> Family:
   if isinstance(core, vision.MODELS):
     return vision.family_of(core)
+  if isinstance(core, Seq2Seq):
+    return {'learned': BART, 'relative': T5}.get(core.positions, MARIAN)
   if isinstance(core, bert.BERT):
     if core.first_position:
       return ROBERTA
@@ -264,7 +268,7 @@ def _architecture(model: Any, family: Family, wanted: str) -> str:
 FREE = (
   'dropout', 'vocab_pad', 'attention', 'scan', 'remat', 'microbatches', 'dtype', 'top_k',
   'capacity_factor', 'load_balance_coef', 'router_z_coef', 'parent', 'name', 'drop_path',
-  'zero_init', 'momentum', 'groups',
+  'zero_init', 'momentum', 'groups', 'embed_stddev', 'kv_cache',
 )  # fmt: skip
 
 
@@ -277,6 +281,8 @@ def _facts(core: Any) -> dict[str, Any]:
   facts['head_dim'] = core.head_dim or core.width // core.heads
   if isinstance(core, bert.BERT):
     return facts
+  if isinstance(core, Seq2Seq):
+    return facts | seq2seq_facts(core)
   rotary = core.positions == 'rotary'
   biases = {k: core.bias or getattr(core, k) for k in ('qkv_bias', 'out_bias', 'mlp_bias')}
   return facts | biases | {

@@ -19,6 +19,7 @@ from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.configs import describe
 from bmx.adapt.layouts import Rule
 from bmx.adapt.preprocessor import NAME as PROCESSOR
+from bmx.adapt.seq2seq import GENERATED, is_gated
 from bmx.adapt.tensors import COUNTER, INDEX, SINGLE, STATISTIC, target_of
 from bmx.core import tree
 from bmx.core.errors import InputError
@@ -28,6 +29,7 @@ from bmx.data.text.special import CONFIG, GENERATION
 from bmx.data.text.tokenizer import Subwords
 from bmx.models import bert
 from bmx.models.gpt import GPT
+from bmx.models.seq2seq import Seq2Seq
 from bmx.models.stack import layers_apart
 from bmx.ops.attention import reference_attention
 from bmx.parallel import unbox, use
@@ -56,7 +58,7 @@ def save(
 
   Args:
     folder: must be missing or empty; it appears when all of it is written.
-    model: a GPT, a BERT, or one with a head; a ResNet or a ViT.
+    model: a GPT, a BERT, or one with a head; a Seq2Seq; a ResNet or a ViT.
     params: of the model, stacked or not.
     tokenizer: a tokenizer, such as `bmx.data.text.tokenizer.load` reads, or the text of a
       tokenizer.json. Transformers encodes with it as it is.
@@ -101,8 +103,9 @@ def save(
     _write(draft / file if first else None, {name: pieces[name] for name in names}, dtype)
   if first:
     _finish(draft, config, files, sum(sizes.values()), coder, _kinds(model) > 1)
-    if isinstance(model, GPT):
-      write_json(draft / GENERATION, {f'{k}_token_id': v for k, v in ids.items()})
+    if isinstance(model, GPT | Seq2Seq):
+      generation = {k: config[k] for k in GENERATED if k in config}
+      write_json(draft / GENERATION, {f'{k}_token_id': v for k, v in ids.items()} | generation)
     if processor:
       write_json(draft / PROCESSOR, processor)
     draft.replace(folder)
@@ -145,7 +148,8 @@ def _pieces(model: Any, params: tree.Tree, statistics: tree.Tree, name: str) -> 
     raise InputError('\n  '.join(['these are not the parameters of the model:', *lines]))
   family = ARCHITECTURES[name].family
   prefix = family.prefix if ARCHITECTURES[name].bare else ''
-  rules, pieces = ARCHITECTURES[name].rules(isinstance(model, bert.HEADED)), {}
+  gated = is_gated(model)
+  rules, pieces = ARCHITECTURES[name].rules(isinstance(model, bert.HEADED), gated), {}
   for key, (leaf, layer) in given.items():
     target = target_of(key, leaf, rules)
     if not target.rule:  # a pooler of a family without
@@ -170,6 +174,8 @@ def _shapes(model: Any, params: tree.Tree) -> dict[str, tuple[Any, int | None]]:
   images = isinstance(model, vision.MODELS)
   given = vision.image(model, params) if images else jax.ShapeDtypeStruct((1, 1), jnp.int32)
   call = (lambda m, x: m.pool(m(x))) if isinstance(model, bert.BERT) else None
+  if isinstance(model, Seq2Seq):
+    call = lambda m, x: m({'source': x}, x)
   init = lambda key, x: model.init(key, x, method=call)
   with reference_attention(), use(None):
     made = unbox(jax.eval_shape(init, jax.random.PRNGKey(0), given))

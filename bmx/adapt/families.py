@@ -50,6 +50,7 @@ class Family:
     rates: further keys that hold the rate of dropout.
     spare: matches tensors that may remain unused.
     classes: whether the outputs of the body are the classes of `id2label`.
+    sides: whether the body itself has an encoder and a decoder.
     read: (config.json, problems to append to) -> further arguments in bmx.
     write: model -> further keys of a written config.json.
   """
@@ -70,12 +71,13 @@ class Family:
   rates: tuple[str, ...] = ()
   spare: re.Pattern[str] = re.compile(r'(?!)')
   classes: bool = False
+  sides: bool = False
   read: Callable[[Mapping[str, Any], list[str]], dict[str, Any]] | None = None
   write: Callable[[Any], dict[str, Any]] | None = None
 
   def rules(self, wrapped: bool) -> dict[str, Rule]:
     """Returns the rules by parameter name; `wrapped`: those of the body begin with 'encoder/'."""
-    under = 'encoder/' if wrapped else ''
+    under = 'encoder/' if wrapped and not self.sides else ''
     return {r.name: r for r in self.heads} | {under + r.name: r for r in self.body}
 
 
@@ -216,6 +218,7 @@ class Architecture:
     bare: whether its tensors have no prefix.
     own: rules of its head, instead of the family's.
     fixed: arguments in bmx that all members have.
+    gated: rules of a model whose feed-forward layers are gated, if they differ.
   """
 
   family: Family
@@ -224,10 +227,12 @@ class Architecture:
   bare: bool = False
   own: Sequence[Rule] = ()
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  gated: Sequence[Rule] = ()
 
-  def rules(self, wrapped: bool) -> dict[str, Rule]:
-    """See `Family.rules`."""
-    return self.family.rules(wrapped) | {r.name: r for r in self.own}
+  def rules(self, wrapped: bool, gated: bool = False) -> dict[str, Rule]:
+    """See `Family.rules`; `gated`: whether the feed-forward layers of the model are."""
+    more = self.gated if gated else ()
+    return self.family.rules(wrapped) | {r.name: r for r in (*self.own, *more)}
 
 
 TEXT = {

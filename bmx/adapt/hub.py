@@ -15,6 +15,7 @@ from bmx.adapt.export import save
 from bmx.adapt.families import Family
 from bmx.adapt.meta import read_labels
 from bmx.adapt.positions import POSITION
+from bmx.adapt.seq2seq import GENERATED
 from bmx.adapt.tensors import (
   INDEX,
   SINGLE,
@@ -22,6 +23,7 @@ from bmx.adapt.tensors import (
   Target,
   Tensor,
   canonical,
+  heads_of,
   read_json,
   target_of,
   tensors_of,
@@ -29,7 +31,7 @@ from bmx.adapt.tensors import (
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.paths import how_to_fetch
-from bmx.data.text.special import read_ids
+from bmx.data.text.special import GENERATION, read_ids
 from bmx.runtime.fetch import fetch
 
 __all__ = ['labels', 'load', 'part', 'read_ids', 'save', 'statistics']
@@ -83,8 +85,10 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   body = _part(folder, config)
   body = body.get('encoder', body)
   family = ARCHITECTURES[architecture(config)].family
-  tensors = canonical(tensors_of(folder), family, 'head/table' not in tree.named(abstract))
-  rules = ARCHITECTURES[architecture(config)].rules('encoder' in abstract)
+  tied = not any(name.endswith('head/table') for name in tree.named(abstract))
+  tensors = canonical(tensors_of(folder), family, tied)
+  gated = bool(body.get('gated'))
+  rules = ARCHITECTURES[architecture(config)].rules('encoder' in abstract, gated)
   table = tensors.get(rules[POSITION].tensor) if POSITION in rules else None
   wanted, abstract = abstract, positions.as_stored(abstract, table and table.shape[-2])
   targets = {name: target_of(name, leaf, rules) for name, leaf in tree.named(abstract).items()}
@@ -145,7 +149,7 @@ def _part(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
   if not found.get('tied') or not ((folder / SINGLE).is_file() or (folder / INDEX).is_file()):
     return found
   family = ARCHITECTURES[architecture(config)].family
-  if family.copies.keys() & canonical(tensors_of(folder), family, True).keys():
+  if heads_of(family) & canonical(tensors_of(folder), family, True).keys():
     log.info('%s: tie_word_embeddings=true, but head and table differ: read as untied', folder)
     found['tied'] = False
   return found
@@ -170,4 +174,8 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
     raise InputError(f'{folder}: expected a directory{how_to_fetch(folder)}')
   if not (folder / 'config.json').is_file():
     raise InputError(f'{folder} has no config.json')
-  return read_json(folder / 'config.json')
+  config = read_json(folder / 'config.json')
+  if config.get('is_encoder_decoder') and (folder / GENERATION).is_file():
+    generation = read_json(folder / GENERATION)
+    config |= {k: v for k, v in generation.items() if k in GENERATED}
+  return config

@@ -20,6 +20,7 @@ from bmx.adapt.configs import describe
 from bmx.adapt.families import Architecture
 from bmx.adapt.lora import ADAPTERS, DIGEST, FROZEN, TRAINED, LoRA
 from bmx.adapt.lora import BASE as LORA_BASE
+from bmx.adapt.seq2seq import is_gated
 from bmx.adapt.tensors import Tensor, canonical, contents, read_json, target_of
 from bmx.core import tree
 from bmx.core.errors import InputError
@@ -122,7 +123,7 @@ def load(folder: str, task: Any, params: Mapping[str, Any]) -> dict[str, jax.Arr
   name, known = architecture_of(task.model)
   tensors = {_name(path, k): v for k, v in contents(path / WEIGHTS).items()}
   tensors = canonical(tensors, known.family, False)
-  rules = known.rules(isinstance(task.model, bert.HEADED))
+  rules = known.rules(isinstance(task.model, bert.HEADED), is_gated(task.model))
   found, problems, used = {}, [], set()
   for where, parts in lowrank.by_path(params[ADAPTERS]).items():
     target = target_of(f'{where}/kernel', parts[lowrank.A], rules)

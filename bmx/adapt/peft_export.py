@@ -26,6 +26,7 @@ from bmx.adapt.peft import (
   architecture_of,
   base_digest,
 )
+from bmx.adapt.seq2seq import is_gated
 from bmx.adapt.tensors import target_of
 from bmx.core import tree
 from bmx.core.errors import InputError
@@ -74,7 +75,7 @@ def save(
     raise InputError(f'{folder} is there already: name another folder, or remove it')
   lora = adapters_of(task)
   name, known = architecture_of(task.model)
-  rules = known.rules(isinstance(task.model, bert.HEADED))
+  rules = known.rules(isinstance(task.model, bert.HEADED), is_gated(task.model))
   prefix = known.family.prefix if known.bare else ''
   joined: dict[str, list[tuple[Rule, np.ndarray, np.ndarray]]] = {}
   for where, parts in lowrank.by_path(variables['params'][ADAPTERS]).items():

@@ -69,6 +69,8 @@ class Target:
     shape = self.rule.shape(sizes | {'v': min(sizes.get('v', 0), body.get('vocab_size', 0))})
     side = 'kv_heads' if '/key/' in self.name or '/value/' in self.name else 'heads'
     heads = body.get(side) or body.get('heads')
+    if self.name.startswith('encoder/'):
+      heads = body.get('encoder_heads') or heads
     for x in self.tensors:
       if x not in tensors:
         yield f'missing  {x} {shape}, for {self.name}'
@@ -140,8 +142,8 @@ def canonical(found: Mapping[str, Tensor], family: Family, tied: bool) -> dict[s
   Args:
     found: tensors by their names in the files.
     family: of the architecture.
-    tied: whether the model has one tensor for each pair in `family.copies`. Copies of equal
-      values are left out, then; those of other values stay.
+    tied: whether the head is the table. Copies in `family.copies` of equal values are left out,
+      those of heads only then; those of other values stay.
   """
   tensors = {}
   for name, tensor in found.items():
@@ -151,12 +153,19 @@ def canonical(found: Mapping[str, Tensor], family: Family, tied: bool) -> dict[s
       name = family.prefix + name
     if not BUFFERS.fullmatch(name):
       tensors[name] = tensor
-  for copy, name in family.copies.items() if tied else ():
+  for copy, name in family.copies.items():
+    if not tied and copy in heads_of(family):
+      continue
     if copy in tensors and name not in tensors:
       tensors[name] = tensors.pop(copy)
     elif copy in tensors and _equal(tensors[copy], tensors[name]):
       del tensors[copy]
   return tensors
+
+
+def heads_of(family: Family) -> set[str]:
+  """Returns the tensors of a family's heads: copies among them are heads that may be untied."""
+  return {rule.tensor for rule in family.heads}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -1,11 +1,13 @@
 """Records from files: CSV and JSON lines."""
 
 import csv
+import gzip
 import io
 import json
 import pathlib
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -97,11 +99,20 @@ def numbered_json_lines(path: Place) -> list[tuple[int, Record]]:
 
 
 def read_text(path: Place) -> str:
-  """Reads a whole text file. Raises InputError: no such file, not UTF-8 (offset named)."""
+  """Reads a whole text file; NAME.gz is decompressed.
+
+  Raises InputError: no such file, a damaged .gz, not UTF-8 (offset named).
+  """
   if not path.is_file():
     raise no_file(path)
+  content = path.read_bytes()
+  if path.suffix.lower() == '.gz':
+    try:
+      content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+      raise InputError(f'{path} is damaged, or not compressed by gzip: {error}') from None
   try:
-    return path.read_bytes().decode('utf-8-sig')
+    return content.decode('utf-8-sig')
   except UnicodeDecodeError as error:
     fix = 'save it as UTF-8'
     if path.suffix.lower() in WORKBOOKS:

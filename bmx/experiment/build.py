@@ -194,7 +194,7 @@ def _preset(
 ) -> dict[str, Any]:
   platform, shards = layout.mesh.devices.flat[0].platform, layout.mesh.shape['seq']
   specs = [d.spec for d in (data, *(e.data for e in evals.values()))]
-  lengths = [s['tokens'].shape[0] for s in specs if 'tokens' in s]
+  lengths = [s[k].shape[0] for s in specs for k in ('tokens', 'source') if k in s]
   known = data.metadata
   named = len(known.get('class_names', ()))
   outputs = known.get('num_classes') or named or known.get('num_targets')

@@ -40,6 +40,7 @@ LABELS = (
   'caption', 'transcript', 'transcript_length',
   'client', 'client_examples',
 )  # fmt: skip
+BESIDE = ('targets',)  # words of a data part that name a file beside `path`, which is the run's own
 OPTIONAL_LABELS = ('frame', 'box_crowd', 'box_area', 'mask_weights')
 
 
@@ -198,6 +199,7 @@ def _input_part(
   if path and 'audio' in fitted and not path.endswith('.npz'):
     words = data if data['call'] == SPEECH else {'call': SPEECH}
     return {**words, 'path': path, 'split': 'all', 'unreadable': 'skip'}
+  data = {k: v for k, v in data.items() if k not in BESIDE}
   if path.lower().endswith(NAMED_COLUMNS):
     data = {k: v for k, v in data.items() if k not in ('columns', 'delimiter')}
   archive = path.endswith('.npz') and data['call'] != ARRAYS

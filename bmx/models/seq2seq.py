@@ -4,7 +4,7 @@ B batch, S length of the source, T length of the target, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,9 +26,13 @@ class EncoderDecoder(nn.Module):
 
   Attributes:
     sources: keys of a batch that `encode` reads, where it has them.
+    reads_text: the source is a text: 'source' and 'source_ids' int [B, S].
+    begin: ids that every target begins with; training targets follow the first of them.
   """
 
-  sources = ('source',)
+  sources: ClassVar[tuple[str, ...]] = ('source',)
+  reads_text: ClassVar[bool] = False
+  begin: tuple[int, ...] = (0,)
 
   def encode(
     self, source: Mapping[str, jax.Array], *, train: bool = False
@@ -159,6 +163,7 @@ class Seq2Seq(EncoderDecoder):
     scaled_embed: whether embedded tokens are multiplied by √D.
     scaled_head: whether hidden states are divided by √D before the head (T5).
     embed_stddev: of the initial token table.
+    begin: see `EncoderDecoder`.
     suppressed: ids that generation never writes, such as padding.
     dropout: share of units that training drops.
     vocab_pad: rows that the token table stores besides.
@@ -169,7 +174,7 @@ class Seq2Seq(EncoderDecoder):
     dtype: of the computation.
   """
 
-  vocab_size: int
+  vocab_size: int = 0
   max_seq_len: int = 0
   max_source_len: int = 0
   width: int = 512
@@ -208,7 +213,8 @@ class Seq2Seq(EncoderDecoder):
   remat: str = 'none'
   dtype: Dtype = jnp.float32
 
-  sources = ('source', 'source_ids', 'source_positions')
+  sources: ClassVar[tuple[str, ...]] = ('source', 'source_ids', 'source_positions')
+  reads_text: ClassVar[bool] = True
 
   @property
   def facts(self) -> Facts:

@@ -29,7 +29,10 @@ log = logging.getLogger('bmx')
 
 
 def run(request: Request) -> int:
-  """Continues each --prompt (printed) or each line of --input (written to generations.jsonl)."""
+  """Continues each --prompt (printed) or each line of --input (written to generations.jsonl).
+
+  An encoder-decoder answers them: it translates, for instance.
+  """
   opened = open_weights('generate', request, writes=not request.prompts)
   x, folder = opened.experiment, opened.folder
   if image_task(x.task) is not None:
@@ -75,7 +78,7 @@ def _print(
   out = sys.stdout
   shown = printable if out.isatty() else str
   if len(prompts) == 1 and generator.options.stream:
-    before = prompts[0]
+    before = generator.shown(prompts[0], '')
     for (part,) in generator.stream(prompts, seed, stats):
       out.write(shown(before + part))
       out.flush()
@@ -83,7 +86,7 @@ def _print(
     out.write('\n')
     return
   for prompt, text in zip(prompts, generator.generate(prompts, seed, stats), strict=True):
-    out.write(shown(f'{prompt}{text}\n\n'))
+    out.write(shown(f'{generator.shown(prompt, text)}\n\n'))
 
 
 def _write(

@@ -12,10 +12,12 @@ import numpy as np
 from bmx.core.errors import InputError
 from bmx.core.types import facts_of
 from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer
+from bmx.models.seq2seq import EncoderDecoder
 from bmx.parallel import jit
 from bmx.runtime.report import Section
 from bmx.serve.decode import check_decoder
 from bmx.serve.images import ImageSampler, clipped
+from bmx.serve.sources import encode_sources
 from bmx.serve.text import Options, TextGenerator, check_size, encode_prompts
 from bmx.tasks import grids
 from bmx.train import datafile
@@ -73,7 +75,10 @@ class SampleTexts:
     facts = facts_of(x.task.model)
     tokenizer = _tokenizer(x.data, facts.vocab_size)
     check_size(tokenizer, facts)
-    encode_prompts(self.prompts, tokenizer, facts, [repr(p) for p in self.prompts])
+    model = x.task.model
+    source = isinstance(model, EncoderDecoder) and model.reads_text
+    encode = encode_sources if source else encode_prompts
+    encode(self.prompts, tokenizer, facts, [repr(p) for p in self.prompts])
 
   def __call__(self, event: Any) -> Section | None:
     """Generates, logs and returns the texts of a step; None where generation is excluded."""
@@ -92,8 +97,10 @@ class SampleTexts:
     texts = self.generator.generate(self.prompts, self.seed)
     self.generator.release()
     for prompt, text in zip(self.prompts, texts, strict=True):
-      log.info('sample %-6d %r', event.step, prompt + text)
-    event.write_texts({f'{p!r}': p + t for p, t in zip(self.prompts, texts, strict=True)})
+      log.info('sample %-6d %r', event.step, self.generator.shown(prompt, text))
+    event.write_texts(
+      {f'{p!r}': self.generator.shown(p, t) for p, t in zip(self.prompts, texts, strict=True)}
+    )
     rows = ''.join(
       f'<pre><b>{html.escape(p)}</b>{html.escape(t)}</pre>'
       for p, t in zip(self.prompts, texts, strict=True)

@@ -12,6 +12,7 @@ from bmx.core.ranges import check_number
 from bmx.core.types import Facts, Variables, facts_of
 from bmx.data.text.documents import whole
 from bmx.data.text.tokenizer import Tokenizer, frame
+from bmx.models.seq2seq import EncoderDecoder
 from bmx.parallel import Layout
 from bmx.serve.beam import BeamSearch
 from bmx.serve.decode import (
@@ -25,6 +26,7 @@ from bmx.serve.decode import (
 from bmx.serve.detokenizer import Detokenizer
 from bmx.serve.generate import GenerationStats, Generator
 from bmx.serve.sample import Sampling
+from bmx.serve.sources import encode_sources, padded_sources
 from bmx.serve.speculate import Draft
 from bmx.serve.stream import SlotGenerator
 
@@ -123,6 +125,9 @@ class TextGenerator:
     params = self.convert(decoding_variables(params, quantized))
     self.model, self.tokenizer, self.options = model, tokenizer, options
     self.begin = list(frame(tokenizer).prefix)
+    if isinstance(model, EncoderDecoder):
+      self.begin = list(model.begin)
+    self.reads_source = isinstance(model, EncoderDecoder) and model.reads_text
     self.ends = *(ends or tokenizer.ends), *stop_ids(tokenizer, options.stop)
     ends, begin = self.ends, self.begin
     given = model, params, layout, options.sampling, ends, begin
@@ -147,7 +152,12 @@ class TextGenerator:
 
   def check(self, prompts: Sequence[str], names: Sequence[str]) -> None:
     """Raises InputError with the name of a prompt that cannot be continued; see `stream`."""
-    encode_prompts(prompts, self.tokenizer, facts_of(self.model), names)
+    encode = encode_sources if self.reads_source else encode_prompts
+    encode(prompts, self.tokenizer, facts_of(self.model), names)
+
+  def shown(self, prompt: str, text: str) -> str:
+    """Returns a text with the prompt that it continues; the text alone if it answers a source."""
+    return text if self.reads_source else prompt + text
 
   def stream(
     self,
@@ -159,9 +169,9 @@ class TextGenerator:
     """Yields the next part of every row's text; a text ends before the first of `options.stop`.
 
     Args:
-      inputs: prompts that the texts continue; or a mapping of arrays [B, ...] that the model's
-        `prefill` reads, with prompts under 'tokens' or without (then each text starts with the
-        begin-of-sequence token).
+      inputs: prompts that the texts continue, or the sources of an encoder-decoder; or a mapping of
+        arrays [B, ...] that the model's `prefill` reads, with prompts under 'tokens' or without
+        (then each text starts with the begin-of-sequence token).
       seed: of the draws.
       stats: is added to.
       row: number of the first row.
@@ -213,6 +223,10 @@ class TextGenerator:
     if isinstance(inputs, Mapping):
       prompts = inputs.get('tokens')
       return dict(inputs) if prompts is None else {**inputs, 'tokens': self._ids(prompts, row)}
+    if self.reads_source:
+      names, facts = prompt_names(len(inputs), row), facts_of(self.model)
+      ids = encode_sources(inputs, self.tokenizer, facts, names)
+      return padded_sources(ids, facts.max_source_len)
     return self._ids(inputs, row)
 
   def _ids(self, prompts: Sequence[str], row: int = 0) -> list[list[int]]:

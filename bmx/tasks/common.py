@@ -48,6 +48,8 @@ class BaseTask:
 
   def predict(self: Any, variables: Variables, batch: Batch, noise: Noise) -> dict[str, Array]:
     """Returns the predictions of each example, each array [B, ...]."""
+    if self.decodes:
+      return self.decode(self.merged_params(variables), batch)
     out, _ = self.forward(variables, batch, noise, train=False, method='logits')
     return self.postprocess(out.value, batch)
 
@@ -55,6 +57,15 @@ class BaseTask:
   def aux_losses(self: Any) -> Mapping[str, float]:
     """Name of an auxiliary value of `forward` -> its weight in the loss: those of the model."""
     return facts_of(self.model).aux_losses
+
+  @property
+  def decodes(self) -> bool:
+    """Whether predictions are texts that `decode` generates with the plain weights."""
+    return False
+
+  def decode(self, params: Variables, batch: Batch) -> dict[str, Array]:
+    """Generates the predictions of each example, each array [B, ...], where `decodes`."""
+    raise NotImplementedError
 
   def transform(self, tx: Any, steps: int) -> Any:
     """Returns the optimizer as it is."""
@@ -237,6 +248,14 @@ class Wrapper(BaseTask):
   @property
   def aux_losses(self) -> Mapping[str, float]:
     return self.inner.aux_losses
+
+  @property
+  def decodes(self) -> bool:
+    return isinstance(self.inner, BaseTask) and self.inner.decodes
+
+  def decode(self, params: Variables, batch: Batch) -> dict[str, Array]:
+    assert isinstance(self.inner, BaseTask)
+    return self.inner.decode(params, batch)
 
   def init(self, noise: Noise, batch: Batch) -> Variables:
     return self.inner.init(noise, batch)

@@ -20,6 +20,12 @@ import sys
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 
+# A transformer of the size of Vaswani et al. 2017 (base), with rows that splash attention computes.
+TRANSLATION = [
+  'dtype=bfloat16', 'vocab=32768', 'length=512', 'batch_size=64', 'task.model.width=512',
+  'task.model.heads=8', 'task.model.depth=6', 'task.model.mlp_dim=2048', 'task.model.scan=True',
+]  # fmt: skip
+
 # name -> (recipe, topology, overrides); or (model of images.py, topology, its sizes)
 CASES = {
   'gpt2_124m v5e:2x2': ('gpt2_124m', 'v5e:2x2', ['mesh.data=4']),
@@ -68,6 +74,9 @@ CASES = {
   'llama_1b h100:8 fsdp': (
     'llama_1b', 'h100:8', ['mesh.fsdp=8', 'task.model.attention=xla', 'task.model.remat=full']),
   'bert_base v5e:2x2': ('bert_base', 'v5e:2x2', ['mesh.data=4', 'batch_size=64']),
+  'multi30k_transformer v5e:2x2 fsdp-model': (
+    'multi30k_transformer', 'v5e:2x2', [*TRANSLATION, 'mesh.fsdp=2', 'mesh.model=2']),
+  'multi30k_transformer h200:1': ('multi30k_transformer', 'h200:1', TRANSLATION),
 }  # fmt: skip
 
 # Lines of 2026-11-25, before lines held a digest: the recipes may have changed since. Compiling one

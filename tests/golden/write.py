@@ -16,6 +16,11 @@ CASES = {
     'llama_8b', 'h200:32x8', ['mesh.data=32', 'mesh.fsdp=8', 'task.model.attention=xla']),
   'llama_70b.v5p-8x8x16': ('llama_70b', 'v5p:8x8x16', ['mesh.fsdp=128', 'mesh.model=8']),
   'vit_b.v5e-2x2': ('vit_b', 'v5e:2x2', {'batch_size': 512, 'fsdp': 2, 'model': 2}),
+  'multi30k_transformer.v5e-2x2': (
+    'multi30k_transformer', 'v5e:2x2',
+    ['mesh.fsdp=2', 'mesh.model=2', 'dtype=bfloat16', 'length=512', 'vocab=32768',
+     'task.model.width=512', 'task.model.heads=8', 'task.model.mlp_dim=2048',
+     'task.model.scan=True']),
   'moe.v5p-4x4x4': ('moe', 'v5p:4x4x4', ['mesh.expert=8', 'mesh.fsdp=8']),
 }  # fmt: skip
 

@@ -37,6 +37,10 @@ MODELS = {
   'gpt': ('configs/gpt_char.py:tiny', []),
   'moe': ('configs/moe.py:tiny', []),
   'dropless': ('configs/moe.py:tiny', ['task.model.capacity_factor=0.0']),
+  'seq2seq': (
+    'configs/multi30k_transformer.py:tiny',
+    ['data.tokenizer.path=LICENSE', 'data.packed=True', 'task.smoothing=0.1'],
+  ),
   'detector': ('configs/mnist_detect.py:tiny', ['batch_size=8']),
   'speech': ('configs/fsdd_ctc.py:tiny', ['task.model.encoder.heads=4']),
 }
@@ -104,6 +108,7 @@ CASES += [(model, layout, 'sgd') for model in ('moe', 'dropless') for layout in 
 CASES += [('dropless', 'data-fsdp-seq', 'sgd')]
 CASES += [(model, layout, 'adamw') for model in ('mlp', 'gpt') for layout in ('fsdp',)]
 CASES += [('gpt', layout, 'adamw') for layout in ('data-fsdp-seq', 'data-pipe-model')]
+CASES += [('seq2seq', layout, 'sgd') for layout in ('data', 'fsdp-model')]
 CASES += [('moe', 'data-expert', 'adamw'), ('detector', 'data', 'sgd')]
 CASES += [('speech', 'data', 'sgd'), ('speech', 'fsdp-model', 'sgd')]
 # At night, what another case has with one axis more or with plain SGD.

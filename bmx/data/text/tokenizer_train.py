@@ -30,6 +30,7 @@ def trained(
   lowercase: bool = True,
   steps: Sequence[Step] = (),
   path: str = '',
+  other: str = '',
 ) -> Subwords:
   """Trains a tokenizer on texts, once: the cache folder keeps it.
 
@@ -47,9 +48,10 @@ def trained(
     data_dir: of TFDS.
     steps: functions that clean the documents, see `documents.documents`.
     path: one more file of text.
+    other: and another one, of translations for instance.
     lowercase: 'wordpiece' and 'unigram' only.
   """
-  paths = (*paths, path) if path else paths
+  paths = (*paths, *(p for p in (path, other) if p))
   _check(kind, vocab_size)
   return learned(documents(paths, field, unit, data_dir, steps), kind, vocab_size, lowercase)
 
