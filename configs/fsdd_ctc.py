@@ -15,7 +15,7 @@ from bmx.config import base, check_variant
 def get_config(variant: str = ''):
   c = base('sequences of spoken digits')
   c.batch_size = 32
-  c.steps = 3200
+  c.steps = 2600
   c.task = {
     'call': 'bmx.tasks.speech:CTC',
     'model': {
@@ -53,7 +53,7 @@ def get_config(variant: str = ''):
   c.eval.left_out = {'split': 'left_out', 'count': 1000, 'batch_size': 100, 'metrics': metrics}
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 2e-3, 'warmup': 100}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'weight_decay': 0.05, 'clip': 1.0}
-  c.every = {'log': 50, 'eval': 800, 'save': 800}
+  c.every = {'log': 50, 'eval': 650, 'save': 650}
   c.keep = {'last': 1, 'metric': 'eval/valid/wer', 'mode': 'min'}
   if check_variant(variant, 'tiny') == 'tiny':
     c.steps, c.batch_size = 60, 16
