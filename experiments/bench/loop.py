@@ -70,7 +70,7 @@ class Windows:
     began = time.perf_counter()
     for start in range(0, self.window, depth):
       n = min(depth, self.window - start)
-      state, sums, _ = run.program(state, run.arrays, group, np.int32(n))
+      state, sums, _ = run.program(state, run.arrays, group, np.int32(n), run.secret)
       jax.block_until_ready(sums)
     return time.perf_counter() - began
 
