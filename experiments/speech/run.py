@@ -3,8 +3,8 @@
     BMX_TEST_DATA=DIR python experiments/speech/run.py STAGE [WORKDIR] [--seed=0] [--limit=0]
 
 DIR holds fsdd/recordings.tar, the recordings of the Free Spoken Digit Dataset. The run is in
-WORKDIR (/tmp/bmx-speech), and continues there if the script is started again;
-seconds are those of all starts. --limit ends a run, with its state saved, after so many CPU seconds.
+WORKDIR (/tmp/bmx-speech), and continues there if the script is started again; seconds are those of
+all starts. --limit ends a run, with its state saved, after so many CPU seconds.
 
 - ctc: word and character error rates of fsdd_ctc on the same speakers and on the one left out.
 - cnn: accuracy of fsdd_cnn on the same splits.
