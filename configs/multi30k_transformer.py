@@ -1,5 +1,6 @@
 """Translation of German into English: a small transformer on Multi30k, or on files of one's own.
 
+    python -m bmx.main --config=configs/multi30k_transformer.py --config.folder=FOLDER
     bmx train multi30k_transformer --folder=FOLDER --workdir=runs/de-en
     bmx generate runs/de-en --prompt="Ein Hund läuft über die Wiese."
     bmx predict runs/de-en --input=sentences.de
