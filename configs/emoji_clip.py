@@ -6,7 +6,8 @@
 
 FOLDER holds images and a table of their files and captions. A fifth of the pairs is held out;
 retrieval in both directions is measured on it. `bmx predict RUN --input=FOLDER
---predict.labels="('cat','dog')"` classifies images among texts (docs/clip.md).
+--predict.labels="('cat','dog')"` classifies images among texts (docs/clip.md). `:sigmoid` has the
+loss of SigLIP; `:finetune` starts from --init.path=DIR, a CLIP of Hugging Face or a run.
 
 Reaches: not measured yet (experiments/clip/run.py).
 """
@@ -15,11 +16,11 @@ from bmx.config import base, check_variant
 
 
 def get_config(variant: str = ''):
-  check_variant(variant, 'sigmoid', 'tiny')
+  check_variant(variant, 'sigmoid', 'finetune', 'tiny')
   c = base('CLIP on images and captions')
-  c.batch_size = 256
+  c.batch_size = 128
   c.epochs = 60.0
-  c.length = 24  # of the captions
+  c.length = 16  # of the captions
   c.vocab = 1500
   c.task = {
     'call': 'bmx.tasks.contrastive:Contrastive',
@@ -32,9 +33,9 @@ def get_config(variant: str = ''):
         'call': 'bmx.models.vit:ViT',
         'num_outputs': 128,
         'image_size': 32,
-        'patch_size': 4,
+        'patch_size': 8,
         'width': 128,
-        'depth': 4,
+        'depth': 2,
         'heads': 4,
         'dropout': 0.1,
         'pre_norm': True,  # as CLIP's
@@ -51,7 +52,7 @@ def get_config(variant: str = ''):
         'end_token': 'auto',
         'max_seq_len': c.get_ref('length'),
         'width': 128,
-        'depth': 2,
+        'depth': 1,
         'heads': 4,
         'dropout': 0.1,
         'attention': 'auto',
@@ -84,6 +85,8 @@ def get_config(variant: str = ''):
   if variant == 'sigmoid':
     c.task.kind = 'sigmoid'
     c.task.model.update(bias=True, temperature=0.1)
+  if variant == 'finetune':
+    _finetune(c)
   if variant == 'tiny':
     _tiny(c)
   return c
@@ -95,10 +98,36 @@ METRICS = (
 )  # fmt: skip
 
 
+def _finetune(c):
+  """Starts from a CLIP of Hugging Face, or a run; sizes and tokenizer come from there."""
+  c.length, c.batch_size, c.epochs = 77, 64, 5.0
+  words = {'attention': 'auto', 'dtype': c.get_ref('dtype')}
+  c.task.model = {
+    'call': 'bmx.adapt.restore:model',
+    'path': c.init.get_ref('path'),
+    'image': dict(words),
+    'text': dict(words),
+  }
+  c.data = {
+    'call': 'bmx.data.images.captions:captions',
+    'path': '',
+    'images': '',
+    'text': ('caption',),
+    'size': 224,
+    'length': c.get_ref('length'),
+    'split': 'train',
+    'holdout': 0.2,
+    'tokenizer': {'call': 'bmx.data.text.tokenizer:load', 'path': c.init.get_ref('path')},
+  }
+  c.schedule.update(peak=1e-5, warmup=10)
+
+
 def _tiny(c):
   """Pictures of two digits, 'three above seven'."""
   c.epochs, c.steps, c.batch_size, c.length = 0.0, 60, 64, 8
-  c.task.model.image.update(num_outputs=32, image_size=16, width=32, depth=2, dropout=0.0)
+  c.task.model.image.update(
+    num_outputs=32, image_size=16, patch_size=4, width=32, depth=2, dropout=0.0
+  )
   c.task.model.text.update(width=32, depth=1, dropout=0.0)
   c.data = {
     'call': 'bmx.data.images.captioned_digits:digits',

@@ -3,11 +3,13 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from bmx import config as recipes
 from bmx import experiment
+from bmx.core import tree
 from bmx.data.images.captioned_digits import digits
 from bmx.experiment import Instances
 from bmx.main import main
@@ -91,6 +93,32 @@ def test_mistakes_are_named(run, flags, message, capfd, monkeypatch):
   monkeypatch.chdir(run)
   assert predicted(run, *flags)[0] == 2
   assert re.search(message, capfd.readouterr().err)
+
+
+@pytest.mark.nightly
+def test_a_folder_of_hugging_face_and_back(run):
+  """The export is checked with transformers; fine-tuning begins with the weights of the run."""
+  pytest.importorskip('transformers')
+  out = run / 'hf'
+  with own_logging():
+    flags = ['--config.export.format=huggingface', f'--output={out}']
+    assert main(['--mode=export', f'--workdir={run / "run"}', *flags]) == 0
+  processor = json.loads((out / 'preprocessor_config.json').read_text())
+  assert processor['image_processor_type'] == 'CLIPImageProcessor'
+  assert (processor['resample'], processor['crop_size']) == (3, {'height': 16, 'width': 16})
+  words = [f'init.path={out}', f'data.path={run}', 'data.size=16', 'data.channels=1', 'length=8',
+           'batch_size=8', 'schedule.warmup=0', 'steps=1', 'epochs=0.0']  # fmt: skip
+  config, _ = recipes.load(str(ROOT / 'configs/emoji_clip.py:finetune'), words)
+  x = experiment.build(config)
+  found, stored = x.init(), datafile.read(run / 'run')
+  own = experiment.build(
+    recipes.from_plain(json.loads((run / 'plain.json').read_text())), evals=False, stored=stored
+  )
+  expected, _ = restored(own, run / 'run', 'latest')
+  assert tree.named(found.params).keys() == tree.named(expected.params).keys()
+  for name, value in tree.named(found.params).items():
+    np.testing.assert_array_equal(value, tree.named(expected.params)[name], err_msg=name)
+  assert x.data.metadata['end_token'] == stored.metadata['end_token']
 
 
 def test_a_server_chooses_among_texts(run):

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from bmx import config as recipes
-from bmx.adapt import vision
+from bmx.adapt import pairs, vision
 from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.families import (
   ACTIVATIONS,
@@ -28,7 +28,7 @@ from bmx.adapt.families import (
 from bmx.adapt.meta import read_labels
 from bmx.adapt.seq2seq import BART, MARIAN, T5, seq2seq_facts
 from bmx.core.errors import InputError
-from bmx.models import bert
+from bmx.models import bert, clip
 from bmx.models.gpt import GPT
 from bmx.models.seq2seq import Seq2Seq
 from bmx.ops.positions import ROPE_SCALING, rope_kind
@@ -48,19 +48,7 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
   name = architecture(config)
   found, problems = ARCHITECTURES[name], []
   family, head = found.family, found.head
-  config = {**family.missing, **config}
-  config |= {key: config[alias] for alias, key in family.aliases.items() if alias in config}
-  for key, allowed in (family.only | found.only).items():
-    value = config.get(key)
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if any(v not in allowed for v in values):
-      problems.append(f'{key}={value!r}: supported is {", ".join(map(repr, allowed)) or "none"}')
-  part = {'call': family.call, **family.fixed, **found.fixed}
-  part |= family.read(config, problems) if family.read else {}
-  for argument, (key, default) in family.keys.items():
-    part[argument] = _value(config, argument, key, default, problems)
-  if part.get('positions') == 'rotary':
-    part |= _rope(config, problems)
+  part = _body(family, config, found.only, problems) | dict(found.fixed)
   labels = len(read_labels(config)) or config.get('num_labels') or 2
   if problems:
     lines = '\n  '.join(dict.fromkeys(problems))
@@ -75,6 +63,48 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
   return {**head, 'encoder': part} | (
     {'num_outputs': labels} if head['call'] in (CLASSIFIER, TAGGER) else {}
   )
+
+
+def _body(
+  family: Family,
+  config: Mapping[str, Any],
+  only: Mapping[str, tuple[Any, ...]],
+  problems: list[str],
+) -> dict[str, Any]:
+  """Returns the part of a body; appends a line for each value that bmx cannot reproduce."""
+  config = {**family.missing, **config}
+  config |= {key: config[alias] for alias, key in family.aliases.items() if alias in config}
+  for key, allowed in {**family.only, **only}.items():
+    value = config.get(key)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if any(v not in allowed for v in values):
+      problems.append(f'{key}={value!r}: supported is {", ".join(map(repr, allowed)) or "none"}')
+  part: dict[str, Any] = {'call': family.call, **family.fixed}
+  part |= family.read(config, problems) if family.read else {}
+  for argument, (key, default) in family.keys.items():
+    part[argument] = _value(config, argument, key, default, problems)
+  if part.get('positions') == 'rotary':
+    part |= _rope(config, problems)
+  for argument, (key, inner) in family.parts.items():
+    part[argument] = _inner(config, family, key, inner, problems)
+  return part
+
+
+def _inner(
+  config: Mapping[str, Any], family: Family, key: str, inner: Family, problems: list[str]
+) -> dict[str, Any]:
+  """Returns the part of a model in a model. KEY_dict replaces KEY, as in transformers."""
+  given = config.get(f'{key}_dict')
+  given = config.get(key) if given is None else given
+  given = {} if given is None else given
+  if not isinstance(given, dict):
+    problems.append(f'{key}={given!r}: expected an object')
+    return {}
+  shared = {k: v if config.get(k) is None else config[k] for k, v in family.shared.items()}
+  lines: list[str] = []
+  part = _body(inner, given | shared, {}, lines)
+  problems += [f'{key}.{line}' for line in lines]
+  return part
 
 
 def _value(
@@ -170,7 +200,7 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   """Returns the config.json of a model; inverse of `translate`.
 
   Args:
-    model: a GPT, a BERT, or one with a head; a Seq2Seq; a ResNet or a ViT.
+    model: a GPT, a BERT, or one with a head; a Seq2Seq; a ResNet, a ViT or a CLIP.
     labels: names of classes or tags by number.
     name: of the architecture, one of those that fit the model; '' is the first.
 
@@ -181,21 +211,7 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   core: Any = model.encoder if isinstance(model, bert.HEADED) else model
   family = _family(core)
   name = _architecture(model, family, name)
-  values = _facts(core)
-  if 'dropout' in family.keys:
-    values['dropout'] = core.dropout
-  if 'activation' in family.keys:
-    values['activation'] = next((k for k, v in ACTIVATIONS.items() if v == core.activation), '')
-  if family is ROBERTA:
-    values['max_seq_len'] += values['first_position']
-    values['first_position'] -= 1
-  config = {'architectures': [name], 'model_type': family.model_type, **family.written}
-  config |= {k: v[0] for k, v in family.only.items() if v and isinstance(v[0], bool)}
-  config |= {key: values[argument] for argument, (key, _) in family.keys.items()}
-  config |= dict.fromkeys(family.rates, values.get('dropout'))
-  config |= family.write(core) if family.write else {}
-  if family.fixed.get('positions') == 'rotary':
-    config |= _rope_keys(core)
+  config = {'architectures': [name], **_keys(family, core)}
   if isinstance(model, bert.Classifier | bert.Tagger) or family.classes:
     config |= _labels(labels or [f'LABEL_{i}' for i in range(model.num_outputs)], model.num_outputs)
   again = recipes.build(translate(config), name)
@@ -204,6 +220,26 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   if lines:
     raise InputError('\n  '.join([f'the model is not a {name} of transformers:', *lines]))
   return config
+
+
+def _keys(family: Family, core: Any) -> dict[str, Any]:
+  """Returns the keys of config.json of a body; inverse of `_body`."""
+  values = _facts(core)
+  if 'dropout' in family.keys:
+    values['dropout'] = core.dropout
+  if 'activation' in family.keys:
+    values['activation'] = next((k for k, v in ACTIVATIONS.items() if v == core.activation), '')
+  if family is ROBERTA:
+    values['max_seq_len'] += values['first_position']
+    values['first_position'] -= 1
+  config = {'model_type': family.model_type, **family.written}
+  config |= {k: v[0] for k, v in family.only.items() if v and isinstance(v[0], bool)}
+  config |= {key: values[argument] for argument, (key, _) in family.keys.items()}
+  config |= dict.fromkeys(family.rates, values.get('dropout'))
+  config |= family.write(core) if family.write else {}
+  config |= {key: _keys(inner, getattr(core, k)) for k, (key, inner) in family.parts.items()}
+  rotary = family.fixed.get('positions') == 'rotary'
+  return config | (_rope_keys(core) if rotary else {})
 
 
 def _labels(labels: Sequence[str], outputs: int) -> dict[str, Any]:
@@ -233,6 +269,8 @@ def _family(core: Any) -> Family:
     return vision.family_of(core)
   if isinstance(core, Seq2Seq):
     return {'learned': BART, 'relative': T5}.get(core.positions, MARIAN)
+  if isinstance(core, clip.CLIP):
+    return pairs.family_of(core)
   if isinstance(core, bert.BERT):
     if core.first_position:
       return ROBERTA
@@ -276,8 +314,12 @@ def _facts(core: Any) -> dict[str, Any]:
   """Returns the arguments that define a model, in a unique form."""
   if isinstance(core, vision.MODELS):
     return vision.facts(core, FREE)
+  if isinstance(core, clip.CLIP):
+    return pairs.facts(core, _facts)
   facts = {f.name: getattr(core, f.name) for f in dataclasses.fields(core) if f.name not in FREE}
   facts['mlp_dim'] = core.mlp_dim or 4 * core.width
+  if isinstance(core, clip.TextTower):
+    return facts
   facts['head_dim'] = core.head_dim or core.width // core.heads
   if isinstance(core, bert.BERT):
     return facts

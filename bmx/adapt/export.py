@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from bmx.adapt import meta, vision
+from bmx.adapt import meta, pairs, vision
 from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.configs import describe
 from bmx.adapt.layouts import Rule
@@ -28,6 +28,7 @@ from bmx.data.text.chat_template import NAME as TEMPLATE
 from bmx.data.text.special import CONFIG, GENERATION
 from bmx.data.text.tokenizer import Subwords
 from bmx.models import bert
+from bmx.models.clip import CLIP
 from bmx.models.gpt import GPT
 from bmx.models.seq2seq import Seq2Seq
 from bmx.models.stack import layers_apart
@@ -58,7 +59,7 @@ def save(
 
   Args:
     folder: must be missing or empty; it appears when all of it is written.
-    model: a GPT, a BERT, or one with a head; a Seq2Seq; a ResNet or a ViT.
+    model: a GPT, a BERT, or one with a head; a Seq2Seq; a ResNet, a ViT or a CLIP.
     params: of the model, stacked or not.
     tokenizer: a tokenizer, such as `bmx.data.text.tokenizer.load` reads, or the text of a
       tokenizer.json. Transformers encodes with it as it is.
@@ -91,6 +92,8 @@ def save(
   pieces = _pieces(model, params, statistics or {}, config['architectures'][0])
   if isinstance(model, vision.MODELS):
     config['num_channels'] = vision.image(model, params).shape[-1]
+  if isinstance(model, CLIP):
+    pairs.complete(config, model, params, ids)
   width = np.dtype(dtype).itemsize
   sizes = {name: width * sum(piece.size for piece in some) for name, some in pieces.items()}
   files = _files(sizes, shard_bytes)
@@ -123,12 +126,15 @@ class _Piece:
   @property
   def size(self) -> int:
     shape = self.leaf.shape if self.layer is None else self.leaf.shape[1:]
+    if not shape:
+      return 1
     return math.prod(shape) // shape[0] * len(range(shape[0])[: self.rows])
 
   def array(self) -> np.ndarray:
     # A copy: the host value of an array is cached with it, and would fill the host with the model.
     leaf = jnp.copy(self.leaf) if self.layer is None else self.leaf[self.layer]
-    return self.rule.save(tree.fetch(leaf)[: self.rows])
+    value = tree.fetch(leaf)
+    return self.rule.save(value if self.rows is None else value[: self.rows])
 
 
 # By the tensor's name; side by side in its last dimension. [] is a counter, which is 0.
@@ -166,19 +172,22 @@ def _joined(pieces: Sequence[_Piece], dtype: str) -> np.ndarray:
   if not pieces:
     return np.zeros((), np.int64)
   arrays = [piece.array().astype(dtype, copy=False) for piece in pieces]
-  return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
+  return np.asarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1), order='C')
 
 
 def _shapes(model: Any, params: tree.Tree) -> dict[str, tuple[Any, int | None]]:
   """Returns the expected parameters and running statistics, as `layers_apart` names them."""
-  images = isinstance(model, vision.MODELS)
-  given = vision.image(model, params) if images else jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  given: tuple[Any, ...] = (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
+  if isinstance(model, vision.MODELS):
+    given = (vision.image(model, params),)
+  if isinstance(model, CLIP):
+    given = (pairs.image_of(model, params), *given)
   call = (lambda m, x: m.pool(m(x))) if isinstance(model, bert.BERT) else None
   if isinstance(model, Seq2Seq):
     call = lambda m, x: m({'source': x}, x)
-  init = lambda key, x: model.init(key, x, method=call)
+  init = lambda key, *x: model.init(key, *x, method=call)
   with reference_attention(), use(None):
-    made = unbox(jax.eval_shape(init, jax.random.PRNGKey(0), given))
+    made = unbox(jax.eval_shape(init, jax.random.PRNGKey(0), *given))
   return layers_apart(made['params']) | layers_apart(made.get('batch_stats', {}))
 
 

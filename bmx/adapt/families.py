@@ -53,6 +53,8 @@ class Family:
     sides: whether the body itself has an encoder and a decoder.
     read: (config.json, problems to append to) -> further arguments in bmx.
     write: model -> further keys of a written config.json.
+    parts: argument in bmx that is a model of its own -> (object of config.json, its family).
+    shared: key of config.json that holds for all `parts` -> default of a missing one.
   """
 
   model_type: str
@@ -74,6 +76,8 @@ class Family:
   sides: bool = False
   read: Callable[[Mapping[str, Any], list[str]], dict[str, Any]] | None = None
   write: Callable[[Any], dict[str, Any]] | None = None
+  parts: Mapping[str, tuple[str, 'Family']] = dataclasses.field(default_factory=dict)
+  shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def rules(self, wrapped: bool) -> dict[str, Rule]:
     """Returns the rules by parameter name; `wrapped`: those of the body begin with 'encoder/'."""

@@ -45,7 +45,7 @@ class Rule:
   def shape(self, sizes: Sizes) -> list[int]:
     """Returns the shape of the whole tensor."""
     shape = [math.prod(sizes[x] for x in group) for group in self.groups]
-    return [*shape[:-1], shape[-1] * self.parts]
+    return [*shape[:-1], *(n * self.parts for n in shape[-1:])]  # none of a scalar
 
   def cut(self, sizes: Sizes, ranges: Ranges) -> list[slice]:
     """Returns the block of the tensor that holds these ranges of the parameter."""

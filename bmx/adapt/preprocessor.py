@@ -13,20 +13,22 @@ from bmx.adapt.tensors import read_json
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
 from bmx.core.types import Metadata
+from bmx.data.images.pictures import RESAMPLE
 from bmx.runtime.storage import Place, place
 from bmx.train import datafile
 
 log = logging.getLogger('bmx')
 NAME = 'preprocessor_config.json'
 KEY = 'normalization'  # of metadata: scale, mean and std of the data's `Normalise`
-BILINEAR = 2  # PIL's number
+RESIZE = 'resize'  # of metadata, where data say how files are resized: short, resample
+BILINEAR = 2  # Pillow's number
 
 
 def content(metadata: Metadata, spec: Mapping[str, Spec]) -> dict[str, Any] | None:
   """Returns the preprocessor_config.json of data; None for data without normalized images.
 
   The processor resizes to the size of the images, divides by the scale and normalizes. Crops,
-  which other data may need, are not part of it.
+  which other data may need, are part of it where the data say how files are resized (CLIP).
 
   Args:
     metadata: of the data.
@@ -36,11 +38,22 @@ def content(metadata: Metadata, spec: Mapping[str, Spec]) -> dict[str, Any] | No
     return None
   rows, columns, channels = spec['image'].shape
   of = metadata[KEY]
-  return {
+  kind: dict[str, Any] = {
     'image_processor_type': 'ViTImageProcessor',
-    'do_resize': True,
     'size': {'height': rows, 'width': columns},
     'resample': BILINEAR,
+  }
+  if RESIZE in metadata:
+    kind = {
+      'image_processor_type': 'CLIPImageProcessor',
+      'size': {'shortest_edge': metadata[RESIZE]['short']},
+      'resample': RESAMPLE[metadata[RESIZE]['resample']],
+      'do_center_crop': True,
+      'crop_size': {'height': rows, 'width': columns},
+      'do_convert_rgb': True,
+    }
+  return kind | {
+    'do_resize': True,
     'do_rescale': True,
     'rescale_factor': 1 / of['scale'],
     'do_normalize': True,
@@ -69,6 +82,8 @@ def check(folder: str, run: bool, metadata: Metadata, spec: Mapping[str, Spec]) 
   if not own or not given:
     return []
   expected = _words(own)
+  if RESIZE not in metadata:
+    expected = {k: v for k, v in expected.items() if k not in ('short', 'resample')}
   lines = [
     f'{k}={_brief(given[k])} there, {_brief(v)} in the data'
     for k, v in expected.items()
@@ -108,6 +123,10 @@ def _words(config: Mapping[str, Any], path: str = NAME) -> dict[str, Any]:
   cropped = config.get('do_center_crop', 'crop_size' in config and 'crop_pct' not in config)
   size = config.get('crop_size') if cropped else config.get('size')
   found['size'] = _sides(size)
+  found['short'] = (_sides(config.get('size')) or [0])[0] if cropped else 0
+  named = {number: name for name, number in RESAMPLE.items()}
+  if config.get('resample') is not None:
+    found['resample'] = named.get(config['resample'], f'another ({config["resample"]})')
   return {k: v for k, v in found.items() if v}
 
 
@@ -127,6 +146,8 @@ def _every(values: Sequence[float], channels: int) -> list[float]:
 
 
 def _equal(a: Any, b: Any) -> bool:
+  if isinstance(a, str):
+    return a == b
   if not isinstance(a, list):
     return math.isclose(a, b, rel_tol=1e-4)
   a, b = (x * max(len(a), len(b)) if len(x) == 1 else x for x in (a, b))
@@ -137,4 +158,4 @@ def _equal(a: Any, b: Any) -> bool:
 def _brief(value: Any) -> str:
   if isinstance(value, list):
     return f'({", ".join(_brief(x) for x in value)})'
-  return f'{value:g}'
+  return value if isinstance(value, str) else f'{value:g}'

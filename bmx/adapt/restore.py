@@ -221,4 +221,7 @@ def _part(
       **part, 'encoder': {**part['encoder'], **overrides}
     }  # fmt: skip
     return dict(part)
-  return {**part, **overrides}
+  # Words of a tower are added to its own.
+  inside = {k: {**part[k], **v} for k, v in overrides.items()
+            if isinstance(v, Mapping) and isinstance(part.get(k), Mapping)}  # fmt: skip
+  return {**part, **overrides, **inside}

@@ -36,7 +36,10 @@ def of_loader(folder: str):
 
 
 def of_transformers(folder: str):
-  """Returns a function of tokens and types, or images -> logits of a model of transformers."""
+  """Returns a function of tokens and types, or images -> logits of a model of transformers.
+
+  Of images and tokens, which CLIP reads: 'logits' are embeddings of images, 'logits_1' of texts.
+  """
   import torch  # type: ignore
   import transformers  # type: ignore
 
@@ -45,12 +48,14 @@ def of_transformers(folder: str):
   names = {'tokens': 'input_ids', 'types': 'token_type_ids'}
 
   def call(**inputs):
-    if 'image' in inputs:
-      given = {'pixel_values': torch.from_numpy(inputs['image'].transpose(0, 3, 1, 2))}
-    else:
-      given = {names[k]: torch.from_numpy(v.astype(np.int64)) for k, v in inputs.items()}
+    image, given = inputs.pop('image', None), {}
+    if image is not None:
+      given['pixel_values'] = torch.from_numpy(image.transpose(0, 3, 1, 2))
+    given |= {names[k]: torch.from_numpy(v.astype(np.int64)) for k, v in inputs.items()}
     with torch.no_grad():
       out = model(**given, return_dict=True)
+      if 'image_embeds' in out and 'text_embeds' in out:
+        return {'logits': out['image_embeds'].numpy(), 'logits_1': out['text_embeds'].numpy()}
       if 'start_logits' in out:
         return {'logits': torch.stack([out['start_logits'], out['end_logits']], -1).numpy()}
       return {'logits': out.to_tuple()[0].numpy()}

@@ -223,7 +223,11 @@ def compare_with_transformers(source: Source, folder: pathlib.Path) -> float | N
   # Without padding: transformers computes something for it, too.
   whole = [b | {k: np.ones_like(v) for k, v in b.items() if k == 'segment_ids'} for b in batches]
   size = given[0]['logits'].shape[-1]  # without rows that pad the vocabulary
-  own = [{'logits': o['logits'][..., :size]} for o in own_outputs(source, whole)]
+  names = [k for k in given[0] if k != 'logits']
+  own = [
+    {'logits': o['logits'][..., :size]} | {k: o[k] for k in names}
+    for o in own_outputs(source, whole)
+  ]
   error = check.largest_error(given, own)
   check_error(error, source.config['dtype'])
   return error

@@ -38,7 +38,6 @@ class Contrastive(ModelTask):
   int [B, T], and `caption` int [B], equal for equal captions.
 
   Attributes:
-    metadata: of the data.
     kind: 'softmax', or 'sigmoid' of a model with `bias`.
     max_scale: bound of the inverse temperature, after each update. Published: 100.
     mask_duplicates: pairs of another row with the same caption do not count; False: they are
@@ -51,7 +50,6 @@ class Contrastive(ModelTask):
   """
 
   model: CLIP
-  metadata: Metadata = dataclasses.field(default_factory=dict, repr=False, compare=False)
   kind: str = 'softmax'
   max_scale: float = 100.0
   mask_duplicates: bool = True

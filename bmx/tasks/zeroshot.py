@@ -12,7 +12,7 @@ import numpy as np
 from bmx.core.data import Data
 from bmx.core.errors import InputError
 from bmx.core.types import Array, Batch, HostBatch, Metadata, Noise, Task, Variables
-from bmx.data.images.captions import encode_captions
+from bmx.data.images.pairs import encode_captions
 from bmx.data.text.tokenizer import Subwords
 from bmx.parallel import axes_of, current
 from bmx.runtime.report import Section

@@ -25,6 +25,17 @@ TRANSLATION = [
   'dtype=bfloat16', 'vocab=32768', 'length=512', 'batch_size=64', 'task.model.width=512',
   'task.model.heads=8', 'task.model.depth=6', 'task.model.mlp_dim=2048', 'task.model.scan=True',
 ]  # fmt: skip
+# CLIP B/32 of Radford et al. 2021.
+CLIP_B = [
+  'epochs=0.0', 'steps=1000', 'dtype=bfloat16', 'length=77', 'task.model.image.image_size=224',
+  'task.model.image.patch_size=32', 'task.model.image.num_outputs=512',
+  'task.model.image.width=768', 'task.model.image.depth=12', 'task.model.image.heads=12',
+  'task.model.image.dropout=0.0', 'task.model.image.attention=xla', 'task.model.image.scan=True',
+  'task.model.image.remat=full', 'task.model.text.vocab_size=49408',
+  'task.model.text.end_token=49407', 'task.model.text.width=512', 'task.model.text.depth=12',
+  'task.model.text.heads=8', 'task.model.text.dropout=0.0', 'task.model.text.attention=xla',
+  'task.model.text.scan=True', 'task.model.text.remat=full',
+]  # fmt: skip
 
 # name -> (recipe, topology, overrides); or (model of images.py, topology, its sizes)
 CASES = {
@@ -77,6 +88,9 @@ CASES = {
   'multi30k_transformer v5e:2x2 fsdp-model': (
     'multi30k_transformer', 'v5e:2x2', [*TRANSLATION, 'mesh.fsdp=2', 'mesh.model=2']),
   'multi30k_transformer h200:1': ('multi30k_transformer', 'h200:1', TRANSLATION),
+  'clip_b v5e:4x4 fsdp': (
+    'emoji_clip', 'v5e:4x4', [*CLIP_B, 'batch_size=4096', 'mesh.data=4', 'mesh.fsdp=4']),
+  'clip_b h200:1': ('emoji_clip', 'h200:1', [*CLIP_B, 'batch_size=1024']),
 }  # fmt: skip
 
 # Lines of 2026-11-25, before lines held a digest: the recipes may have changed since. Compiling one

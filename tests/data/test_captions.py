@@ -186,3 +186,17 @@ def test_two_tables_and_a_damaged_image(tokenizer, tmp_path):
   write(tmp_path, pairs(), 'more.csv')
   with pytest.raises(InputError, match='found captions.jsonl, more.csv; name the table'):
     captions(str(tmp_path), tokenizer=tokenizer, **WORDS)
+
+
+def test_emojitwo(data_dir, tokenizer):
+  """2,008 drawings with names and keywords, in the order of their table."""
+  folder = data_dir / 'emojitwo'
+  data = captions(str(folder), str(folder / 'images_32.npz'), text=('name', 'keywords'),
+                  tokenizer=tokenizer, **WORDS | {'size': 32}, train=False)  # fmt: skip
+  assert data.size == 2008
+  assert data.texts[0] == 'grinning face, happy, smiley, emotion'
+  with np.load(folder / 'images_32.npz') as file:
+    expected = file['images'][7] / 255
+  row = data.rows(np.array([7]), np.array([7]))['image'][0]
+  mean, std = (np.float32(data.metadata['normalization'][k]) for k in ('mean', 'std'))
+  np.testing.assert_allclose(row * std + mean, expected, atol=1e-5)

@@ -180,7 +180,7 @@ def shown():
   """A model that has learned nothing, on the held-out digits: task, variables, split, rows."""
   train, valid = digits(), digits(split='valid', train=False)
   model = MODEL.clone(text=TEXT.clone(vocab_size=train.metadata['vocab_size']))
-  task = Contrastive(model, train.metadata)
+  task = Contrastive(model)
   task.validate(train.metadata)
   data = Batches(valid, 48, train=False)
   batch = valid.rows(np.arange(48), np.arange(48))

@@ -9,8 +9,8 @@ from bmx.core import streams
 from bmx.core.data import Examples
 from bmx.data.arrays import ArrayData, split_indices
 from bmx.data.builtin import digits as one_digit
-from bmx.data.images.captions import pair_spec, paired
 from bmx.data.images.normalization import Normalise
+from bmx.data.images.pairs import pair_spec, paired
 from bmx.data.images.pictures import Pixels
 from bmx.data.shapes import shapes
 from bmx.data.text.tokenizer import Subwords
