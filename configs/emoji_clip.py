@@ -9,7 +9,9 @@ retrieval in both directions is measured on it. `bmx predict RUN --input=FOLDER
 --predict.labels="('cat','dog')"` classifies images among texts (docs/clip.md). `:sigmoid` has the
 loss of SigLIP; `:finetune` starts from --init.path=DIR, a CLIP of Hugging Face or a run.
 
-Reaches: not measured yet (experiments/clip/run.py).
+Reaches recall@10 of .39 from image to text and .38 back on EmojiTwo's 402 held-out pairs, where
+chance is .025 and a linear model of pixels and words .49 and .54 (1 seed, 170 CPU seconds,
+2026-11-28, one shared CPU core: experiments/clip/run.py).
 """
 
 from bmx.config import base, check_variant

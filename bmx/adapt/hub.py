@@ -99,7 +99,8 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   extra = sorted(x for x in extra if not family.spare.match(x))
   lines = [f'extra    {tensors[x].name} {tensors[x].shape}' for x in extra]
   lines += _other_copies(tensors, family, _read_by(taken))
-  part_of = lambda name: body.get(name.partition('/')[0], body)  # towers of a CLIP
+  towers = {k: v for k, v in body.items() if isinstance(v, Mapping)}  # of a CLIP
+  part_of = lambda name: towers.get(name.partition('/')[0], body)
   lines += [x for k, target in taken.items() for x in target.problems(tensors, part_of(k))]
   if lines:
     about = f'{folder} holds other tensors than the model has parameters:'

@@ -9,8 +9,8 @@ there is not trained again. The last step is reported: nothing is chosen by the 
 The bag of words is linear: the words of a caption, weighted by their inverse document frequency,
 are predicted from the pixels of the image by ridge regression, whose penalty a fifth of the
 training pairs chooses; candidates are ranked by the cosine. Zero-shot: each held-out image is
-classified among the names of the eight categories of EmojiTwo, which no caption of training names
-as such. Many held-out drawings have a sibling in training (another skin tone), which the split
+classified among the names of the eight categories of EmojiTwo, half of which hardly a caption has.
+Many held-out drawings have a sibling in training (another skin tone), which the split
 leaves as it is.
 """
 

@@ -105,7 +105,7 @@ def captions(
     found: Any = _archived(images, len(every), chosen, pixels, metadata, seed, train, operations)
   else:
     names = [_file(record, file, where, table.parent) for where, record in every]
-    listed = Listing(table.parent, tuple(names), (None,) * len(names), (), str(table))
+    listed = Listing(table.parent, tuple(names), str(table), (None,) * len(names), ())
     found = FolderData(listed.take(chosen), pixels, metadata, seed, train, operations)
     if found.resized is None and found.bytes <= RESIDENT_BYTES:
       found = found.decoded('refuse')
