@@ -99,9 +99,9 @@ def load(folder: Folder, abstract: tree.Tree, reinit: str = '') -> dict[str, jax
   extra = sorted(x for x in extra if not family.spare.match(x))
   lines = [f'extra    {tensors[x].name} {tensors[x].shape}' for x in extra]
   lines += _other_copies(tensors, family, _read_by(taken))
-  towers = {k: v for k, v in body.items() if isinstance(v, Mapping)}  # of a CLIP
-  part_of = lambda name: towers.get(name.partition('/')[0], body)
-  lines += [x for k, target in taken.items() for x in target.problems(tensors, part_of(k))]
+  towers: dict[str, Any] = {k: v for k, v in body.items() if isinstance(v, Mapping)}  # of a CLIP
+  for name, target in taken.items():
+    lines += target.problems(tensors, towers.get(name.partition('/')[0], body))
   if lines:
     about = f'{folder} holds other tensors than the model has parameters:'
     text = '\n  '.join([about, *dict.fromkeys(lines)])
