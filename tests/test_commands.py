@@ -33,6 +33,11 @@ NOT_RUN = {
   'llama_1b': 'a billion parameters',
   'gpt2_124m': 'needs the weights of GPT-2: tests/adapt',
   ':finetune': 'needs weights of others: tests/adapt/test_seq2seq.py',
+  'import secrets': 'makes a secret that the next line reads: tests/privacy',
+  'SECRET': 'the secret of the line before: tests/privacy/test_runs.py',
+  'emoji_clip': 'reads pairs of files: tests/test_captioned.py',
+  'runs/pairs': 'written by `emoji_clip`',
+  'runs/tuned --export.format=huggingface': 'needs weights of others: tests/adapt/test_clip.py',
   'chat': 'reads a terminal or weights of others: tests/serve, tests/test_configs.py',
   'bmx compress': 'needs a trained run: tests/compress',
   'runs/first_int4': 'written by `bmx compress`: tests/compress',
@@ -49,6 +54,12 @@ SHORTER = {
                  '--config.data.size=32', '--config.task.model.features=8,8',
                  '--config.task.model.attention=False,False'],
   'digits_mlp': ['digits_mlp:tiny'],
+  'digits_federated': ['digits_federated:tiny', '--config.steps=2'],
+  'digits_federated:fedadam': ['digits_federated:fedadam', '--config.steps=2',
+                               '--config.every.eval=0'],
+  'char_lstm': ['char_lstm:tiny', '--config.steps=2', '--config.schedule.warmup=1'],
+  'text:lstm': ['text:lstm', '--config.epochs=1', '--config.vocab=300', '--config.length=16',
+                '--config.batch_size=8', '--config.task.model.width=16'],
   'digits_mlp:tiny': ['digits_mlp:tiny'],
   'table': ['table', '--config.epochs=2', '--config.batch_size=16'],
   'table:tiny': ['table:tiny'],
@@ -248,10 +259,16 @@ def write_speech():
   pathlib.Path('new/transcripts.csv').unlink()
 
 
+def write_recurrent():
+  write_texts()
+  write('input.txt', *(f'Line {i} of a short text.' for i in range(2000)))
+
+
 FILES = {
   'README.md': write_table,
   'docs/tables.md': write_table,
   'docs/language.md': write_texts,
+  'docs/recurrent.md': write_recurrent,
   'docs/translation.md': write_translations,
   'docs/recommendation.md': write_clicks_and_ratings,
   'docs/vision.md': write_images,

@@ -408,7 +408,8 @@ def test_a_recipe_is_data(recipe):
 def test_the_words_are_the_same_in_every_recipe(recipe):
   shared = recipes.plain(recipes.base())
   assert set(recipe) >= set(shared)
-  facts = {'classes', 'vocab', 'length', 'folder', 'paths', 'field', 'tokenizer', 'data_dir'}
+  facts = {'classes', 'vocab', 'length', 'folder', 'paths', 'field', 'tokenizer', 'data_dir',
+           'begin'}  # fmt: skip
   assert set(recipe) - set(shared) <= facts
   for word in ('mesh', 'rules', 'every', 'guard', 'stop', 'keep'):
     assert set(recipe[word]) == set(shared[word])

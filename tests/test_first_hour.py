@@ -18,7 +18,7 @@ WRONG = {
   'tarin gpt_char': "did you mean 'train'",
   'train': '`bmx config` lists the recipes',
   'train gpt_chr': "did you mean 'gpt_char'",
-  'train mnist': "'mnist_cnn', 'mnist_detect', 'mnist_flow', 'mnist_gan', 'mnist_mlp',",
+  'train mnist': "'mnist_cnn', 'mnist_detect', 'mnist_dp', 'mnist_flow', 'mnist_gan',",
   'train recipes/gpt_char.py': "did you mean 'gpt_char', the recipe of bmx",
   'train gpt_char:tniy': "did you mean 'tiny'",
   'train gpt_char tiny': 'a variant is written RECIPE:VARIANT',

@@ -101,6 +101,8 @@ def _examples(config: Any, folders: Sequence[str], leaf: str, name: str) -> list
   known = _callee_parameters(config, folders)
   if folders and folders[0] in (*PARTS, *NAMED_PARTS) and leaf == 'call' and not len(place):
     return ['']
+  if len(folders) == 1 and folders[0] in DEFAULT_CALLS and leaf == 'call':
+    return ['']
   if folders == ['init'] and leaf.isidentifier() and not _near_miss(leaf, place):
     return ['']  # the folder of a collection
   if folders == ['compute'] and leaf in RULES:

@@ -154,9 +154,20 @@ class Seq2Seq(EncoderDecoder):
     head_dim: size of a head; 0 is width / heads.
     mlp_dim: width of the feed-forward layers of the decoder; 0 is 4 × width.
     encoder_mlp_dim: of the encoder; 0 is the same.
-    positions: see `TransformerConfig`, as are `first_position`, `theta`, `relative_buckets`,
-      `relative_distance`, `norm`, `eps`, `post_norm`, `embed_norm`, `norm_out`, `activation`,
-      `gated` and `bias`.
+    positions: 'learned', 'sinusoidal', 'sinusoidal_halves', 'rotary', 'relative' or 'none', see
+      `TransformerConfig`.
+    first_position: the row of a learned table that a sequence begins with (2 in BART).
+    theta: base of the rotary frequencies.
+    relative_buckets: distances that 'relative' distinguishes.
+    relative_distance: tokens beyond which all distances are one.
+    norm: 'layer' or 'rms'.
+    eps: added to the variance in a norm.
+    post_norm: whether norms follow the residual sum, or precede attention and feed-forward.
+    embed_norm: whether a norm follows the embeddings (BART).
+    norm_out: whether a norm follows the last block of each side.
+    activation: of the feed-forward layers, a name in `layers.ACTIVATIONS`.
+    gated: whether the activation of one projection multiplies another.
+    bias: whether projections and layer norms have one.
     scaled_attention: whether scores are divided by √(size of a head); not in T5.
     tied: whether the output head is the token table.
     head_bias: whether the logits have a bias.

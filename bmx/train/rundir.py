@@ -50,6 +50,8 @@ FREE = [
   'export',
   'plan',
   'capture',
+  'explain',
+  'reliability',
   'init',
   'hooks',
   'writers',
@@ -167,7 +169,8 @@ class RunDir:
 
   def _compare(self) -> None:
     stored = read_config(self.path)
-    changes = differences(stored['config'], json.loads(json.dumps(self.experiment.config)))
+    plain = lambda config: json.loads(json.dumps(config))  # tuples are lists there
+    changes = differences(plain(stored['config']), plain(self.experiment.config))
     lines = [f'  {name}: {old!r} there, {new!r} given' for name, old, new in changes]
     forbidden = [line for line, change in zip(lines, changes, strict=True)
                  if not _free(change[0])]  # fmt: skip

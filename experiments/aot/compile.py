@@ -108,7 +108,8 @@ MISSING = (
   'resnet50 v5e:2x2', 'resnet50 h200:1', 'vit_b v5e:2x2 fsdp-model', 'vit_b h200:1',
   'llama_8b v5p:4x4x4 fsdp-model, none', 'llama_1b v5e:4x4 fsdp, full',
   'llama_1b v6e:2x4 fsdp, none', 'gpt2_124m v6e:2x4, full', 'gpt2_124m v5e:2x2, none',
-  'llama_1b h100:8 fsdp', 'bert_base v5e:2x2',
+  'llama_1b h100:8 fsdp', 'bert_base v5e:2x2', 'multi30k_transformer v5e:2x2 fsdp-model',
+  'multi30k_transformer h200:1', 'clip_b v5e:4x4 fsdp', 'clip_b h200:1',
 )  # fmt: skip
 
 

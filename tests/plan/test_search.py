@@ -126,7 +126,8 @@ def test_the_recipe_of_a_plan_and_a_second_plan(planned, tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below nohup
 import jax
 from bmx import main
 from bmx.plan import answer, topology

@@ -232,6 +232,7 @@ def test_a_save_that_failed_elsewhere_is_repeated_by_all(elsewhere, monkeypatch)
     loop=loop,
     window=Window({}),
     account=types.SimpleNamespace(parts=dict),
+    count_spent=lambda: None,
     writer=Silent(),
   )
   hooks.save_at_last(types.SimpleNamespace(run=run, step=5, state=None))
