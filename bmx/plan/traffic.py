@@ -161,11 +161,13 @@ def _group(item: Instruction, source: str, parsed: dict[str, list[Instruction]])
     return 'attention'
   if product:
     return 'products'
+  # `jvp()` is what a task computes outside its model; without jvp: guard, optimizer, averages.
   places = (('norm', 'norms'), ('feed_forward', 'feed-forward'), ('/attention/', 'attention'),
-            ('embed', 'embedding'), ('update/', 'optimizer'))  # fmt: skip
-  if item.operation in ('copy', 'transpose', 'copy-start', 'memset') or not source:
+            ('embed', 'embedding'), ('jvp()', 'loss'), ('jvp', 'other'))  # fmt: skip
+  stacked = source.endswith(('/dynamic_update_slice', '/dynamic_slice'))
+  if item.operation in ('copy', 'transpose', 'copy-start', 'memset') or not source or stacked:
     return 'copies'
-  return next((group for word, group in places if word in source), 'other')
+  return next((group for word, group in places if word in source), 'optimizer')
 
 
 def _of_scores(source: str) -> bool:

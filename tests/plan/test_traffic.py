@@ -69,6 +69,21 @@ def test_bytes_of_each_kernel_by_hand():
   assert set(found) == {'f', 'two', 'product', 'scores', 'r'}
 
 
+@pytest.mark.parametrize(
+  ('source', 'group'),
+  [
+    ('jit(traced)/jvp()/while/body/closed_call/reduce_max', 'loss'),
+    ('jit(traced)/transpose(jvp(GPT))/stack/while/body/blocks/add', 'other'),
+    ('jit(traced)/jvp(GPT)/stack/while/body/jit(f)/dynamic_update_slice', 'copies'),
+    ('jit(traced)/mul', 'optimizer'),
+  ],
+)
+def test_groups_of_what_is_outside_the_blocks(source, group):
+  line = f'ROOT %r = f32[8]{{0}} add(%a, %a), metadata={{op_name="{source}"}}'
+  text = f'ENTRY %main (a: f32[8]) -> f32[8] {{\n  %a = f32[8]{{0}} parameter(0)\n  {line}\n}}'
+  assert [k.group for k in traffic.kernels(text)] == [group]
+
+
 def test_groups_multiply_loops_out():
   sums = traffic.by_group(traffic.kernels(LOOP))
   assert sums['feed-forward'] == (3, 3 * 68)
