@@ -14,9 +14,10 @@ XLA = 'github.com/openxla/xla, xla/backends/gpu/target_config/specs/'
 
 # Family -> share of the bound that published trainings reach, as `experiments/plan/fit.py` fits it.
 EFFICIENCY = {'h100': 0.412, 'h200': 0.412, 'v5p': 0.635, 'v6e': 0.436}
-# Without a published point: the mean of the vendor's, not fitted.
+# Without a published point: the mean of the vendor's, not fitted; of a CPU a guess, until a plan
+# has run the step.
 ASSUMED = {'v4': 0.526, 'v5e': 0.526, 'tpu7x': 0.526, 'l4': 0.412, 'a10g': 0.412, 'a100': 0.412,
-           'b200': 0.412}  # fmt: skip
+           'b200': 0.412, 'cpu': 0.3}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

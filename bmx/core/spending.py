@@ -27,6 +27,11 @@ class Spending(NamedTuple):
   kwh: float | None
   kg: float | None
 
+  def scaled(self, factor: float) -> 'Spending':
+    """Returns what a training of `factor` times the duration takes."""
+    usd, kwh, kg = (None if v is None else factor * v for v in self[1:])
+    return Spending(factor * self.h, usd, kwh, kg)
+
 
 def by_kind(text: str, word: str) -> dict[str, float]:
   """Reads 'v5p=4.2,h100=3' -> {'v5p': 4.2, 'h100': 3.0}. Raises InputError for another text."""

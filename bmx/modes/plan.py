@@ -11,7 +11,7 @@ from bmx import experiment as experiments
 from bmx.core import chips, errors, spending
 from bmx.core.errors import InputError
 from bmx.modes import Request
-from bmx.plan import budget, topology
+from bmx.plan import budget, processor, topology
 from bmx.plan.answer import Answer, write
 from bmx.plan.memory import Traces
 from bmx.plan.picture import picture
@@ -66,7 +66,7 @@ def _counted(
   """Returns the layouts of a topology, the best first; none where an optional one is impossible."""
   kind = name.partition(':')[0]
   devices = topology.devices(name)
-  chip = chips.KINDS[kind]
+  chip = processor.this_cpu(len(devices)) if kind == processor.KIND else chips.KINDS[kind]
   fixed = frozenset(text.partition('=')[0] for text in request.overrides)
   first, plain = _build(request, devices)
   report = lambda line: log.info('%s', line)

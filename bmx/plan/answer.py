@@ -13,6 +13,7 @@ from bmx.config.planned import render
 from bmx.core.chips import Chip
 from bmx.core.errors import InputError
 from bmx.core.spending import Spending
+from bmx.plan import processor
 from bmx.plan.compile import GIB, compile_step, summarize
 from bmx.plan.search import Choice
 from bmx.runtime import cache
@@ -26,11 +27,12 @@ class Answer:
 
   Attributes:
     topology: as the command names it.
-    kind: of `chips.KINDS`.
+    kind: of `chips.KINDS`, or 'cpu'.
     chip: of each device.
     choice: the layout.
-    spending: of the whole training at the likely speed.
+    spending: of the whole training at the likely speed, or the measured one.
     compiled: facts of its program; None before it is compiled.
+    measured: seconds of a step that ran on this machine; None: not run.
     error: why it does not fit; ''.
   """
 
@@ -41,6 +43,7 @@ class Answer:
   spending: Spending
   compiled: dict[str, Any] | None = None
   error: str = ''
+  measured: float | None = None
 
   @property
   def gib(self) -> float:
@@ -60,6 +63,7 @@ class Answer:
     path = cache.place('plans') / f'{key(self.choice, self.topology)}.json'
     if path.is_file():
       self.__dict__.update(json.loads(path.read_text()))
+      self._take_measured()
       return self.fits
     thread = threading.Thread(target=self._compile, daemon=True)
     thread.start()
@@ -67,16 +71,30 @@ class Answer:
       thread.join(0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix('.part')
-    part.write_text(json.dumps({'compiled': self.compiled, 'error': self.error}))
+    found = {'compiled': self.compiled, 'error': self.error, 'measured': self.measured}
+    part.write_text(json.dumps(found))
     part.replace(path)
+    self._take_measured()
     return self.fits
 
   def _compile(self) -> None:
     x = self.choice.experiment.rebuild(self.choice.overrides)
     try:
-      self.compiled = summarize(x, compile_step(x))
+      made = compile_step(x)
+      self.compiled = summarize(x, made)
+      if self.kind == processor.KIND and self.fits:
+        self.measured = processor.step_seconds(x, made.program)
     except InputError as error:
       self.error = str(error).splitlines()[0]
+
+  def _take_measured(self) -> None:
+    """Puts the measured time of a step, if there is one, in place of the likely one."""
+    if self.measured is None:
+      return
+    time = self.choice.time
+    ratio = self.measured / time.likely
+    self.choice = self.choice._replace(time=time._replace(efficiency=time.bound / self.measured))
+    self.spending = self.spending.scaled(ratio)
 
 
 def key(choice: Choice, topology: str) -> str:
@@ -164,7 +182,7 @@ def as_json(a: Answer) -> dict[str, Any]:
       'network_seconds': time.network,
       'limit': time.limit,
     },
-    'likely': {
+    'likely' if a.measured is None else 'measured': {
       'step_seconds': time.likely,
       'share_of_the_bound': time.efficiency,
       'units_per_second': costs.units / time.likely,

@@ -3,6 +3,7 @@
 import math
 
 from bmx.parallel import describe
+from bmx.plan import processor
 from bmx.plan.answer import Answer
 from bmx.plan.memory import GIB
 from bmx.runtime.writer import table
@@ -12,10 +13,10 @@ HEAD = (
   'layout',
   'GiB of a device',
   'step s (bound)',
-  'step s (likely)',
-  '{unit}/s (likely)',
-  'MFU (likely)',
-  'hours (likely)',
+  'step s ({how})',
+  '{unit}/s ({how})',
+  'MFU ({how})',
+  'hours ({how})',
   'USD (assumed)',
   'kWh (assumed)',
   'kg CO2e (assumed)',
@@ -25,22 +26,41 @@ HEAD = (
 def summary(answers: list[Answer]) -> str:
   """Formats answers as a table with what its words mean."""
   a = answers[0]
-  head = tuple(title.format(unit=a.choice.costs.unit) for title in HEAD)
+  how = ' or '.join(dict.fromkeys(map(_how, answers)))
+  head = tuple(title.format(unit=a.choice.costs.unit, how=how) for title in HEAD)
   lines = [table([head, *map(_row, answers)])]
   costs, time = a.choice.costs, a.choice.time
   lines += [
     f'{costs.parameters:,} parameters; a step reads {costs.units:,} {costs.unit} and has '
     f'{costs.flops:.4g} FLOPs (contractions of the gradient, attention in full), {costs.run:.4g} '
     'of which run with recomputation and without masked blocks',
-    'bound: each chip at its published peak, compute, memory and network overlapped '
+    f'bound: each chip at its {_peaks(a)} peak, compute, memory and network overlapped '
     f'({a.topology}: {time.compute:.3g}, {time.memory:.3g} and {time.network:.3g} s; '
     f'{time.apart:.3g} s if the network waits)',
-    f'likely: {time.efficiency:.1%} of the bound, as published trainings reach on '
-    f"{a.chip.family} or its vendor's chips (experiments/plan/results.json)",
+    _speed(a),
     'assumed: plan.prices, the power of the boards alone, plan.carbon; "?": a price, power or '
     'carbon intensity is unknown: set plan.prices, plan.watts, plan.carbon',
   ]
   return '\n'.join(lines)
+
+
+def _how(a: Answer) -> str:
+  return 'likely' if a.measured is None else 'measured'
+
+
+def _peaks(a: Answer) -> str:
+  return 'measured' if a.kind == processor.KIND else 'published'
+
+
+def _speed(a: Answer) -> str:
+  """Says where the speed of the first answer comes from."""
+  share = f'{a.choice.time.efficiency:.1%} of the bound'
+  if a.measured is not None:
+    return f'measured: the step ran on this machine, on a batch of zeros, and reached {share}'
+  return (
+    f"likely: {share}, as published trainings reach on {a.chip.family} or its vendor's chips "
+    '(experiments/plan/results.json)'
+  )
 
 
 def _row(a: Answer) -> tuple[str, ...]:
@@ -54,7 +74,7 @@ def _row(a: Answer) -> tuple[str, ...]:
     f'{time.likely:.3g}',
     f'{costs.units / time.likely:,.0f}',
     f'{costs.flops / time.likely / peak:.1%}',
-    f'{spent.h:,.1f}',
+    f'{spent.h:,.1f}' if spent.h >= 1 else f'{spent.h:.2g}',
     *('?' if v is None else f'{v:,.0f}' for v in (spent.usd, spent.kwh, spent.kg)),
   )
 

@@ -1,6 +1,6 @@
 """Absent devices: TPU slices and GPU nodes, as the real compilers know them.
 
-libtpu and jax's CUDA plugin (the extra `aot`) compile for them on any machine.
+libtpu and jax's CUDA plugin (the extra `aot`) compile for them on any machine. `cpu` is this one.
 """
 
 import importlib.util
@@ -25,6 +25,7 @@ AUTO = ('v5e:2x4', 'v5e:4x4', 'v5e:8x8', 'v5e:16x16', 'v6e:2x4', 'v6e:4x4', 'v6e
         'v5p:2x2x2', 'v5p:4x4x4', 'v5p:8x8x8', 'l4:1', 'a100_80:1', 'a100_80:8', 'h100:1', 'h100:8',
         'h100:8x8', 'h200:8', 'h200:8x8', 'b200:8')  # fmt: skip
 GPU_SHAPES = '1, 8, 32x8 (hosts x devices)'
+CPU = 'cpu'
 
 
 class Target(NamedTuple):
@@ -90,12 +91,20 @@ def prepare() -> None:
 
 
 def devices(name: str) -> list[Any]:
-  """Returns the devices of a topology: 'v5e:4x4', two slices 'v5e:4x4@2', 'h200:8', 'h200:32x8'.
+  """Returns the devices of a topology: 'v5e:4x4', two slices 'v5e:4x4@2', 'h200:32x8', 'cpu'.
 
   Raises InputError: an unknown name, a shape the compiler refuses, a compiler that is missing.
   """
+  if name == CPU:
+    return _cpus()
   kind, shape, slices = _parsed(name)
   return _gpus(kind, shape) if kind in GPUS else _tpus(name, kind, shape, slices)
+
+
+def _cpus() -> list[Any]:
+  import jax
+
+  return jax.devices(CPU)[:1]
 
 
 def count(name: str) -> tuple[str, int]:
@@ -120,7 +129,8 @@ def _parsed(name: str) -> tuple[str, str, int]:
     shapes = '; '.join(f'{k}:{v}' for k, v in known.items())
     near = did_you_mean(kind, known) if kind not in known else ''
     raise InputError(
-      f'--topology={name!r} is not a topology{near}\nexpected {shapes}; @2 is two slices'
+      f'--topology={name!r} is not a topology{near}\nexpected {shapes}; @2 is two slices; '
+      'cpu is this machine'
     )
   _, shape, slices = match.groups()
   return kind, shape, int(slices or 1)
