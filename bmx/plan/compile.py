@@ -13,7 +13,7 @@ from bmx.core.experiment import Experiment
 from bmx.parallel import describe, jit
 from bmx.plan import communication, hlo
 from bmx.runtime import cache
-from bmx.train.state import state_spec
+from bmx.train.state import StateSpec, state_spec
 from bmx.train.step import abstract_secret, train_step
 
 GIB = 2**30
@@ -42,22 +42,27 @@ class Compiled:
   kernels: int
 
 
-def compile_step(x: Experiment) -> Compiled:
-  """Compiles one training step of an experiment that was built on a topology's devices.
-
-  Raises InputError if it does not fit the memory of a device.
-  """
-  plan = state_spec(x)
+def lower_step(x: Experiment, plan: StateSpec) -> Any:
+  """Traces one training step of an experiment -> jax's lowered program."""
   step = train_step(x)
   at = x.layout.batch(x.data.spec, x.data.batch_size)
   batch = {
     k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=at[k]) for k, v in x.data.abstract.items()
   }
   program = jit(step, x.layout, donate_argnums=(0,), out_shardings=(plan.shardings, None))
+  return program.lower(plan.abstract, batch, abstract_secret(x))
+
+
+def compile_step(x: Experiment) -> Compiled:
+  """Compiles one training step of an experiment that was built on a topology's devices.
+
+  Raises InputError if it does not fit the memory of a device.
+  """
+  plan = state_spec(x)
   began = time.perf_counter()
   try:
     with cache.nothing_kept():
-      compiled = program.lower(plan.abstract, batch, abstract_secret(x)).compile()
+      compiled = lower_step(x, plan).compile()
   except jax.errors.JaxRuntimeError as error:
     raise _too_large(x, error) from None
   memory = compiled.memory_analysis()
