@@ -3,6 +3,7 @@
     python -m bmx.main --config=configs/digits_federated.py            # FedAvg, Dirichlet(0.1)
     python -m bmx.main --config=configs/digits_federated.py:fedadam    # or :fedprox, :scaffold
     python -m bmx.main --config=configs/digits_federated.py --config.data.alpha=0   # equal shares
+    python -m bmx.main --config=configs/digits_federated.py:private --config.privacy.secret=SECRET
 
 Reaches 93.4 % of the 360 test examples after 60 rounds, 95.3 with :fedadam (mean of 3 seeds;
 2026-11-28, two shared CPU cores: experiments/federated/run.py). docs/federated.md compares the
@@ -13,7 +14,7 @@ from bmx.config import base, check_variant
 
 
 def get_config(variant: str = ''):
-  check_variant(variant, 'fedadam', 'fedprox', 'scaffold', 'tiny')
+  check_variant(variant, 'fedadam', 'fedprox', 'private', 'scaffold', 'tiny')
   c = base('federated averaging on scikit-learn digits')
   c.steps = 60  # rounds
   c.batch_size = 640  # 8 clients × 10 local steps × 8 examples
@@ -64,6 +65,11 @@ def get_config(variant: str = ''):
   if variant == 'fedadam':
     c.schedule.peak = 0.03
     c.optimizer = {'call': 'bmx.optim.optimizers:adam', 'b2': 0.99, 'eps': 1e-3}
+  if variant == 'private':  # ε of clients: many of them, with few examples each
+    c.data.update(clients=400, per_round=100, alpha=1.0)
+    c.batch_size, c.grad.local_steps, c.grad.weights = 800, 4, 'equal'
+    c.privacy = {'epsilon': 8.0, 'delta': 1e-3, 'clip': 0.5, 'unit': 'client'}
+    del c.eval.clients  # exact metrics of the clients' examples would reveal them
   if variant == 'tiny':
     c.steps, c.batch_size = 12, 128
     c.data.update(clients=10, per_round=8, alpha=1.0)

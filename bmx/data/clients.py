@@ -144,12 +144,12 @@ class Clients(Around):
     def compose(number: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
       random = streams.generator(self.seed, streams.CLIENTS, number)
       chosen = random.choice(len(self.groups), self.per_round, replace=False)
-      parts = [self._rows_of(int(client), rows, random) for client in chosen]
+      parts = [self.rows_of(int(client), rows, random) for client in chosen]
       return np.concatenate([x for x, _ in parts]), np.concatenate([w for _, w in parts])
 
     return functools.lru_cache(maxsize=8)(compose)
 
-  def _rows_of(
+  def rows_of(
     self, client: int, rows: int, random: np.random.Generator
   ) -> tuple[np.ndarray, np.ndarray]:
     """Draws the rows of a client -> (indices int64 [R], weights float32 [R])."""

@@ -83,9 +83,7 @@ def training(
       'allow_changed_data=True: expected False with privacy, whose accounting holds for one set of '
       'examples'
     )
-  shards = math.prod(layout.mesh.shape[a] for a in layout.rules['batch'])
-  multiple = shards * described(wrap(gradient, c['batch_size'])).micro_batches
-  made = words.mechanism(data.size, c['batch_size'], steps, multiple, trains)
+  made = mechanism_of(c, words, layout, data, steps, wrap(gradient, c['batch_size']), trains)
   secret = mechanism.Secret(words.secret)
   c['privacy'] |= {'noise_multiplier': made.noise}
   if trains:
@@ -97,6 +95,38 @@ def training(
   sampled = made.sampled(data, secret)
   hooks = {'privacy': Hook(0, made.section, 'privacy', reads_state=False)}
   return Training(sampled, made.steps, made.around(gradient, wrap), secret, values, hooks)
+
+
+def mechanism_of(
+  c: Mapping[str, Any],
+  words: mechanism.Privacy,
+  layout: Layout,
+  data: Batches,
+  steps: int,
+  grad_fn: GradFn,
+  trains: bool,
+) -> mechanism.Mechanism:
+  """Returns the mechanism of examples, or of clients; the arguments are those of `training`.
+
+  Raises InputError for data without clients.
+  """
+  shards = math.prod(layout.mesh.shape[a] for a in layout.rules['batch'])
+  clients = data.metadata.get('num_clients')
+  if words.unit == 'example':
+    if clients is not None:
+      raise InputError(
+        'privacy.unit=example: expected client with data of clients, whose rounds draw clients and '
+        'not examples; set --config.privacy.unit=client'
+      )
+    multiple = shards * described(grad_fn).micro_batches
+    return words.mechanism(data.size, c['batch_size'], steps, multiple, trains)
+  if clients is None:
+    raise InputError(
+      'privacy.unit=client: expected data of clients; set --config.data.call to a part of '
+      'bmx.data.clients, such as bmx.data.clients:dirichlet'
+    )
+  per_round = data.metadata['clients_per_round']
+  return words.mechanism(clients, per_round, steps, shards, trains, c['batch_size'] // per_round)
 
 
 def check_fingerprint(words: mechanism.Privacy, secret: Secret) -> None:

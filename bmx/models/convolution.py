@@ -64,18 +64,23 @@ class Conv(nn.Module):
       )
     shape = (*self.kernel_size, channels // self.groups, self.features)
     kernel = weights.stored_param(self, 'kernel', self.kernel_init, self.axes, shape)
-    y = jax.lax.conv_general_dilated(
-      x.astype(self.dtype),
-      weights.weight(kernel, self.axes, (0, 1, 2), self.dtype),
+    w = weights.weight(kernel, self.axes, (0, 1, 2), self.dtype)
+    y = self.product(x.astype(self.dtype), w)
+    if self.bias:
+      bias = self.param('bias', named(ZEROS, self.axes[-1:]), (self.features,), jnp.float32)
+      y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
+    return y
+
+  def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Convolves images [B, I, J, C] with a kernel, both in `dtype`; interceptors find it."""
+    return jax.lax.conv_general_dilated(
+      x,
+      w,
       self.strides,
       self.padding,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=self.groups,
     )
-    if self.bias:
-      bias = self.param('bias', named(ZEROS, self.axes[-1:]), (self.features,), jnp.float32)
-      y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
-    return y
 
 
 class BatchNorm(nn.Module):

@@ -175,9 +175,13 @@ class Embed(nn.Module):
     Each device looks up the rows that it has. The compiler alone would send the table's gradient
     whole, or by all-to-all.
     """
-    place, axes = Stored(self.axes), axes_of(self.axes[0] or '')
     if self.pad:
       ids = jnp.where(ids < self.size, ids, self.size + self.pad)
+    return self.lookup(ids, self._rows())
+
+  def lookup(self, ids: jax.Array, w: jax.Array) -> jax.Array:
+    """Looks up ids int [B, T] in a table [V + pad, D] as it is stored -> [B, T, D]."""
+    place, axes = Stored(self.axes), axes_of(self.axes[0] or '')
 
     def local(table, ids):
       table = place.fetch(table)
@@ -192,7 +196,7 @@ class Embed(nn.Module):
 
     token = ('batch', 'length')
     out = (*token, self.axes[1])
-    return shard_map(local, (place, token), out)(self._rows(), ids)
+    return shard_map(local, (place, token), out)(w, ids)
 
   def _rows(self) -> jax.Array:
     if is_stored(self.table):

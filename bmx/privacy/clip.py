@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
-from bmx.core.types import Array, Batch, Coupling, Grads, Noise, Variables
+from bmx.core.types import Array, Batch, Coupling, Grads, Loss, Noise, Variables
 from bmx.parallel import vmap_examples
 from bmx.train.gradients import GradWrapper
 from bmx.train.guard import norm
@@ -81,22 +81,37 @@ class Clipped(GradWrapper):
     return Grads(grads, counted, {'loss': jnp.stack([loss, counted])}, state)
 
   def _clipped(self, grads: Grads, bound: Array) -> tuple[Variables, Array, Array, Array]:
-    """Returns of one example: gradient, loss, whether it counts, how its norm compares.
-
-    The last is ½ for a norm within the bound and -½ for one above it (0 if the example does not
-    count): in a sum, an example changes it by ½ at most.
-    """
-    size, (total, count) = norm(grads.sum), grads.metrics['loss']
-    loss = total / jnp.where(count > 0, count, 1)
-    counts = (count > 0) & jnp.isfinite(size) & jnp.isfinite(loss)
-    factor = jnp.minimum(1.0, bound / jnp.maximum(size, jnp.finfo(jnp.float32).tiny))
-    kept = lambda x: jnp.where(counts, x, 0.0)
-    clipped = jax.tree.map(lambda g: jnp.where(counts, g * factor.astype(g.dtype), 0), grads.sum)
-    loss = kept(jnp.clip(loss, -self.loss_bound, self.loss_bound))
-    return clipped, loss, kept(1.0), kept(jnp.where(size <= bound, 0.5, -0.5))
+    """Returns of one example: clipped gradient, and the rest of `judged`."""
+    size, losses = norm(grads.sum), grads.metrics['loss']
+    factor, loss, counts, within = judged(bound, self.loss_bound, size, losses)
+    scale = lambda g: jnp.where(counts > 0, g * factor.astype(g.dtype), 0)
+    return jax.tree.map(scale, grads.sum), loss, counts, within
 
 
-def check_collections(grads: Grads) -> None:
+def judged(
+  bound: Array, loss_bound: float, size: Array, losses: Array
+) -> tuple[Array, Array, Array, Array]:
+  """Returns of one example or client: clip factor, loss, whether it counts, how its norm compares.
+
+  The last is ½ for a norm within the bound and -½ for one above it (0 if it does not count): in a
+  sum, one example changes it by ½ at most.
+
+  Args:
+    bound: largest norm.
+    loss_bound: largest absolute loss.
+    size: norm of the gradient.
+    losses: [sum over the targets, their weight].
+  """
+  total, count = losses
+  loss = total / jnp.where(count > 0, count, 1)
+  counts = (count > 0) & jnp.isfinite(size) & jnp.isfinite(loss)
+  factor = jnp.minimum(1.0, bound / jnp.maximum(size, jnp.finfo(jnp.float32).tiny))
+  kept = lambda x: jnp.where(counts, x, 0.0)
+  loss = kept(jnp.clip(loss, -loss_bound, loss_bound))
+  return kept(factor), loss, kept(1.0), kept(jnp.where(size <= bound, 0.5, -0.5))
+
+
+def check_collections(grads: Grads | Loss) -> None:
   """Raises InputError if a training step would move statistics of the examples."""
   if grads.collections:
     names = ', '.join(sorted(grads.collections))

@@ -10,7 +10,7 @@ K clients of all, C of a round.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from bmx.core.errors import InputError, did_you_mean
 from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, Coupling, Grads, Noise, Variables
 from bmx.parallel import constrain, vmap_examples
+from bmx.privacy import late as queue
 from bmx.privacy import secure
+from bmx.privacy.late import LATE
 from bmx.train.gradients import GradWrapper, described, divide
 
 METHODS = ('fedavg', 'fedprox', 'scaffold')
@@ -28,6 +30,28 @@ WEIGHTS = ('examples', 'equal')
 CONTROL = (
   'control'  # collection of SCAFFOLD: 'server' as the parameters, 'clients' [K, ...] of each
 )
+
+
+class Trained(NamedTuple):
+  """The clients of a round after their local training.
+
+  Attributes:
+    change: of the parameters of each, [C, ...].
+    metrics: sums of each, [C, 2].
+    answered: bool [C], whether it has rows and did not drop out.
+    finite: bool [C], whether all numbers of its update are.
+    steps: int [C], that had rows.
+    client: its number, int [C].
+    own: its control variates, [C, ...]; None without.
+  """
+
+  change: Any
+  metrics: Any
+  answered: Array
+  finite: Array
+  steps: Array
+  client: Array
+  own: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +74,9 @@ class Federated(GradWrapper):
     proximal: μ of FedProx: weight of half the squared distance from the round's parameters.
     weights: of the clients in the average: 'examples', as many as each has; or 'equal'.
     dropout: probability of a client to drop out of a round after its training.
+    late: probability of an update that is sent to come `late_rounds` rounds late.
+    late_rounds: see `late`.
+    late_weight: factor of the weight of a late update, from 0 (it is lost) to 1 (Xie et al. 2019).
     secure_bits: bits behind the binary point of a simulated secure aggregation; 0: without.
 
   Raises:
@@ -65,6 +92,9 @@ class Federated(GradWrapper):
   proximal: float = 0.0
   weights: str = 'examples'
   dropout: float = 0.0
+  late: float = 0.0
+  late_rounds: int = 1
+  late_weight: float = 0.5
   secure_bits: int = 0
 
   def __post_init__(self):
@@ -77,6 +107,14 @@ class Federated(GradWrapper):
     check_number('grad.learning_rate', self.learning_rate, above=0)
     check_number('grad.proximal', self.proximal, at_least=0)
     check_number('grad.dropout', self.dropout, at_least=0, below=1)
+    check_number('grad.late', self.late, at_least=0, at_most=1)
+    check_number('grad.late_rounds', self.late_rounds, at_least=1)
+    check_number('grad.late_weight', self.late_weight, at_least=0, at_most=1)
+    if self.late and (self.secure_bits or self.method == 'scaffold'):
+      raise InputError(
+        f'grad.late={self.late}: expected 0 with method=scaffold, whose control variates are those '
+        'of one round, and with secure_bits, whose masks are'
+      )
     if bool(self.proximal) != (self.method == 'fedprox'):
       raise InputError(
         f'grad.proximal={self.proximal} with method={self.method}: expected a number above 0 with '
@@ -122,12 +160,14 @@ class Federated(GradWrapper):
     return self.local_steps * super().micro_batches
 
   def init(self, variables: Variables) -> Variables:
-    """Returns the control variates of SCAFFOLD; {} for other methods.
+    """Returns the control variates of SCAFFOLD and the queue of late updates, where they exist.
 
     Raises InputError for an inner GradFn with state of its own, which clients cannot share.
     """
     if own := super().init(variables):
       raise InputError(f'grad.inner: expected local steps without state, found {sorted(own)}')
+    if self.late:
+      return {LATE: queue.empty(variables['params'], self.late_rounds)}
     if self.method != 'scaffold':
       return {}
     zeros = lambda *lead: jax.tree.map(
@@ -138,7 +178,35 @@ class Federated(GradWrapper):
   def __call__(self, variables: Variables, batch: Batch, noise: Noise) -> Grads:
     """Returns minus the weighted sum of the changes, with the sum of the weights as count."""
     control = variables.get(CONTROL)
-    rest = {k: v for k, v in variables.items() if k != CONTROL}
+    trained = self.train(variables, batch, noise)
+    change, metrics, answered, finite = trained[:4]
+    key = jax.random.fold_in(noise.key, self.clients)
+    delayed = jax.random.bernoulli(jax.random.fold_in(key, 2), self.late, (self.clients,))
+    on_time = answered & ~delayed
+    sent = on_time & finite
+    total, count, more = self._average(change, batch, sent, jax.random.fold_in(key, 1))
+    collections = {}
+    if self.late:
+      sums = self._average(change, batch, answered & delayed & finite, key)[:2]
+      collections[LATE], (due, weight) = queue.exchange(variables[LATE], noise.step, sums)
+      total = jax.tree.map(lambda x, d: x + self.late_weight * d, total, due)
+      count += self.late_weight * weight
+    # Only clients with numbers that are not finite: so is the round.
+    lost = on_time.any() & ~sent.any()
+    total = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, -x), total)
+    seen = sent | (on_time & lost)
+    metrics = jax.tree.map(lambda m: jnp.where(seen[:, None], m, 0).sum(0), metrics)
+    counted = {'clients': sent, 'clients_rejected': answered & ~finite}
+    counted |= {'clients_late': answered & delayed} if self.late else {}
+    metrics |= {k: jnp.stack([v.sum(), 1]).astype(jnp.float32) for k, v in counted.items()} | more
+    if control is not None:
+      collections[CONTROL] = self._moved(control, trained, sent)
+    return Grads(total, count, metrics, collections)
+
+  def train(self, variables: Variables, batch: Batch, noise: Noise) -> 'Trained':
+    """Trains the clients of a round."""
+    control = variables.get(CONTROL)
+    rest = {k: v for k, v in variables.items() if k not in (CONTROL, LATE)}
     split = lambda x: x.reshape(self.clients, self.local_steps, -1, *x.shape[1:])
     rows = jax.tree.map(split, batch)
     client = constrain(rows['client'][:, 0, 0], 'batch')
@@ -148,19 +216,13 @@ class Federated(GradWrapper):
     finite = jnp.stack([_finite(x) for x in jax.tree.leaves((change, metrics))]).all(0)
     key = jax.random.fold_in(noise.key, self.clients)
     answered = (steps > 0) & ~jax.random.bernoulli(key, self.dropout, (self.clients,))
-    sent = answered & finite
-    total, count, more = self._average(change, rows, sent, jax.random.fold_in(key, 1))
-    # Only clients with numbers that are not finite: so is the round.
-    lost = answered.any() & ~sent.any()
-    total = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, -x), total)
-    seen = sent | (answered & lost)
-    metrics = jax.tree.map(lambda m: jnp.where(seen[:, None], m, 0).sum(0), metrics)
-    counted = {'clients': sent, 'clients_rejected': answered & ~finite}
-    metrics |= {k: jnp.stack([v.sum(), 1]).astype(jnp.float32) for k, v in counted.items()} | more
-    if control is None:
-      return Grads(total, count, metrics, {})
-    drift = jax.tree.map(lambda x: x / self.learning_rate / _along(steps, x), change)
-    return Grads(total, count, metrics, {CONTROL: _moved(control, drift, own, client, sent)})
+    return Trained(change, metrics, answered, finite, steps, client, own)
+
+  def _moved(self, control: Any, trained: 'Trained', sent: Array) -> dict[str, Any]:
+    drift = jax.tree.map(
+      lambda x: x / self.learning_rate / _along(trained.steps, x), trained.change
+    )
+    return _moved(control, drift, trained.own, trained.client, sent)
 
   def _train(
     self, variables: Variables, rows: Batch, correction: Any, noise: Noise
@@ -200,10 +262,10 @@ class Federated(GradWrapper):
     return change, jax.tree.map(lambda m: m.sum(0), metrics), there.sum()
 
   def _average(
-    self, change: Any, rows: Batch, sent: Array, key: Array
+    self, change: Any, batch: Batch, sent: Array, key: Array
   ) -> tuple[Any, Array, dict[str, Array]]:
     """Adds the weighted changes that were sent -> (sums, sum of the weights, further metrics)."""
-    sizes = rows['client_examples'][:, 0, 0]
+    sizes = batch['client_examples'].reshape(self.clients, -1)[:, 0]
     weight = jnp.where(sent, sizes if self.weights == 'examples' else 1.0, 0.0)
     count = weight.sum()
     share = weight / jnp.maximum(count, 1e-30)

@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from bmx.core.errors import InputError
+from bmx.core.errors import InputError, did_you_mean
 from bmx.core.ranges import check_number
 from bmx.core.types import GradFn, Task, facts_of
 from bmx.data.batches import Batches
 from bmx.privacy.accounting import LEAST_NOISE, Accountant, calibrated
+from bmx.privacy.clients import ClippedClients, PoissonClients, federated_of
 from bmx.privacy.clip import Clipped
+from bmx.privacy.ghost import GhostClipped
 from bmx.privacy.noise import Noised, Scales
 from bmx.privacy.sampling import Poisson, check_rate, overflow, padded_rows
 from bmx.privacy.secret import Secret
@@ -21,6 +23,8 @@ from bmx.train.gradients import Accumulate
 from bmx.train.run import Event
 
 log = logging.getLogger('bmx')
+UNITS = ('example', 'client')
+METHODS = {'vmap': Clipped, 'ghost': GhostClipped}
 OVERFLOW = 0.01  # of δ, at most, for draws that do not fit their batch
 USUAL, LARGEST = 10.0, 30.0  # ε that the padding is chosen for: without a budget; at most
 
@@ -39,6 +43,8 @@ class Privacy:
     loss_bound: largest absolute loss of an example in log lines.
     loss_share: share of the budget that the loss in log lines gets.
     quantile_share: share of the budget that an adaptive clip gets.
+    unit: who is protected: 'example', or 'client' of federated training, with all its examples.
+    method: 'vmap', gradients of single examples; 'ghost', their norms alone, in two passes.
     micro_batches: parts of a batch whose gradients of single examples are in memory at once.
     secret: file of at least 16 random bytes, or env:NAME, an environment variable.
     fingerprint: of the secret; a run writes it, and continues with that secret only.
@@ -56,6 +62,8 @@ class Privacy:
   loss_bound: float = 10.0
   loss_share: float = 0.01
   quantile_share: float = 0.01
+  unit: str = 'example'
+  method: str = 'vmap'
   micro_batches: int = 1
   secret: str = 'env:BMX_PRIVACY_SECRET'
   fingerprint: str = ''
@@ -75,6 +83,15 @@ class Privacy:
     check_number('privacy.clip_rate', self.clip_rate, above=0)
     check_number('privacy.loss_share', self.loss_share, above=0, below=0.5)
     check_number('privacy.quantile_share', self.quantile_share, above=0, below=0.5)
+    for word, known in (('unit', UNITS), ('method', METHODS)):
+      if (value := getattr(self, word)) not in known:
+        near = did_you_mean(value, known)
+        raise InputError(f'privacy.{word}={value!r}: expected {" or ".join(known)}{near}')
+    if self.unit == 'client' and (self.method, self.micro_batches) != ('vmap', 1):
+      raise InputError(
+        f'privacy.method={self.method}, privacy.micro_batches={self.micro_batches}: expected vmap '
+        'and 1 with privacy.unit=client, where a client is clipped after its local training'
+      )
     check_number('privacy.micro_batches', self.micro_batches, at_least=1)
     if not self.epsilon and not self.noise_multiplier:
       raise InputError(
@@ -83,15 +100,22 @@ class Privacy:
       )
 
   def mechanism(
-    self, size: int, expected: int, steps: int, multiple: int, trains: bool = True
+    self,
+    size: int,
+    expected: int,
+    steps: int,
+    multiple: int,
+    trains: bool = True,
+    rows_each: int = 1,
   ) -> 'Mechanism':
     """Returns the mechanism of a run.
 
     Args:
-      size: examples of the training data.
+      size: examples of the training data; or clients, here and below.
       expected: examples of a batch, on average.
       steps: of the run.
-      multiple: that the rows of a padded batch are of, besides `micro_batches`.
+      multiple: that the examples of a padded batch are of, besides `micro_batches`.
+      rows_each: rows of a client in a batch; 1 for examples.
       trains: whether the run is trained; shapes, all that plans and stored runs read, do not depend
         on a noise multiplier that is not chosen yet.
 
@@ -101,15 +125,15 @@ class Privacy:
     check_rate(expected, size)
     if trains and self.delta >= 1 / size:
       log.warning(
-        'privacy.delta=%g: expected below 1 / examples = %.2g, the δ of a mechanism that publishes '
-        'an example at random', self.delta, 1 / size,
+        'privacy.delta=%g: expected below 1 / %ss = %.2g, the δ of a mechanism that publishes one '
+        'at random', self.delta, self.unit, 1 / size,
       )  # fmt: skip
     most = OVERFLOW * self.delta / (steps * (1 + math.exp(min(self.epsilon or USUAL, LARGEST))))
     rows = padded_rows(expected, size, most, multiple * self.micro_batches)
     noise = self.noise_multiplier
     if not noise and trains:
       noise = calibrated(self.epsilon, self.delta, expected, size, steps, rows)
-    made = Mechanism(self, size, expected, rows, noise or 1.0, steps)
+    made = Mechanism(self, size, expected, rows, noise or 1.0, steps, rows_each)
     if not (self.epsilon and trains):
       return made
     within = made.accountant.steps(self.epsilon, steps)
@@ -133,11 +157,12 @@ class Mechanism:
 
   Attributes:
     words: of the config.
-    size: examples of the training data.
+    size: examples of the training data; or clients, here and below.
     expected: examples of a batch, on average.
-    rows: of a padded batch.
+    rows: examples of a padded batch.
     noise: the noise multiplier of all that a step releases.
     steps: of the run, within the budget.
+    rows_each: rows of a client in a batch; 1 for examples.
   """
 
   words: Privacy
@@ -146,6 +171,7 @@ class Mechanism:
   rows: int
   noise: float
   steps: int
+  rows_each: int = 1
 
   @functools.cached_property
   def accountant(self) -> Accountant:
@@ -165,8 +191,11 @@ class Mechanism:
 
   def sampled(self, data: Batches, secret: Secret) -> Batches:
     """Returns the training data with padded batches, drawn from a secret."""
-    examples = Poisson(data.examples, self.expected, secret)
-    return dataclasses.replace(data, examples=examples, batch_size=self.rows)
+    if self.words.unit == 'client':
+      examples = PoissonClients(data.examples, self.rows_each, secret)
+    else:
+      examples = Poisson(data.examples, self.expected, secret)
+    return dataclasses.replace(data, examples=examples, batch_size=self.rows * self.rows_each)
 
   def around(self, gradient: GradFn, wrap: Callable[[GradFn, int], GradFn]) -> GradFn:
     """Returns the private GradFn.
@@ -176,16 +205,13 @@ class Mechanism:
       wrap: (GradFn, rows of a batch) -> the wrappers of the config word `grad` around it.
 
     Raises:
-      InputError: a wrapper other than accumulation, whose result is not a sum over examples.
+      InputError: a wrapper other than accumulation, whose result is not a sum over examples; for
+        clients, other than local training.
     """
-    words, adaptive = self.words, bool(self.words.quantile)
-    made: GradFn = Clipped(gradient, words.clip, words.loss_bound, adaptive)
-    if words.micro_batches > 1:
-      made = Accumulate(made, words.micro_batches, self.rows)
-    made = wrap(made, self.rows)
-    _check_sums(made)
+    words = self.words
+    inner = self._of_clients if words.unit == 'client' else self._of_examples
     return Noised(
-      made,
+      inner(gradient, wrap),
       words.clip,
       self.expected,
       self.scales,
@@ -194,14 +220,28 @@ class Mechanism:
       words.clip_rate,
     )
 
+  def _of_examples(self, gradient: GradFn, wrap: Callable[[GradFn, int], GradFn]) -> GradFn:
+    words, clipped = self.words, METHODS[self.words.method]
+    made: GradFn = clipped(gradient, words.clip, words.loss_bound, bool(words.quantile))
+    if words.micro_batches > 1:
+      made = Accumulate(made, words.micro_batches, self.rows)
+    made = wrap(made, self.rows)
+    _check_sums(made)
+    return made
+
+  def _of_clients(self, gradient: GradFn, wrap: Callable[[GradFn, int], GradFn]) -> GradFn:
+    words, made = self.words, wrap(gradient, self.expected * self.rows_each)
+    federated = federated_of(made, self.rows * self.rows_each, self.rows)
+    return ClippedClients(federated, words.clip, words.loss_bound, bool(words.quantile))
+
   def section(self, event: Event) -> Section:
     """Returns a section of the report on the privacy of a run, for a hook."""
     words, scales = self.words, self.scales
     rows = {
       'ε': f'{self.accountant.epsilon(event.step):.4g} after {event.step:,} steps',
       'δ': f'{words.delta:g}',
-      'neighbors': 'data sets of which one has an example more',
-      'batches': f'Poisson samples, {self.expected:,} of {self.size:,} examples on average, '
+      'neighbors': f'data sets of which one has one {words.unit} more',
+      'batches': f'Poisson samples, {self.expected:,} of {self.size:,} {words.unit}s on average, '
       f'at most {self.rows:,}',
       'noise multiplier': f'{self.noise:g} ({scales.gradient:.4g} of the gradient, '
       f'{scales.loss:.4g} of the loss in log lines)',
@@ -218,7 +258,7 @@ class Mechanism:
     return (
       f'privacy    ε {self.accountant.epsilon(self.steps):.4g} at δ {words.delta:g} after '
       f'{self.steps:,} steps: noise multiplier {self.noise:g}{chosen}, Poisson batches of '
-      f'{self.expected:,} of {self.size:,} examples in {self.rows:,} rows'
+      f'{self.expected:,} of {self.size:,} {words.unit}s in {self.rows:,} places'
     )
 
 

@@ -17,7 +17,7 @@ from bmx.core.experiment import Experiment
 from bmx.runtime import console
 from bmx.runtime.watchdog import Watchdog
 from bmx.runtime.writer import Bar
-from bmx.train import hooks, start, summary
+from bmx.train import hooks, repeats, start, summary
 from bmx.train.run import Event, Run, make_run
 from bmx.train.rundir import RunDir
 from bmx.train.signals import Signals
@@ -65,8 +65,12 @@ def run(
       console.keep(rundir.path / 'logs', jax.process_index())
       try:
         summary.begin(made)
+        repeats.begin(x, rundir.path)
         event = train(made)
+        repeats.end(x, rundir.path)
       except Exception as error:
+        if isinstance(error, Preempted):  # saved
+          repeats.end(x, rundir.path)
         summary.interrupted(made, error)
         made.close()
         raise

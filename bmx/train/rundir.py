@@ -22,7 +22,7 @@ from bmx.runtime import storage
 from bmx.runtime.files import numbers, read_json, write_json
 from bmx.runtime.locks import locked
 from bmx.runtime.storage import Place
-from bmx.train import datafile, package
+from bmx.train import datafile, package, repeats
 from bmx.train.stepdirs import check_names, check_path
 
 log = logging.getLogger('bmx')
@@ -60,7 +60,8 @@ FREE = [
 # Files and folders that bmx writes in a run directory: a link there would lead a write elsewhere.
 OWN = ('lock', 'config.json', 'data.json', 'tokenizer.json', 'tokenizer_config.json',
        'special_tokens_map.json', 'metrics.jsonl', 'summary.json', 'sections.json', 'starts.json',
-       'report.html', 'checkpoints', 'constants', 'tensorboard', 'logs', 'profile')  # fmt: skip
+       'report.html', 'checkpoints', 'constants', 'tensorboard', 'logs', 'profile',
+       repeats.UNSAVED)  # fmt: skip
 PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
 
@@ -181,6 +182,7 @@ class RunDir:
         + '\ngive the same config again to resume; to continue from its weights with another one, '
         f'name another --workdir and add --config.init.path={self.path}'
       )
+    repeats.check(self.path, changes)
     self.changes = changes
     if changes:
       log.info('resuming with another\n%s', '\n'.join(lines))

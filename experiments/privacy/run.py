@@ -1,12 +1,9 @@
-"""Private training measured: accuracy of mnist_dp at an ε, and the cost of gradients of examples.
+"""Private training measured: accuracy of mnist_dp at an ε.
 
     BMX_TEST_DATA=DIR python experiments/privacy/run.py train [--epsilon=E] [--seeds=N] [WORDS]
-    python experiments/privacy/run.py cost
 
-DIR holds tfds/mnist. `train` prints accuracy, ε and CPU seconds of each seed; further words are
-those of the config, such as epochs=2. `cost` prints CPU seconds and bytes of temporaries of one
-gradient of a batch, plain and clipped by example, whole and in 8 micro-batches. Both add a line of
-JSON to results.jsonl.
+DIR holds tfds/mnist. It prints accuracy, ε and CPU seconds of each seed, and adds a line of JSON to
+results.jsonl; further words are those of the config, such as epochs=2. Costs: cost.py.
 """
 
 import argparse
@@ -21,12 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 HERE = pathlib.Path(__file__).parent
 ACCURACY = 'eval/test/accuracy'
-ROWS = 640
 
 
 def note(result: dict[str, Any]) -> None:
@@ -64,58 +59,15 @@ def train(epsilon: float, seeds: int, words: list[str]) -> None:
   note({'train': 'mnist_dp', 'words': words, 'seeds': found, 'mean_accuracy': round(mean, 5)})
 
 
-def cost(repeats: int = 3) -> None:
-  """Measures gradients of the recipe's model on a batch of random images."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from bmx.core.types import Noise
-  from bmx.models.cnn import CNN
-  from bmx.parallel.sharding import unbox
-  from bmx.privacy import Clipped
-  from bmx.tasks.classification import Classification
-  from bmx.train.gradients import Accumulate, Gradient
-
-  random = np.random.default_rng(0)
-  batch = {
-    'image': random.normal(size=(ROWS, 28, 28, 1)).astype(np.float32),
-    'label': random.integers(0, 10, ROWS).astype(np.int32),
-    'weights': np.ones(ROWS, np.float32),
-  }
-  task, noise = Classification(CNN(10, (8, 16), 3, (32,), 'tanh')), Noise(jax.random.PRNGKey(0), 0)
-  noise = noise.replace(step=jnp.int32(0))  # type: ignore
-  variables = unbox(dict(task.init(noise, batch)))
-  clipped = Clipped(Gradient(task))
-  cases = {
-    'plain': Gradient(task),
-    'by example': clipped,
-    'by example, 8 micro-batches': Accumulate(clipped, 8, ROWS),
-  }
-  for name, gradient in cases.items():
-    program = jax.jit(lambda v, b, g=gradient: g(v, b, noise).sum)
-    program = program.lower(variables, batch).compile()
-    jax.block_until_ready(program(variables, batch))
-    began = time.process_time()
-    for _ in range(repeats):
-      jax.block_until_ready(program(variables, batch))
-    spent = (time.process_time() - began) / repeats
-    memory = program.memory_analysis().temp_size_in_bytes
-    note({'cost': name, 'rows': ROWS, 'cpu_seconds': round(spent, 3), 'temporary_bytes': memory})
-
-
 def main() -> None:
-  """Runs one of the two measurements."""
+  """Runs the measurement."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('kind', choices=('train', 'cost'))
+  parser.add_argument('kind', choices=('train',))
   parser.add_argument('words', nargs='*')
   parser.add_argument('--epsilon', type=float, default=2.91)
   parser.add_argument('--seeds', type=int, default=3)
   given = parser.parse_intermixed_args()
-  if given.kind == 'cost':
-    cost()
-  else:
-    train(given.epsilon, given.seeds, given.words)
+  train(given.epsilon, given.seeds, given.words)
 
 
 if __name__ == '__main__':

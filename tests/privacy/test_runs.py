@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from bmx import config as recipes
 from bmx import experiment
-from bmx.core.errors import InputError
+from bmx.core.errors import InputError, Preempted
 from bmx.core.events import Hook
 from bmx.modes import Request
 from bmx.modes import evaluate as evaluate_mode
@@ -84,6 +85,30 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, monkeypatch):
   assert lines(tmp_path / 'run') == lines(tmp_path / 'whole')
 
 
+def test_a_killed_run_repeats_steps_with_the_same_words_only(tmp_path):
+  """Under another schedule they would meet other weights with the same noise."""
+  words = [*NOISY, 'steps=8', 'every.save=3', 'every.log=1']
+  with pytest.raises(KeyError):
+    loop.run(built(*words), tmp_path / 'run', {'stop': Hook((5,), stop)})
+  longer = [*words, 'steps=12']
+  with pytest.raises(InputError, match=r'which was killed: .* same noise(.|\n)*steps: 8 there, 12'):
+    loop.run(built(*longer), tmp_path / 'run')
+  assert loop.run(built(*words, 'every.log=2'), tmp_path / 'run')['steps'] == 8
+  found = loop.run(built(*longer), tmp_path / 'run')  # the run has ended, and nothing is repeated
+  assert found['steps'] == 12 and not (tmp_path / 'run' / 'unsaved').exists()
+
+
+def test_an_interrupted_run_is_saved_and_may_get_other_steps(tmp_path):
+  words = [*NOISY, 'steps=8', 'every.save=0']
+
+  def interrupt(event):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(Preempted):
+    loop.run(built(*words), tmp_path / 'run', {'stop': Hook((3,), interrupt)})
+  assert loop.run(built(*words, 'steps=6'), tmp_path / 'run')['steps'] == 6
+
+
 def test_two_runs_of_one_secret_have_other_noise(tmp_path):
   """Noise that two runs share is the difference of what they release."""
   words = [*NOISY, 'steps=3']
@@ -127,6 +152,7 @@ BAD = {
   'privacy.epsilon=3 privacy.delta=1': 'privacy.delta=1.0: expected 0 < privacy.delta < 1',
   'privacy.epsilon=3 privacy.clip=0': 'privacy.clip=0.0: expected a finite number, 0 < privacy',
   'privacy.epsilon=3 privacy.secret=/absent': 'privacy.secret=/absent: expected a file',
+  'privacy.epsilon=3 privacy.method=gohst': "privacy.method='gohst': expected vmap or ghost; did",
   'privacy.epsilon=3 task.mixup=0.2': 'expected examples that do not see each other',
   'privacy.epsilon=3 eval.train.split=train': 'eval.train: expected other examples than the train',
   'privacy.epsilon=3 allow_changed_data=True': 'allow_changed_data=True: expected False',
