@@ -319,7 +319,7 @@ def _facts(core: Any) -> dict[str, Any]:
   facts = {f.name: getattr(core, f.name) for f in dataclasses.fields(core) if f.name not in FREE}
   facts['mlp_dim'] = core.mlp_dim or 4 * core.width
   if isinstance(core, clip.TextTower):
-    return facts
+    return facts | ({'end_token': -1} if core.pool == 'last' else {})
   facts['head_dim'] = core.head_dim or core.width // core.heads
   if isinstance(core, bert.BERT):
     return facts

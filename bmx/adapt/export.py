@@ -172,7 +172,8 @@ def _joined(pieces: Sequence[_Piece], dtype: str) -> np.ndarray:
   if not pieces:
     return np.zeros((), np.int64)
   arrays = [piece.array().astype(dtype, copy=False) for piece in pieces]
-  return np.asarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1), order='C')
+  along = pieces[0].rule.along
+  return np.asarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, along), order='C')
 
 
 def _shapes(model: Any, params: tree.Tree) -> dict[str, tuple[Any, int | None]]:

@@ -25,8 +25,9 @@ class Rule:
     dims: the parameter's dimensions, 'dnh'; 'v', the vocabulary, may be padded.
     stored: the tensor's dimensions; brackets join those that it flattens, '(nh)d'; '1' is one of
       size 1 that the parameter lacks.
-    part: index of the parameter among the equal `parts` of the tensor's last dimension.
+    part: index of the parameter among the equal `parts` of a dimension of the tensor.
     parts: number of these.
+    along: that dimension, the last by default.
   """
 
   name: str
@@ -35,6 +36,7 @@ class Rule:
   stored: str
   part: int = 0
   parts: int = 1
+  along: int = -1
 
   @property
   def groups(self) -> list[str]:
@@ -45,7 +47,9 @@ class Rule:
   def shape(self, sizes: Sizes) -> list[int]:
     """Returns the shape of the whole tensor."""
     shape = [math.prod(sizes[x] for x in group) for group in self.groups]
-    return [*shape[:-1], *(n * self.parts for n in shape[-1:])]  # none of a scalar
+    if shape:  # not that of a scalar
+      shape[self.along] *= self.parts
+    return shape
 
   def cut(self, sizes: Sizes, ranges: Ranges) -> list[slice]:
     """Returns the block of the tensor that holds these ranges of the parameter."""
@@ -55,7 +59,7 @@ class Rule:
     if not group:
       return slice(0, 1)
     inner = math.prod(sizes[x] for x in group[1:])
-    before = self.part * sizes[group[0]] if group == self.groups[-1] else 0
+    before = self.part * sizes[group[0]] if group == self.groups[self.along] else 0
     start, stop = ranges[group[0]]
     return slice((before + start) * inner, (before + stop) * inner)
 
@@ -92,6 +96,20 @@ def dense(name: str, tensor: str, kernel: str, stored: str, bias: str, *part: in
 
 QKV = ('query', 'key', 'value')
 AT, FEED = 'stack/block_*/attention', 'stack/block_*/feed_forward'  # and the norms of each
+
+
+def tower_blocks(layer: str) -> list[Rule]:
+  """Returns the rules of the blocks of a tower of CLIP or SigLIP; `layer`: prefix of a block."""
+  return [
+    *norm(f'{AT}_norm', f'{layer}.layer_norm1'),
+    *(r for name in QKV
+      for r in dense(f'{AT}/{name}', f'{layer}.self_attn.{name[0]}_proj', 'dnh', '(nh)d', '(nh)')),
+    *dense(f'{AT}/out', f'{layer}.self_attn.out_proj', 'nhd', 'd(nh)', 'd'),
+    *norm(f'{FEED}_norm', f'{layer}.layer_norm2'),
+    *dense(f'{FEED}/up', f'{layer}.mlp.fc1', 'df', 'fd', 'f'),
+    *dense(f'{FEED}/down', f'{layer}.mlp.fc2', 'fd', 'df', 'd'),
+  ]  # fmt: skip
+
 
 H = 'transformer.h.*'
 GPT2_BODY = [

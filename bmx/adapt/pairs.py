@@ -1,7 +1,7 @@
-"""CLIP of Hugging Face: two towers in one folder, and keys of config.json.
+"""CLIP and SigLIP of Hugging Face: two towers in one folder, and keys of config.json.
 
-Source: modeling_clip.py and configuration_clip.py of transformers 5.24, and the published file of
-openai/clip-vit-base-patch32.
+Source: modeling_*.py and configuration_*.py of clip and siglip in transformers 5.24, and the
+published files of openai/clip-vit-base-patch32 and google/siglip-base-patch16-224.
 """
 
 import dataclasses
@@ -13,27 +13,20 @@ import jax
 
 from bmx.adapt import vision
 from bmx.adapt.families import ONLY, Architecture, Family
-from bmx.adapt.layouts import AT, FEED, QKV, Rule, dense, norm
+from bmx.adapt.layouts import Rule, dense, norm, tower_blocks
 from bmx.adapt.meta import Ids
 from bmx.core.errors import InputError
 from bmx.models import clip
 from bmx.models.vit import ViT
 
 LARGEST_ID = 2  # `eos_token_id` of old files, which transformers reads as the largest id of a text
-_TOWER, _LAYER = 'text_model', 'text_model.encoder.layers.*'
-_TEXT_BODY = [
+_TOWER = 'text_model'
+_BODY = [
   Rule('embed/table', f'{_TOWER}.embeddings.token_embedding.weight', 'vd', 'vd'),
   Rule('position', f'{_TOWER}.embeddings.position_embedding.weight', 'pd', 'pd'),
-  *norm(f'{AT}_norm', f'{_LAYER}.layer_norm1'),
-  *(r for name in QKV
-    for r in dense(f'{AT}/{name}', f'{_LAYER}.self_attn.{name[0]}_proj', 'dnh', '(nh)d', '(nh)')),
-  *dense(f'{AT}/out', f'{_LAYER}.self_attn.out_proj', 'nhd', 'd(nh)', 'd'),
-  *norm(f'{FEED}_norm', f'{_LAYER}.layer_norm2'),
-  *dense(f'{FEED}/up', f'{_LAYER}.mlp.fc1', 'df', 'fd', 'f'),
-  *dense(f'{FEED}/down', f'{_LAYER}.mlp.fc2', 'fd', 'df', 'd'),
+  *tower_blocks(f'{_TOWER}.encoder.layers.*'),
   *norm('norm_out', f'{_TOWER}.final_layer_norm'),
-  Rule('head/kernel', 'text_projection.weight', 'dc', 'cd'),
-]  # fmt: skip
+]
 
 
 def _read_text(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -53,7 +46,8 @@ def _write_text(model: clip.TextTower) -> dict[str, Any]:
 
 
 TEXT = Family(
-  'clip_text_model', 'bmx.models.clip:TextTower', 'text_model.', _TEXT_BODY, (),
+  'clip_text_model', 'bmx.models.clip:TextTower', 'text_model.',
+  [*_BODY, Rule('head/kernel', 'text_projection.weight', 'dc', 'cd')], (),
   copies={},
   keys={
     'vocab_size': ('vocab_size', 49_408), 'max_seq_len': ('max_position_embeddings', 77),
@@ -66,6 +60,35 @@ TEXT = Family(
   written={'attention_dropout': 0.0, 'bos_token_id': None, 'pad_token_id': None},
   read=_read_text,
   write=_write_text,
+)  # fmt: skip
+
+
+def _read_siglip_text(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+  """Reads the size of the embedding, by default that of the hidden states."""
+  width, size = config.get('hidden_size') or 768, config.get('projection_size')
+  size = width if size is None else size
+  if type(size) is not int or size < 1:
+    problems.append(f'projection_size={size!r}: expected int, at least 1')
+  return {'num_outputs': size}
+
+
+SIGLIP_TEXT = Family(
+  'siglip_text_model', TEXT.call, 'text_model.',
+  [*_BODY, *dense('head', f'{_TOWER}.head', 'dc', 'cd', 'c')], (),
+  copies={},
+  keys={
+    'vocab_size': ('vocab_size', 32_000), 'max_seq_len': ('max_position_embeddings', 64),
+    'width': ('hidden_size', 768), 'depth': ('num_hidden_layers', 12),
+    'heads': ('num_attention_heads', 12), 'mlp_dim': ('intermediate_size', 3072),
+    'activation': ('hidden_act', 'gelu_pytorch_tanh'), 'eps': ('layer_norm_eps', 1e-6),
+  },
+  only=ONLY,
+  written={'attention_dropout': 0.0, 'bos_token_id': None, 'eos_token_id': None,
+           'pad_token_id': None},
+  # Published configs name ids beyond their vocabulary; the tower reads none of them.
+  fixed={'causal': False, 'pool': 'last', 'head_bias': True, 'end_token': -1},
+  read=_read_siglip_text,
+  write=lambda model: {'projection_size': model.num_outputs, **vision.published_gelu(model)},
 )  # fmt: skip
 
 
@@ -108,18 +131,41 @@ CLIP = Family(
 )  # fmt: skip
 
 
-def family_of(model: clip.CLIP) -> Family:
-  """Returns the family of CLIP.
+SIGLIP = Family(
+  'siglip', CLIP.call, '',
+  [
+    *_inside('image', vision.SIGLIP.body), *_inside('text', SIGLIP_TEXT.body),
+    Rule('logit_scale', 'logit_scale', '', '1'), Rule('logit_bias', 'logit_bias', '', '1'),
+  ],
+  (),
+  copies={},
+  keys={},
+  only=ONLY,
+  written={},
+  fixed={'bias': True, 'temperature': 0.1},
+  parts={'image': ('vision_config', vision.SIGLIP), 'text': ('text_config', SIGLIP_TEXT)},
+)  # fmt: skip
 
-  Raises InputError for an image tower of another kind.
+
+def family_of(model: clip.CLIP) -> Family:
+  """Returns the family of CLIP or of SigLIP, by the image tower.
+
+  Raises InputError for a tower of another kind.
   """
-  if not isinstance(model.image, ViT) or vision.family_of(model.image) is not vision.CLIP:
+  if not isinstance(model.text, clip.TextTower):
+    raise InputError(f'task.model.text={type(model.text).__name__}: expected a TextTower, as '
+                     'transformers has no other')  # fmt: skip
+  found = vision.family_of(model.image) if isinstance(model.image, ViT) else None
+  if found is vision.SIGLIP:
+    return SIGLIP
+  if found is not vision.CLIP:
     raise InputError(f'task.model.image={type(model.image).__name__}: expected the ViT of a CLIP, '
-                     'with pre_norm=True, patch_bias=False, head_bias=False')  # fmt: skip
+                     'with pre_norm=True, patch_bias=False, head_bias=False; or that of a SigLIP, '
+                     "with pool='attention', project=False")  # fmt: skip
   return CLIP
 
 
-PAIRS = {'CLIPModel': Architecture(CLIP)}
+PAIRS = {'CLIPModel': Architecture(CLIP), 'SiglipModel': Architecture(SIGLIP)}
 
 
 def facts(model: clip.CLIP, of: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -144,6 +190,7 @@ def complete(config: dict[str, Any], model: clip.CLIP, params: Any, ids: Ids) ->
   """Adds to a written config.json the channels of the images, and ids of the tokenizer."""
   image, text = config['vision_config'], config['text_config']
   image['num_channels'] = image_of(model, params).shape[-1]
-  text |= {f'{k}_token_id': v for k, v in ids.items() if k != 'eos'}
+  ended = model.text.pool == 'end'  # by an id that the model knows
+  text |= {f'{k}_token_id': v for k, v in ids.items() if k != 'eos' or not ended}
   for key in ('bos', 'eos', 'pad'):
     config.pop(f'{key}_token_id', None)

@@ -1,7 +1,8 @@
 """preprocessor_config.json of Hugging Face: how images become the inputs of a model.
 
-Source: image_processing_vit.py, image_processing_convnext.py, image_processing_clip.py of
-transformers 5.24, and the published files of microsoft/resnet-50 and google/vit-base-patch16-224.
+Source: image_processing_vit.py, image_processing_convnext.py, image_processing_clip.py and
+image_processing_siglip.py of transformers 5.24, and the published files of microsoft/resnet-50 and
+google/vit-base-patch16-224.
 """
 
 import logging
@@ -20,7 +21,8 @@ from bmx.train import datafile
 log = logging.getLogger('bmx')
 NAME = 'preprocessor_config.json'
 KEY = 'normalization'  # of metadata: scale, mean and std of the data's `Normalise`
-RESIZE = 'resize'  # of metadata, where data say how files are resized: short, resample
+RESIZE = 'resize'  # of metadata, where data say how files are resized: short (0: no crop), resample
+CROPPING = 'crop', 'short'  # what other data do not say
 BILINEAR = 2  # Pillow's number
 
 
@@ -43,7 +45,13 @@ def content(metadata: Metadata, spec: Mapping[str, Spec]) -> dict[str, Any] | No
     'size': {'height': rows, 'width': columns},
     'resample': BILINEAR,
   }
-  if RESIZE in metadata:
+  if RESIZE in metadata and not metadata[RESIZE]['short']:
+    kind |= {
+      'image_processor_type': 'SiglipImageProcessor',
+      'resample': RESAMPLE[metadata[RESIZE]['resample']],
+      'do_convert_rgb': True,
+    }
+  elif RESIZE in metadata:
     kind = {
       'image_processor_type': 'CLIPImageProcessor',
       'size': {'shortest_edge': metadata[RESIZE]['short']},
@@ -83,7 +91,7 @@ def check(folder: str, run: bool, metadata: Metadata, spec: Mapping[str, Spec]) 
     return []
   expected = _words(own)
   if RESIZE not in metadata:
-    expected = {k: v for k, v in expected.items() if k not in ('short', 'resample')}
+    expected = {k: v for k, v in expected.items() if k not in (*CROPPING, 'resample')}
   lines = [
     f'{k}={_brief(given[k])} there, {_brief(v)} in the data'
     for k, v in expected.items()
@@ -124,6 +132,8 @@ def _words(config: Mapping[str, Any], path: str = NAME) -> dict[str, Any]:
   size = config.get('crop_size') if cropped else config.get('size')
   found['size'] = _sides(size)
   found['short'] = (_sides(config.get('size')) or [0])[0] if cropped else 0
+  whole = isinstance(size, Mapping) and 'height' in size  # the image is stretched
+  found['crop'] = 'center' if cropped else 'none' if whole else ''
   named = {number: name for name, number in RESAMPLE.items()}
   if config.get('resample') is not None:
     found['resample'] = named.get(config['resample'], f'another ({config["resample"]})')

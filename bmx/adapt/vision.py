@@ -2,7 +2,8 @@
 
 Names are those of files, which differ from the names in memory. Source: files that transformers
 5.24 writes, and the published ones of microsoft/resnet-50, google/vit-base-patch16-224,
-facebook/deit-base-distilled-patch16-224 and openai/clip-vit-base-patch32.
+facebook/deit-base-distilled-patch16-224, openai/clip-vit-base-patch32 and
+google/siglip-base-patch16-224.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bmx.adapt.families import ONLY, Architecture, Family
-from bmx.adapt.layouts import AT, FEED, QKV, Rule, dense, norm
+from bmx.adapt.layouts import AT, FEED, QKV, Rule, dense, norm, tower_blocks
 from bmx.models.resnet import EXPANSION, ResNet
 from bmx.models.vit import ViT
 
@@ -60,20 +61,30 @@ def _vit_body(root: str) -> list[Rule]:
   ]  # fmt: skip
 
 
-_TOWER, _LAYER = 'vision_model', 'vision_model.encoder.layers.*'
+_TOWER = 'vision_model'
+_PATCHES = [
+  Rule('position', f'{_TOWER}.embeddings.position_embedding.weight', 'pd', 'pd'),
+  *dense('patch', f'{_TOWER}.embeddings.patch_embedding', 'ijcd', 'dcij', 'd'),
+  *tower_blocks(f'{_TOWER}.encoder.layers.*'),
+  *norm('norm_out', f'{_TOWER}.post_layernorm'),
+]
 _CLIP_BODY = [
   Rule('class_token', f'{_TOWER}.embeddings.class_embedding', 'd', 'd'),
-  Rule('position', f'{_TOWER}.embeddings.position_embedding.weight', 'pd', 'pd'),
-  Rule('patch/kernel', f'{_TOWER}.embeddings.patch_embedding.weight', 'ijcd', 'dcij'),
   *norm('norm_in', f'{_TOWER}.pre_layrnorm'),
-  *norm(f'{AT}_norm', f'{_LAYER}.layer_norm1'),
-  *(r for name in QKV
-    for r in dense(f'{AT}/{name}', f'{_LAYER}.self_attn.{name[0]}_proj', 'dnh', '(nh)d', '(nh)')),
-  *dense(f'{AT}/out', f'{_LAYER}.self_attn.out_proj', 'nhd', 'd(nh)', 'd'),
-  *norm(f'{FEED}_norm', f'{_LAYER}.layer_norm2'),
-  *dense(f'{FEED}/up', f'{_LAYER}.mlp.fc1', 'df', 'fd', 'f'),
-  *dense(f'{FEED}/down', f'{_LAYER}.mlp.fc2', 'fd', 'df', 'd'),
-  *norm('norm_out', f'{_TOWER}.post_layernorm'),
+  *_PATCHES,
+]
+_POOL, _MHA = f'{_TOWER}.head', f'{_TOWER}.head.attention'
+_SIGLIP_BODY = [
+  *_PATCHES,
+  Rule('pooling/query', f'{_POOL}.probe', 'd', '11d'),
+  # torch.nn.MultiheadAttention joins query, key and value along their outputs.
+  *(r for i, name in enumerate(QKV) for r in (
+    Rule(f'pooling/attention/{name}/kernel', f'{_MHA}.in_proj_weight', 'dnh', '(nh)d', i, 3, 0),
+    Rule(f'pooling/attention/{name}/bias', f'{_MHA}.in_proj_bias', 'nh', '(nh)', i, 3))),
+  *dense('pooling/attention/out', f'{_MHA}.out_proj', 'nhd', 'd(nh)', 'd'),
+  *norm('pooling/norm', f'{_POOL}.layernorm'),
+  *dense('pooling/feed_forward/up', f'{_POOL}.mlp.fc1', 'df', 'fd', 'f'),
+  *dense('pooling/feed_forward/down', f'{_POOL}.mlp.fc2', 'fd', 'df', 'd'),
 ]  # fmt: skip
 
 _DEPTHS, _SIZES = (3, 4, 6, 3), (256, 512, 1024, 2048)  # of a config.json without them
@@ -165,6 +176,25 @@ CLIP = Family(
   fixed={'pre_norm': True, 'patch_bias': False, 'head_bias': False},
 )  # fmt: skip
 
+
+def published_gelu(model: Any) -> dict[str, Any]:
+  """Returns the activation of a tower of SigLIP by the name of the published files."""
+  return {'hidden_act': 'gelu_pytorch_tanh'} if model.activation == 'gelu' else {}
+
+
+SIGLIP = Family(
+  'siglip_vision_model', VIT_CALL, 'vision_model.', _SIGLIP_BODY, (),
+  copies={},
+  keys=_KEYS | {
+    'num_outputs': ('hidden_size', 768), 'activation': ('hidden_act', 'gelu_pytorch_tanh'),
+    'eps': ('layer_norm_eps', 1e-6),
+  },
+  only=ONLY | {'vision_use_head': (True,)},
+  written={'attention_dropout': 0.0},
+  fixed={'pool': 'attention', 'project': False},
+  write=published_gelu,
+)  # fmt: skip
+
 _TEACHER = [
   *dense('head', 'cls_classifier', 'dc', 'cd', 'c'),
   *dense('distillation_head', 'distillation_classifier', 'dc', 'cd', 'c'),
@@ -180,6 +210,7 @@ VISION = {
   ),
   'DeiTModel': Architecture(DEIT, bare=True, fixed={'distillation': 'token'}),
   'CLIPVisionModelWithProjection': Architecture(CLIP),
+  'SiglipVisionModel': Architecture(SIGLIP, bare=True),
 }
 MODELS = (ResNet, ViT)
 
@@ -188,6 +219,8 @@ def family_of(model: ResNet | ViT) -> Family:
   """Returns the family whose members are most similar to a model."""
   if isinstance(model, ResNet):
     return RESNET
+  if model.pool == 'attention':
+    return SIGLIP
   if model.pre_norm:
     return CLIP
   return DEIT if model.distillation else VIT

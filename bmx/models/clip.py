@@ -19,24 +19,33 @@ from bmx.models.layers import Dtype, Einsum, Embed, Norm, check_rate, check_size
 from bmx.models.stack import Stack
 from bmx.parallel import constrain, gather, named
 
+POOLS = ('end', 'last')
+
 
 class TextTower(nn.Module):
-  """The text tower of CLIP: tokens -> an embedding of the whole text.
+  """The text tower of CLIP or SigLIP: tokens -> an embedding of the whole text.
 
-  Each token attends to itself and those before it. The state of the first `end_token` of a row,
-  after the last norm, is projected; tokens behind it (padding) change nothing.
+  Of CLIP, the default: each token attends to itself and those before it. The state of the first
+  `end_token` of a row, after the last norm, is projected; tokens behind it change nothing.
 
-  Source: Radford et al. 2021, section 2.4; the sizes of its B models are the defaults.
+  That of SigLIP has `causal=False, pool='last', head_bias=True`: it reads padding like text.
+
+  Source: Radford et al. 2021, section 2.4; the sizes of its B models are the defaults. Zhai et al.
+  2023.
 
   Attributes:
     vocab_size: tokens the model knows; `vocab_pad` more rows are stored, see `gpt.GPT`.
     max_seq_len: longest sequence.
     num_outputs: E, size of the embedding.
-    end_token: id of the token that ends a text.
+    end_token: id of the token that ends a text; only pool='end' reads it.
     width: D, size of the hidden states.
     depth: number of blocks.
     heads: attention heads.
     mlp_dim: width of the feed-forward layers; 0 is 4 × width.
+    causal: whether a token attends to itself and those before it only, not to all of the row.
+    pool: 'end', the state of the first `end_token`; or 'last', of the last token,
+      which SigLIP was trained to read at the end of `max_seq_len` tokens.
+    head_bias: whether the projection has one.
     activation: of the feed-forward layers, a name in `layers.ACTIVATIONS`.
     eps: added to the variance in a norm.
     dropout: share of units that training drops.
@@ -55,6 +64,9 @@ class TextTower(nn.Module):
   depth: int = 12
   heads: int = 8
   mlp_dim: int = 0
+  causal: bool = True
+  pool: str = 'end'
+  head_bias: bool = False
   activation: str = 'quick_gelu'
   eps: float = 1e-5
   dropout: float = 0.0
@@ -83,15 +95,19 @@ class TextTower(nn.Module):
       width=(self.width,),
       depth=(self.depth,),
     )
-    if not 0 <= self.end_token < self.vocab_size:
-      raise InputError(f'end_token={self.end_token}: expected an id below vocab_size='
-                       f'{self.vocab_size}')  # fmt: skip
+    if self.pool == 'end':
+      _check_end(self.end_token, self.vocab_size)
+    if self.pool not in POOLS:
+      raise InputError(f'pool={self.pool!r}: expected one of {", ".join(map(repr, POOLS))}')
+    if self.causal and self.pool == 'last':
+      raise InputError("pool='last': expected causal=False, as the last tokens of most texts are "
+                       'padding')  # fmt: skip
     self.embed = Embed(self.vocab_size, self.width, pad=self.vocab_pad, dtype=self.dtype)
     table = named(nn.initializers.normal(0.01), ('position', 'embed'))
     self.position = self.param('position', table, (self.max_seq_len, self.width), jnp.float32)
     self.drop = nn.Dropout(self.dropout)
     block = BlockConfig(
-      AttentionConfig(self.heads, self.heads, impl=self.attention),
+      AttentionConfig(self.heads, self.heads, causal=self.causal, impl=self.attention),
       MlpConfig(self.mlp_dim or 4 * self.width, self.activation),
       eps=self.eps,
       dropout=self.dropout,
@@ -100,7 +116,7 @@ class TextTower(nn.Module):
     self.stack = Stack(self.depth, block, self.scan, self.remat)
     self.norm_out = Norm('layer', self.eps, dtype=self.dtype)
     shape, axes = (self.width, self.num_outputs), ('embed', 'classes')
-    self.head = Einsum('bd,dc->bc', shape, axes, bias=False, dtype=self.dtype)
+    self.head = Einsum('bd,dc->bc', shape, axes, bias=self.head_bias, dtype=self.dtype)
 
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Embeds tokens int [B, T] -> [B, E]; a row without `end_token` is summarized by its first."""
@@ -109,9 +125,78 @@ class TextTower(nn.Module):
     x = self.embed(tokens) + table[None, : tokens.shape[1]]
     x = constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
     x = self.stack(x, positions, train=train)[0]
+    return self.head(self.norm_out(self._pooled(x, tokens)))
+
+  def _pooled(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Chooses the state that stands for each row: [B, T, D], [B, T] -> [B, D]."""
+    if self.pool == 'last':
+      return x[:, -1]
     end = (tokens == self.end_token).argmax(1)
-    last = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-    return self.head(self.norm_out(last))
+    return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+
+
+class BagOfTokens(nn.Module):
+  """A text tower without order: the sum of a learned vector for each token of a text.
+
+  It learns from a few hundred pairs, where a transformer memorizes them (`emoji_clip`).
+
+  Attributes:
+    vocab_size: tokens the model knows; `vocab_pad` more rows are stored, see `gpt.GPT`.
+    max_seq_len: longest sequence.
+    num_outputs: E, size of the embedding.
+    end_token: id of the token that ends a text; tokens behind it (padding) do not count.
+    dropout: share of the tokens before the end that training leaves out.
+    vocab_pad: rows that the token table stores besides, so that axes divide it.
+    dtype: of the computation.
+  """
+
+  vocab_size: int
+  max_seq_len: int
+  num_outputs: int
+  end_token: int
+  dropout: float = 0.0
+  vocab_pad: int = 0
+  dtype: Dtype = jnp.float32
+
+  @property
+  def facts(self) -> Facts:
+    """Facts of the model."""
+    return Facts(
+      vocab_size=self.vocab_size,
+      max_seq_len=self.max_seq_len,
+      num_outputs=self.num_outputs,
+      padded_parameters=self.vocab_pad * self.num_outputs,
+    )
+
+  def setup(self):
+    check_rate(self.dropout)
+    check_sizes(
+      vocab_size=(self.vocab_size,),
+      max_seq_len=(self.max_seq_len,),
+      num_outputs=(self.num_outputs,),
+    )
+    _check_end(self.end_token, self.vocab_size)
+    init = nn.initializers.normal(0.1)
+    self.embed = Embed(
+      self.vocab_size, self.num_outputs, pad=self.vocab_pad, table_init=init, dtype=self.dtype
+    )
+    self.drop = nn.Dropout(self.dropout)
+
+  def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
+    """Embeds tokens int [B, T] -> [B, E]."""
+    token_positions(tokens, None, self.max_seq_len)  # refuses longer rows
+    ends = tokens == self.end_token
+    behind = jnp.cumsum(ends, axis=1) - ends > 0
+    # The end stays, so that no text is empty.
+    kept = self.drop(jnp.ones(tokens.shape, self.dtype), deterministic=not train)
+    kept = jnp.where(ends, 1, jnp.minimum(kept, 1)) * ~behind
+    x = self.embed(tokens) * kept[..., None].astype(self.dtype)
+    return constrain(x, 'batch', 'length', 'act_embed').sum(1)
+
+
+def _check_end(end_token: int, vocab_size: int) -> None:
+  if not 0 <= end_token < vocab_size:
+    raise InputError(f'end_token={end_token}: expected an id below vocab_size={vocab_size}')
 
 
 class Pairs(NamedTuple):

@@ -10,8 +10,8 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.types import Facts
-from bmx.models.attention import AttentionConfig
-from bmx.models.block import BlockConfig, MlpConfig
+from bmx.models.attention import Attention, AttentionConfig
+from bmx.models.block import BlockConfig, FeedForward, MlpConfig
 from bmx.models.layers import Dtype, Einsum, Norm, check_rate, check_sizes
 from bmx.models.stack import Stack
 from bmx.ops.resize import bicubic
@@ -19,7 +19,7 @@ from bmx.parallel import constrain, gather, named
 
 NORMAL = nn.initializers.normal(0.02)
 WORDS = {
-  'pool': ('class', 'mean'),
+  'pool': ('class', 'mean', 'attention'),
   'positions': ('learned', 'sincos'),
   'distillation': ('', 'token', 'head'),
 }
@@ -31,7 +31,8 @@ class ViT(nn.Module):
   Source: Dosovitskiy et al. 2021. Published sizes (width, depth, heads): Ti 192, 12, 3; S 384, 12,
   6; B 768, 12, 12, the default; L 1024, 24, 16. The vision tower of CLIP (Radford et al. 2021) has
   `pre_norm=True, patch_bias=False, head_bias=False, activation='quick_gelu', eps=1e-5`, and its
-  outputs are the embedding.
+  outputs are the embedding; that of SigLIP (Zhai et al. 2023) has `pool='attention', project=False,
+  activation='gelu'`.
 
   Attributes:
     num_outputs: classes, or the size of an embedding.
@@ -41,7 +42,8 @@ class ViT(nn.Module):
     depth: number of blocks.
     heads: attention heads.
     mlp_dim: width of the feed-forward layers; 0 is 4 × width.
-    pool: 'class', the state of a token before the patches; or 'mean' of the patches, without it.
+    pool: 'class', the state of a token before the patches; or, without it, 'mean' of the patches,
+      or 'attention' of a learned query to them, see `AttentionPool`.
     positions: 'learned', a table; or 'sincos', fixed waves of row and column (Chen et al. 2021).
     distillation: '', or a second token after that of the class (Touvron et al. 2021): 'token'
       alone, or with a 'head' of its own, whose outputs are averaged with those of the other.
@@ -49,6 +51,7 @@ class ViT(nn.Module):
     patch_bias: whether the projection of patches has one.
     qkv_bias: whether query, key and value have one.
     head_bias: whether the head has one.
+    project: whether there is a head; without it the outputs are the pooled state, num_outputs = D.
     activation: of the feed-forward layers, a name in `layers.ACTIVATIONS`.
     eps: added to the variance in a norm.
     layer_scale: initial factor of what each block adds (Touvron et al. 2021b); 0: no factors.
@@ -76,6 +79,7 @@ class ViT(nn.Module):
   patch_bias: bool = True
   qkv_bias: bool = True
   head_bias: bool = True
+  project: bool = True
   activation: str = 'gelu_exact'
   eps: float = 1e-6
   layer_scale: float = 0.0
@@ -111,11 +115,12 @@ class ViT(nn.Module):
       self.position = self.param('position', table, (self.prefix + grid**2, d), jnp.float32)
     if self.pre_norm:
       self.norm_in = Norm('layer', self.eps, dtype=self.dtype)
+    mlp = MlpConfig(self.mlp_dim or 4 * d, self.activation)
     block = BlockConfig(
       AttentionConfig(
         self.heads, self.heads, causal=False, bias=self.qkv_bias, impl=self.attention
       ),
-      MlpConfig(self.mlp_dim or 4 * d, self.activation),
+      mlp,
       eps=self.eps,
       dropout=self.dropout,
       layer_scale=self.layer_scale,
@@ -125,7 +130,10 @@ class ViT(nn.Module):
     self.drop = nn.Dropout(self.dropout)
     self.stack = Stack(self.depth, block, self.scan, self.remat, self.microbatches)
     self.norm_out = Norm('layer', self.eps, dtype=self.dtype)
-    self.head = self._head()
+    if self.pool == 'attention':
+      self.pooling = AttentionPool(self.heads, mlp, self.eps, self.dtype)
+    if self.project:
+      self.head = self._head()
     if self.distillation == 'head':
       self.distillation_head = self._head()
 
@@ -137,6 +145,12 @@ class ViT(nn.Module):
     if self.distillation and self.pool != 'class':
       raise InputError(f"pool={self.pool!r}: expected 'class' with a distillation token")
     check_sizes(width=(self.width,), depth=(self.depth,), patch_size=(self.patch_size,))
+    if not self.project and self.num_outputs != self.width:
+      raise InputError(
+        f'num_outputs={self.num_outputs}: expected width={self.width} with project=False'
+      )
+    if not self.project and self.distillation == 'head':
+      raise InputError("distillation='head': expected project=True, as two heads are averaged")
     check_rate(self.dropout)
     if self.image_size < 1 or self.image_size % self.patch_size:
       raise InputError(
@@ -195,11 +209,47 @@ class ViT(nn.Module):
   def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps images [B, I, J, C] to [B, num_outputs]."""
     x = self.features_of(inputs, train=train)
-    if self.pool == 'mean':
-      return self.head(x.mean(1))
     if self.distillation == 'head':
       return (self.head(x[:, 0]) + self.distillation_head(x[:, 1])) / 2
-    return self.head(x[:, 0])
+    pooled = self._pooled(x)
+    return self.head(pooled) if self.project else pooled
+
+  def _pooled(self, x: jax.Array) -> jax.Array:
+    """Summarizes the states of all tokens [B, T, D] -> [B, D]."""
+    if self.pool == 'attention':
+      return self.pooling(x)
+    return x.mean(1) if self.pool == 'mean' else x[:, 0]
+
+
+class AttentionPool(nn.Module):
+  """Pools tokens [B, T, D] -> [B, D]: a learned query attends to them; then feed-forward.
+
+  Source: Zhai et al. 2022, "Scaling Vision Transformers", which calls it MAP.
+
+  Attributes:
+    heads: attention heads.
+    mlp: of the feed-forward network.
+    eps: added to the variance in the norm before it.
+    dtype: of the computation.
+  """
+
+  heads: int
+  mlp: MlpConfig
+  eps: float = 1e-6
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, T, D] to [B, D]."""
+    batch, _, d = x.shape
+    query = self.param('query', named(NORMAL, ('norm',)), (d,), jnp.float32)
+    query = jnp.broadcast_to(query.astype(self.dtype), (batch, 1, d))
+    # One query has no use of a fused kernel, which would refuse keys of another length.
+    config = AttentionConfig(self.heads, self.heads, causal=False, impl='xla')
+    at = Attention(config, self.dtype, name='attention')
+    y = at(query, jnp.zeros((batch, 1), jnp.int32), None, context=x)[0]
+    norm = Norm('layer', self.eps, dtype=self.dtype, name='norm')
+    return (y + FeedForward(self.mlp, self.dtype, name='feed_forward')(norm(y)))[:, 0]
 
 
 def sincos(grid: int, width: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from bmx.core.errors import InputError
 from bmx.core.metrics import Metrics, weighted
 from bmx.core.ranges import check_number
 from bmx.core.types import Array, Batch, Coupling, HostBatch, Metadata
-from bmx.models.clip import CLIP, Pairs
+from bmx.models.clip import CLIP, Pairs, TextTower
 from bmx.ops.checks import check_ids
 from bmx.ops.contrast import sigmoid_pairs, softmax_pairs
 from bmx.parallel import constrain
@@ -63,8 +63,15 @@ class Contrastive(ModelTask):
       raise InputError(f'task.model={type(self.model).__name__}: expected bmx.models.clip:CLIP')
     if self.model.bias != (self.kind == 'sigmoid'):
       reason = 'a bias cancels in a softmax' if self.model.bias else 'sigmoids need it'
-      raise InputError(f'task.model.bias={self.model.bias}: expected '
-                       f'{not self.model.bias} with kind={self.kind!r}; {reason}')  # fmt: skip
+      other = next(kind for kind in KINDS if kind != self.kind)
+      raise InputError(f'task.model.bias={self.model.bias}: expected {not self.model.bias} with '
+                       f'kind={self.kind!r}, or kind={other!r}; {reason}')  # fmt: skip
+
+  @property
+  def reads_end(self) -> bool:
+    """Whether the embedding of a text depends on the token that ends it."""
+    text: Any = self.model.text
+    return not isinstance(text, TextTower) or text.pool == 'end'
 
   @property
   def coupling(self) -> Coupling:
@@ -77,7 +84,12 @@ class Contrastive(ModelTask):
   def validate(self, metadata: Metadata) -> None:
     check_text(self.model, metadata)
     given, own = metadata.get('end_token'), self.model.text.end_token
-    if given is not None and given != own:
+    if not self.reads_end:
+      length, whole = metadata.get('length'), self.model.facts.max_seq_len
+      if length not in (None, whole):
+        raise InputError(f'data.length={length}: expected {whole}, padding included, which a text '
+                         "tower with pool='last' reads")  # fmt: skip
+    elif given is not None and given != own:
       raise InputError(
         f'task.model.text.end_token={own}: expected {given}, which ends a text of the data; set '
         "'auto'"
@@ -89,7 +101,7 @@ class Contrastive(ModelTask):
       return
     check_ids('tokens', rows['tokens'], self.model.facts.vocab_size, numbers)
     ended = (rows['tokens'] == self.model.text.end_token).any(1)
-    if not ended.all():
+    if self.reads_end and not ended.all():
       raise InputError(
         f'tokens of example {numbers[int(np.argmin(ended))]}: expected end_token='
         f'{self.model.text.end_token} at the end of the text'

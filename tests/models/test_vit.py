@@ -113,7 +113,8 @@ def test_resized_tables_keep_the_tokens_before_the_patches(torch):
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-  ({'pool': 'max'}, r"pool='max': expected one of 'class', 'mean'"),
+  ({'pool': 'max'}, r"pool='max': expected one of 'class', 'mean', 'attention'"),
+  ({'project': False}, r'num_outputs=5: expected width=\d+ with project=False'),
   ({'positions': 'rotary'}, r"positions='rotary': expected one of 'learned', 'sincos'"),
   ({'distillation': 'soft'}, r"distillation='soft': expected one of"),
   ({'distillation': 'head', 'pool': 'mean'}, r"pool='mean': expected 'class'"),

@@ -37,6 +37,7 @@ def captions(
   channels: int = 3,
   short: int = 0,
   resample: str = 'bicubic',
+  stretch: bool = False,
   mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073),
   std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711),
   background: tuple[int, ...] = (255, 255, 255),
@@ -67,6 +68,7 @@ def captions(
     channels: 1 (gray) or 3 (RGB).
     short: pixels of the short side before the center is cropped; 0: `size`.
     resample: 'bicubic', as CLIP's processor, or 'bilinear'.
+    stretch: resizes the whole image to the square, as SigLIP's processor, and crops nothing.
     mean: of pixels scaled to 0..1, for all channels or one each; default: those of CLIP.
     std: of the same.
     background: color behind transparent pixels: red, green, blue, 0 to 255.
@@ -85,7 +87,8 @@ def captions(
       of another number of images, a tokenizer that does not end a text.
   """
   colors = [v if len(v) == channels else (sum(v) / len(v),) for v in (mean, std)]
-  pixels = Pixels((size, size, channels), short, colors[0], colors[1], background, resample)
+  pixels = Pixels((size, size, channels), short, colors[0], colors[1], background, resample,
+                  stretch)  # fmt: skip
   if fitted and 'pixels' in fitted:
     pixels = Pixels.restore(fitted['pixels'])
   if not read:
@@ -97,7 +100,8 @@ def captions(
   texts = [_caption(record, text, where) for where, record in every]
   chosen = split_indices(len(every), split, holdout, SPLITS)
   source = f'{path}, {split}: {len(chosen):,} pairs'
-  resize = {'short': pixels.short or min(pixels.shape[:2]), 'resample': pixels.resample}
+  short = 0 if pixels.stretch else pixels.short or min(pixels.shape[:2])
+  resize = {'short': short, 'resample': pixels.resample}
   metadata = {'shape': pixels.shape, 'source': source, 'resize': resize}
   metadata = with_normalization(metadata, pixels.normalise)
   operations = augmentation(crop, flip, augment)

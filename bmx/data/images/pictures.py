@@ -29,9 +29,11 @@ class Pixels:
     std: of the same.
     background: color behind transparent pixels, red, green, blue, 0 to 255.
     resample: 'bilinear' or 'bicubic', how images are resized, both with antialiasing.
+    stretch: whether the whole image is resized to `shape`, with other proportions, instead.
 
   Raises:
-    InputError: a size, color or number outside its range, another `resample`.
+    InputError: a size, color or number outside its range, another `resample`, `short` of stretched
+      images.
   """
 
   shape: tuple[int, int, int]
@@ -40,6 +42,7 @@ class Pixels:
   std: tuple[float, ...] = (1.0,)
   background: tuple[int, ...] = (255, 255, 255)
   resample: str = 'bilinear'
+  stretch: bool = False
 
   def __post_init__(self):
     if self.resample not in RESAMPLE:
@@ -49,6 +52,8 @@ class Pixels:
       check_number(name, value, at_least=1)
     if channels not in (1, 3):
       raise InputError(f'channels={channels}: expected 1 (gray) or 3 (RGB)')
+    if self.short and self.stretch:
+      raise InputError(f'short={self.short}: expected 0 with stretch=True, which crops nothing')
     if self.short and self.short < max(rows, columns):
       raise InputError(
         f'short={self.short}: expected at least the size {max(rows, columns)} of the center that '
@@ -79,7 +84,8 @@ class Pixels:
     colors = tuple(int(v) for v in state['background'])
     mean, std = (tuple(float(v) for v in state[k]) for k in ('mean', 'std'))
     resample = str(state.get('resample', 'bilinear'))  # runs of earlier versions have no such word
-    return cls((rows, columns, channels), int(state['short']), mean, std, colors, resample)
+    stretch = bool(state.get('stretch', False))  # likewise
+    return cls((rows, columns, channels), int(state['short']), mean, std, colors, resample, stretch)
 
   def open(self, data: bytes, name: str) -> Any:
     """Decodes an image -> an image of Pillow, L or RGB, upright, in front of the background.
@@ -128,9 +134,11 @@ class Pixels:
     """Resizes an image of Pillow and crops its center: uint8 [rows, columns, channels].
 
     The short side becomes `short`, or the image is made as small as it can cover `shape`. Pixels
-    are resized with antialiasing; sizes round as torchvision's.
+    are resized with antialiasing; sizes round as torchvision's. With `stretch`, nothing is cropped.
     """
     rows, columns, _ = self.shape
+    if self.stretch:
+      return self.part(picture, (0, 0, picture.size[1], picture.size[0]))
     cover = (self.short, self.short) if self.short else (rows, columns)
     width, height = picture.size
     if width * cover[0] >= height * cover[1]:
