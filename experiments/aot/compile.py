@@ -37,7 +37,7 @@ CLIP_B = [
   'task.model.text.scan=True', 'task.model.text.remat=full',
 ]  # fmt: skip
 
-# name -> (recipe, topology, overrides); or (model of images.py, topology, its sizes)
+# name -> (recipe or its variant, topology, overrides); or (model of images.py, topology, its sizes)
 CASES = {
   'gpt2_124m v5e:2x2': ('gpt2_124m', 'v5e:2x2', ['mesh.data=4']),
   'llama_1b v5e:4x4 fsdp': ('llama_1b', 'v5e:4x4', ['mesh.data=2', 'mesh.fsdp=8']),
@@ -89,8 +89,8 @@ CASES = {
     'multi30k_transformer', 'v5e:2x2', [*TRANSLATION, 'mesh.fsdp=2', 'mesh.model=2']),
   'multi30k_transformer h200:1': ('multi30k_transformer', 'h200:1', TRANSLATION),
   'clip_b v5e:4x4 fsdp': (
-    'emoji_clip', 'v5e:4x4', [*CLIP_B, 'batch_size=4096', 'mesh.data=4', 'mesh.fsdp=4']),
-  'clip_b h200:1': ('emoji_clip', 'h200:1', [*CLIP_B, 'batch_size=1024']),
+    'emoji_clip:vit', 'v5e:4x4', [*CLIP_B, 'batch_size=4096', 'mesh.data=4', 'mesh.fsdp=4']),
+  'clip_b h200:1': ('emoji_clip:vit', 'h200:1', [*CLIP_B, 'batch_size=1024']),
 }  # fmt: skip
 
 # Lines of 2026-11-25, before lines held a digest: the recipes may have changed since. Compiling one
@@ -131,7 +131,9 @@ def compile_case(recipe: str, topology: str, overrides: list[str] | dict[str, in
 
     x = images.build(recipe, devices, **overrides)
     return summarize(x, compile_step(x))
-  config, name = recipes.load(str(ROOT / f'configs/{recipe}.py'), ['mesh.data=1', *overrides])
+  _, colon, variant = recipe.partition(':')
+  words = ['mesh.data=1', *overrides]
+  config, name = recipes.load(f'{_file(recipe)}{colon}{variant}', words)
   x = experiment.build(config, name, devices, read=False)
   hand = memory.estimate(x)
   kinds = {name: round(size / GIB, 2) for name, size in hand._asdict().items()}
@@ -139,9 +141,13 @@ def compile_case(recipe: str, topology: str, overrides: list[str] | dict[str, in
   return counted | summarize(x, compile_step(x))
 
 
+def _file(recipe: str) -> pathlib.Path:
+  return ROOT / f'configs/{recipe.partition(":")[0]}.py'
+
+
 def digest(recipe: str, topology: str, overrides: list[str] | dict[str, int]) -> str:
   """Returns a digest of what a case compiles: the recipe and the words."""
-  source = HERE / 'images.py' if isinstance(overrides, dict) else ROOT / f'configs/{recipe}.py'
+  source = HERE / 'images.py' if isinstance(overrides, dict) else _file(recipe)
   text = source.read_text() + repr((topology, overrides))
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
