@@ -102,6 +102,7 @@ WORDS = {
   'generate.sample_steps': Word(20, 'Steps from noise to an image.'),
   'generate.sampler': Word('heun', 'Of images: euler, or heun, with two velocities a step.'),
   'predict.tta': Word((), 'Views whose probabilities are averaged: flip, crops; empty: none.'),
+  'predict.temperature': Word(False, 'Divides logits by the one of eval --temperature=true.'),
   'predict.labels': Word((), 'Texts that a run of images and captions chooses from for an image.'),
   'predict.templates': Word(('{}',), 'Sentences around these, such as a photo of a {}; averaged.'),
   'serve.host': Word('127.0.0.1', 'Address that the server listens on; 0.0.0.0: every one.'),

@@ -12,6 +12,7 @@ from bmx.core.terminal import printable
 from bmx.modes import Request, trust
 from bmx.modes.reports import add_sections
 from bmx.modes.start import need_run, open_run
+from bmx.modes.temperature import keep_temperature
 from bmx.runtime.files import write_json
 from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import brief, table
@@ -24,8 +25,8 @@ log = logging.getLogger('bmx')
 def run(request: Request) -> int:
   """Prints one line and writes WORKDIR/evaluation.STEP.json.
 
-  With words of `reliability`, it also prints a table of slices, writes reliability.STEP.json, and
-  adds sections to the report.
+  With words of `reliability`, it also prints a table of slices, writes reliability.STEP.json,
+  keeps a fitted temperature in temperature.json, and adds sections to the report.
   """
   need_run('eval', request)
   experiment, workdir, _ = open_run(request)
@@ -48,6 +49,7 @@ def _reliability(x: Experiment, workdir: Place, request: Request) -> None:
   add_sections(workdir, x.name, 'reliability', found.sections)
   if 'temperature' in found.facts:
     scaled = found.facts['temperature']
+    keep_temperature(workdir, step, scaled)
     log.info('temperature %.3f, fitted on eval.%s', scaled['value'], scaled['fitted_on'])
 
 

@@ -17,6 +17,7 @@ from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.modes import Request
 from bmx.modes.start import need_run, open_run
+from bmx.modes.temperature import with_temperature
 from bmx.runtime.progress import share
 from bmx.runtime.rows import check_output, unique, write_rows
 from bmx.runtime.storage import Place, place
@@ -97,7 +98,8 @@ def _predicted(
   state, number = restored(experiment, workdir, step)
   words, known = experiment.config['predict'], experiments.fitted_of(experiment.data.examples)
   named = with_labels(experiment.task, words['labels'], words['templates'], known)
-  parts = predictions(data, with_views(named, words['tta']), experiment.layout, state)
+  made = with_temperature(named, words['temperature'], workdir, number)
+  parts = predictions(data, with_views(made, words['tta']), experiment.layout, state)
   return lines(data, named, watched(parts, data.size)), number
 
 

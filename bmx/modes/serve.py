@@ -18,6 +18,7 @@ from bmx.modes import Request
 from bmx.modes.promoted import Watch, follower
 from bmx.modes.services import completions, generates, predictions
 from bmx.modes.start import Run, open_weights
+from bmx.modes.temperature import check_served
 from bmx.serve.text import Options
 
 log = logging.getLogger('bmx')
@@ -31,6 +32,7 @@ def run(request: Request) -> int:
   served = open_weights('serve', request)
   x = served.experiment
   words, options = dict(x.config['serve']), Options(**x.generate)
+  check_served(x.config['predict']['temperature'], generates(x), request.pointer)
   keys, captured = _check(words, options), capture_of(x.config['capture'])
   with contextlib.closing(_bind(words['host'], words['port'])) as listening:
     service, line = completions(served, options) if generates(x) else predictions(served)

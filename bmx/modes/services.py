@@ -21,6 +21,7 @@ from bmx.models.kernels import QUANTIZED
 from bmx.modes.chat import find_template
 from bmx.modes.decoder import decoder_of, ends_of, load_tokenizer, load_weights
 from bmx.modes.start import Run
+from bmx.modes.temperature import with_temperature
 from bmx.runtime.storage import Place
 from bmx.serve.adapters import stacked
 from bmx.serve.chat import end_of_turn
@@ -62,8 +63,8 @@ def completions(run: Run, options: Options) -> Any:
 def predictions(run: Run) -> Any:
   """Returns the service of a run that predicts, compiled, and a line about it.
 
-  Raises InputError: the run has not trained, its data part reads no instances, or
-  its checkpoint is missing.
+  Raises InputError: the run has not trained, its data part reads no instances, its checkpoint is
+  missing, or it has no temperature that `predict.temperature` asks for.
   """
   from bmx.serve.predict_routes import PredictionService
   from bmx.serve.predictions import Predictions
@@ -79,12 +80,13 @@ def predictions(run: Run) -> Any:
   task = with_labels(x.task, choice['labels'], choice['templates'], run.known)
   state, number = restored(x, run.workdir, run.step)
   variables = eval_variables(state)
-  predictor = Predictor(task, x.layout, variables, read.spec, words['batch'])
+  made = with_temperature(task, choice['temperature'], run.workdir, number)
+  predictor = Predictor(made, x.layout, variables, read.spec, words['batch'])
   worker = Batcher(predictor, words['window'] / 1000, words['max_waiting'])
   columns = [dataclasses.asdict(c) for c in read.columns]
-  made = Predictions(x.name, worker, task, read, columns, words['max_instances'])
+  service = Predictions(x.name, worker, task, read, columns, words['max_instances'])
   line = f'predictions of step {number}, batches of {", ".join(map(str, predictor.sizes))}'
-  return PredictionService(made), line
+  return PredictionService(service), line
 
 
 def _adapters(

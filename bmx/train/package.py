@@ -27,9 +27,10 @@ from bmx.train.state import TrainState, state_spec
 
 NAME, WEIGHTS, PROGRAM = 'package.json', 'model.safetensors', 'program.bin'
 CONFIG = 'config.json'
+TEMPERATURE = 'temperature.json'  # of predictions, fitted on validation data
 # Files of a run that a package keeps, as far as there are, and that its readers read.
 KEPT = (datafile.NAME, datafile.TOKENIZER, special.CONFIG, special.MAP, special.GENERATION,
-        chat_template.NAME)  # fmt: skip
+        chat_template.NAME, TEMPERATURE)  # fmt: skip
 FORMAT = 1
 # Names of dtypes in a safetensors file -> those of numpy.
 DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16',

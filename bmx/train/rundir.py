@@ -60,8 +60,8 @@ FREE = [
 # Files and folders that bmx writes in a run directory: a link there would lead a write elsewhere.
 OWN = ('lock', 'config.json', 'data.json', 'tokenizer.json', 'tokenizer_config.json',
        'special_tokens_map.json', 'metrics.jsonl', 'summary.json', 'sections.json', 'starts.json',
-       'report.html', 'checkpoints', 'constants', 'tensorboard', 'logs', 'profile',
-       repeats.UNSAVED)  # fmt: skip
+       'report.html', 'temperature.json', 'checkpoints', 'constants', 'tensorboard', 'logs',
+       'profile', repeats.UNSAVED)  # fmt: skip
 PACKAGES = ('bmx-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
 
 

@@ -20,6 +20,7 @@ from bmx.core import tree
 from bmx.core.errors import InputError, Stop
 from bmx.export import check, loader, write
 from bmx.modes import export
+from bmx.modes.temperature import keep_temperature
 from bmx.train import package
 from bmx.train.state import state_spec
 from tests.conftest import own_logging
@@ -84,6 +85,24 @@ def test_a_package_predicts_as_its_run_does(run):
   found = model(image=np.zeros((2, 8, 8, 1)))
   assert found['logits'].shape == (2, 10)
   assert found['prediction'].dtype == np.int32
+
+
+def test_a_package_keeps_the_temperature_of_its_step(run):
+  step = json.loads((run / 'package/package.json').read_text())['step']
+  keep_temperature(run / 'run', step, {'value': 2.0, 'fitted_on': 'valid'})
+  try:
+    assert call('export', run / 'run', f'--output={run}/tempered') == 0
+  finally:
+    (run / 'run/temperature.json').unlink()
+  rows = {}
+  for name, words in (('plain', []), ('scaled', ['--temperature=true'])):
+    out = run / f'{name}.jsonl'
+    assert call('predict', run / 'tempered', f'--output={out}', *words) == 0
+    rows[name] = [json.loads(line)['probability'] for line in out.read_text().splitlines()]
+  plain, scaled = (np.array([list(r.values()) for r in rows[k]]) for k in ('plain', 'scaled'))
+  expected = plain**0.5 / (plain**0.5).sum(1, keepdims=True)
+  np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=1e-7)
+  assert call('predict', run / 'package', '--temperature=true') == 2
 
 
 def test_a_package_begins_another_run(run, capsys):

@@ -23,6 +23,7 @@ from bmx import modes
 from bmx.core.errors import InputError
 from bmx.modes import serve, services
 from bmx.modes.start import Run, open_run
+from bmx.modes.temperature import check_served, keep_temperature
 from tests.conftest import CACHE, FLAGS, ROOT
 
 pytest.importorskip('uvicorn', reason='the extra `serve` is not installed')
@@ -170,6 +171,28 @@ def test_a_run_that_predicts_becomes_a_service(trained):
     assert row['probability'] == pytest.approx(other['probability'], abs=1e-6)
   with pytest.raises(InputError, match='expected the directory of a run that has trained'):
     services.predictions(Run(x, workdir, workdir, None, 'latest'))
+  x.config['predict']['temperature'] = True
+  with pytest.raises(InputError, match='expected a temperature of step 2 in .*, which has none;'):
+    services.predictions(Run(x, workdir, workdir, stored, 'latest'))
+  keep_temperature(workdir, 2, {'value': 3.0, 'fitted_on': 'valid'})
+  service, _ = services.predictions(Run(x, workdir, workdir, stored, 'latest'))
+  service.worker.start()
+  try:
+    scaled = asyncio.run(service.predictions.rows(instances, 30))
+  finally:
+    service.worker.drain()
+    assert service.worker.join(30)
+  for row, other in zip(scaled, rows, strict=True):
+    a, b = (np.array(list(r['probability'].values())) for r in (row, other))
+    np.testing.assert_allclose(a, b ** (1 / 3) / (b ** (1 / 3)).sum(), rtol=1e-4)
+  alone = next(iter(bmx.predict(x, run, {'x': given})))
+  assert alone['probability'] == pytest.approx(scaled[0]['probability'], rel=1e-4)
+  for generates, pointer, message in (
+    (True, '', 'expected a run that predicts classes'),
+    (False, 'good.json', r'expected no --pointer \(good.json\)'),
+  ):
+    with pytest.raises(InputError, match=message):
+      check_served(True, generates, pointer)
   x.config['serve']['batch'] = 0
   with pytest.raises(InputError, match='serve.batch=0'):
     services.predictions(Run(x, workdir, workdir, stored, 'latest'))
