@@ -17,6 +17,7 @@ from bmx.train.state import state_spec
 from bmx.train.step import make_dispatch, train_step
 
 CLICKS, RATINGS = 'criteo_deepfm:tiny', 'movielens_two_tower:tiny'
+WIDE, DCN = (['task.model.call=bmx.models.recsys:' + name] for name in ('WideDeep', 'DCN'))
 STEPS = 6
 MESHES = {'data': {'data': 8}, 'data-fsdp-model': {'data': 2, 'fsdp': 2, 'model': 2}}
 
@@ -43,13 +44,13 @@ def trained(x):
   return float(sums['loss'][0] / sums['loss'][1]), params
 
 
-@pytest.mark.parametrize(('recipe', 'meshes'), [
-  (CLICKS, ['data-fsdp-model']), (RATINGS, ['data', 'data-fsdp-model']),
-])  # fmt: skip
-def test_eight_devices_are_one(recipe, meshes):
-  loss, params = trained(built(recipe, 1))
-  for mesh in (MESHES[name] for name in meshes):
-    found, other = trained(built(recipe, 8, mesh))
+@pytest.mark.parametrize(('recipe', 'words'), [
+  (CLICKS, []), (CLICKS, WIDE), (CLICKS, DCN), (RATINGS, []),
+], ids=['deepfm', 'wide_deep', 'dcn', 'two_towers'])  # fmt: skip
+def test_eight_devices_are_one(recipe, words):
+  loss, params = trained(built(recipe, 1, words=words))
+  for mesh in MESHES.values():
+    found, other = trained(built(recipe, 8, mesh, words))
     assert found == pytest.approx(loss, 1e-5)
     assert np.linalg.norm(other - params) < 1e-4 * np.linalg.norm(params)
 
@@ -60,11 +61,13 @@ def test_tables_are_cut_over_the_axes_of_the_rules():
     assert table.sharding.shard_shape(table.shape) == (table.shape[0] // 2, table.shape[1] // 2)
 
 
-def test_a_resumed_run_is_the_same(tmp_path):
-  words = ['every.log=4', 'steps_per_call=2', 'eval.valid.metrics=()', 'eval.test.metrics=()',
-           'keep.metric=']  # fmt: skip
+@pytest.mark.parametrize(('recipe', 'words'), [
+  (CLICKS, []), (RATINGS, ['eval.test.metrics=()']),
+], ids=['deepfm', 'two_towers'])  # fmt: skip
+def test_a_resumed_run_is_the_same(recipe, words, tmp_path):
+  words = ['every.log=4', 'steps_per_call=2', 'eval.valid.metrics=()', 'keep.metric=', *words]
   run = lambda steps, name: loop.run(
-    built(RATINGS, 1, words=[*words, f'steps={steps}']), tmp_path / name
+    built(recipe, 1, words=[*words, f'steps={steps}']), tmp_path / name
   )
   whole = run(8, 'whole')
   run(4, 'parts')
