@@ -7,6 +7,7 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.data.encoder import TabularEncoder
+from bmx.data.recommend.categories import FieldEncoder
 from bmx.interpret import ablation
 from bmx.interpret.subject import input_key
 
@@ -36,6 +37,20 @@ def of_columns(encoder: TabularEncoder) -> Features:
   return Features(tuple(name for _, name in there), masks)
 
 
+def of_fields(columns: int, state: Mapping[str, Any]) -> Features:
+  """Returns the columns of a click model, numbers first.
+
+  Args:
+    columns: of numbers and of categories.
+    state: fitted values of the data; without names of columns they are numbered.
+  """
+  if 'fields' not in state:
+    return of_elements((columns,))
+  encoder = FieldEncoder.restore(state['fields'])
+  numbers = *encoder.numbers.numeric, *encoder.numbers.dates
+  return Features((*numbers, *encoder.listed, *encoder.hashed), np.eye(columns, dtype=bool))
+
+
 def of_elements(shape: Sequence[int]) -> Features:
   """Returns every element of an input without names, x0, x1, ...
 
@@ -53,7 +68,7 @@ def features_of(batch: Mapping[str, Any], state: Mapping[str, Any], window: int 
 
   Args:
     batch: of examples.
-    state: fitted values of the data: the encoder of a table.
+    state: fitted values of the data: the encoder of a table, the columns of a click model.
     window: side of the windows of an image, in pixels; 0: an eighth of the shorter side.
 
   Raises:
@@ -66,6 +81,8 @@ def features_of(batch: Mapping[str, Any], state: Mapping[str, Any], window: int 
     return Features((), ablation.windows(shape, (side, side), (max(1, side // 2),) * 2))
   if window:
     raise InputError(f'explain.window={window}: expected 0 without images')
+  if key == 'ids':
+    return of_fields(batch['x'].shape[1] + shape[0], state)
   if key == 'tokens':
     return Features((), np.eye(shape[0], dtype=bool)[..., None])
   return (

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bmx.core.errors import InputError
 from bmx.core.types import Array, Batch, Task, Variables
+from bmx.interpret.dense import is_dense
 from bmx.interpret.patches import Patch, Place, forward, places
 from bmx.interpret.subject import Subject
 from bmx.models.attention import WEIGHTS
@@ -27,15 +28,21 @@ def grad_cam(subject: Subject, path: str = '') -> Array:
 
   Args:
     subject: a network of convolutions.
-    path: of the layer; '' is the last one whose outputs are maps.
+    path: of the layer; '' is the last one whose outputs are maps, of a task of single outputs.
 
   Raises:
-    InputError: the model has no layer of maps; the layer's outputs are not maps.
+    InputError: the model has no layer of maps; the layer's outputs are not maps; none is named, of
+      a task of masks or boxes.
   """
   known = places(subject.task, subject.variables, subject.batch)
   maps = convolution_paths(known)
   if not maps:
     raise InputError('gradcam: expected a network of convolutions; method=saliency reads any model')
+  if not path and is_dense(subject.task):
+    raise InputError(
+      'gradcam: expected the path of a layer, as the last one of a model of masks or boxes is its '
+      f'outputs; set --layer to one of {", ".join(maps)}'
+    )
   path = path or maps[-1]
   if path not in maps:
     raise InputError(f'layer={path!r}: expected one of {", ".join(maps)}')

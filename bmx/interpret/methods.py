@@ -11,11 +11,11 @@ import numpy as np
 from bmx.core import tree
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Array, Batch, Task, Variables
-from bmx.interpret import ablation, gradients, maps
+from bmx.interpret import ablation, fields, gradients, maps
 from bmx.interpret.features import Features
 from bmx.interpret.patches import places
 from bmx.interpret.subject import Score, Subject, input_key, last_positions
-from bmx.models.bert import Classifier
+from bmx.models.bert import Classifier, Tagger
 from bmx.models.gpt import GPT
 from bmx.models.vit import ViT
 from bmx.parallel import Layout, jit
@@ -61,10 +61,12 @@ def methods_of(task: Task, variables: Variables, batch: Batch) -> tuple[str, ...
   key = input_key(batch)
   if key == 'x':
     return 'shapley', *EVERY
+  if key == 'ids':  # categories have no gradient
+    return 'shapley', 'occlusion'
   extra = ['shapley'] if key == 'tokens' else []
   if key == 'image' and maps.convolution_paths(places(task, variables, batch)):
     extra.append('gradcam')
-  if isinstance(task.model, Classifier | GPT | ViT):
+  if isinstance(task.model, Classifier | GPT | Tagger | ViT):
     extra.append('rollout')
   return *EVERY, *extra
 
@@ -105,14 +107,19 @@ def explain(
     layout: mesh and rules.
     variables: of the model.
     batch: of examples, placed.
-    target: int [B], the explained outputs.
+    target: the explained outputs, see `Subject`.
     features: of the input.
-    background: [M, ...], inputs that features are replaced by; of tokens 0, an embedding.
+    background: [M, ...], inputs that features are replaced by; of tokens 0, an embedding; of the
+      columns of a click model packed, see `fields`.
     options: of the methods.
   """
   call = _Call(task, layout, variables, batch, target)
   key = input_key(batch)
-  mean = background.mean(0, keepdims=True)
+  mean: Any = (
+    fields.typical(background, batch['x'].shape[1])
+    if key == 'ids'
+    else background.mean(0, keepdims=True)
+  )
   if method == 'rollout':
     return Explanation(call(_rollout), signed=False)
   if method == 'gradcam':
@@ -217,6 +224,9 @@ def _rollout(s: Subject) -> Array:
     return jnp.take_along_axis(total, at, 1)[:, 0]
   if isinstance(model, Classifier):
     return total[:, 0]
+  if isinstance(model, Tagger):
+    at = jnp.asarray(s.target).max(-1).argmax(1)[:, None, None]  # the token with the tag
+    return jnp.take_along_axis(total, at, 1)[:, 0]
   rows = total[:, model.prefix :].mean(1) if model.pool == 'mean' else total[:, 0]
   patches = rows[:, model.prefix :]
   side = model.image_size // model.patch_size

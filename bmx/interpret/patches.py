@@ -196,4 +196,7 @@ def _intercept(next_fun: Any, args: Any, kwargs: Any, context: nn.module.Interce
     first = jnp.where(where, value, first)
   if module.has_variable(PATCHES, ADDED):
     first += module.get_variable(PATCHES, ADDED)
-  return (first, *out[1:]) if isinstance(out, tuple) and out else first
+  if not isinstance(out, tuple) or not out:
+    return first
+  whole = (first, *out[1:])
+  return whole if type(out) is tuple else type(out)(*whole)  # a NamedTuple keeps its names

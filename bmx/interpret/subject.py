@@ -9,6 +9,8 @@ import numpy as np
 
 from bmx.core.errors import InputError, did_you_mean
 from bmx.core.types import Array, Batch, Task, Variables
+from bmx.interpret import fields
+from bmx.interpret.dense import dense_outputs, is_dense
 from bmx.interpret.patches import Patch, Place, forward, places
 from bmx.models.layers import Embed
 from bmx.tasks.classification import BinaryClassification, Classification
@@ -17,7 +19,7 @@ from bmx.tasks.language import CausalLM
 from bmx.tasks.regression import Regression
 
 Score = Callable[[Array], Array]  # input [B, ...] -> float32 [B]
-KEYS = ('image', 'x', 'tokens')  # of a batch, what attributions are of
+KEYS = ('image', 'ids', 'x', 'tokens')  # of a batch, what attributions are of; ids stand for x too
 
 
 def input_key(batch: Mapping[str, Any]) -> str:
@@ -34,18 +36,20 @@ def input_key(batch: Mapping[str, Any]) -> str:
 def check_task(task: Task) -> None:
   """Raises InputError if a task has no single outputs to explain."""
   inner = innermost(task)
-  if not isinstance(inner, Classification | BinaryClassification | Regression | CausalLM):
+  single = isinstance(inner, Classification | BinaryClassification | Regression | CausalLM)
+  if not single and not is_dense(inner):
     raise InputError(
-      f'explain: expected a task of classification, regression or next tokens, not '
-      f'{type(inner).__name__}'
+      'explain: expected a task of classification, clicks, regression, next tokens, tags, masks or '
+      f'boxes, not {type(inner).__name__}; bmx predict writes what a run of it predicts'
     )
 
 
 def outputs(task: Task, value: Any, batch: Batch) -> Array:
-  """Returns the outputs that can be explained: float32 [B, K].
+  """Returns the outputs that can be explained: float32 [B, K]; with a place [B, ..., K].
 
   They are logits of classes; of a binary task those against and for class 1; standardized numbers
-  of a regression; of a language model the logits of the token that follows each text.
+  of a regression; of a language model the logits of the token that follows each text; those of
+  tags, masks and boxes have a place, see `dense.dense_outputs`.
 
   Args:
     task: that made `value`.
@@ -53,6 +57,8 @@ def outputs(task: Task, value: Any, batch: Batch) -> Array:
     batch: of the examples.
   """
   inner = innermost(task)
+  if is_dense(inner):
+    return dense_outputs(inner, value)
   if isinstance(inner, BinaryClassification):
     return jnp.concatenate([-value[:, :1], value[:, :1]], 1).astype(jnp.float32)
   if isinstance(inner, CausalLM):
@@ -78,7 +84,8 @@ class Subject:
     task: over the model.
     variables: of the model.
     batch: of examples.
-    target: int [B], the output of each example that is explained; None: the largest one.
+    target: int [B], the output of each example that is explained, None: the largest one; or float
+      like the outputs, by how much each counts (`dense.weights_of`).
   """
 
   task: Task
@@ -91,7 +98,7 @@ class Subject:
     patches: Mapping[str, Patch] | None = None,
     arrays: Mapping[str, Array] | None = None,
   ) -> Array:
-    """Returns the outputs, float32 [B, K].
+    """Returns the outputs, float32 [B, K] or [B, ..., K].
 
     Args:
       patches: see `patches.forward`.
@@ -108,19 +115,29 @@ class Subject:
   ) -> Array:
     """Returns the explained output of each example, float32 [B]; see `outputs`."""
     found = self.outputs(patches, arrays)
-    target = self.outputs().argmax(-1) if self.target is None else self.target
-    return jnp.take_along_axis(found, target[:, None], 1)[:, 0]
+    if self.target is not None and self.target.ndim > 1:
+      return (found * self.target).sum(range(1, found.ndim))
+    flat = found.reshape(len(found), -1)
+    target = self.target
+    if target is None:
+      target = self.outputs().reshape(flat.shape).argmax(-1)
+    return jnp.take_along_axis(flat, target[:, None], 1)[:, 0]
 
   def input(self) -> tuple[Score, Array]:
     """Returns (score, x): the explained outputs as a function of the input, and the input.
 
-    The input is `image` or `x`; of tokens their embeddings [B, T, D]: those of the token table,
-    before positions are added.
+    The input is `image` or `x`; of a click model all its columns, int32 [B, N + F], see
+    `fields.pack`; of tokens their embeddings [B, T, D]: those of the token table, before positions
+    are added.
 
     Raises:
       InputError: the batch has no such input; tokens are not read by one table.
     """
     key = input_key(self.batch)
+    if key == 'ids':
+      x, ids = self.batch['x'], self.batch['ids']
+      of = lambda packed: self.score(arrays=fields.unpack(packed, x.shape[1]))
+      return of, fields.pack(x, ids)
     if key != 'tokens':
       return lambda x: self.score(arrays={key: x}), jnp.asarray(self.batch[key], jnp.float32)
     path = embedding_path(places(self.task, self.variables, self.batch))

@@ -15,7 +15,9 @@ from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
 from bmx.core.types import HostBatch
 from bmx.data.encoder import TabularEncoder
-from bmx.interpret import methods, pictures
+from bmx.data.recommend.categories import UNKNOWN, FieldEncoder
+from bmx.interpret import fields, methods, pictures
+from bmx.interpret.dense import is_dense, place_of
 from bmx.interpret.features import Features, features_of
 from bmx.interpret.methods import Explanation, Options
 from bmx.interpret.subject import input_key
@@ -25,8 +27,17 @@ from bmx.modes.reports import add_sections, checked_page, own_page
 from bmx.modes.start import need_run
 from bmx.runtime.files import replacing
 from bmx.runtime.report import Section
+from bmx.tasks.common import innermost
+from bmx.tasks.detection import Detection
+from bmx.tasks.encoder import TokenClassification
+from bmx.tasks.segmentation import Segmentation
 
 log = logging.getLogger('bmx')
+PLACES = {
+  TokenClassification: 'of the token that is surest of it, the logit of',
+  Segmentation: 'over the pixels of it, the mean logit of',
+  Detection: 'of the best box, the log score of',
+}
 BACKGROUND = 32  # examples that features are replaced by
 TEXT = 'the embedding 0'
 REPLACING = 'shapley', 'integrated_gradients', 'occlusion'
@@ -103,7 +114,7 @@ def attributions(
   """Explains the first examples -> (attributions, a section for each, facts)."""
   x, rows = opened.x, opened.first(words.count)
   batch, outputs = opened.placed(rows), opened.outputs(rows)
-  target = target_of(opened, outputs, words.target)
+  target = target_of(opened, rows, outputs, words.target)
   background, baseline = _background(opened, method, words)
   features = features_of(rows, opened.state, words.window)
   padded = target[np.minimum(np.arange(len(batch['weights'])), len(target) - 1)]
@@ -128,13 +139,17 @@ def attributions(
 
 
 def _explained(opened: Opened, target: np.ndarray, name: str) -> str:
+  task = innermost(opened.x.task)
+  if is_dense(task):
+    of = label_of(opened, place_of(target[0])[1]) if name else 'the predicted class'
+    return f'{PLACES[type(task)]} {of}'
   return f'the output of {label_of(opened, int(target[0]))}' if name else 'the predicted output'
 
 
 def _background(opened: Opened, method: str, words: Any) -> tuple[np.ndarray, str]:
   """Returns the inputs that features are replaced by, and their name for people."""
   key = input_key(opened.data.spec)
-  if words.background and key != 'x':
+  if words.background and key not in ('x', 'ids'):
     raise InputError(f'explain.background={words.background}: expected none without a table')
   if key == 'tokens':
     return np.zeros((1, 1, 1), np.float32), TEXT
@@ -143,7 +158,10 @@ def _background(opened: Opened, method: str, words: Any) -> tuple[np.ndarray, st
     color = pixels.mean((0, 1, 2), keepdims=True)
     return np.broadcast_to(color, (1, *pixels.shape[1:])), f'the mean color of {len(pixels)} images'
   source = opened.of(words.background) if words.background else opened
-  values = source.sample(BACKGROUND)[key].astype(np.float32)
+  rows = source.sample(BACKGROUND)
+  values = (
+    rows[key].astype(np.float32) if key == 'x' else np.asarray(fields.pack(rows['x'], rows[key]))
+  )
   if len(values) < 2 and method in REPLACING:
     raise InputError(
       f'explain: {source.source} has one example, which cannot replace its own features; name a '
@@ -161,7 +179,7 @@ def _sections(
   found: Explanation,
 ) -> list[Section]:
   """Returns a section for each example, below one of the means over a table's examples."""
-  key, names = input_key(rows), titles(opened, rows, outputs)
+  key, names = input_key(rows), titles(opened, rows, outputs, target)
   if key == 'tokens':
     return [Section(t, _text(opened, rows, i, found)) for i, t in enumerate(names)]
   if key == 'image':
@@ -174,7 +192,7 @@ def _sections(
   )
   errors = [None] * len(names) if found.errors is None else list(found.errors)
   each = [
-    Section(t, pictures.bars(_cells(opened, rows['x'][i], features), found.values[i], errors[i]))
+    Section(t, pictures.bars(_cells(opened, rows, i, features), found.values[i], errors[i]))
     for i, t in enumerate(names)
   ]
   return [mean, *each] if len(names) > 1 else each
@@ -188,10 +206,29 @@ def _text(opened: Opened, rows: HostBatch, i: int, found: Explanation) -> str:
   return pictures.tokens(texts, found.values[i][real])
 
 
-def _cells(opened: Opened, row: np.ndarray, features: Features) -> Sequence[str]:
+def _cells(opened: Opened, rows: HostBatch, i: int, features: Features) -> Sequence[str]:
   """The features of a row with their values, as the table has them."""
+  row = rows['x'][i]
+  if 'ids' in rows:
+    return _columns(opened, row, rows['ids'][i], features)
   if 'encoder' not in opened.state:
     pairs = zip(features.names, row.ravel(), strict=True)
     return [f'{name} = {value:.4g}' for name, value in pairs]
   values = TabularEncoder.restore(opened.state['encoder']).decode(row)
   return [f'{name} = {values[name]}' for name in features.names]
+
+
+def _columns(opened: Opened, x: np.ndarray, ids: np.ndarray, features: Features) -> Sequence[str]:
+  """The columns of a click model with their values, numbers as the data have them."""
+  if 'fields' not in opened.state:
+    values = [*(f'{value:.4g}' for value in x), *map(str, ids)]
+    return [f'{name} = {value}' for name, value in zip(features.names, values, strict=True)]
+  encoder = FieldEncoder.restore(opened.state['fields'])
+  numbers = encoder.numbers.decode(x) if len(x) else {}
+  known = [*encoder.listed.values(), *[None] * len(encoder.hashed)]
+  categories = [
+    f'row {i}' if names is None else 'rare or unknown' if i == UNKNOWN else names[i - 1]
+    for i, names in zip(ids.tolist(), known, strict=True)
+  ]
+  values = [*(numbers[name] for name in features.names[: len(x)]), *categories]
+  return [f'{name} = {value}' for name, value in zip(features.names, values, strict=True)]

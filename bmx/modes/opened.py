@@ -15,7 +15,10 @@ from bmx.core.experiment import Experiment
 from bmx.core.types import Array, Batch, HostBatch, Variables
 from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer
 from bmx.feedback import columns
+from bmx.interpret.dense import chosen_class, is_dense, place_of, weights_of
+from bmx.interpret.pictures import pieces
 from bmx.interpret.subject import Subject, check_task, class_number
+from bmx.models.detector import points
 from bmx.modes import Request
 from bmx.modes.predict import entry_of
 from bmx.modes.start import open_experiment, open_run
@@ -24,8 +27,10 @@ from bmx.runtime.storage import Place
 from bmx.runtime.writer import brief
 from bmx.tasks.classification import BinaryClassification, Classification
 from bmx.tasks.common import innermost
+from bmx.tasks.detection import Detection
 from bmx.tasks.language import CausalLM
 from bmx.tasks.regression import Regression
+from bmx.tasks.segmentation import Segmentation
 from bmx.train.datafile import DataFile
 from bmx.train.run import restored
 from bmx.train.state import eval_variables
@@ -85,7 +90,7 @@ class Opened(NamedTuple):
     return place_rows(self.x, self.data, rows)
 
   def outputs(self, rows: HostBatch) -> np.ndarray:
-    """Returns the outputs of examples, float32 [n, K], see `Subject.outputs`."""
+    """Returns the outputs of examples, float32 [n, K] or [n, ..., K], see `Subject.outputs`."""
     x = self.x
     call = lambda variables, batch: Subject(x.task, variables, batch).outputs()
     program = jit(call, x.layout, out_shardings=x.layout.sharding())
@@ -134,17 +139,25 @@ def open_examples(request: Request, *, training: bool = False) -> Opened:
   return Opened(x, workdir, data, eval_variables(state), step, source, stored)
 
 
-def target_of(opened: Opened, outputs: np.ndarray, name: str) -> np.ndarray:
+def target_of(opened: Opened, rows: HostBatch, outputs: np.ndarray, name: str) -> np.ndarray:
   """Returns the output of each example to explain, int32 [n]: the named one, or the largest.
+
+  Outputs that have a place (tags, masks, boxes) get weights like them, see `dense.weights_of`.
 
   Args:
     opened: the run.
-    outputs: float [n, K].
+    rows: the examples.
+    outputs: float [n, K] or [n, ..., K].
     name: class or number of an output; '' is the largest, of a regression the first.
   """
-  names = tuple(map(str, opened.data.metadata.get('class_names', ())))
+  names, task = tuple(map(str, opened.data.metadata.get('class_names', ()))), opened.x.task
   if name:
-    return np.full(len(outputs), class_number(name, names, outputs.shape[1]), np.int32)
+    classes = np.full(len(outputs), class_number(name, names, outputs.shape[-1]), np.int32)
+    return weights_of(task, outputs, rows, classes) if is_dense(task) else classes
+  if is_dense(task):
+    ground = names.index('O') if 'O' in names else -1
+    ground = 0 if isinstance(innermost(task), Segmentation) else ground
+    return weights_of(task, outputs, rows, chosen_class(task, outputs, rows, ground))
   if isinstance(innermost(opened.x.task), Regression):
     return np.zeros(len(outputs), np.int32)
   return outputs.argmax(1).astype(np.int32)
@@ -159,11 +172,24 @@ def label_of(opened: Opened, output: int) -> str:
   return str(names[output]) if output < len(names) else str(output)
 
 
-def titles(opened: Opened, rows: HostBatch, outputs: np.ndarray) -> list[str]:
-  """Returns a line for each of the first examples: its number, its prediction, its label."""
+def titles(
+  opened: Opened, rows: HostBatch, outputs: np.ndarray, target: np.ndarray | None = None
+) -> list[str]:
+  """Returns a line for each of the first examples: its number, its prediction, its label.
+
+  Args:
+    opened: the run.
+    rows: the examples.
+    outputs: of them.
+    target: explained outputs of outputs that have a place; None: those of `target_of`.
+  """
   task, found = innermost(opened.x.task), []
+  placed = target_of(opened, rows, outputs, '') if target is None else target
   for i, row in enumerate(outputs):
-    said = f'{i + 1}: {_prediction(opened, task, row)}'
+    line = (
+      _placed(opened, rows, i, row, placed[i]) if is_dense(task) else _prediction(opened, task, row)
+    )
+    said = f'{i + 1}: {line}'
     if 'label' in rows and isinstance(task, Classification | BinaryClassification):
       said += f', true {label_of(opened, int(rows["label"][i]))}'
     elif 'y' in rows:
@@ -175,6 +201,25 @@ def titles(opened: Opened, rows: HostBatch, outputs: np.ndarray) -> list[str]:
     found = [f'{t}, {pathlib.Path(a["file"]).name}' if 'file' in a else t
              for t, a in zip(found, about, strict=False)]  # fmt: skip
   return found
+
+
+def _placed(opened: Opened, rows: HostBatch, i: int, row: np.ndarray, target: np.ndarray) -> str:
+  """The class of an explained output, its place, and how sure the model is."""
+  task = innermost(opened.x.task)
+  at, k = place_of(target)
+  name, value = label_of(opened, k), float(row.reshape(-1, row.shape[-1])[at, k])
+  if isinstance(task, Segmentation):
+    count = int((row.argmax(-1) == k).sum())
+    return f'{name}, {count:,} of {row[..., 0].size:,} pixels'
+  if isinstance(task, Detection):
+    grid = points(rows['image'].shape[1:3], task.model.strides)
+    down, right = grid.center[at]
+    return f'{name}, box of row {down:.0f}, column {right:.0f} ({np.exp(value):.2f})'
+  share = np.exp(value - row[at].max()) / np.exp(row[at] - row[at].max()).sum()
+  piece = pieces(opened.tokenizer, rows['tokens'][i].tolist())[at].strip()
+  said = f'{name} of token {at + 1}, {piece!r} ({share:.2f})'
+  real = 'targets' in rows and rows['weights'][i, at] > 0
+  return f'{said}, true {label_of(opened, int(rows["targets"][i, at]))}' if real else said
 
 
 def _prediction(opened: Opened, task: Any, row: np.ndarray) -> str:

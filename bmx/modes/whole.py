@@ -9,7 +9,8 @@ import numpy as np
 from bmx.core import streams
 from bmx.core.errors import InputError
 from bmx.core.types import Batch, HostBatch
-from bmx.interpret import influence, pictures, probes
+from bmx.interpret import fields, influence, pictures, probes
+from bmx.interpret.dense import is_dense
 from bmx.interpret.features import features_of
 from bmx.interpret.importance import permutation_importance
 from bmx.interpret.patches import places
@@ -20,6 +21,7 @@ from bmx.runtime.report import Section, layout
 from bmx.tasks import illustrations
 from bmx.tasks.classification import BinaryClassification, Classification
 from bmx.tasks.common import innermost
+from bmx.tasks.ctr import log_loss
 from bmx.tasks.scores import scores, wilson
 from bmx.train.checkpoint import Checkpoints
 from bmx.train.evaluate import eval_noise
@@ -30,15 +32,16 @@ Result = tuple[list[Section], dict[str, str]]
 REPEATS = 5  # permutations of a feature
 SHOWN = 6  # training examples on each side
 TOP = 5  # outputs of a layer
-LABELS = ('label', 'y', 'targets')
+LABELS = ('label', 'y', 'targets', 'mask', 'boxes')
 
 
 def possible(opened: Opened, batch: Batch) -> tuple[str, ...]:
   """Returns the methods of the whole model that a run can give."""
   task = opened.x.task
-  names = ['permutation'] if input_key(batch) == 'x' else []
+  names = ['permutation'] if input_key(batch) in ('x', 'ids') else []
   names += ['probe'] if isinstance(innermost(task), Classification | BinaryClassification) else []
-  names += ['lens'] if probes.blocks_of(places(task, opened.variables, batch)) else []
+  blocks = probes.blocks_of(places(task, opened.variables, batch))
+  names += ['lens'] if blocks and not is_dense(task) else []
   return *names, 'influence'
 
 
@@ -51,13 +54,18 @@ def permutation(opened: Opened, words: Any) -> Result:
                 out_shardings=x.layout.sharding())  # fmt: skip
   scale = float(opened.data.metadata.get('target_std', 1.0))
 
-  def score(values: np.ndarray) -> float:
-    found = program(opened.variables, opened.placed(rows | {'x': values}))
-    predicted = {k: host(v)[: len(values)] for k, v in found.items()}
-    return float(scores(rows | predicted, scale).mean())
+  clicks = input_key(rows) == 'ids'
+  given = np.asarray(fields.pack(rows['x'], rows['ids'])) if clicks else rows['x']
 
-  found = permutation_importance(score, rows['x'], features.masks, REPEATS, x.seed)
+  def score(values: np.ndarray) -> float:
+    replaced = _unpacked(values, rows['x'].shape[1]) if clicks else {'x': values}
+    found = program(opened.variables, opened.placed(rows | replaced))
+    predicted = {k: host(v)[: len(values)] for k, v in found.items()}
+    return -log_loss(rows | predicted) if clicks else float(scores(rows | predicted, scale).mean())
+
+  found = permutation_importance(score, given, features.masks, REPEATS, x.seed)
   unit = 'accuracy' if 'label' in rows else 'mean of -|error| / deviation'
+  unit = '-log loss' if clicks else unit
   notes = {'rows': f'{len(rows["x"]):,}', 'score': f'{unit} {found.score:.4f}',
            'permutations': f'{REPEATS} of each column'}  # fmt: skip
   picture = pictures.bars(features.names, found.mean, found.std)
@@ -166,6 +174,10 @@ def _cell(shown: Callable[[int], str], j: int, numbers: np.ndarray, values: np.n
     f'<div>{shown(int(j))}<b>{values[j]:+.3g}</b> '
     f'<span class="soft">training example {numbers[j] + 1:,}</span></div>'
   )
+
+
+def _unpacked(values: np.ndarray, numeric: int) -> HostBatch:
+  return {k: np.asarray(v) for k, v in fields.unpack(values, numeric).items()}
 
 
 def _labeled(opened: Opened, rows: HostBatch, method: str) -> HostBatch:

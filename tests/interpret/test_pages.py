@@ -30,17 +30,29 @@ def runs(tmp_path_factory):
   age, city = random.integers(20, 70, ROWS), random.choice(['a<b', 'c', 'd'], ROWS)
   lines = [f'{a},{c},{"yes" if a > 45 else "no"}' for a, c in zip(age, city, strict=True)]
   (folder / 't.csv').write_text('\n'.join(['age,city,bought', *lines]))
+  lines = ['Ann B-PER\nsaw O\nRome B-LOC\n', 'Bob B-PER\nslept O\n'] * 12
+  (folder / 'tags.conll').write_text('\n'.join(lines))
   words = random.choice(['red', 'blue', 'tree', 'sky'], (ROWS, 3))
   good = random.random(ROWS) < 0.5
   ends = [f'{"good" if g else "bad"},{int(g)}' for g in good]
   lines = [f'{" ".join(three)} {end}' for three, end in zip(words, ends, strict=True)]
   (folder / 'x.csv').write_text('\n'.join(['text,label', *lines]))
-  cache = f'--cache={folder / "cache"}'
+  cache, cold = f'--cache={folder / "cache"}', ['--schedule.warmup=0']
   commands = {
     'table': ['table', f'--data.path={folder / "t.csv"}', '--data.target=bought', '--epochs=0',
               '--steps=80', '--batch_size=32', '--schedule.peak=0.02', '--every.eval=0',
               '--task.model.widths=(16,)'],
     'images': ['mnist_cnn:tiny', '--steps=4', '--every.save=2', '--keep.last=2'],
+    'clicks': ['criteo_deepfm:tiny', f'--data.path={folder / "t.csv"}', '--steps=4',
+               '--data.call=bmx.data.recommend.clicks:clicks', '--data.target=bought',
+               '--data.min_count=1', '--eval.valid.batch_size=24', '--every.save=4'],
+    'masks': ['mnist_segment:tiny', '--steps=2', '--every.save=2', *cold],
+    'boxes': ['mnist_detect:tiny', '--steps=2', '--every.save=2', *cold],
+    'tags': ['bert_finetune:tiny', f'--data.path={folder / "tags.conll"}', '--steps=2',
+             '--data.call=bmx.data.text.token_classification:token_classification',
+             '--task.call=bmx.tasks.encoder:TokenClassification', '--batch_size=8',
+             '--task.model.call=bmx.models.bert:Tagger', '--eval.valid.metrics=()',
+             '--keep.metric=', '--task.model.encoder.width=16', *cold],
     'texts': ['text', f'--data.path={folder / "x.csv"}', '--steps=12', '--epochs=0', '--vocab=300',
               '--length=16', '--batch_size=16', '--task.model.encoder.width=32'],
   }  # fmt: skip
@@ -121,6 +133,37 @@ def test_what_a_model_cannot_give_is_refused(runs, command):
   assert done.returncode == 2 and 'ends with .html' in done.stderr
 
 
+def test_the_columns_of_a_click_model_have_bars(runs, command):
+  made = page(command, runs / 'clicks', 'count=2')
+  assert 'city = a&lt;b' in made or 'city = c' in made or 'city = d' in made
+  assert re.search(r'age = \d\d', made) and 'Shapley of criteo' in made
+  whole = page(command, runs / 'clicks', 'method=permutation')
+  assert 'Fall of the score (-log loss) where a column is permuted' in whole
+  said = page(command, runs / 'clicks', 'method=saliency', code=2)
+  assert 'DeepFM on this input can give, shapley, occlusion, permutation, probe, influence' in said
+  assert 'Wilson' in page(command, runs / 'clicks', 'method=probe')
+
+
+def test_masks_and_boxes_have_heat_maps(runs, command):
+  made = page(command, runs / 'masks', 'method=saliency', 'count=1', 'target=2')
+  assert made.count('data:image/png') == 2 and re.search(r'[\d,]+ of 1,024 pixels', made)
+  assert 'over the pixels of it, the mean logit of 2' in made
+  made = page(command, runs / 'boxes', 'method=occlusion', 'count=1', 'window=16')
+  assert made.count('data:image/png') == 2 and re.search(r'box of row \d+, column \d+ ', made)
+  assert 'of the best box, the log score of the predicted class' in made
+  said = page(command, runs / 'masks', 'method=gradcam', code=2)
+  assert 'expected the path of a layer' in said
+
+
+def test_one_tag_has_colored_tokens(runs, command):
+  made = page(command, runs / 'tags', 'method=saliency', 'count=1', 'target=B-LOC')
+  assert re.search(r'B-LOC of token \d, &#x27;\w+&#x27; \(0\.\d+\), true', made)
+  assert 'of the token that is surest of it, the logit of B-LOC' in made
+  assert "target='B-LOK'" in page(command, runs / 'tags', 'target=B-LOK', code=2)
+  said = page(command, runs / 'tags', 'method=lens', code=2)
+  assert 'Tagger on this input can give, integrated_gradients' in said
+
+
 def test_pieces_of_a_text():
   ids = list('aé\n'.encode())
   assert pictures.pieces(Bytes(), ids) == ['a', '', 'é', '\n']
@@ -164,6 +207,37 @@ def test_a_temperature_is_never_fitted_on_the_test_set(runs, command):
   assert done.returncode == 2 and 'expected reliability.temperature=True' in done.stderr
   done = command('--mode=eval', table, '--config.reliability.slices=town,label')
   assert done.returncode == 2 and 'reliability.slices=town: expected a column' in done.stderr
+
+
+def test_the_fitted_temperature_is_applied_on_demand(runs, command):
+  """As numpy scales the plain probabilities; it is fitted first, and for this step."""
+  table, images = f'--workdir={runs / "table"}', f'--workdir={runs / "images"}'
+  wanted, path = '--config.predict.temperature=true', runs / 'table' / 'temperature.json'
+  done = command('--mode=predict', images, wanted)
+  assert done.returncode == 2 and 'expected a temperature of step 4 in' in done.stderr
+  done = command('--mode=eval', table, '--config.reliability.temperature=true')
+  assert done.returncode == 0, done.stderr
+  kept = json.loads(path.read_text())
+  assert kept['80']['fitted_on'] == 'valid'
+  path.write_text(json.dumps({'80': {**kept['80'], 'value': 2.5}}))
+  found = {}
+  for name, words in (('plain', []), ('scaled', [wanted])):
+    out = runs / f'{name}.jsonl'
+    done = command('--mode=predict', table, f'--output={out}', *words)
+    assert done.returncode == 0, done.stderr
+    found[name] = [json.loads(line) for line in out.read_text().splitlines()]
+  assert 'temperature 2.500 of step 80, fitted on eval.valid' in done.stderr + done.stdout
+  for plain, scaled in zip(found['plain'], found['scaled'], strict=True):
+    assert plain['prediction'] == scaled['prediction']
+    p = np.array(list(plain['probability'].values()))
+    expected = p ** (1 / 2.5) / (p ** (1 / 2.5)).sum()
+    np.testing.assert_allclose(list(scaled['probability'].values()), expected, rtol=1e-4)
+  path.write_text(json.dumps({'79': kept['80']}))
+  done = command('--mode=predict', table, wanted)
+  assert done.returncode == 2 and 'which has none (but of 79); fit it on an entry' in done.stderr
+  path.write_text('{"80": 2}')
+  done = command('--mode=predict', table, wanted)
+  assert done.returncode == 2 and 'expected value and fitted_on of step 80, not 2' in done.stderr
 
 
 def test_a_card_says_what_the_run_recorded(runs, command):
