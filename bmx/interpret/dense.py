@@ -104,7 +104,7 @@ def place_of(weights: np.ndarray) -> tuple[int, int]:
 
 
 def _real(rows: HostBatch) -> np.ndarray:
-  """Tokens that have a tag, bool [B, T]: those that begin a word, or without labels all of a text."""
+  """Tokens that have a tag, bool [B, T]: those that begin a word; without labels all."""
   real = rows['weights'] > 0
   whole = rows['segment_ids'] > 0 if 'segment_ids' in rows else np.ones_like(real)
   return np.where(real.any(1, keepdims=True), real, whole)
