@@ -25,12 +25,20 @@ MODELS = {
   },
 }  # fmt: skip
 DIGITS = 'digits_mlp', ['data.crop=0']
-RECIPES = {'clip': ('emoji_clip', ['task.model.image.depth=1', 'task.model.text.scan=True'])}
+SIGLIP = ['task.kind=sigmoid', 'task.model.bias=True', 'task.model.image.pool=attention',
+          'task.model.image.project=False', 'task.model.text.causal=False',
+          'task.model.text.pool=last', 'task.model.text.head_bias=True']  # fmt: skip
+RECIPES = {
+  'clip': ('emoji_clip', ['task.model.image.depth=1', 'task.model.text.scan=True']),
+  'siglip': ('emoji_clip', ['task.model.image.depth=1', *SIGLIP]),
+}
 CASES = [
   ('resnet', {'data': 2, 'fsdp': 4}),
   ('vit', {'data': 1, 'fsdp': 4, 'model': 2}),
   ('clip', {'data': 8}),
   ('clip', {'data': 1, 'fsdp': 4, 'model': 2}),
+  ('siglip', {'data': 8}),
+  ('siglip', {'data': 1, 'fsdp': 4, 'model': 2}),
 ]
 
 
