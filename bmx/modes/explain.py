@@ -65,7 +65,7 @@ def run(request: Request) -> int:
   page = checked_page(request.output)
   opened = open_examples(request, training=words.method == 'influence')
   method, over_model = _chosen(opened, words.method)
-  check_read(words, method)
+  check_read(words, method, is_dense(opened.x.task))
   if over_model:
     (sections, notes), legend = whole.METHODS[method](opened, words), ''
   else:
@@ -88,10 +88,17 @@ def run(request: Request) -> int:
   return errors.DONE
 
 
-def check_read(words: Any, method: str) -> None:
-  """Raises InputError naming a word that is set, and that a method does not read."""
+def check_read(words: Any, method: str, dense: bool = False) -> None:
+  """Raises InputError naming a word that is set, and that a method does not read.
+
+  Args:
+    words: `explain` of the config.
+    method: the chosen one.
+    dense: whether outputs have a place: that of a tag is where attention is followed from.
+  """
   for word, readers in READERS.items():
     given = words[word]
+    readers = (*readers, 'rollout') if word == 'target' and dense else readers
     if given != WORDS[f'explain.{word}'].default and method not in readers:
       raise InputError(
         f'explain.{word}={given}: {method} does not read it; expected a method of '
@@ -142,7 +149,8 @@ def _explained(opened: Opened, target: np.ndarray, name: str) -> str:
   task = innermost(opened.x.task)
   if is_dense(task):
     of = label_of(opened, place_of(target[0])[1]) if name else 'the predicted class'
-    return f'{PLACES[type(task)]} {of}'
+    place = next(place for kind, place in PLACES.items() if isinstance(task, kind))
+    return f'{place} {of}'
   return f'the output of {label_of(opened, int(target[0]))}' if name else 'the predicted output'
 
 

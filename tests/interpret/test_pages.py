@@ -159,6 +159,7 @@ def test_one_tag_has_colored_tokens(runs, command):
   made = page(command, runs / 'tags', 'method=saliency', 'count=1', 'target=B-LOC')
   assert re.search(r'B-LOC of token \d, &#x27;\w+&#x27; \(0\.\d+\), true', made)
   assert 'of the token that is surest of it, the logit of B-LOC' in made
+  assert 'logit of B-LOC' in page(command, runs / 'tags', 'method=rollout', 'target=B-LOC')
   assert "target='B-LOK'" in page(command, runs / 'tags', 'target=B-LOK', code=2)
   said = page(command, runs / 'tags', 'method=lens', code=2)
   assert 'Tagger on this input can give, integrated_gradients' in said
