@@ -28,6 +28,7 @@ from bmx.serve.chat import end_of_turn
 from bmx.serve.decode import decoder
 from bmx.serve.engine import Engine
 from bmx.serve.text import Options, check_size, stop_ids
+from bmx.tasks.views import with_views
 from bmx.tasks.zeroshot import with_labels
 from bmx.train.run import restored
 from bmx.train.state import eval_variables
@@ -81,6 +82,7 @@ def predictions(run: Run) -> Any:
   state, number = restored(x, run.workdir, run.step)
   variables = eval_variables(state)
   made = with_temperature(task, choice['temperature'], run.workdir, number)
+  made = with_views(made, choice['tta'])
   predictor = Predictor(made, x.layout, variables, read.spec, words['batch'])
   worker = Batcher(predictor, words['window'] / 1000, words['max_waiting'])
   columns = [dataclasses.asdict(c) for c in read.columns]

@@ -187,6 +187,10 @@ def test_a_run_that_predicts_becomes_a_service(trained):
     np.testing.assert_allclose(a, b ** (1 / 3) / (b ** (1 / 3)).sum(), rtol=1e-4)
   alone = next(iter(bmx.predict(x, run, {'x': given})))
   assert alone['probability'] == pytest.approx(scaled[0]['probability'], rel=1e-4)
+  x.config['predict']['tta'] = ('flip',)  # views are served, too: a table has none
+  with pytest.raises(InputError, match=r"predict.tta=\('flip',\): expected images"):
+    services.predictions(Run(x, workdir, workdir, stored, 'latest'))
+  x.config['predict']['tta'] = ()
   for generates, pointer, message in (
     (True, '', 'expected a run that predicts classes'),
     (False, 'good.json', r'expected no --pointer \(good.json\)'),
