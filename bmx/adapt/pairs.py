@@ -1,7 +1,7 @@
 """CLIP and SigLIP of Hugging Face: two towers in one folder, and keys of config.json.
 
 Source: modeling_*.py and configuration_*.py of clip and siglip in transformers 5.24, and the
-published files of openai/clip-vit-base-patch32 and google/siglip-base-patch16-224.
+published file of openai/clip-vit-base-patch32.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ SIGLIP_TEXT = Family(
   only=ONLY,
   written={'attention_dropout': 0.0, 'bos_token_id': None, 'eos_token_id': None,
            'pad_token_id': None},
-  # Published configs name ids beyond their vocabulary; the tower reads none of them.
+  # The default ids lie beyond the default vocabulary; the tower reads none of them.
   fixed={'causal': False, 'pool': 'last', 'head_bias': True, 'end_token': -1},
   read=_read_siglip_text,
   write=lambda model: {'projection_size': model.num_outputs, **vision.published_gelu(model)},

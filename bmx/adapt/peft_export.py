@@ -83,6 +83,9 @@ def save(
     if not target.rule:
       raise InputError(f'{where}: a {name} of transformers has no such parameter')
     for i, tensor in enumerate(target.tensors):
+      if not tensor.endswith('.weight'):  # of a module of torch without modules of its own
+        raise InputError(f'{where}: PEFT adapts modules, and {tensor} is a part of one; leave it '
+                         'out of targets')  # fmt: skip
       one = {k: tree.fetch(v)[i] if target.stacked else tree.fetch(v) for k, v in parts.items()}
       joined.setdefault(tensor.removeprefix(prefix), []).append((target.rule, *_matrices(one)))
   module = lambda tensor: tensor.removesuffix('.weight')

@@ -2,8 +2,7 @@
 
 Names are those of files, which differ from the names in memory. Source: files that transformers
 5.24 writes, and the published ones of microsoft/resnet-50, google/vit-base-patch16-224,
-facebook/deit-base-distilled-patch16-224, openai/clip-vit-base-patch32 and
-google/siglip-base-patch16-224.
+facebook/deit-base-distilled-patch16-224 and openai/clip-vit-base-patch32.
 """
 
 import dataclasses

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bmx.adapt import hub, preprocessor, restore
+from bmx.adapt import hub, peft_export, preprocessor, restore
+from bmx.adapt.lora import LoRA
 from bmx.core.errors import InputError
 from bmx.core.tree import nested
 from bmx.data.images.captions import captions
@@ -16,7 +17,9 @@ from bmx.data.images.pairs import encode_captions
 from bmx.data.text.tokenizer import Subwords
 from bmx.models.clip import CLIP, TextTower
 from bmx.models.vit import ViT
+from bmx.parallel import unbox
 from bmx.tasks.contrastive import Contrastive
+from bmx.train.evaluate import eval_noise
 from tests.models.weights import drawn, jit, shapes
 
 TEXT = {
@@ -190,6 +193,17 @@ def test_published_files_of_few_keys(tmp_path):
 def test_what_transformers_lacks_is_refused(model, message, tmp_path):
   with pytest.raises(InputError, match=message):
     hub.save(tmp_path / 'out', model, {})
+
+
+def test_an_adapter_that_peft_lacks_is_refused(tmp_path):
+  """Query, key and value of the pooling are one tensor, which no module of its own holds."""
+  task = LoRA(Contrastive(OURS, 'sigmoid'), rank=2, targets='pooling/attention/query')
+  batch = dict(zip(('image', 'tokens'), inputs(), strict=True)) | {
+    'weights': np.ones(3, np.float32)
+  }
+  variables = unbox(jit(lambda: task.init(eval_noise(), batch))())
+  with pytest.raises(InputError, match='PEFT adapts modules, and .*in_proj_weight is a part'):
+    peft_export.save(tmp_path / 'out', task, variables)
 
 
 def test_a_model_of_ones_own_is_written_and_read(tmp_path):
