@@ -75,13 +75,13 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
   parser.add_argument('--input', default='', help='predict, explain: file of examples '
                       '(default: the test set); generate: file of prompts, a line each, or '
                       '.jsonl; drift, learn, gate: folder that a server has captured, or '
-                      'file of examples')  # fmt: skip
+                      'file of examples; anonymize: text or table')  # fmt: skip
   parser.add_argument('--output', default='', help='predict: file to write, .jsonl, .csv or '
                       '.parquet (default: WORKDIR/predictions/INPUT.STEP.jsonl); compare: '
                       'page to write (default: compare.html); scale: file (scale.json); compress, '
                       'learn: run directory to write; merge: folder to write; drift, explain: '
                       'page to write; plan, dial: folder to write (plans/NAME, '
-                      'dials/NAME)')  # fmt: skip
+                      'dials/NAME); anonymize: file to write (NAME.anonymized.SUFFIX)')  # fmt: skip
   parser.add_argument('--prompt', action='append', default=[], help='text to continue; can be '
                       'repeated')  # fmt: skip
   parser.add_argument('--topology', default='', help='devices to plan for: v5e:4x4, v5e:4x4@2 '
@@ -109,7 +109,7 @@ def parse(argv: list[str], program: str) -> tuple[argparse.Namespace, list[str]]
     parser.error(_unknown(rest[0]))
   if args.mode not in modes.MODES:
     parser.error(unknown_mode(args.mode))
-  needs_config = overrides or args.mode not in modes.WITHOUT_CONFIG
+  needs_config = args.mode not in modes.WITHOUT_CONFIG or (overrides and args.mode != 'anonymize')
   if not args.config and not args.workdir and needs_config:
     parser.error(
       f'give --config=RECIPE, or --workdir=DIR of a run{modes.newest_run()}; `bmx config` lists '

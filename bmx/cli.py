@@ -15,7 +15,8 @@ from bmx import modes
 # Mode -> the group of words that need no prefix there.
 GROUPS = {'compress': 'compress', 'export': 'export', 'serve': 'serve', 'drift': 'feedback',
           'learn': 'feedback', 'gate': 'feedback', 'predict': 'predict',
-          'explain': 'explain', 'eval': 'reliability', 'card': 'export'}  # fmt: skip
+          'explain': 'explain', 'eval': 'reliability', 'card': 'export',
+          'anonymize': 'anonymize'}  # fmt: skip
 # Of `bmx compress`: --NAME is --compress.WORD=NAME.
 SHORT = {
   'kind': ('int8', 'int4', 'nf4', 'fp8'),
@@ -42,6 +43,8 @@ def translate(arguments: list[str]) -> list[str]:
   ['--mode=serve', '--workdir=runs/a', '--config.serve.port=80']
   >>> translate(['explain', 'runs/a', '--method=saliency'])[1:]
   ['--workdir=runs/a', '--config.explain.method=saliency']
+  >>> translate(['anonymize', 'notes.txt', '--form=mask'])[1:]
+  ['--input=notes.txt', '--config.anonymize.form=mask']
   >>> translate(['compare', 'runs/a', 'runs/b'])
   ['--mode=compare', '--run=runs/a', '--run=runs/b']
   >>> translate(['merge', 'runs/a', '--output=merged'])
@@ -61,6 +64,8 @@ def translate(arguments: list[str]) -> list[str]:
       result.append(f'--run={rest.pop(0)}')
     if mode == 'promote' and rest and not rest[0].startswith('-'):
       result.append(f'--pointer={rest.pop(0)}')
+    if mode == 'anonymize' and rest and not rest[0].startswith('-'):
+      result.append(f'--input={rest.pop(0)}')
     if rest and not rest[0].startswith('-'):
       word = rest.pop(0)
       result.append(f'--workdir={word}' if _is_run(mode, word) else f'--config={word}')

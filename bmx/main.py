@@ -92,7 +92,7 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
   if args.mode == 'sweep':
     overrides, spaces = recipes.split(overrides)
   if not args.config and not args.workdir:
-    config, name = None, ''
+    config, name = (_shared(overrides) if args.mode == 'anonymize' else None), ''
   elif args.config:
     config, name = recipes.load(args.config, overrides)
   else:
@@ -211,6 +211,13 @@ def _choose_platform(mode: str) -> None:
   aot = any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_cuda12_plugin'))
   if aot and not nodes and sys.platform == 'linux':
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+def _shared(overrides: list[str]) -> Any:
+  """The words that every recipe shares."""
+  config = recipes.base()
+  recipes.apply(config, overrides)
+  return config
 
 
 def _stored(workdir: str, overrides: list[str]) -> tuple[Any, str]:

@@ -15,7 +15,7 @@ TRUSTED = (
   'bmx.models.', 'bmx.tasks.', 'bmx.data.', 'bmx.optim.', 'bmx.train.gradients:',
   'bmx.adapt.restore:model', 'bmx.adapt.restore:encoder', 'bmx.adapt.lora:', 'bmx.adapt.adalora:',
   'bmx.compress.', 'bmx.privacy.mechanism:', 'bmx.serve.hooks:', 'bmx.modes.judge:JudgeImages',
-  'bmx.privacy.federated:',
+  'bmx.privacy.federated:', 'bmx.privacy.anonymize:', 'bmx.adapt.tagging:',
   'bmx.runtime.trackers:', 'optax:', 'optax.', 'flax.linen:', 'flax.linen.',
 )  # fmt: skip
 _allowed: set[str] = set()  # packages that the user of this process trusts

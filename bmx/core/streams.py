@@ -26,7 +26,7 @@ varies over, so the draw for position p needs no draw before it.
 | SPEECH       | composed sequences of words, their noise     | split, then sequence |
 | CLIENTS      | clients of a round, and the order of their examples | round      |
 | CLIENT_SPLIT | which client has which examples              | nothing           |
-| SYNTHETIC    | drawn data sets (`data.recommend.synthetic`) | number of the set |
+| SYNTHETIC    | drawn data sets (`data.recommend`, `data.text`) | number of the set |
 | EXPLAIN      | permutations, noise and rows of explanations | nothing           |
 """
 

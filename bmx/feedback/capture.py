@@ -122,14 +122,22 @@ class Capture:
       self._file.close()
 
 
-def capture_of(words: Mapping[str, Any]) -> Capture | None:
+def capture_of(words: Mapping[str, Any], then: Redact | None = None) -> Capture | None:
   """Returns the capture that the config words `capture` describe; None without a folder.
+
+  Args:
+    words: the config words `capture`.
+    then: called with what capture.redact returns.
+
 
   Raises InputError for words out of range, or a hook that cannot be imported or called.
   """
   if not words['folder']:
     return None
-  hooks: list[Any] = [recipes.resolve(words['redact'])] if words['redact'] else []
-  if hooks and not callable(hooks[0]):
+  own: Any = recipes.resolve(words['redact']) if words['redact'] else None
+  if own is not None and not callable(own):
     raise InputError(f"capture.redact={words['redact']!r}: expected 'module:function'")
-  return Capture(words['folder'], words['share'], *hooks, file_bytes=words['file_bytes'])
+  redact = own or then
+  if own is not None and then is not None:
+    redact = lambda said: then(dict(own(said)))
+  return Capture(words['folder'], words['share'], redact, words['file_bytes'])

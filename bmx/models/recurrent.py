@@ -1,4 +1,4 @@
-"""Recurrent networks on flax's cells: layers, and a classifier of sequences.
+"""Recurrent networks on flax's cells: layers, a classifier of sequences, a tagger of tokens.
 
 The carry of a layer is {'c': [B, H], 'h': [B, H]} of an LSTM, {'h': [B, H]} of the other cells;
 carries of several layers are a dict by the names of the layers.
@@ -156,6 +156,11 @@ def _gathered(variables: Any) -> Any:
   return jax.tree.map(one, variables, is_leaf=is_named)
 
 
+def row_lengths(segment_ids: jax.Array | None) -> jax.Array | None:
+  """Returns the tokens of each row, int [B], at least 1; None where no row has padding."""
+  return None if segment_ids is None else jnp.maximum((segment_ids > 0).sum(1), 1)
+
+
 class RecurrentClassifier(nn.Module):
   """Classifies sequences by the last state of each direction.
 
@@ -215,9 +220,7 @@ class RecurrentClassifier(nn.Module):
     """
     check_sizes(num_outputs=(self.num_outputs,))
     check_axes(positions)
-    drop, lengths = nn.Dropout(self.dropout, deterministic=not train), None
-    if segment_ids is not None:
-      lengths = jnp.maximum((segment_ids > 0).sum(1), 1)
+    drop, lengths = nn.Dropout(self.dropout, deterministic=not train), row_lengths(segment_ids)
     x = drop(self._embedded(inputs))
     stack = RecurrentStack(self.cell, self.width, self.depth, self.bidirectional, self.dropout,
                            self.dtype, name='stack')  # fmt: skip
@@ -239,3 +242,48 @@ class RecurrentClassifier(nn.Module):
         f'inputs of shape {inputs.shape}: expected {expected} with vocab_size={self.vocab_size}'
       )
     return inputs.reshape(*inputs.shape[:2], -1).astype(self.dtype)
+
+
+class RecurrentTagger(nn.Module):
+  """Scores each token of a sequence by what both directions have read there.
+
+  Attributes:
+    num_outputs: classes of a token.
+    vocab_size: tokens the model knows; `vocab_pad` more rows are stored.
+    width: of the embedding, and units of a cell.
+    depth: number of layers.
+    cell: 'lstm', 'gru' or 'rnn'.
+    dropout: share of units that training drops: of the embedding, between layers, before the head.
+    vocab_pad: rows that the token table stores besides, so that axes divide it.
+    dtype: of the computation.
+  """
+
+  num_outputs: int
+  vocab_size: int
+  width: int = 128
+  depth: int = 1
+  cell: str = 'lstm'
+  dropout: float = 0.0
+  vocab_pad: int = 0
+  dtype: Dtype = jnp.float32
+
+  @property
+  def facts(self) -> Facts:
+    """Facts of the model. A sequence may have any length."""
+    padded = self.vocab_pad * self.width
+    return Facts(vocab_size=self.vocab_size, num_outputs=self.num_outputs, padded_parameters=padded)
+
+  @nn.compact
+  def __call__(self, tokens, positions=None, segment_ids=None, types=None, *, train=False):
+    """Scores tokens int [B, T] -> [B, T, num_outputs]; arguments as in `RecurrentClassifier`."""
+    check_sizes(num_outputs=(self.num_outputs,))
+    check_axes(positions)
+    drop, lengths = nn.Dropout(self.dropout, deterministic=not train), row_lengths(segment_ids)
+    embed = Embed(self.vocab_size, self.width, pad=self.vocab_pad, dtype=self.dtype, name='embed')
+    stack = RecurrentStack(self.cell, self.width, self.depth, True, self.dropout, self.dtype,
+                           name='stack')  # fmt: skip
+    x, _ = stack(drop(embed(tokens)), None, lengths, train=train)
+    axes = ('embed', 'classes')
+    shape = (x.shape[-1], self.num_outputs)
+    head = Einsum('btd,dc->btc', shape, axes, dtype=self.dtype, name='head')
+    return head(constrain(drop(x), 'batch', 'length', 'act_embed'))

@@ -23,6 +23,7 @@ WITHOUT_CONFIG = (
   'compare',
   'promote',
   'scale',
+  'anonymize',
 )  # modes that work without --config and --workdir
 MODES = {
   'train': Mode('bmx.modes.train', 'trains; the same --workdir resumes'),
@@ -82,6 +83,11 @@ MODES = {
     'makes --pointer name a run that a gate has accepted; --back: what it named before',
     ('--step', '--pointer', '--back', '--force'),
   ),
+  'anonymize': Mode(
+    'bmx.modes.anonymize',
+    'replaces personal data in --input, a text or a table, and counts it by type',
+    ('--input', '--output'),
+  ),
   'plan': Mode(
     'bmx.modes.plan',
     'chooses a layout for --topology, or devices for --budget, and compiles it; runs nothing',
@@ -114,7 +120,8 @@ class Request:
   """A command: the config and the flags beside it.
 
   Attributes:
-    config: the config, after overrides; None where a mode needs none: `config`, `compare`, `scale`.
+    config: the config, after overrides; None where a mode needs none: `config`, `compare`, `scale`;
+      the shared words alone for `anonymize`.
     name: name of the run, for its default folder.
     workdir: run directory; '' where none was given.
     step: checkpoint to read: 'latest', 'best' or a step.

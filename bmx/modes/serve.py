@@ -15,6 +15,7 @@ from bmx.core.ranges import check_number
 from bmx.feedback import pointer
 from bmx.feedback.capture import capture_of
 from bmx.modes import Request
+from bmx.modes.anonymize import capture_hook
 from bmx.modes.promoted import Watch, follower
 from bmx.modes.services import completions, generates, predictions
 from bmx.modes.start import Run, open_weights
@@ -33,7 +34,8 @@ def run(request: Request) -> int:
   x = served.experiment
   words, options = dict(x.config['serve']), Options(**x.generate)
   check_served(x.config['predict']['temperature'], generates(x), request.pointer)
-  keys, captured = _check(words, options), capture_of(x.config['capture'])
+  keys = _check(words, options)
+  captured = capture_of(x.config['capture'], capture_hook(x.config))
   with contextlib.closing(_bind(words['host'], words['port'])) as listening:
     service, line = completions(served, options) if generates(x) else predictions(served)
     observers, chosen = ([captured], captured.chosen) if captured else ([], None)

@@ -30,14 +30,18 @@ class Secret:
   Attributes:
     source: path of a file, or env:NAME.
     run: random name of the run; two runs of one secret have independent noise and draws.
+    word: of the config, for messages.
+    how: to make a secret, for messages.
   """
 
   source: str
   run: str = ''
+  word: str = 'privacy.secret'
+  how: str = HOW
 
   @functools.cached_property
   def _bytes(self) -> bytes:
-    return read(self.source)
+    return read(self.source, self.word, self.how)
 
   @property
   def fingerprint(self) -> str:
@@ -66,29 +70,31 @@ class Secret:
     return hashlib.sha256(f'bmx {use} {self.run} '.encode() + self._bytes).digest()
 
 
-def read(source: str) -> bytes:
+def read(source: str, word: str = 'privacy.secret', how: str = HOW) -> bytes:
   """Returns the bytes of a secret, without blanks around them.
 
   Args:
     source: path of a file, or env:NAME.
+    word: of the config, for messages.
+    how: to make a secret, for messages.
 
   Raises:
     InputError: it is missing, or has fewer than `LEAST_BYTES` bytes.
   """
-  where = f'privacy.secret={source}'
+  where = f'{word}={source}'
   if source.startswith(VARIABLE):
     name = source.removeprefix(VARIABLE)
     if name not in os.environ:
-      raise InputError(f'{where}: expected an environment variable that is set; {HOW}')
+      raise InputError(f'{where}: expected an environment variable that is set; {how}')
     found = os.environ[name].encode()
   else:
     try:
       found = local(source).read_bytes()
     except OSError as error:
-      raise InputError(f'{where}: expected a file: {error.strerror}; {HOW}') from None
+      raise InputError(f'{where}: expected a file: {error.strerror}; {how}') from None
   found = found.strip()
   if len(found) < LEAST_BYTES:
     raise InputError(
-      f'{where}: expected at least {LEAST_BYTES} random bytes, found {len(found)}; {HOW}'
+      f'{where}: expected at least {LEAST_BYTES} random bytes, found {len(found)}; {how}'
     )
   return found

@@ -119,8 +119,9 @@ def standard(
   repetition: bool = False,
   duplicates: bool = True,
   near: float = 0.0,
+  anonymize: Step | None = None,
 ) -> tuple[Step, ...]:
-  """The usual steps in their usual order: Unicode, Length, Quality, Repetition, Deduplicate.
+  """The usual steps in their order: Unicode, anonymize, Length, Quality, Repetition, Deduplicate.
 
   Args:
     form: of Unicode; '' leaves texts as they are.
@@ -130,6 +131,7 @@ def standard(
     repetition: whether Gopher's rules of repetition apply.
     duplicates: whether exact duplicates are removed.
     near: similarity above which documents are duplicates too; 0: only equal ones.
+    anonymize: `bmx.privacy.anonymize:Anonymizer`, or another step before all that count or compare.
 
   Raises:
     InputError: `near` without `duplicates`.
@@ -137,6 +139,7 @@ def standard(
   if near and not duplicates:
     raise InputError(f'near={near}: expected duplicates=True, which it extends')
   steps: list[Step] = [Unicode(form)] if form else []  # type: ignore[arg-type]
+  steps += [anonymize] if anonymize is not None else []
   steps += [Length(least, most or 10**9)] if least or most else []
   steps += [Quality()] if quality else []
   steps += [Repetition()] if repetition else []

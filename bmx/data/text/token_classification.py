@@ -15,13 +15,13 @@ from bmx.data.records import LINE_END, read_text
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import whole
 from bmx.data.text.encoding import SPLITS, TextData, encode, fill_row, text_metadata
+from bmx.data.text.spans import OUTSIDE
 from bmx.data.text.tokenizer import Subwords
 from bmx.data.text.windows import along
 from bmx.data.text.words import space_before
 from bmx.runtime.storage import place
 
 GIVEN = 'the given records'
-OUTSIDE = 'O'  # the tag of words outside all entities
 
 
 @dataclasses.dataclass
