@@ -7,7 +7,8 @@ The file is the synthetic one of presidio-research, or .json, .jsonl or CoNLL of
 (bmx.data.text.annotated:texts_of); a fifth of its templates is held out. A bidirectional LSTM on a
 tokenizer of the same texts, from random weights. docs/anonymize.md.
 
-Reaches: not measured.
+Reaches an entity F1 of .457 on the held-out templates in 135 CPU seconds (1 seed; 2026-11-28, one
+CPU core: experiments/privacy/anonymize.py has precision and recall by type).
 """
 
 from bmx.config import base, check_variant
@@ -29,10 +30,10 @@ TYPES = {
 
 def get_config(variant: str = ''):
   c = base('tagger of names')
-  c.vocab = 4000
+  c.vocab = 1500
   c.length = 96
-  c.batch_size = 32
-  c.epochs = 10.0
+  c.batch_size = 16
+  c.epochs = 8.0
   c.task = {
     'call': 'bmx.tasks.encoder:TokenClassification',
     'model': {
@@ -41,7 +42,7 @@ def get_config(variant: str = ''):
       'vocab_size': c.get_ref('vocab'),
       'width': 128,
       'depth': 1,
-      'dropout': 0.5,
+      'dropout': 0.3,
       'dtype': c.get_ref('dtype'),
     },
   }
@@ -66,9 +67,9 @@ def get_config(variant: str = ''):
     'batch_size': 64,
     'metrics': ('bmx.tasks.metrics:entity_f1',),
   }
-  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 4e-3, 'warmup': 50, 'floor': 0.0}
+  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 3e-3, 'warmup': 50, 'floor': 0.0}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'weight_decay': 0.05, 'clip': 1.0}
-  c.every = {'log': -20, 'eval': -5, 'save': -2}  # 20 times, 5 times and twice a run
+  c.every = {'log': -20, 'eval': -4, 'save': -2}  # 20 times, 4 times and twice a run
   c.keep = {'last': 1, 'metric': 'eval/valid/entity_f1', 'mode': 'max'}
   if check_variant(variant, 'tiny') == 'tiny':
     c.vocab, c.length, c.epochs, c.steps = 320, 24, 0.0, 30

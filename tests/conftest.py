@@ -53,6 +53,7 @@ SLOW = (
   'adapt/test_lora.py::test_averages_and_rejected_updates',
   'adapt/test_lora.py::test_eight_devices_are_one',
   'adapt/test_restore.py',
+  'adapt/test_tagging.py',
   'adapt/test_vision_runs.py',
   'compress/test_distill.py',
   'compress/test_mode.py',

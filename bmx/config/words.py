@@ -131,7 +131,7 @@ WORDS = {
   'anonymize.drop': Word((), 'Columns that are left out.'),
   'anonymize.pseudonyms': Word((), 'Columns whose whole values become pseudonyms.'),
   'anonymize.ranges': Word((), 'COLUMN:WIDTH,...: numbers become ranges, age:10.'),
-  'anonymize.dates': Word((), 'COLUMN:month or COLUMN:year,...: what is left of dates.'),
+  'anonymize.dates': Word((), 'COLUMN:month or COLUMN:year,...: the part of dates that stays.'),
   'anonymize.prefixes': Word((), 'COLUMN:N,...: the first N characters stay, zip:3.'),
   'anonymize.quasi': Word((), 'Columns that others may know of a person; see k.'),
   'anonymize.k': Word(0, 'Rows of equal `quasi`, at least; rows of smaller groups are left out.'),

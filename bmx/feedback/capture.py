@@ -134,10 +134,10 @@ def capture_of(words: Mapping[str, Any], then: Redact | None = None) -> Capture 
   """
   if not words['folder']:
     return None
-  own: Any = recipes.resolve(words['redact']) if words['redact'] else None
-  if own is not None and not callable(own):
+  own: Redact | None = recipes.resolve(words['redact']) if words['redact'] else None
+  if own and not callable(own):
     raise InputError(f"capture.redact={words['redact']!r}: expected 'module:function'")
-  redact = own or then
-  if own is not None and then is not None:
+  redact: Redact | None = own or then
+  if own and then:
     redact = lambda said: then(dict(own(said)))
   return Capture(words['folder'], words['share'], redact, words['file_bytes'])

@@ -115,7 +115,7 @@ def _table(
 
 
 class _Plan:
-  """What is done with each column.
+  """The changes of each column.
 
   Raises InputError for a column that the table lacks, or that two words change; a value that is not
   COLUMN:NUMBER; `quasi` without k.

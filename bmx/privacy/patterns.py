@@ -44,8 +44,8 @@ PASSPORT_LINES = re.compile(
 PASSPORT = re.compile(r'(?<![\w-])(?:[A-Z]{0,2}\d{6,9}|[A-Z0-9]{9})(?![\w-])')
 PASSPORT_CONTEXT = re.compile(r'\b(?:passport|reisepass|passeport|pasaporte|passaporto)\b',
                               re.IGNORECASE)  # fmt: skip
-MONTHS = '(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)'
-NAMED_MONTH = rf'(?P<name>{MONTHS})(?:[a-z]{{0,6}})\.?'
+MONTHS = ['jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct', 'nov', 'dec']
+NAMED_MONTH = rf'(?P<name>{"|".join(MONTHS)})(?:[a-z]{{0,6}})\.?'
 TIME = r'(?:[T ]\d{1,2}:\d{2}(?::\d{2})?)?'
 DATES = tuple(re.compile(rf'(?<![\w./-]){form}(?![\w/-]|\.\d)', re.IGNORECASE) for form in (
   rf'(?P<year>\d{{4}})([-/.])(?P<month>\d{{1,2}})\2(?P<day>\d{{1,2}}){TIME}',
@@ -193,9 +193,8 @@ def _in_calendar(m: re.Match[str]) -> bool:
   if 'a' in part:  # day and month, in either order
     a, b = int(part['a']), int(part['b'])
     return checksums.is_date(year, b, a) or checksums.is_date(year, a, b)
-  names = MONTHS[3:-1].split('|')
   named = 'name' in part
-  month = 1 + names.index(part['name'].lower()) if named else int(part['month'])
+  month = 1 + MONTHS.index(part['name'].lower()) if named else int(part['month'])
   return checksums.is_date(year, month, int(part['day']))
 
 

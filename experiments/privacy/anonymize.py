@@ -34,7 +34,8 @@ def presidio(texts: Sequence[str]) -> list[list[tuple[int, int, str]]]:
   from presidio_analyzer import predefined_recognizers as known
 
   names = ('EmailRecognizer', 'UrlRecognizer', 'IpRecognizer', 'IbanRecognizer',
-           'CreditCardRecognizer', 'UsSsnRecognizer', 'PhoneRecognizer', 'DateRecognizer')  # fmt: skip
+           'CreditCardRecognizer', 'UsSsnRecognizer', 'PhoneRecognizer',
+           'DateRecognizer')  # fmt: skip
   recognizers = [getattr(known, name)() for name in names]
   result = []
   for text in texts:
@@ -66,6 +67,7 @@ def scored(known: Sequence[Found], found: Sequence[Found], texts: Sequence[str])
 
 
 def as_sets(found: Iterable[Iterable]) -> list[Found]:
+  """Returns the spans of each text as a set."""
   return [{(s.start, s.end, s.type) for s in spans} for spans in found]
 
 
@@ -78,13 +80,14 @@ def main(run: str, path: str, python: str = '') -> None:
   began = time.process_time()
   held = texts_of(path, 'valid', HOLDOUT, (), TYPES)
   texts, known = [t.text for t in held], as_sets(t.spans for t in held)
+  whole = Anonymizer(tagger=Tagger(run))
   result = {
     'date': time.strftime('%Y-%m-%d'),
     'file': pathlib.Path(path).name,
     'texts': len(texts),
     'templates': len({t.group for t in held}),
     'patterns': scored(known, as_sets(Anonymizer().find(texts)), texts),
-    'patterns and tagger': scored(known, as_sets(Anonymizer(tagger=Tagger(run)).find(texts)), texts),
+    'patterns and tagger': scored(known, as_sets(whole.find(texts)), texts),
   }
   result['seconds'] = round(time.process_time() - began, 1)
   if python:

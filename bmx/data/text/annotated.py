@@ -52,8 +52,8 @@ class Annotated:
 
 
 def annotated(
-  path: str = '',
-  tokenizer: Subwords | None = None,
+  path: str,
+  tokenizer: Subwords,
   length: int = 128,
   split: str = 'all',
   holdout: float = 0.0,
@@ -89,7 +89,7 @@ def annotated(
     given = [_tagged(t) for t in texts if words_of(t.text)]
   return token_classification(
     path, tokenizer, length, given=given, fitted=fitted, read=read, seed=seed, train=train,
-  )  # type: ignore[arg-type]  # fmt: skip
+  )  # fmt: skip
 
 
 def tokenizer(
