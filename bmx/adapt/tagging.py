@@ -113,7 +113,7 @@ class Tagger:
         f'tagger={self.path!r}: expected a run whose classes are tags such as O, B-PERSON, '
         f'I-PERSON, found {", ".join(names[:5]) or "none"}; train pii_tagger'
       )
-    model = restore.model(self.path)
+    model: Any = restore.model(self.path)
     layout = Layout(make_mesh({'data': 1}, jax.devices()[:1]))
     abstract = abstract_params(TokenClassification(model), layout)
     params = tree.nested(restore.load(self.path, abstract, step=self.step))
