@@ -16,7 +16,7 @@ from bmx.data.frames import PARQUET, read_records
 from bmx.data.records import read_json_lines, read_text
 from bmx.modes import Request
 from bmx.privacy import tables
-from bmx.privacy.anonymize import TYPES, Anonymizer, redactor, strings_of, with_strings
+from bmx.privacy.anonymize import NAMES, TYPES, Anonymizer, redactor, strings_of, with_strings
 from bmx.privacy.pseudonyms import Replacement
 from bmx.runtime.files import replacing
 from bmx.runtime.rows import check_output, write_rows
@@ -71,6 +71,8 @@ def run(request: Request) -> int:
   width = max(len(name) for name, _ in lines)
   for name, number in lines:
     sys.stdout.write(printable(f'{name:{width}}  {number:>9,}') + '\n')
+  if anonymizer.tagger is None and not anonymizer.types:
+    sys.stdout.write(f'not looked for without --tagger=RUN: {", ".join(NAMES)}\n')
   sys.stdout.write(printable(f'written to {output}') + '\n')
   return errors.DONE
 
