@@ -10,7 +10,7 @@ import pytest
 from bmx.core import tree
 from bmx.core.errors import InputError
 from bmx.core.types import facts_of
-from bmx.models.recurrent import RecurrentClassifier, RecurrentStack
+from bmx.models.recurrent import RecurrentClassifier, RecurrentStack, RecurrentTagger
 from bmx.models.recurrent_lm import RecurrentLM
 from bmx.parallel import Layout, jit, make_mesh
 from bmx.parallel.sharding import unbox, use
@@ -130,6 +130,22 @@ def test_padding_changes_nothing():
   changed = tokens.copy()
   changed[:, 0] = (changed[:, 0] + 1) % V
   assert (np.abs(np.asarray(score(changed, segments)) - out).max(1) > 1e-4).all()
+
+
+def test_tags_depend_on_the_tokens_of_their_row_in_both_directions():
+  model = RecurrentTagger(3, V, width=H)
+  tokens = np.random.default_rng(3).integers(0, V, (B, T)).astype(np.int32)
+  segments = (np.arange(T)[None] < LENGTHS[:, None]).astype(np.int32)
+  params = jit(lambda key: unbox(model.init(key, tokens))['params'], ONE)(KEY)
+  score = jit(lambda t, s: model.apply({'params': params}, t, None, s), ONE)
+  out, real = score(tokens, segments), segments > 0
+  other = score(np.where(segments, tokens, (tokens + 1) % V), segments)
+  np.testing.assert_array_equal(np.asarray(out)[real], np.asarray(other)[real])
+  for place, seen in ((0, -1), (-1, 0)):  # the first token is read at the last one, and back
+    changed = tokens[:1].copy()
+    changed[:, place] = (changed[:, place] + 1) % V
+    moved = np.abs(score(changed, segments[:1]) - score(tokens[:1], segments[:1]))
+    assert moved[0, seen].max() > 1e-7
 
 
 def test_dropout_is_between_layers_only():
