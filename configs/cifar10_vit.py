@@ -13,7 +13,7 @@ def get_config(variant: str = ''):
   c = base('vision transformer on CIFAR-10')
   c.classes = 10
   c.batch_size = 128
-  c.epochs = 60.0
+  c.epochs = 24.0
   c.task = {
     'call': 'bmx.tasks.classification:Classification',
     'smoothing': 0.1,
@@ -45,9 +45,9 @@ def get_config(variant: str = ''):
     'augment': {'call': 'bmx.data.images.augment:augment', 'randaugment': 1, 'magnitude': 9},
   }
   c.eval.test = {'split': 'test', 'batch_size': 500}
-  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 1e-3, 'warmup': 400}
+  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 1e-3, 'warmup': 200}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'weight_decay': 0.05, 'clip': 1.0}
-  c.every = {'log': 100, 'eval': 1000, 'save': 1000}
+  c.every = {'log': 100, 'eval': 470, 'save': 470}
   check_variant(variant, 'tiny')
   if variant == 'tiny':
     c.epochs, c.steps, c.batch_size = 0.0, 100, 64

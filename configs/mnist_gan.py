@@ -13,7 +13,7 @@ def get_config(variant: str = ''):
   c = base('GAN on MNIST')
   c.classes = 10
   c.batch_size = 64
-  c.steps = 6000
+  c.steps = 2500
   c.task = {
     'call': 'bmx.tasks.gan:Adversarial',
     'model': {
@@ -38,8 +38,8 @@ def get_config(variant: str = ''):
     'networks': {'generator': dict(adam), 'discriminator': dict(adam)},
   }
   c.ema = 0.998  # images are those of averaged weights
-  c.hooks.samples = {'call': 'bmx.serve.hooks:SampleImages', 'every': 1000, 'count': 50}
-  c.every = {'log': 100, 'eval': 0, 'save': 1000}
+  c.hooks.samples = {'call': 'bmx.serve.hooks:SampleImages', 'every': 500, 'count': 50}
+  c.every = {'log': 100, 'eval': 0, 'save': 500}
   if check_variant(variant, 'tiny') == 'tiny':
     c.steps, c.ema = 30, 0.8
     c.task.model.update(shape=(8, 8, 1), latent=8, features=(8, 16), seen=(8, 16))

@@ -13,14 +13,14 @@ from bmx.config import base, check_variant
 def get_config(variant: str = ''):
   c = base('segmentation of digits')
   c.batch_size = 32
-  c.steps = 1500
+  c.steps = 2000
   c.task = {
     'call': 'bmx.tasks.segmentation:Segmentation',
     'model': {
       'call': 'bmx.models.unet:UNet',
       'num_outputs': 'auto',  # the classes of the data and the background
-      'features': (16, 32, 64, 128),  # the last has 8 × 8 pixels: a digit fits into its view
-      'attention': (False, False, False, False),
+      'features': (8, 16, 32, 64, 128),  # the last has 4 × 4 pixels: a digit fits into its view
+      'attention': (False, False, False, False, False),
       'dtype': c.get_ref('dtype'),
     },
     'dice': 1.0,  # most pixels are background: Dice weighs classes alike
@@ -39,9 +39,9 @@ def get_config(variant: str = ''):
   metrics = ('bmx.tasks.iou:mean_iou',)
   c.eval.valid = {'split': 'valid', 'count': 200, 'batch_size': 100, 'metrics': metrics}
   c.eval.test = {'split': 'test', 'count': 300, 'batch_size': 100, 'metrics': metrics}
-  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 2e-3, 'warmup': 200}
+  c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 3e-3, 'warmup': 100}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'weight_decay': 0.01, 'clip': 1.0}
-  c.every = {'log': 50, 'eval': 300, 'save': 300}
+  c.every = {'log': 50, 'eval': 500, 'save': 500}
   c.keep = {'last': 1, 'metric': 'eval/valid/mean_iou', 'mode': 'max'}
   if check_variant(variant, 'tiny') == 'tiny':
     c.steps, c.batch_size = 30, 8

@@ -15,7 +15,7 @@ def get_config(variant: str = ''):
   c = base('variational autoencoder on MNIST')
   c.classes = 10
   c.batch_size = 128
-  c.steps = 3000
+  c.steps = 1500
   c.task = {
     'call': 'bmx.tasks.vae:Variational',
     'model': {
@@ -34,8 +34,8 @@ def get_config(variant: str = ''):
   c.schedule = {'call': 'bmx.optim.schedules:cosine', 'peak': 2e-3, 'warmup': 100}
   c.optimizer = {'call': 'bmx.optim.optimizers:adamw', 'weight_decay': 0.0, 'clip': 100.0}
   c.ema = 0.998
-  c.hooks.samples = {'call': 'bmx.serve.hooks:SampleImages', 'every': 1000, 'count': 50}
-  c.every = {'log': 100, 'eval': 1000, 'save': 1000}
+  c.hooks.samples = {'call': 'bmx.serve.hooks:SampleImages', 'every': 500, 'count': 50}
+  c.every = {'log': 100, 'eval': 500, 'save': 500}
   check_variant(variant, 'autoencoder', 'tiny')
   if variant == 'autoencoder':
     c.task.call = 'bmx.tasks.vae:Reconstruction'

@@ -9,8 +9,8 @@ FOLDER holds train.de.gz, train.en.gz, val.de.gz, ..., a sentence a line, of git
 Other files: --data.path, --data.targets, and the same of eval.valid and eval.test. `:finetune`
 starts from a Marian, BART or T5 of a Hugging Face folder, --init.path=FOLDER (docs/translation.md).
 
-Reaches 37.3 BLEU and 56.5 chrF on test 2016 (Flickr) with 5 beams after 2,400 steps, 1,080 seconds of
-one CPU core (seed 0; 2026-11-28; experiments/translation/run.py).
+Reaches 37.3 BLEU and 56.5 chrF on test 2016 (Flickr) with 5 beams after 2,400 steps, 1,080 seconds
+of one CPU core (seed 0; 2026-11-28; experiments/translation/run.py).
 """
 
 from bmx.config import base, check_variant

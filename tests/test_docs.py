@@ -95,12 +95,13 @@ PYTHON = {p.name: python_of(p.name) for p in (ROOT / 'docs').glob('*.md')}
 
 
 def test_every_block_of_python_is_tested():
-  """Blocks of words here; others here, in test_language.py, adapt/, feedback/, interpret/."""
+  """Blocks of words here; others here, in test_language.py, adapt/, interpret/, privacy/, ..."""
   executed = {page for page, code in PYTHON.items() if any(c[:2] != 'c.' for c in code)}
   assert executed <= {
     'adapt.md',
     'chat.md',
     'feedback.md',
+    'federated.md',
     'interpret.md',
     'language.md',
     'own_parts.md',

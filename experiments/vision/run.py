@@ -1,21 +1,23 @@
 """Measures the recipes of images: each stage writes its part of results.json as it goes.
 
-    BMX_TEST_DATA=DIR python experiments/vision/run.py STAGE [WORKDIR] [--small]
+    BMX_TEST_DATA=DIR python experiments/vision/run.py STAGE [WORKDIR] [--small] [--seeds=N]
 
 DIR holds tfds/ (a TFDS data directory with cifar10_jpeg and mnist) and emojitwo/images_32.npz. Runs
 are in WORKDIR (/tmp/bmx-vision), and continue there if the script is started again. --small tries a
-stage in a few steps, and writes to WORKDIR/results.json only.
+stage in a few steps, and writes to WORKDIR/results.json only. Three seeds, unless --seeds says so;
+seeds that results.json has are not trained anew.
 
-- cifar10_resnet: accuracy of the recipe on the test images, 3 seeds.
-- cifar10_vit: the same of the transformer, 1 seed.
-- mnist_detect: average precision at an overlap of 0.5 of digits and drawings in scenes, 3 seeds.
-- mnist_segment: mean intersection over union of the same, 3 seeds.
+- cifar10_resnet: accuracy of the recipe on the test images.
+- cifar10_vit: the same of the transformer.
+- mnist_detect: average precision at an overlap of 0.5 of digits and drawings in scenes.
+- mnist_segment: mean intersection over union of the same.
 - transfer: pre-training on five classes, fine-tuning on 50 images of each of the other five, beside
-  the same network from scratch, 3 seeds; transfer.svg.
+  the same network from scratch; transfer.svg.
 - loader: images/s of the folder reader beside PyTorch's DataLoader, with the same decoding and
   crops.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -111,11 +113,11 @@ def seeds(
 
 
 def recipe_stage(
-  recipe: str, count: int, metric: str = 'accuracy', words: tuple[str, ...] = ()
+  recipe: str, metric: str = 'accuracy', words: tuple[str, ...] = ()
 ) -> Callable[..., None]:
   """Returns the stage that trains a recipe with `count` seeds."""
 
-  def stage(results: Results, workdir: pathlib.Path, small: bool) -> None:
+  def stage(results: Results, workdir: pathlib.Path, small: bool, count: int) -> None:
     arguments = [TFDS, *words, *(FEW if small else [])]
     measure = lambda seed, folder: train(
       recipe, [*arguments, f'--config.seed={seed}'], folder, metric
@@ -148,7 +150,7 @@ def pictures(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
   return folders
 
 
-def transfer(results: Results, workdir: pathlib.Path, small: bool) -> None:
+def transfer(results: Results, workdir: pathlib.Path, small: bool, count: int) -> None:
   """Fine-tuning after pre-training on other classes, beside training from scratch."""
   folders = pictures(workdir)
   common = ['--config.data.size=32', '--config.data.crop=4', '--config.task.model.stem=small',
@@ -158,11 +160,11 @@ def transfer(results: Results, workdir: pathlib.Path, small: bool) -> None:
     return [*common, f'--config.data.path={folders[name]}', f'--config.seed={seed}']
 
   def pretrain(seed: int, folder: pathlib.Path) -> dict[str, Any]:
-    length = FEW if small else ['--config.epochs=15', '--config.schedule.warmup=50']
+    length = FEW if small else ['--config.epochs=10', '--config.schedule.warmup=50']
     return train('images', [*words('first', seed), *length], folder)
 
   def of_few(seed: int, folder: pathlib.Path, more: list[str]) -> dict[str, Any]:
-    length = FEW if small else ['--config.epochs=60', '--config.schedule.warmup=20']
+    length = FEW if small else ['--config.epochs=40', '--config.schedule.warmup=20']
     return train('images', [*words('few', seed), '--config.batch_size=50', *length, *more], folder)
 
   def tuned(seed: int, folder: pathlib.Path) -> dict[str, Any]:
@@ -170,10 +172,10 @@ def transfer(results: Results, workdir: pathlib.Path, small: bool) -> None:
     return of_few(seed, folder, start)
 
   names = {'pretrained': pretrain, 'tuned': tuned, 'scratch': lambda s, f: of_few(s, f, [])}
-  seeds(results, workdir, names, 1 if small else 3)
+  seeds(results, workdir, names, count)
   found = results.read()
   results.add({'points': round(100 * (found['tuned']['mean'] - found['scratch']['mean']), 1)})
-  plot(workdir, results.path.parent / 'transfer.svg', 1 if small else 3)
+  plot(workdir, results.path.parent / 'transfer.svg', count)
 
 
 def plot(workdir: pathlib.Path, path: pathlib.Path, count: int) -> None:
@@ -269,8 +271,9 @@ def of_torch(folder: pathlib.Path, steps: int) -> int:
   return steps * BATCH
 
 
-def loader(results: Results, workdir: pathlib.Path, small: bool) -> None:
+def loader(results: Results, workdir: pathlib.Path, small: bool, count: int) -> None:
   """Images/s of both, in turns; also for each CPU second, as other work may share the machine."""
+  del count
   folder = photos(workdir / 'photos', 64 if small else 2000)
   found: dict[str, list[list[float]]] = {'bmx': [], 'torch': []}
   for _ in range(1 if small else 5):
@@ -290,11 +293,11 @@ def cpu_seconds() -> float:
   return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-STAGES: dict[str, Callable[[Results, pathlib.Path, bool], None]] = {
-  'cifar10_resnet': recipe_stage('cifar10_resnet', 3),
-  'cifar10_vit': recipe_stage('cifar10_vit', 1),
-  'mnist_detect': recipe_stage('mnist_detect', 3, 'ap50', (SPRITES,)),
-  'mnist_segment': recipe_stage('mnist_segment', 3, 'mean_iou', (SPRITES,)),
+STAGES: dict[str, Callable[[Results, pathlib.Path, bool, int], None]] = {
+  'cifar10_resnet': recipe_stage('cifar10_resnet'),
+  'cifar10_vit': recipe_stage('cifar10_vit'),
+  'mnist_detect': recipe_stage('mnist_detect', 'ap50', (SPRITES,)),
+  'mnist_segment': recipe_stage('mnist_segment', 'mean_iou', (SPRITES,)),
   'transfer': transfer,
   'loader': loader,
 }
@@ -302,16 +305,19 @@ STAGES: dict[str, Callable[[Results, pathlib.Path, bool], None]] = {
 
 def main() -> None:
   """Runs a stage."""
-  words = [word for word in sys.argv[1:] if word != '--small']
-  if not words or words[0] not in STAGES:
-    sys.exit(f'usage: run.py {"|".join(STAGES)} [WORKDIR] [--small]')
-  small = '--small' in sys.argv
-  workdir = pathlib.Path(words[1] if len(words) > 1 else '/tmp/bmx-vision')
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('stage', choices=list(STAGES))
+  parser.add_argument('workdir', nargs='?', default='/tmp/bmx-vision')
+  parser.add_argument('--small', action='store_true', help='a few steps')
+  parser.add_argument('--seeds', type=int, default=3)
+  given = parser.parse_args()
+  workdir = pathlib.Path(given.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  path = (workdir if small else HERE) / 'results.json'
-  folder = workdir / words[0]
+  path = (workdir if given.small else HERE) / 'results.json'
+  folder = workdir / given.stage
   folder.mkdir(parents=True, exist_ok=True)
-  STAGES[words[0]](Results(path, words[0]), folder, small)
+  count = 1 if given.small else given.seeds
+  STAGES[given.stage](Results(path, given.stage), folder, given.small, count)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """Silos and a server of federated training: the rounds of the simulation; bad updates."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from bmx.parallel import jit
 from bmx.privacy.silos import Server, Silo, Update
 from bmx.train.state import state_spec
 from bmx.train.step import train_step
+from tests.conftest import ROOT
 from tests.privacy.tasks import flat
 
 SIZES, EACH = (70, 41), 32
@@ -70,6 +73,14 @@ def test_rounds_are_those_of_the_simulation(archives, words):
     mean = float(expected['loss'][0] / expected['loss'][1])
     assert found['loss'] == pytest.approx(mean, rel=1e-5)
     assert found['clients'] == len(updates)
+
+
+def test_python_of_the_page(archives):
+  text = (ROOT / 'docs/federated.md').read_text()
+  (code,) = (c for c in re.findall(r'```python\n(.*?)```', text, re.DOTALL) if 'Silo' in c)
+  names = {'experiment': built(archives[:1]), 'own': built(archives[:1])}
+  exec(code.replace('[900, 537]', str(list(SIZES))), names)
+  assert names['metrics']['clients'] == 1
 
 
 def test_bad_updates(archives, caplog):
