@@ -8,7 +8,7 @@ whose model has the same words; for another depth set --config.task.model.depth.
 anew; --config.init.reinit=. trains the same model from scratch.
 
 Reaches: not measured, as no pre-trained ResNet-50 is at hand. What pre-training is worth to a small
-ResNet: 5.0 points at 50 images a class (3 seeds; experiments/vision/run.py transfer, docs/vision.md).
+ResNet: 5.0 points at 50 images a class (3 seeds; experiments/vision/run.py transfer).
 
 `:published` is the often copied tutorial: SGD 0.001 with momentum 0.9, batch 32, random crops with
 padding 4, flips, and its means and deviations. The default differs where fine-tuning gains by it: a
