@@ -4,7 +4,8 @@
 
 `--config.data.sprites=FILE.npz` adds drawings, as a class of their own: docs/detection.md.
 
-Reaches: not measured yet; experiments/vision/run.py mnist_segment measures it.
+Reaches with drawings a mean intersection over union of .797 on 300 test scenes, 1,520 seconds of
+one busy CPU core (1 seed; 2026-11-28; experiments/vision/run.py mnist_segment).
 """
 
 from bmx.config import base, check_variant
