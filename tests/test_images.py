@@ -130,12 +130,17 @@ def test_an_image_in_base64_is_that_of_a_file(run, tmp_path):
   data = experiment.input_data(x, tmp_path / 'a.png')
   expected = data.rows(np.arange(1), np.arange(1))['image']
   text = base64.b64encode((tmp_path / 'a.png').read_bytes()).decode()
+  assert stored is not None
   read = instances(x, stored)
   for given in (text, f'data:image/png;base64,{text}'):
     np.testing.assert_array_equal(read([{'image': given}]), expected)
   state, _ = restored(x, workdir, 'latest')
   rows = list(lines(data, x.task, predictions(data, x.task, x.layout, state)))
   assert rows[0]['file'] == 'a.png'
+  data = experiment.Instances(x, stored)([{'image': text}])
+  (asked,) = lines(data, x.task, predictions(data, x.task, x.layout, state))
+  assert asked['prediction'] == rows[0]['prediction']  # the name of a class
+  assert asked['probability'] == pytest.approx(rows[0]['probability'], rel=1e-4)
   with pytest.raises(InputError, match=r'instances\[0\].image: expected numbers, or a file of'):
     read([{'image': 'not base64!'}])
   broken = base64.b64encode(b'no image').decode()

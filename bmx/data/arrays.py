@@ -24,7 +24,7 @@ UNREADABLE = (
   ValueError, OSError, EOFError, KeyError, MemoryError, OverflowError, RuntimeError,
   zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-ARCHIVE_KEYS = ('image', 'x', 'label', 'y')
+ARCHIVE_KEYS = ('image', 'x', 'label', 'y', 'frame')
 
 
 def unchanged(batch: Batch) -> Batch:
@@ -223,6 +223,9 @@ def arrays(
 ) -> ArrayData:
   """Reads a numpy archive (.npz) with arrays named `image` or `x`, and `label` or `y`.
 
+  `frame` [N, 4] of images that were resized holds the scale of their rows and columns, and the
+  height and width of their originals, see `data.images.coco`.
+
   Args:
     path: of the archive.
     classes: number of classes of `label`; 0: the largest label plus one.
@@ -233,7 +236,8 @@ def arrays(
     flip: left-right flips in training.
     augment: further augmentation in training, such as `bmx.data.images.augment:augment`.
     given: the arrays themselves, instead of `path`.
-    fitted: `state()` of the training data: images of bytes are normalized as theirs.
+    fitted: `state()` of the training data, whose names of classes count; images of bytes are
+      normalized as its images are.
     seed: of augmentation.
     train: whether examples are augmented.
 
@@ -249,11 +253,13 @@ def arrays(
       f'{source} holds {sorted(found)}: expected arrays named {", ".join(ARCHIVE_KEYS)}'
     )
   metadata: dict[str, Any] = {'source': source}
+  if names := (fitted or {}).get('class_names'):
+    metadata |= {'class_names': tuple(names), 'num_classes': len(names)}
   for name, array in found.items():
     found[name] = _numeric(name, array, source)
   if 'label' in found:
     found['label'] = found['label'].astype(np.int32)
-    metadata['num_classes'] = classes or int(found['label'].max(initial=0)) + 1
+    metadata.setdefault('num_classes', classes or int(found['label'].max(initial=0)) + 1)
   if 'y' in found:
     found['y'] = found['y'].astype(np.float32).reshape(len(found['y']), -1)
     metadata['num_targets'] = found['y'].shape[1]
@@ -268,7 +274,8 @@ def arrays(
   preprocess = Normalise(scale)
   if found['image'].dtype == np.uint8:
     state = dict(fitted or {}) or pixels_state(found['image'].shape[1:], scale)
-    preprocess = Pixels.restore(state['pixels']).normalise if 'pixels' in state else preprocess
+    kept = state.get('pixels') or state.get('whole')  # of annotated images
+    preprocess = Pixels.restore(kept).normalise if kept else preprocess
   return ArrayData(found, metadata, seed, train, operations, preprocess, fitted=state)
 
 

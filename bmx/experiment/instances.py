@@ -1,6 +1,5 @@
 """Instances of requests: read as `input_data` reads a file of them, with the columns of a run."""
 
-import base64
 import dataclasses
 import math
 import re
@@ -22,11 +21,13 @@ from bmx.data.tables import table
 from bmx.data.text.squad import squad
 from bmx.data.text.text_classification import text_classification
 from bmx.data.text.token_classification import token_classification
+from bmx.experiment.arrays import array, decoded
 from bmx.experiment.data import LABELS, input_data, source_part, tokenizer_part, with_tokenizer
 from bmx.train.datafile import DataFile
 
 Kind = Literal['number', 'date', 'category', 'text', 'words', 'array', 'other']
 LISTS = ('words', 'tags', 'answers')  # columns of lists
+FRAME = 'frame'  # scale of the rows and columns of an image, and size of its original
 MAX_WHOLE = 10**300  # no float holds much more
 WHERE = re.compile(r'^the given \w+, (?:record|question) (\d+)')  # in messages of data parts
 
@@ -43,6 +44,7 @@ class Column:
     typical: of a number or date, the mean of the training data; 0 otherwise.
     shape: of an array.
     pixels: how files become the images of the run; None where they do not.
+    whole: whether an image is fitted into the shape as a whole, with a `frame`, not cropped.
   """
 
   name: str
@@ -52,6 +54,7 @@ class Column:
   typical: float = 0.0
   shape: tuple[int, ...] = ()
   pixels: Pixels | None = None
+  whole: bool = False
 
 
 class Instances:
@@ -74,6 +77,8 @@ class Instances:
         raise InputError('predict.labels=(): expected the texts that a served model of images and '
                          "captions chooses from, such as ('a cat', 'a dog')")  # fmt: skip
       del self.spec['tokens']
+    if any(c.whole for c in self.columns):
+      self.spec[FRAME] = Spec((4,), np.dtype(np.float32))
     if 'most_seen' in stored.state:  # of ratings: training does not read what a user has seen
       most = int(stored.state['most_seen'])
       self.spec['seen'] = Spec((most,), np.dtype(np.int32))
@@ -116,7 +121,7 @@ class Instances:
     arrays = [c for c in self.columns if c.kind == 'array']
     if not arrays:
       return list(instances)
-    return {c.name: np.stack([instance[c.name] for instance in instances]) for c in arrays}
+    return {name: np.stack([instance[name] for instance in instances]) for name in instances[0]}
 
   def _checked(self, number: int, instance: Any) -> Mapping[str, Any]:
     """Returns an instance after checks that do not depend on how a column is read."""
@@ -140,7 +145,11 @@ class Instances:
         extra = near(column.name, instance)
         null = '; null is a missing value' if column.kind in ('number', 'date', 'category') else ''
         raise InputError(f'{where}: missing column {column.name!r}{extra or null}')
-    return {k: _value(f'{where}.{k}', v, known[k]) for k, v in instance.items()}
+    found = {k: _value(f'{where}.{k}', v, known[k]) for k, v in instance.items()}
+    for column in self.columns:
+      if column.whole:
+        found[column.name], found[FRAME] = found[column.name]
+    return found
 
 
 # What a value of a column is, for messages.
@@ -156,59 +165,22 @@ EXPECTED: dict[Kind, str] = {
 
 
 def _value(where: str, value: Any, column: Column) -> Any:
-  """Returns a value, an array as float32. Raises InputError for one of a wrong type, or NaN."""
+  """Returns a value, an array as float32, and of a whole image (array, its frame).
+
+  Raises InputError for a value of a wrong type, or NaN.
+  """
   if column.kind == 'array' and column.pixels is not None and isinstance(value, str):
-    return decoded(where, value, column.pixels)
+    return decoded(where, value, column.pixels, column.whole)
   if column.kind == 'array':
-    return _array(where, value, column.shape)
+    found = array(where, value, column.shape)
+    frame = np.array([1, 1, *column.shape[:2]], np.float32)  # it is its own original
+    return (found, frame) if column.whole else found
   whole = not isinstance(value, float) or math.isfinite(value)
   nested = isinstance(value, Mapping) or (isinstance(value, list) and column.name not in LISTS)
   huge = isinstance(value, int) and abs(value) > MAX_WHOLE
   if not whole or nested or huge:
     raise InputError(f'{where}={value!r:.60}: expected {EXPECTED[column.kind]}')
   return value
-
-
-def _array(where: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-  try:
-    found = np.asarray(value)
-  except (ValueError, OverflowError, RecursionError):  # lists of different lengths
-    found = np.asarray(None)
-  if found.dtype.kind not in 'iuf':
-    raise InputError(f'{where}: expected numbers in nested lists of shape {shape}')
-  if found.shape != shape:
-    raise InputError(f'{where} has shape {found.shape}: expected {shape}')
-  with np.errstate(over='ignore'):
-    found = found.astype(np.float32)
-  if not np.isfinite(found).all():
-    at = ''.join(f'[{int(i)}]' for i in np.argwhere(~np.isfinite(found))[0])
-    raise InputError(f'{where}{at}: expected a finite number')
-  return found
-
-
-def decoded(where: str, text: str, pixels: Pixels) -> np.ndarray:
-  """Reads a file of an image in base64, also as a data URL, as the images of a folder are read.
-
-  Args:
-    where: name of the instance, for messages.
-    text: base64 of PNG, JPEG or another kind of file.
-    pixels: how files become images.
-
-  Returns:
-    The normalized image, float32 [I, J, C].
-
-  Raises:
-    InputError: it is not base64, or not an image.
-  """
-  head, comma, rest = text.partition(',')
-  try:
-    data = base64.b64decode(rest if comma and head.startswith('data:') else text, validate=True)
-  except ValueError as error:
-    raise InputError(
-      f'{where}: expected numbers, or a file of an image in base64: {error}'
-    ) from None
-  image = pixels.center(pixels.open(data, where))
-  return np.asarray(pixels.normalise({'image': image[None]})['image'])[0]
 
 
 def columns_of(
@@ -244,10 +216,14 @@ def columns_of(
       'texts with classes or tags, questions, images); a model of its data has nothing to predict '
       'for one'
     )
-  pixels = Pixels.restore(state['pixels']) if 'pixels' in state else None
+  whole = 'whole' in state  # of annotated images
+  kept = state.get('whole') or state.get('pixels')
+  pixels = Pixels.restore(kept) if kept else None
   if pixels is not None and recipes.resolve(part['call']) is array_part:
     pixels = dataclasses.replace(pixels, mean=(0.0,), std=(1 / 255,))  # which the part normalizes
-  return tuple(Column(k, 'array', shape=tuple(spec[k].shape), pixels=pixels) for k in arrays)
+  return tuple(
+    Column(k, 'array', shape=tuple(spec[k].shape), pixels=pixels, whole=whole) for k in arrays
+  )
 
 
 def _other(name: str) -> Column:
