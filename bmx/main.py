@@ -95,6 +95,11 @@ def _request(args: argparse.Namespace, overrides: list[str]) -> modes.Request:
     config, name = (_shared(overrides) if args.mode == 'anonymize' else None), ''
   elif args.config:
     config, name = recipes.load(args.config, overrides)
+  elif args.mode == 'predict' and _holds_whisper(args.workdir):
+    from bmx.modes import pretrained
+
+    config, name = pretrained.config_of(args.workdir, overrides)
+    args.workdir = ''  # predictions of a folder of others are written beside other runs
   else:
     config, name = _stored(args.workdir, overrides)
   return modes.Request(
@@ -218,6 +223,14 @@ def _shared(overrides: list[str]) -> Any:
   config = recipes.base()
   recipes.apply(config, overrides)
   return config
+
+
+def _holds_whisper(folder: str) -> bool:
+  """Whether a folder is a Whisper of Hugging Face, and not a run."""
+  from bmx.adapt import audio
+  from bmx.runtime import storage
+
+  return audio.is_whisper(storage.place(folder))
 
 
 def _stored(workdir: str, overrides: list[str]) -> tuple[Any, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from bmx import config as recipes
-from bmx.adapt import pairs, vision
+from bmx.adapt import pairs, vision, whisper
 from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.families import (
   ACTIVATIONS,
@@ -31,6 +31,7 @@ from bmx.core.errors import InputError
 from bmx.models import bert, clip
 from bmx.models.gpt import GPT
 from bmx.models.seq2seq import Seq2Seq
+from bmx.models.whisper import Whisper
 from bmx.ops.positions import ROPE_SCALING, rope_kind
 
 
@@ -200,7 +201,7 @@ def describe(model: nn.Module, labels: Sequence[str] = (), name: str = '') -> di
   """Returns the config.json of a model; inverse of `translate`.
 
   Args:
-    model: a GPT, a BERT, or one with a head; a Seq2Seq; a ResNet, a ViT or a CLIP.
+    model: a GPT, a BERT, or one with a head; a Seq2Seq or a Whisper; a ResNet, a ViT or a CLIP.
     labels: names of classes or tags by number.
     name: of the architecture, one of those that fit the model; '' is the first.
 
@@ -271,6 +272,8 @@ def _family(core: Any) -> Family:
     return {'learned': BART, 'relative': T5}.get(core.positions, MARIAN)
   if isinstance(core, clip.CLIP):
     return pairs.family_of(core)
+  if isinstance(core, Whisper):
+    return whisper.WHISPER
   if isinstance(core, bert.BERT):
     if core.first_position:
       return ROBERTA
@@ -320,6 +323,8 @@ def _facts(core: Any) -> dict[str, Any]:
   facts['mlp_dim'] = core.mlp_dim or 4 * core.width
   if isinstance(core, clip.TextTower):
     return facts | ({'end_token': -1} if core.pool == 'last' else {})
+  if isinstance(core, Whisper):
+    return facts | whisper.facts(core)
   facts['head_dim'] = core.head_dim or core.width // core.heads
   if isinstance(core, bert.BERT):
     return facts

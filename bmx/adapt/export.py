@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from bmx.adapt import meta, pairs, vision
+from bmx.adapt import meta, pairs, vision, whisper
 from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.configs import describe
 from bmx.adapt.layouts import Rule
@@ -30,8 +30,9 @@ from bmx.data.text.tokenizer import Subwords
 from bmx.models import bert
 from bmx.models.clip import CLIP
 from bmx.models.gpt import GPT
-from bmx.models.seq2seq import Seq2Seq
+from bmx.models.seq2seq import EncoderDecoder, Seq2Seq
 from bmx.models.stack import layers_apart
+from bmx.models.whisper import Whisper
 from bmx.ops.attention import reference_attention
 from bmx.parallel import unbox, use
 from bmx.runtime import processes
@@ -59,7 +60,7 @@ def save(
 
   Args:
     folder: must be missing or empty; it appears when all of it is written.
-    model: a GPT, a BERT, or one with a head; a Seq2Seq; a ResNet, a ViT or a CLIP.
+    model: a GPT, a BERT, or one with a head; a Seq2Seq or a Whisper; a ResNet, a ViT or a CLIP.
     params: of the model, stacked or not.
     tokenizer: a tokenizer, such as `bmx.data.text.tokenizer.load` reads, or the text of a
       tokenizer.json. Transformers encodes with it as it is.
@@ -94,6 +95,8 @@ def save(
     config['num_channels'] = vision.image(model, params).shape[-1]
   if isinstance(model, CLIP):
     pairs.complete(config, model, params, ids)
+  if isinstance(model, Whisper):
+    config['num_mel_bins'] = whisper.mels(params)
   width = np.dtype(dtype).itemsize
   sizes = {name: width * sum(piece.size for piece in some) for name, some in pieces.items()}
   files = _files(sizes, shard_bytes)
@@ -106,8 +109,8 @@ def save(
     _write(draft / file if first else None, {name: pieces[name] for name in names}, dtype)
   if first:
     _finish(draft, config, files, sum(sizes.values()), coder, _kinds(model) > 1)
-    if isinstance(model, GPT | Seq2Seq):
-      generation = {k: config[k] for k in GENERATED if k in config}
+    if isinstance(model, GPT | EncoderDecoder):
+      generation = {k: config[k] for k in (*GENERATED, *whisper.GENERATED) if k in config}
       write_json(draft / GENERATION, {f'{k}_token_id': v for k, v in ids.items()} | generation)
     if processor:
       write_json(draft / PROCESSOR, processor)
@@ -186,6 +189,9 @@ def _shapes(model: Any, params: tree.Tree) -> dict[str, tuple[Any, int | None]]:
   call = (lambda m, x: m.pool(m(x))) if isinstance(model, bert.BERT) else None
   if isinstance(model, Seq2Seq):
     call = lambda m, x: m({'source': x}, x)
+  if isinstance(model, Whisper):
+    features = jnp.zeros((1, 2, whisper.mels(params)))
+    call = lambda m, x: m({'features': features}, x)
   init = lambda key, *x: model.init(key, *x, method=call)
   with reference_attention(), use(None):
     made = unbox(jax.eval_shape(init, jax.random.PRNGKey(0), *given))

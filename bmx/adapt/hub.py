@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from bmx.adapt import positions
+from bmx.adapt import positions, whisper
 from bmx.adapt.architectures import ARCHITECTURES
 from bmx.adapt.configs import architecture, translate
 from bmx.adapt.export import save
@@ -179,5 +179,7 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
   config = read_json(folder / 'config.json')
   if config.get('is_encoder_decoder') and (folder / GENERATION).is_file():
     generation = read_json(folder / GENERATION)
+    if config.get('model_type') == whisper.WHISPER.model_type:
+      return whisper.merged(config, generation)
     config |= {k: v for k, v in generation.items() if k in GENERATED}
   return config

@@ -1,4 +1,4 @@
-"""preprocessor_config.json of Hugging Face: how images become the inputs of a model.
+"""preprocessor_config.json of Hugging Face: how images and audio become the inputs of a model.
 
 Source: image_processing_vit.py, image_processing_convnext.py, image_processing_clip.py and
 image_processing_siglip.py of transformers 5.24, and the published files of microsoft/resnet-50 and
@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bmx.adapt import audio
 from bmx.adapt.tensors import read_json
 from bmx.core.data import Spec
 from bmx.core.errors import InputError
@@ -27,7 +28,7 @@ BILINEAR = 2  # Pillow's number
 
 
 def content(metadata: Metadata, spec: Mapping[str, Spec]) -> dict[str, Any] | None:
-  """Returns the preprocessor_config.json of data; None for data without normalized images.
+  """Returns the preprocessor_config.json of data; None without images or Whisper's features.
 
   The processor resizes to the size of the images, divides by the scale and normalizes. Crops,
   which other data may need, are part of it where the data say how files are resized (CLIP).
@@ -36,6 +37,8 @@ def content(metadata: Metadata, spec: Mapping[str, Spec]) -> dict[str, Any] | No
     metadata: of the data.
     spec: of the data.
   """
+  if audio.KEY in metadata:
+    return audio.content(metadata)
   if KEY not in metadata or 'image' not in spec:
     return None
   rows, columns, channels = spec['image'].shape
@@ -83,8 +86,11 @@ def check(folder: str, run: bool, metadata: Metadata, spec: Mapping[str, Spec]) 
     A line for each difference; none where either side is not known.
 
   Raises:
-    InputError: a preprocessor_config.json with malformed values.
+    InputError: a preprocessor_config.json with malformed values, or of audio with features that bmx
+      does not compute.
   """
+  if audio.KEY in metadata:
+    return audio.check(folder, run, metadata)
   own = content(metadata, spec)
   given = (_of_run if run else _of_folder)(place(folder)) if own else None
   if not own or not given:

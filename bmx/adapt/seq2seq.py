@@ -6,7 +6,7 @@ Helsinki-NLP/opus-mt-de-en, facebook/bart-base, t5-small and google/flan-t5-smal
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bmx.adapt.families import ACTIVATIONS, ONLY, Architecture, Family
@@ -112,11 +112,16 @@ def _begin(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
   if not isinstance(never, list) or any(not isinstance(x, list) or len(x) != 1 for x in never):
     problems.append(f'bad_words_ids={never!r}: supported are single ids, such as [[58100]]')
     never = []
+  refuse(config, problems)
+  return {'begin': begin, 'suppressed': tuple(x[0] for x in never)}
+
+
+def refuse(config: Mapping[str, Any], problems: list[str], but: Sequence[str] = ()) -> None:
+  """Appends a line for each key of `REFUSED`, `but` for some, that would change a text."""
   neutral = {'min_length': (0, None), 'repetition_penalty': (1, None), 'num_beam_groups': (1, None)}
   for key in REFUSED:
-    if config.get(key) not in (*neutral.get(key, ()), 0, 0.0, None):
+    if key not in but and config.get(key) not in (*neutral.get(key, ()), 0, 0.0, None):
       problems.append(f'{key}={config[key]!r}: not supported; remove the key to do without it')
-  return {'begin': begin, 'suppressed': tuple(x[0] for x in never)}
 
 
 def _read_bart(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

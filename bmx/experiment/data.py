@@ -30,6 +30,7 @@ ARRAYS = 'bmx.data.arrays:arrays'
 IMAGES = 'bmx.data.images.folder:images'
 ANNOTATED = 'bmx.data.images.coco:coco'
 CAPTIONS = 'bmx.data.images.captions:captions'
+UNCAPTIONED = 'bmx.data.images.captions:uncaptioned'
 SPEECH = 'bmx.data.audio.speech:speech'
 SOUNDS = 'bmx.data.audio.single:recorded'
 EXAMPLE = re.compile(r'\bexample (\d+)')
@@ -186,6 +187,9 @@ def _input_part(
   """
   data = source_part(data)
   known = recipes.parameters(recipes.resolve(data['call']), data['call'])
+  written = 'target' in fitted and 'pixels' in fitted  # captions that a decoder writes
+  if path and written and not path.lower().endswith((*NAMED_COLUMNS, '.csv', '.tsv', '.npz')):
+    return {'call': UNCAPTIONED, 'path': path}
   if path and data['call'] == CAPTIONS and not labeled and not path.endswith('.npz'):
     return {**data, 'path': path, 'images': '', 'split': 'all'}
   if path and 'pixels' in fitted and not path.endswith('.npz'):

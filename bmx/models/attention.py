@@ -35,6 +35,7 @@ class AttentionConfig:
     rope_scaling: arguments of a kind of `ops.positions.ROPE_SCALING`; empty disables scaling.
     window: number of nearest keys that a query attends to; 0 is all.
     bias: whether query, key and value have one.
+    key_bias: whether the key has one, where `bias` holds; softmax ignores what it adds (Whisper).
     out_bias: whether the output projection has one.
     qk_norm: whether each head's query and key have an RMS norm.
     eps: added to the variance in these norms.
@@ -52,6 +53,7 @@ class AttentionConfig:
   rope_scaling: Mapping[str, float] = dataclasses.field(default_factory=FrozenDict)
   window: int = 0
   bias: bool = True
+  key_bias: bool = True
   out_bias: bool = True
   qk_norm: bool = False
   eps: float = 1e-6
@@ -116,7 +118,8 @@ class Attention(nn.Module):
 
     def project(x: jax.Array, heads: int, axis: str, name: str) -> jax.Array:
       shape, axes = (x.shape[-1], heads, head_dim), ('embed', axis, 'head')
-      y = Einsum('btd,dnh->btnh', shape, axes, c.bias, init, dtype=self.dtype, name=name)(x)
+      biased = c.bias and (c.key_bias or name != 'key')
+      y = Einsum('btd,dnh->btnh', shape, axes, biased, init, dtype=self.dtype, name=name)(x)
       return constrain(y, 'batch', 'length', axis, None)
 
     def ready(y: jax.Array, name: str) -> jax.Array:

@@ -3,7 +3,7 @@
 B batch, S length of the source, T length of the target, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -22,17 +22,29 @@ class EncoderDecoder(nn.Module):
   """Base of models with an encoder of any kind and a text decoder.
 
   A subclass declares `facts`, makes `self.decoder`, a `TextDecoder`, in `setup`, and defines
-  `encode`. Its fields include `scan`, `remat`, `attention`, `kv_cache` and `dtype`.
+  `sources` and `encode`. Its fields include `scan`, `remat`, `attention`, `kv_cache` and `dtype`.
 
   Attributes:
-    sources: keys of a batch that `encode` reads, where it has them.
     reads_text: the source is a text: 'source' and 'source_ids' int [B, S].
     begin: ids that every target begins with; training targets follow the first of them.
   """
 
-  sources: ClassVar[tuple[str, ...]] = ('source',)
   reads_text: ClassVar[bool] = False
   begin: tuple[int, ...] = (0,)
+
+  @property
+  def sources(self) -> tuple[str, ...]:
+    """Keys of a batch that `encode` reads, where it has them; the first is required."""
+    raise NotImplementedError
+
+  def begins(self, ids: Sequence[int]) -> bool:
+    """Returns whether targets of the model may begin with these ids."""
+    return tuple(ids) == tuple(self.begin)
+
+  @property
+  def begin_length(self) -> int:
+    """Tokens that `first_logits` reads before those that it scores."""
+    return len(self.begin)
 
   def encode(
     self, source: Mapping[str, jax.Array], *, train: bool = False
@@ -126,6 +138,24 @@ class EncoderDecoder(nn.Module):
     context, ids = self.encode({k: inputs[k] for k in self.sources if k in inputs})
     hidden, cache = self.decoder.start(inputs['tokens'], inputs['first'], slots, context, ids)
     return hidden[:, -1:], cache
+
+  def first_logits(
+    self: Any, source: Mapping[str, jax.Array], slots: int
+  ) -> tuple[jax.Array, Cache]:
+    """Reads sources and what every target begins with into a new cache.
+
+    Args:
+      source: the keys of `sources` that there are; each array has B rows.
+      slots: tokens of the target that the cache holds.
+
+    Returns:
+      (logits of the first token that is generated [B, V + pad], the cache).
+    """
+    rows = len(source[self.sources[0]])
+    tokens = jnp.broadcast_to(jnp.array(self.begin, jnp.int32)[None], (rows, len(self.begin)))
+    prompt = {**source, 'tokens': tokens, 'first': jnp.zeros(rows, jnp.int32)}
+    hidden, cache = self.prefill(prompt, slots)
+    return self.logits(hidden)[:, 0], cache
 
   def extend(self: Any, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Reads the next tokens of every row, int [B, T] -> (hidden [B, T, D], the cache with them)."""
@@ -224,8 +254,12 @@ class Seq2Seq(EncoderDecoder):
   remat: str = 'none'
   dtype: Dtype = jnp.float32
 
-  sources: ClassVar[tuple[str, ...]] = ('source', 'source_ids', 'source_positions')
   reads_text: ClassVar[bool] = True
+
+  @property
+  def sources(self) -> tuple[str, ...]:
+    """Tokens of the source, their pairs and positions."""
+    return 'source', 'source_ids', 'source_positions'
 
   @property
   def facts(self) -> Facts:

@@ -3,7 +3,8 @@
 B batch, T frames, S frames after the convolutions, M mel bands, D width, K outputs.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from bmx.models.convolution import Conv
 from bmx.models.layers import Dtype, Einsum, Norm, activation, check_rate, check_sizes
 from bmx.models.stack import Stack
 from bmx.ops.positions import sinusoidal
-from bmx.parallel import constrain
+from bmx.parallel import constrain, gather, named
 
 AXES = (None, None, 'embed', 'mlp')
 THETA = 10_000.0  # base of rotary positions
@@ -37,8 +38,10 @@ class SpeechEncoder(nn.Module):
     mlp_dim: width of the feed-forward layers; 0 is 4 × width.
     kernel_size: frames of each convolution, an odd number.
     strides: frames from one output of each convolution to the next; their product is T / S.
-    positions: 'sinusoidal', or 'whisper', its fixed waves, added before the blocks; or 'rotary',
-      in each attention.
+    positions: 'sinusoidal', or 'whisper', a table of its waves that no step changes, added before
+      the blocks; or 'rotary', in each attention.
+    max_source_len: rows of that table, the most frames after the convolutions.
+    key_bias: whether the keys of attention have a bias.
     activation: of convolutions and feed-forward layers, a name in `layers.ACTIVATIONS`.
     eps: added to the variance in a norm.
     dropout: share of units that training drops.
@@ -61,6 +64,8 @@ class SpeechEncoder(nn.Module):
   kernel_size: int = 3
   strides: tuple[int, ...] = (2, 2)
   positions: Literal['sinusoidal', 'whisper', 'rotary'] = 'sinusoidal'
+  max_source_len: int = 0
+  key_bias: bool = True
   activation: str = 'gelu_exact'
   eps: float = 1e-5
   dropout: float = 0.1
@@ -70,6 +75,8 @@ class SpeechEncoder(nn.Module):
   remat: str = 'none'
   microbatches: int = 0
   dtype: Dtype = jnp.float32
+
+  sources: ClassVar[tuple[str, ...]] = ('features', 'num_frames')
 
   @property
   def facts(self) -> Facts:
@@ -89,7 +96,12 @@ class SpeechEncoder(nn.Module):
     ]  # fmt: skip
     block = BlockConfig(
       AttentionConfig(
-        self.heads, self.heads, causal=False, theta=THETA if rotary else 0.0, impl=self.attention
+        self.heads,
+        self.heads,
+        causal=False,
+        theta=THETA if rotary else 0.0,
+        key_bias=self.key_bias,
+        impl=self.attention,
       ),
       MlpConfig(self.mlp_dim or 4 * d, self.activation),
       eps=self.eps,
@@ -98,6 +110,9 @@ class SpeechEncoder(nn.Module):
       dtype=self.dtype,
     )
     self.drop = nn.Dropout(self.dropout)
+    if self.positions == 'whisper':
+      table = named(lambda _, shape, dtype: waves(*shape).astype(dtype), ('position', 'embed'))
+      self.position = self.param('position', table, (self.max_source_len, d), jnp.float32)
     self.stack = Stack(self.depth, block, self.scan, self.remat, self.microbatches)
     self.norm_out = Norm('layer', self.eps, dtype=self.dtype)
 
@@ -108,6 +123,8 @@ class SpeechEncoder(nn.Module):
       raise InputError(f'kernel_size={self.kernel_size}: expected an odd number')
     if self.positions not in POSITIONS:
       raise InputError(f'positions={self.positions!r}: expected one of {", ".join(POSITIONS)}')
+    if self.positions == 'whisper' and self.max_source_len < 1:
+      raise InputError("max_source_len=0: expected the rows of the table of positions='whisper'")
     if self.width % 2 or self.width < 4:
       raise InputError(f'width={self.width}: expected an even number, at least 4')
 
@@ -141,10 +158,33 @@ class SpeechEncoder(nn.Module):
     if self.positions == 'sinusoidal':
       x += sinusoidal(order, self.width).astype(x.dtype)
     if self.positions == 'whisper':
-      x += waves(x.shape[1], self.width).astype(x.dtype)[None]
+      x += self._waves(x.shape[1]).astype(x.dtype)[None]
     x = constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
     there = (order < num_frames[:, None]).astype(jnp.int32)
     return self.norm_out(self.stack(x, order, there, train=train)[0])
+
+  def memory(
+    self, source: Mapping[str, jax.Array], *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Encodes 'features' [B, T, M], with the 'num_frames' int [B] of each where it is given.
+
+    Returns:
+      (hidden states [B, S, D]; int [B, S], 0 for padding, or None where there is none).
+    """
+    frames = source.get('num_frames')
+    hidden = self(source['features'], frames, train=train)
+    if frames is None:
+      return hidden, None
+    there = jnp.arange(hidden.shape[1])[None] < self.output_frames(frames)[:, None]
+    return hidden, there.astype(jnp.int32)
+
+  def _waves(self, length: int) -> jax.Array:
+    """Returns the first rows of the table of positions, which gets no gradient."""
+    if length > self.max_source_len:
+      raise InputError(f'max_source_len={self.max_source_len}: expected at least {length}, the '
+                       'frames after the convolutions; cut the audio')  # fmt: skip
+    table = gather(self.position.astype(self.dtype), ('position', 'embed'))
+    return jax.lax.stop_gradient(table)[:length]
 
 
 def waves(length: int, width: int) -> jax.Array:

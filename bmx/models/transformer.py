@@ -50,6 +50,7 @@ class TransformerConfig:
     activation: of the feed-forward layers, a name in `layers.ACTIVATIONS`.
     gated: whether the activation of one projection multiplies another.
     bias: whether projections and layer norms have one.
+    key_bias: whether the keys of attention have one, where `bias` holds.
     scale: of the scores of attention; 0 is 1 / √(size of a head).
     dropout: share of units that training drops.
     attention: implementation, see `ops.attention.attend`.
@@ -80,6 +81,7 @@ class TransformerConfig:
   activation: str = 'relu'
   gated: bool = False
   bias: bool = True
+  key_bias: bool = True
   scale: float = 0.0
   dropout: float = 0.0
   attention: str = 'xla'
@@ -99,6 +101,7 @@ class TransformerConfig:
       causal=self.causal,
       theta=self.theta if self.positions == 'rotary' else 0.0,
       bias=self.bias,
+      key_bias=self.key_bias,
       out_bias=self.bias,
       scale=self.scale,
       impl=self.attention,

@@ -3,6 +3,9 @@
 B batch, I rows, J columns, C channels, T tokens, D width.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,6 +93,8 @@ class ViT(nn.Module):
   remat: str = 'none'
   microbatches: int = 0
   dtype: Dtype = jnp.float32
+
+  sources: ClassVar[tuple[str, ...]] = ('image',)
 
   @property
   def facts(self) -> Facts:
@@ -199,6 +204,12 @@ class ViT(nn.Module):
     x = constrain(self.drop(x, deterministic=not train), 'batch', 'length', 'act_embed')
     order = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
     return self.norm_out(self.stack(x, order, train=train)[0])
+
+  def memory(
+    self, source: Mapping[str, jax.Array], *, train: bool = False
+  ) -> tuple[jax.Array, None]:
+    """Encodes 'image' [B, I, J, C]: what a text decoder attends to, [B, prefix + T, D]."""
+    return self.features_of(source['image'], train=train), None
 
   def _positions(self) -> jax.Array:
     if self.positions == 'learned':

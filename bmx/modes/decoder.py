@@ -18,7 +18,7 @@ from bmx.modes.start import Run
 from bmx.parallel import jit
 from bmx.runtime.storage import Place, place
 from bmx.runtime.writer import brief
-from bmx.serve.decode import check_decoder, decoder
+from bmx.serve.decode import check_decoder, check_reads_text, decoder
 from bmx.serve.generate import GenerationStats
 from bmx.serve.speculate import Draft
 from bmx.serve.text import Options
@@ -37,6 +37,7 @@ def decoder_of(x: Experiment) -> Any:
     raise errors.InputError(
       f'{type(model).__name__} cannot generate: expected a decoder such as bmx.models.gpt:GPT'
     )
+  check_reads_text(model)
   return model
 
 

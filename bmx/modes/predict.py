@@ -16,6 +16,7 @@ from bmx.core.experiment import Experiment
 from bmx.core.paths import local
 from bmx.core.types import HostBatch
 from bmx.modes import Request
+from bmx.modes.pretrained import open_folder
 from bmx.modes.start import need_run, open_run
 from bmx.modes.temperature import with_temperature
 from bmx.runtime.progress import share
@@ -26,6 +27,7 @@ from bmx.tasks.zeroshot import with_labels
 from bmx.train.evaluate import predictions
 from bmx.train.predicted import lines
 from bmx.train.run import restored
+from bmx.train.state import TrainState
 
 log = logging.getLogger('bmx')
 EVERY = 10.0  # seconds between two lines of progress
@@ -34,15 +36,22 @@ EVERY = 10.0  # seconds between two lines of progress
 def run(request: Request) -> int:
   """Writes --output, or WORKDIR/predictions/NAME.STEP.jsonl, in the order of the examples.
 
-  Every process computes its rows; process 0 writes. Files that cannot be read are left out; then
+  The weights are those of a run, or of `init.path`, a folder of Hugging Face with a Whisper. Every
+  process computes its rows; process 0 writes. Files that cannot be read are left out; then
   the exit code is that of invalid input.
   """
-  need_run('predict', request)
+  pretrained = not request.workdir and bool(request.config) and bool(request.config.init.path)
+  if not pretrained:
+    need_run('predict', request)
   if request.output:
     check_output(local(request.output))
-  experiment, workdir, stored = open_run(request, evals=not request.input, labels=False)
+  if pretrained:
+    experiment, workdir, stored = open_folder(request)
+  else:
+    experiment, workdir, stored = open_run(request, evals=not request.input, labels=False)
   data = experiments.input_data(experiment, request.input, stored) if request.input else None
-  rows, step = _predicted(experiment, workdir, data, request.step)
+  given = (experiment.init(), 0) if pretrained else None
+  rows, step = _predicted(experiment, workdir, data, request.step, given)
   unreadable = data.metadata.get('unreadable', 0) if data is not None else 0
   code = errors.BAD_INPUT if unreadable else errors.DONE
   name = pathlib.Path(request.input).stem if request.input else entry_of(experiment)
@@ -88,14 +97,18 @@ def predict(
 
 
 def _predicted(
-  experiment: Experiment, workdir: Place, data: Data | None, step: str
+  experiment: Experiment,
+  workdir: Place,
+  data: Data | None,
+  step: str,
+  given: tuple[TrainState, int] | None = None,
 ) -> tuple[Iterator[dict[str, Any]], int]:
-  """Returns the rows, and the step of the checkpoint."""
+  """Returns the rows, and the step of the checkpoint; `given`: a state and its step instead."""
   if data is None:
     if not experiment.evals:
       raise errors.InputError('give --input=FILE: the config has no `eval` entry to predict')
     data = experiment.evals[entry_of(experiment)].data
-  state, number = restored(experiment, workdir, step)
+  state, number = given or restored(experiment, workdir, step)
   words, known = experiment.config['predict'], experiments.fitted_of(experiment.data.examples)
   named = with_labels(experiment.task, words['labels'], words['templates'], known)
   made = with_temperature(named, words['temperature'], workdir, number)

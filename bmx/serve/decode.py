@@ -12,6 +12,7 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.types import Decoder, Facts, Variables, facts_of
+from bmx.models.seq2seq import EncoderDecoder
 from bmx.ops.slots import SlotCache
 from bmx.parallel import Layout, jit
 
@@ -102,6 +103,15 @@ def check_decoder(model: Any, layout: Layout) -> None:
   if jax.process_count() > 1:
     raise InputError(
       f'processes={jax.process_count()}: expected 1 for generation; start it on one host'
+    )
+
+
+def check_reads_text(model: Any) -> None:
+  """Raises InputError if a model writes texts of something that is not text."""
+  if isinstance(model, EncoderDecoder) and not model.reads_text:
+    raise InputError(
+      f'{type(model).__name__} reads {model.sources[0]}, not text: expected bmx predict, which '
+      'writes its texts; bmx predict RUN --input=FOLDER'
     )
 
 

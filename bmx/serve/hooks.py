@@ -15,7 +15,7 @@ from bmx.data.text.tokenizer import Bytes, Subwords, Tokenizer
 from bmx.models.seq2seq import EncoderDecoder
 from bmx.parallel import jit
 from bmx.runtime.report import Section
-from bmx.serve.decode import check_decoder
+from bmx.serve.decode import check_decoder, check_reads_text
 from bmx.serve.images import ImageSampler, clipped
 from bmx.serve.sources import encode_sources
 from bmx.serve.text import Options, TextGenerator, check_size, encode_prompts
@@ -66,6 +66,7 @@ class SampleTexts:
     x = experiment
     try:
       check_decoder(x.task.model, x.layout)
+      check_reads_text(x.task.model)
     except InputError as error:
       if not self.optional:
         raise
@@ -76,7 +77,7 @@ class SampleTexts:
     tokenizer = _tokenizer(x.data, facts.vocab_size)
     check_size(tokenizer, facts)
     model = x.task.model
-    source = isinstance(model, EncoderDecoder) and model.reads_text
+    source = isinstance(model, EncoderDecoder)
     encode = encode_sources if source else encode_prompts
     encode(self.prompts, tokenizer, facts, [repr(p) for p in self.prompts])
 

@@ -140,7 +140,7 @@ def _marked(caption: str, own: bool) -> str:
   return f'<b>✓ {text}</b>' if own else f'<span class="soft">{text}</span>'
 
 
-def _indices(positions: Sequence[int] | np.ndarray, data: Data) -> np.ndarray:
+def indices_of(positions: Sequence[int] | np.ndarray, data: Data) -> np.ndarray:
   """Examples at positions of a split, int64 [n]."""
   size = data.batch_size
   return np.array([data.indices(int(p) // size)[0, int(p) % size] for p in positions], np.int64)
@@ -150,7 +150,7 @@ def _captions(positions: np.ndarray, data: Data) -> dict[Any, str]:
   """Captions by position; the number of an example where the data do not describe it."""
   examples = data.examples
   known = (
-    examples.describe(_indices(positions, data))
+    examples.describe(indices_of(positions, data))
     if isinstance(examples, Described)
     else [{}] * len(positions)
   )
@@ -159,5 +159,5 @@ def _captions(positions: np.ndarray, data: Data) -> dict[Any, str]:
 
 
 def _pixels(positions: np.ndarray, data: Data) -> dict[Any, np.ndarray]:
-  rows = data.rows(_indices(positions, data), positions)
+  rows = data.rows(indices_of(positions, data), positions)
   return dict(zip(positions, rows['image'], strict=True))

@@ -1,6 +1,7 @@
 """Sequence-to-sequence learning: translation, summarization, transcription."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -63,7 +64,16 @@ class Seq2SeqLM(CausalLM):
   def validate(self, metadata: Metadata) -> None:
     super().validate(metadata)
     begin = metadata.get('begin')
-    if begin is not None and begin != self.model.begin[0]:
+    if isinstance(begin, Sequence) and not self.model.begins(begin):
+      wanted = ', '.join(map(str, self.model.begin))
+      language = (
+        ', with the id of the language second'
+        if self.model.begin_length > len(self.model.begin)
+        else ''
+      )
+      raise InputError(f'data.begin={tuple(begin)}: expected ({wanted}), the ids that targets of '
+                       f'the model begin with{language}; set --config.data.begin')  # fmt: skip
+    if isinstance(begin, int) and begin != self.model.begin[0]:
       raise InputError(
         f'data.begin={begin}: expected {self.model.begin[0]}, the id that targets of the model '
         f'begin with; set --config.data.begin={self.model.begin[0]}'
@@ -83,7 +93,7 @@ class Seq2SeqLM(CausalLM):
     return self._source(batch), *super().inputs(batch)
 
   def _source(self, batch: Batch) -> dict[str, Array]:
-    find(batch, *self.model.sources)
+    find(batch, self.model.sources[0])
     return {k: batch[k] for k in self.model.sources if k in batch}
 
   def score(self, out: Any, batch: Batch, *, train: bool) -> tuple[Array, Array, Metrics]:
@@ -98,10 +108,9 @@ class Seq2SeqLM(CausalLM):
     model, convert = self.model.for_decoding()
     variables = convert({'params': params})
     source = self._source(batch)
-    rows = len(next(iter(source.values())))
-    begin = jnp.broadcast_to(jnp.array(model.begin, jnp.int32)[None], (rows, len(model.begin)))
     longest = facts_of(model).max_seq_len
-    steps = min(self.max_new_tokens, longest - len(model.begin)) if longest else self.max_new_tokens
+    steps = self.max_new_tokens
+    steps = min(steps, longest - model.begin_length) if longest else steps
 
     def logits(hidden):
       return model.apply(variables, hidden[:, -1:], method='logits')[:, 0]
@@ -110,13 +119,12 @@ class Seq2SeqLM(CausalLM):
       hidden, cache = model.apply(variables, tokens, cache, method='extend')
       return logits(hidden), cache
 
-    inputs = {**source, 'tokens': begin, 'first': jnp.zeros(rows, jnp.int32)}
-    slots = len(model.begin) + steps
-    hidden, cache = model.apply(variables, inputs, slots, method='prefill')
+    slots = model.begin_length + steps
+    first, cache = model.apply(variables, source, slots, method='first_logits')
     ends = tuple(self.metadata.get('ends', ()))
     found = beam_search(
-      cache, logits(hidden), extend, num_beams=self.num_beams, ends=ends,
-      length_penalty=self.length_penalty, free=jnp.full(rows, steps), steps=steps,
+      cache, first, extend, num_beams=self.num_beams, ends=ends,
+      length_penalty=self.length_penalty, free=jnp.full(len(first), steps), steps=steps,
     )  # fmt: skip
     ended = jnp.isin(found.ids, jnp.array(ends, jnp.int32))
     return {'prediction': jnp.where(ended, -1, found.ids), 'score': found.score}

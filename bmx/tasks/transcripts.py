@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bmx.core.data import Data
+from bmx.core.data import Data, Presenting
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch
 from bmx.data.audio.units import Units
@@ -16,8 +16,9 @@ def wer(rows: HostBatch, data: Data) -> float:
   Edits are substitutions, deletions and insertions, so that it may exceed 1.
 
   Args:
-    rows: `prediction` int [N, S] and `transcript` int [N, L], filled up with 0.
-    data: its metadata name the units.
+    rows: `prediction` int [N, S] and `transcript` int [N, L], filled up with 0; or predictions of a
+      decoder.
+    data: its metadata name the units; or its examples have the texts of a decoder.
 
   Raises:
     InputError: a key or the units are missing, no true transcript has a word.
@@ -32,12 +33,25 @@ def cer(rows: HostBatch, data: Data) -> float:
 
 def texts(rows: HostBatch, data: Data) -> list[tuple[str, str]]:
   """Returns (true, recognized) transcripts."""
+  if isinstance(data.examples, Presenting):
+    return presented(rows, data.examples)
   for name in ('prediction', 'transcript'):
     if name not in rows:
       raise InputError(f'the metric reads prediction and transcript, not only {sorted(rows)}')
   units = Units.of(data.metadata)
   pairs = zip(rows['transcript'], rows['prediction'], strict=True)
   return [(units.decode(true), units.decode(found)) for true, found in pairs]
+
+
+def presented(rows: HostBatch, examples: Presenting) -> list[tuple[str, str]]:
+  """Returns (true, predicted) texts of a decoder.
+
+  Raises InputError if the true texts are not known.
+  """
+  found = examples.present(rows)
+  if not found or not all('target' in line for line in found):
+    raise InputError('the metric needs a target of every source; the split hides some')
+  return [(line['target'], line['prediction']) for line in found]
 
 
 def _rate(pairs: Sequence[tuple[list[str], list[str]]], kind: str) -> float:

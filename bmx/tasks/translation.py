@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bmx.core.data import Data, Presenting
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch
+from bmx.tasks.transcripts import presented
 
 ORDER = 4  # longest n-gram of words in BLEU
 CHARACTERS = 6  # longest n-gram of characters in chrF
@@ -126,7 +127,5 @@ def _texts(rows: HostBatch, data: Data) -> tuple[list[str], list[str]]:
     raise InputError(
       f'{type(data.examples).__name__} has no texts: expected bmx.data.text.parallel:parallel'
     )
-  found = data.examples.present(rows)
-  if not found or not all('target' in line for line in found):
-    raise InputError('the metric needs a target of every source; the split hides some')
-  return [line['prediction'] for line in found], [line['target'] for line in found]
+  pairs = presented(rows, data.examples)
+  return [found for _, found in pairs], [true for true, _ in pairs]

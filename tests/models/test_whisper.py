@@ -9,8 +9,11 @@ from bmx.core.types import Decoder
 from bmx.models.whisper import Whisper
 from bmx.parallel import unbox
 
-SIZES = {'vocab_size': 61, 'max_seq_len': 24, 'width': 16, 'depth': 2, 'heads': 2}
 FRAMES, MELS, START, STEPS = 20, 8, 3, 10
+SIZES = {
+  'vocab_size': 61, 'max_seq_len': 24, 'max_source_len': FRAMES // 2, 'width': 16, 'depth': 2,
+  'heads': 2,
+}  # fmt: skip
 
 
 def hugging_face(torch, transformers):
@@ -39,9 +42,9 @@ def converted(state):
   def attention(name):
     parts = {}
     for short, long in (('q', 'query'), ('k', 'key'), ('v', 'value')):
-      bias = x.get(f'{name}.{short}_proj.bias', np.zeros(16, np.float32))
-      kernel = x[f'{name}.{short}_proj.weight'].T.reshape(16, 2, 8)
-      parts[long] = {'kernel': kernel, 'bias': bias.reshape(2, 8)}
+      parts[long] = {'kernel': x[f'{name}.{short}_proj.weight'].T.reshape(16, 2, 8)}
+      if short != 'k':
+        parts[long]['bias'] = x[f'{name}.{short}_proj.bias'].reshape(2, 8)
     out = dense(f'{name}.out_proj')
     return parts | {'out': {'kernel': out['kernel'].reshape(2, 8, 16), 'bias': out['bias']}}
 
@@ -67,7 +70,7 @@ def converted(state):
       'bias': x[f'encoder.conv{i + 1}.bias'],
     }
     for i in range(2)
-  }
+  } | {'position': x['encoder.embed_positions.weight']}
   embed = {
     'embed': {'table': x['decoder.embed_tokens.weight']},
     'position': x['decoder.embed_positions.weight'],

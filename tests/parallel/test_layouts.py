@@ -43,6 +43,10 @@ MODELS = {
   ),
   'detector': ('configs/mnist_detect.py:tiny', ['batch_size=8']),
   'speech': ('configs/fsdd_ctc.py:tiny', ['task.model.encoder.heads=4']),
+  'to_text': (
+    'configs/fsdd_attention.py:tiny',
+    ['task.model.encoder.heads=4', 'task.model.heads=4', 'task.model.vocab_pad=5'],
+  ),
 }
 GPT_ONLY = (
   'sequence-sharded norms',
@@ -111,6 +115,7 @@ CASES += [('gpt', layout, 'adamw') for layout in ('data-fsdp-seq', 'data-pipe-mo
 CASES += [('seq2seq', layout, 'sgd') for layout in ('data', 'fsdp-model')]
 CASES += [('moe', 'data-expert', 'adamw'), ('detector', 'data', 'sgd')]
 CASES += [('speech', 'data', 'sgd'), ('speech', 'fsdp-model', 'sgd')]
+CASES += [('to_text', 'data', 'sgd'), ('to_text', 'fsdp-model', 'sgd')]
 # At night, what another case has with one axis more or with plain SGD.
 NIGHTLY = (
   ('gpt', 'data-fsdp', 'sgd'),

@@ -31,6 +31,7 @@ SIGLIP = ['task.kind=sigmoid', 'task.model.bias=True', 'task.model.image.pool=at
 RECIPES = {
   'clip': ('emoji_clip', ['task.model.image.depth=1', 'task.model.text.scan=True']),
   'siglip': ('emoji_clip', ['task.model.image.depth=1', *SIGLIP]),
+  'captions': ('emoji_captions', ['task.model.vocab_pad=4']),
 }
 CASES = [
   ('resnet', {'data': 2, 'fsdp': 4}),
@@ -39,6 +40,8 @@ CASES = [
   ('clip', {'data': 1, 'fsdp': 4, 'model': 2}),
   ('siglip', {'data': 8}),
   ('siglip', {'data': 1, 'fsdp': 4, 'model': 2}),
+  ('captions', {'data': 8}),
+  ('captions', {'data': 1, 'fsdp': 4, 'model': 2}),
 ]
 
 

@@ -5,7 +5,7 @@ A sequence is a function of a seed, the split and its number alone.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,8 @@ class Sequences:
     seconds: longest sequence.
     seed: of the draws.
     train: whether `position` numbers a sequence, and not its index.
+    spell: ids of words -> ids of the transcript; default: the same.
+    units: largest number of ids of a transcript; 0: that of words.
 
   Raises:
     InputError: numbers that are not ascending; a clip that does not fit into `seconds`.
@@ -67,6 +69,8 @@ class Sequences:
   seconds: float
   seed: int
   train: bool
+  spell: Callable[[Sequence[int]], Sequence[int]] = list
+  units: int = 0
 
   def __post_init__(self):
     for name, value, least in (
@@ -74,7 +78,7 @@ class Sequences:
     ):  # fmt: skip
       if len(value) != 2 or not least <= value[0] <= value[1]:
         raise InputError(f'{name}={value}: expected the least and the largest, from {least:g} on')
-    self.size, self.units = self.count, self.words[1]
+    self.size, self.units = self.count, self.units or self.words[1]
     self.longest = round(self.seconds * self.rate)
     fits = self.longest - 2 * round(self.pauses[1] * self.rate)
     most = max(len(clip.wave) for clip in self.clips)
@@ -89,7 +93,7 @@ class Sequences:
     self.speakers = sorted(self._by_speaker)
 
   def wave(self, index: int, position: int) -> tuple[np.ndarray, Sequence[int]]:
-    """Composes a sequence -> (its wave, the ids of its words)."""
+    """Composes a sequence -> (its wave, the ids of its transcript)."""
     number = SPLITS.index(self.split) << 40 | (position if self.train else index)
     draw = lambda k: streams.draws(self.seed, streams.SPEECH, np.array([number]), k)[0]
     speaker, words, loud, start = draw(0)
@@ -107,7 +111,7 @@ class Sequences:
     wave = np.concatenate(parts)
     level = self.noise[0] * (self.noise[1] / self.noise[0]) ** loud
     random = streams.generator(self.seed, streams.SPEECH, number)
-    return wave + np.float32(level) * random.standard_normal(len(wave), np.float32), ids
+    return wave + np.float32(level) * random.standard_normal(len(wave), np.float32), self.spell(ids)
 
   def _pause(self, share: float) -> int:
     """Returns the samples of a pause at this share of the way from the shortest to the longest."""

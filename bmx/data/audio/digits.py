@@ -1,5 +1,6 @@
 """Spoken digits: the Free Spoken Digit Dataset, or touch tones, which need no files."""
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -26,6 +27,8 @@ from bmx.data.audio.waves import decode
 from bmx.data.files import names_below
 from bmx.data.records import no_file
 from bmx.data.shapes import shapes
+from bmx.data.text.targets import TargetData, target_of, target_spec
+from bmx.data.text.tokenizer import Tokenizer
 from bmx.runtime.storage import place
 
 SOURCES = ('fsdd', 'tones')
@@ -53,6 +56,8 @@ def sequences(
   window: float = 0.032,
   hop: float = 0.01,
   augment: SpeechAugment | None = None,
+  tokenizer: Tokenizer | None = None,
+  length: int = 0,
   sequence_seed: int = 0,
   fitted: Mapping[str, Any] | None = None,
   read: bool = True,
@@ -78,6 +83,8 @@ def sequences(
     window: seconds of a frame.
     hop: seconds between frames.
     augment: of training, such as `bmx.data.audio.augment:SpeechAugment`.
+    tokenizer: of transcripts for a decoder, `tokens` and `targets`; None: `transcript`, for CTC.
+    length: tokens of a transcript for a decoder, its end included; 0: for CTC.
     sequence_seed: of the sequences that evaluation reads.
     fitted: `state()` of the training data; features are computed as theirs.
     read: False returns shapes only.
@@ -96,15 +103,26 @@ def sequences(
   samples = int(known.get('samples') or math.ceil(seconds * RATE / slowest))
   frames = log_mel.frames(samples)
   if not read:
+    if length:
+      return shapes(blank_spec(frames, mels, 0) | target_spec(length), length=length)
     return shapes(blank_spec(frames, mels, words[1]), **units.facts)
+  target = target_of(tokenizer, length, fitted=fitted)
   clips = _clips(source, path, split, left_out)
   composed = Sequences(clips, RATE, split, count, words, pauses, noise, seconds,
                        seed if train else sequence_seed, train)  # fmt: skip
-  facts = {'source': f'{count} sequences of {source}, {split}', **units.facts}
-  state = known or {'log_mel': log_mel.state(), 'samples': samples, 'units': units.facts}
-  fit = {'class_names': units.facts['class_names'], 'audio': state}
+  if target is not None:
+    spell = lambda ids: target.encode(units.decode(ids), 'a sequence of digits')
+    composed = dataclasses.replace(composed, spell=spell, units=target.length)
+  named = units.facts if target is None else {}
+  facts = {'source': f'{count} sequences of {source}, {split}', **named}
+  facts['features'] = {**log_mel.state(), 'samples': samples, 'fill': False}
+  state = known or {'log_mel': log_mel.state(), 'samples': samples}
+  fit = {'audio': state}
+  if target is None:
+    fit = {'class_names': units.facts['class_names'], 'audio': state | {'units': units.facts}}
   data = FeatureData(composed, log_mel, frames, facts, fit, seed, train, augment)
-  return data if train or data.bytes > RESIDENT_BYTES else data.computed()
+  found = data if train or data.bytes > RESIDENT_BYTES else data.computed()
+  return found if target is None else TargetData(found, target)
 
 
 def digits(

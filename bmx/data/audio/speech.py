@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bmx.core.data import Examples
+from bmx.core.errors import InputError
 from bmx.core.ranges import check_number
 from bmx.core.types import HostBatch
 from bmx.data.arrays import RESIDENT_BYTES, split_indices
@@ -19,6 +20,8 @@ from bmx.data.audio.units import UnitKind, Units, padded
 from bmx.data.audio.utterances import FeatureData, blank_spec
 from bmx.data.files import check_unreadable
 from bmx.data.shapes import shapes
+from bmx.data.text.targets import Target, TargetData, target_of, target_spec
+from bmx.data.text.tokenizer import Tokenizer
 
 log = logging.getLogger('bmx')
 SECONDS, UNITS = 20.0, 100  # of an example where files are not read
@@ -36,10 +39,14 @@ def speech(
   hop: float = 0.01,
   normalize: bool = True,
   kind: Kind = 'mel',
+  fill: bool = False,
   seconds: float = 0.0,
   split: str = 'all',
   holdout: float = 0.0,
   augment: SpeechAugment | None = None,
+  tokenizer: Tokenizer | None = None,
+  length: int = 0,
+  begin: tuple[int, ...] = (),
   unreadable: str = 'refuse',
   fitted: Mapping[str, Any] | None = None,
   read: bool = True,
@@ -64,10 +71,15 @@ def speech(
     hop: seconds between frames.
     normalize: whether each band of a recording gets mean 0 and standard deviation 1.
     kind: of the features, 'mel' or 'whisper', see `features.LogMel`.
+    fill: whether waves are filled up with zeros to `seconds`, and all frames count, as Whisper
+      reads them; else features are padded, and models ignore the padding.
     seconds: longest recording; 0: that of the training data.
     split: 'all', 'train' or 'valid'.
     holdout: share of 'valid'.
     augment: of training, such as `bmx.data.audio.augment:SpeechAugment`.
+    tokenizer: of transcripts for a decoder, `tokens` and `targets`; None: `transcript`, for CTC.
+    length: tokens of a transcript for a decoder, begin and end included; 0: for CTC.
+    begin: ids before a transcript; () is those that the tokenizer puts there, or else its end.
     unreadable: 'refuse' files that cannot be read, are empty, silent or too long, or 'skip' them
       and list their names.
     fitted: `state()` of the training data, whose units and features count.
@@ -83,33 +95,49 @@ def speech(
   Units.check(units)
   check_number('seconds', seconds, at_least=0)
   log_mel = LogMel(rate, mels, window, hop, normalize=normalize, kind=kind)
+  if fill and not seconds:
+    raise InputError('fill=True: expected the length that waves are filled up to; set '
+                     '--data.seconds=30')  # fmt: skip
   known = dict((fitted or {}).get('audio', {}))
   if known:
-    log_mel = LogMel.restore(known['log_mel'])
-  slowest = min(augment.speeds, default=1.0) if augment and train else 1.0
+    log_mel, fill = LogMel.restore(known['log_mel']), bool(known.get('fill'))
+  slowest = min(augment.speeds, default=1.0) if augment and train and not fill else 1.0
   if not read:
     frames = log_mel.frames(math.ceil((seconds or SECONDS) * log_mel.rate / slowest))
-    return shapes(blank_spec(frames, log_mel.mels, UNITS))
+    own = target_spec(length) if length else {}
+    return shapes(blank_spec(frames, log_mel.mels, 0 if length else UNITS) | own, length=length)
+  target = target_of(tokenizer, length, begin, lower, fitted)
   most = int(known['samples']) if known else round(seconds * log_mel.rate)
   files = recordings(path, file, text, predicted=not train and bool(known))
   waves = Waves(files, log_mel.rate, most, unreadable)
   labeled = all(t is not None for t in waves.files.texts)
-  found = _units(known, waves.files.texts, units, lower)
+  found = target or _units(known, waves.files.texts, units, lower)
   chosen = split_indices(len(waves.lengths), split, holdout, ('all', 'train', 'valid'))
   if not known:
     longest = max(most, int(waves.lengths.max()))
     samples = math.ceil(longest / slowest)
-    known = {'log_mel': log_mel.state(), 'samples': samples, 'units': found.facts}
+    if fill:
+      samples = most
+    known = {'log_mel': log_mel.state(), 'samples': samples, 'fill': fill}
+    known |= {} if target else {'units': found.facts}
     _describe(path, waves, chosen, found)
   source = Transcribed(waves.take(chosen), found, labeled)
   facts = {'source': f'{path}, {split}', **found.facts}
+  facts['features'] = {**log_mel.state(), 'samples': known['samples'], 'fill': fill}
   if waves.failed:
     facts['unreadable'] = waves.failed
   frames = log_mel.frames(int(known['samples']))
-  state = {'class_names': found.facts['class_names'], 'audio': known}
-  data = FeatureData(source, log_mel, frames, facts, state, seed, train, augment)
+  state = {'audio': known}
+  if isinstance(found, Units):
+    state |= {'class_names': found.facts['class_names']}
+  data = FeatureData(source, log_mel, frames, facts, state, seed, train, augment,
+                     int(known['samples']) if fill else 0)  # fmt: skip
   plain = augment is None or not train
-  return data.computed() if plain and data.bytes <= RESIDENT_BYTES else data
+  made = data.computed() if plain and data.bytes <= RESIDENT_BYTES else data
+  if target is None:
+    return made
+  texts = tuple(target.plain(t or '') for t in source.waves.files.texts) if labeled else ()
+  return TargetData(made, target, texts=texts)
 
 
 def _units(
@@ -120,11 +148,14 @@ def _units(
   return Units.learn((t for t in texts if t is not None), kind, lower)
 
 
-def _describe(path: str, waves: Waves, chosen: np.ndarray, units: Units) -> None:
+def _describe(path: str, waves: Waves, chosen: np.ndarray, units: Units | Target) -> None:
   """Logs the size of the training data."""
   seconds = waves.lengths[chosen].sum() / waves.rate
-  log.info('%s: %d recordings, %.1f minutes, %d %s', path, len(chosen), seconds / 60,
-           len(units.names), units.kind)  # fmt: skip
+  if isinstance(units, Units):
+    size, kind = len(units.names), units.kind
+  else:
+    size, kind = units.tokenizer.size, 'tokens'
+  log.info('%s: %d recordings, %.1f minutes, %d %s', path, len(chosen), seconds / 60, size, kind)
 
 
 @dataclasses.dataclass
@@ -133,12 +164,12 @@ class Transcribed:
 
   Attributes:
     waves: of the files.
-    alphabet: units of transcripts.
+    alphabet: units of transcripts, or their tokens.
     labeled: whether files have transcripts.
   """
 
   waves: Waves
-  alphabet: Units
+  alphabet: Units | Target
   labeled: bool
 
   def __post_init__(self):

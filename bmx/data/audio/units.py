@@ -8,6 +8,7 @@ import numpy as np
 
 from bmx.core.errors import InputError
 from bmx.core.types import HostBatch, Metadata
+from bmx.data.text.targets import plain
 
 UnitKind = Literal['characters', 'words']
 BLANK = '<blank>'  # id 0
@@ -61,8 +62,7 @@ class Units:
 
   def plain(self, text: str) -> str:
     """Returns a text with single blanks between words, in lower case where `lower`."""
-    text = ' '.join(text.split())
-    return text.lower() if self.lower else text
+    return plain(text, self.lower)
 
   def split(self, text: str) -> list[str]:
     """Returns the units of a text."""

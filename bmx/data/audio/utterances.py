@@ -67,6 +67,8 @@ class FeatureData:
     seed: of augmentation.
     train: whether examples are augmented.
     augment: of training examples.
+    fill: samples that every wave is cut off at or filled up to with zeros, all frames of which
+      count, as Whisper reads them; 0: waves as they are.
   """
 
   source: Utterances
@@ -77,6 +79,7 @@ class FeatureData:
   seed: int = 0
   train: bool = True
   augment: SpeechAugment | None = None
+  fill: int = 0
 
   def __post_init__(self):
     self.size = self.source.size
@@ -106,7 +109,8 @@ class FeatureData:
 
     def fill(row: int) -> None:
       wave, ids[row] = self.source.wave(int(indices[row]), int(positions[row]))
-      made = self.log_mel(faster(wave, float(speeds[row])))[: self.frames]
+      wave = self._filled(faster(wave, float(speeds[row])))
+      made = self.log_mel(wave)[: self.frames]
       features[row, : len(made)], frames[row] = made, len(made)
 
     list(self.pool.map(fill, range(len(indices))))
@@ -114,6 +118,11 @@ class FeatureData:
       features = augment.masked(features, frames, random)
     rows = {'features': features, 'num_frames': frames, 'weights': np.ones(len(ids), np.float32)}
     return rows | (padded(ids, self.source.units) if self.source.units else {})
+
+  def _filled(self, wave: np.ndarray) -> np.ndarray:
+    if not self.fill:
+      return wave
+    return np.pad(wave[: self.fill], (0, max(0, self.fill - len(wave))))
 
   def outline(self) -> HostBatch:
     """Returns the lengths and transcripts of all examples, at the highest speed of training."""

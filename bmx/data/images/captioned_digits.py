@@ -13,8 +13,9 @@ from bmx.data.images.normalization import Normalise
 from bmx.data.images.pairs import pair_spec, paired
 from bmx.data.images.pictures import Pixels
 from bmx.data.shapes import shapes
+from bmx.data.text.targets import Target, TargetData, target_spec
 from bmx.data.text.tokenizer import Subwords
-from bmx.data.text.tokenizer_train import learned
+from bmx.data.text.tokenizer_train import learned, listed
 
 NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 SHAPE = (16, 16, 1)
@@ -22,6 +23,7 @@ SHAPE = (16, 16, 1)
 
 def digits(
   length: int = 8,
+  written: bool = False,
   split: str = 'train',
   holdout: float = 0.1,
   tokenizer: Subwords | None = None,
@@ -36,16 +38,19 @@ def digits(
 
   Args:
     length: tokens of a caption.
+    written: whether captions are texts that a decoder writes, see `captions.captions`.
     split: 'all', 'train' or 'valid'.
     holdout: share of 'valid'.
-    tokenizer: of the captions; None: WordPiece, learned from them.
+    tokenizer: of the captions; None: WordPiece, learned from them, or of written ones their words.
     fitted: `state()` of the training data, which changes nothing.
     read: False returns shapes only.
     seed: of the run.
     train: training data.
   """
   if not read:
-    return shapes(pair_spec(SHAPE, length), shape=SHAPE, length=length)
+    spec = pair_spec(SHAPE, length)
+    spec = {'image': spec['image'], **target_spec(length)} if written else spec
+    return shapes(spec, shape=SHAPE, length=length)
   first = one_digit('train').arrays
   other = streams.generator(0, streams.SPLIT).permutation(len(first['label']))
   image = np.zeros((len(other), *SHAPE), np.float32)
@@ -57,5 +62,9 @@ def digits(
   state = {'pixels': Pixels(SHAPE).state()}  # files are scaled to 0..1, as 0..16 is here
   images = ArrayData({'image': image[chosen]}, metadata, seed, train, None, Normalise(16.0),
                      fitted=state)  # fmt: skip
+  if written:
+    target = Target(tokenizer or listed(('above', *NAMES)), length)
+    own = tuple(texts[i] for i in chosen)
+    return TargetData(images, target, [target.encode(t, 'a caption') for t in own], own)
   tokenizer = tokenizer or learned(texts, 'wordpiece', 300)
   return paired(images, texts, chosen, tokenizer, length)

@@ -12,6 +12,7 @@ from bmx.data.arrays import RESIDENT_BYTES, ArrayData, split_indices
 from bmx.data.images.archive import read_images
 from bmx.data.images.augment import Augmentation, augmentation
 from bmx.data.images.folder import FolderData
+from bmx.data.images.folder import images as folder_images
 from bmx.data.images.listing import Listing
 from bmx.data.images.normalization import with_normalization
 from bmx.data.images.pairs import pair_spec, paired
@@ -19,6 +20,7 @@ from bmx.data.images.pictures import Pixels
 from bmx.data.records import Record, no_file
 from bmx.data.shapes import shapes
 from bmx.data.text.documents import RECORDS, records, whole
+from bmx.data.text.targets import Target, TargetData, target_of, target_spec
 from bmx.data.text.tokenizer import Subwords
 from bmx.runtime.storage import Place, place
 
@@ -33,6 +35,8 @@ def captions(
   text: tuple[str, ...] = ('caption',),
   tokenizer: Subwords | None = None,
   length: int = 77,
+  written: bool = False,
+  begin: tuple[int, ...] = (),
   size: int = 224,
   channels: int = 3,
   short: int = 0,
@@ -64,6 +68,10 @@ def captions(
     text: columns of the caption, texts or lists of texts, which are joined by commas.
     tokenizer: of the captions; it ends each text with a token.
     length: tokens of a caption, T; longer ones are cut, and counted.
+    written: whether captions are texts that a decoder writes, `tokens` and `targets` with an end,
+      instead of `tokens` to embed; longer ones are refused.
+    begin: ids before a caption that is written; () is those that the tokenizer puts there, or else
+      its end.
     size: rows and columns of the inputs, in pixels.
     channels: 1 (gray) or 3 (RGB).
     short: pixels of the short side before the center is cropped; 0: `size`.
@@ -92,8 +100,11 @@ def captions(
   if fitted and 'pixels' in fitted:
     pixels = Pixels.restore(fitted['pixels'])
   if not read:
-    return shapes(pair_spec(pixels.shape, length), shape=pixels.shape, length=length)
-  if tokenizer is None:
+    spec = pair_spec(pixels.shape, length)
+    spec = {'image': spec['image'], **target_spec(length)} if written else spec
+    return shapes(spec, shape=pixels.shape, length=length)
+  target = target_of(tokenizer, length, begin, fitted=fitted) if written else None
+  if tokenizer is None and target is None:
     raise InputError('data.tokenizer: expected one, such as bmx.data.text.tokenizer:load')
   table = _table(path)
   every = records(str(table))
@@ -113,7 +124,41 @@ def captions(
     found = FolderData(listed.take(chosen), pixels, metadata, seed, train, operations)
     if found.resized is None and found.bytes <= RESIDENT_BYTES:
       found = found.decoded('refuse')
+  if target is not None:
+    return _written(found, every, texts, chosen, target)
+  assert tokenizer is not None
   return paired(found, texts, chosen, tokenizer, length)
+
+
+def uncaptioned(
+  path: str, fitted: Mapping[str, Any], seed: int = 0, train: bool = False
+) -> Examples:
+  """Reads images whose captions a decoder is to write; files that cannot be read are left out.
+
+  Args:
+    path: folder of images, a table of files, or a file.
+    fitted: `state()` of the training data of a captioner.
+    seed: of the run.
+    train: False.
+
+  Raises:
+    InputError: no image; a run that does not write captions.
+  """
+  target = target_of(None, 0, fitted=fitted)
+  if target is None:
+    raise InputError(f'{path}: expected a run that writes captions (data.written=True)')
+  known = {k: v for k, v in fitted.items() if k == 'pixels'}
+  found = folder_images(path, unreadable='skip', fitted=known, seed=seed, train=train)
+  return TargetData(found, target)
+
+
+def _written(
+  images: Any, every: Sequence[Any], texts: Sequence[str], chosen: np.ndarray, target: Target
+) -> TargetData:
+  """Returns images with captions for a decoder. Raises InputError for one that is too long."""
+  own = [(texts[int(i)], every[int(i)][0]) for i in chosen]
+  ids = [target.encode(text, f'{where}: the caption') for text, where in own]
+  return TargetData(images, target, ids, tuple(target.plain(text) for text, _ in own))
 
 
 def _table(path: str) -> Place:

@@ -17,6 +17,7 @@ from bmx.runtime import cache
 
 BERT_SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')  # ids 0 to 4
 KINDS = ('wordpiece', 'bpe', 'unigram')
+END = '<|endoftext|>'
 LEARNED = 2  # raised when the same text gives another tokenizer: cached ones are then not used
 
 
@@ -54,6 +55,25 @@ def trained(
   paths = (*paths, *(p for p in (path, other) if p))
   _check(kind, vocab_size)
   return learned(documents(paths, field, unit, data_dir, steps), kind, vocab_size, lowercase)
+
+
+def listed(words: Sequence[str]) -> Subwords:
+  """Returns a tokenizer of a few words, one token each, between blanks; id 0 ends a text.
+
+  Args:
+    words: of the ids 1, 2, ...; other words have no encoding.
+
+  Raises:
+    InputError: no words, a word twice, one with a blank.
+  """
+  if not words or len({*words}) < len(words) or any(len(w.split()) != 1 for w in words):
+    raise InputError(f'tokenizer.words={tuple(words)}: expected different words without blanks')
+  t = library()
+  ids = {word: i for i, word in enumerate((END, *words))}
+  inner = t.Tokenizer(t.models.WordLevel(ids, unk_token=None))
+  inner.pre_tokenizer = t.pre_tokenizers.WhitespaceSplit()
+  inner.add_special_tokens([END])
+  return Subwords(inner.to_str(), 'words')
 
 
 def learned(texts: Sequence[str], kind: str, vocab_size: int, lowercase: bool = True) -> Subwords:
@@ -152,7 +172,7 @@ def _bpe(texts: Sequence[str], vocab: int, lowercase: bool) -> Any:
   inner.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
   inner.decoder = t.decoders.ByteLevel()
   alphabet = t.pre_tokenizers.ByteLevel.alphabet()
-  options = {'special_tokens': ['<|endoftext|>'], 'show_progress': False}
+  options = {'special_tokens': [END], 'show_progress': False}
   trainer = t.trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, **options)
   inner.train_from_iterator(texts, trainer)
   return inner
