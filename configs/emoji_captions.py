@@ -8,7 +8,9 @@ FOLDER holds images and a table of their files and captions. A fifth of the pair
 and chrF are measured on it. `bmx predict RUN --input=FOLDER` writes a caption for each image
 (docs/captions.md).
 
-Reaches: not measured yet.
+Reaches 6.5 BLEU and 20.7 chrF on EmojiTwo's 402 held-out pairs, where the same captions of other
+pictures have 0.3 and 10.7 (1 seed, 160 CPU seconds, 2026-11-28, one shared CPU core:
+experiments/captions/run.py).
 """
 
 from bmx.config import base, check_variant
@@ -18,7 +20,7 @@ def get_config(variant: str = ''):
   check_variant(variant, 'tiny')
   c = base('captions of images')
   c.batch_size = 64
-  c.epochs = 40.0
+  c.epochs = 30.0
   c.length = 20  # of the captions: the longest name has 18 and an end
   c.vocab = 1000
   c.task = {

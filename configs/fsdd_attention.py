@@ -8,7 +8,10 @@
 as in fsdd_ctc. `:finetune` trains a Whisper of a Hugging Face folder on a folder of recordings
 with a table of transcripts. docs/speech.md.
 
-Reaches: not measured yet.
+Reaches, after 600 steps of a schedule of 600 (270 CPU seconds, one seed; 2026-11-28, with
+--steps=600 --eval.test.count=300 --eval.left_out.count=300): word error rates of .53 (valid), .61
+(test) and .55 (the speaker left out), and was still learning. Its 2,600 steps were not run;
+fsdd_ctc learns the same much faster.
 """
 
 from bmx.config import base, check_variant

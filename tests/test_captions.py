@@ -39,14 +39,14 @@ def run(tmp_path_factory):
     lines.append(json.dumps({'file': f'pictures/{i}.png', 'caption': data.texts[i]}))
   (folder / 'captions.jsonl').write_text('\n'.join(lines))
   config, name = bmx.load('emoji_captions:tiny', [
-    'steps=4', 'schedule.warmup=0', 'batch_size=8', 'mesh.data=1',
+    'steps=4', 'schedule.warmup=0', 'batch_size=8',
   ])  # fmt: skip
   config.data = {
     'call': 'bmx.data.images.captions:captions', 'path': str(folder), 'size': 16, 'length': 5,
     'channels': 1, 'split': 'train', 'holdout': 0.25, 'written': True,
     'tokenizer': {'call': 'bmx.data.text.tokenizer_train:listed', 'words': ('above', *NAMES)},
   }  # fmt: skip
-  x = bmx.build(config, name, jax.devices()[:1])
+  x = bmx.build(config, name, jax.devices())
   return folder, bmx.train(x, folder / 'run')
 
 

@@ -109,4 +109,7 @@ def _of_data(metadata: Metadata) -> dict[str, Any]:
 def is_whisper(folder: Place) -> bool:
   """Returns whether a folder of Hugging Face holds a Whisper."""
   path = folder / 'config.json'
-  return path.is_file() and read_json(path).get('model_type') == 'whisper'
+  try:
+    return path.is_file() and read_json(path).get('model_type') == 'whisper'
+  except InputError:  # a damaged run
+    return False

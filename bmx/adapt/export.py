@@ -96,7 +96,7 @@ def save(
   if isinstance(model, CLIP):
     pairs.complete(config, model, params, ids)
   if isinstance(model, Whisper):
-    config['num_mel_bins'] = whisper.mels(params)
+    whisper.complete(config, model, params)
   width = np.dtype(dtype).itemsize
   sizes = {name: width * sum(piece.size for piece in some) for name, some in pieces.items()}
   files = _files(sizes, shard_bytes)

@@ -189,6 +189,18 @@ def facts(model: Whisper) -> dict[str, Any]:
   }
 
 
+def complete(config: dict[str, Any], model: Whisper, params: Mapping[str, Any]) -> None:
+  """Adds to a written config.json the bands, and ids of padding and begin that it lacks.
+
+  Those of published files are the end of text; transformers has defaults beyond a small vocabulary.
+  """
+  config['num_mel_bins'] = mels(params)
+  end = config.get('eos_token_id', model.begin[0])
+  end = end[0] if isinstance(end, list) else end
+  for key in ('pad_token_id', 'bos_token_id', 'eos_token_id'):
+    config.setdefault(key, end)
+
+
 def mels(params: Mapping[str, Any]) -> int:
   """Returns the bands of the features that a model with these parameters reads."""
   return params['encoder']['conv_0']['kernel'].shape[-2]

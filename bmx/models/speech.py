@@ -169,7 +169,7 @@ class SpeechEncoder(nn.Module):
     """Encodes 'features' [B, T, M], with the 'num_frames' int [B] of each where it is given.
 
     Returns:
-      (hidden states [B, S, D]; int [B, S], 0 for padding, or None where there is none).
+      (hidden states [B, S, D]; int [B, S], 0 for padding, or None without padding).
     """
     frames = source.get('num_frames')
     hidden = self(source['features'], frames, train=train)
