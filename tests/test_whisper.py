@@ -1,7 +1,6 @@
 """A Whisper of others from end to end: transcripts of files, fine-tuning, export, bad files."""
 
 import json
-import logging
 
 import jax
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import tokenizers
 
 import bmx
+from bmx.adapt import preprocessor
 from bmx.core import errors
 from bmx.core.errors import InputError
 from bmx.data.audio.speech import speech
@@ -99,14 +99,15 @@ def test_transcripts_of_a_folder_are_those_of_transformers(folder, tmp_path):
   assert not (folder / 'predictions').exists() and not (folder / 'logs').exists()
 
 
-def test_a_run_starts_from_the_folder_and_is_written_as_one(folder, calls, tmp_path, caplog):
+def test_a_run_starts_from_the_folder_and_is_written_as_one(folder, calls, tmp_path):
   """Trained for a step on 30 s of each recording, then exported with tokenizer and features."""
   config, name = bmx.load('fsdd_attention:finetune', [
     f'init.path={folder}', f'data.path={calls}', 'data.mels=20', 'length=8',
     'epochs=0', 'steps=1', 'schedule.warmup=0',
   ])  # fmt: skip
   x = bmx.build(config, name, jax.devices())
-  assert x.task.model.begin == (1, 2) and 'prepared differently' not in caplog.text
+  assert x.task.model.begin == (1, 2)
+  assert not preprocessor.check(str(folder), False, x.data.metadata, x.data.spec)
   rows = x.data.rows(np.arange(1), np.arange(1))
   assert rows['features'].shape == (1, 3000, 20) and rows['num_frames'][0] == 3000
   assert rows['tokens'][0, :2].tolist() == [1, 2] and rows['targets'][0, 0] == 2
@@ -128,16 +129,16 @@ def test_a_run_starts_from_the_folder_and_is_written_as_one(folder, calls, tmp_p
   assert (again.spec, again.state) == (first.spec, first.state)
 
 
-def test_other_features_than_the_folders_are_named(folder, calls, caplog):
+def test_other_features_than_the_folders_are_named(folder, calls):
   words = [
     f'init.path={folder}', f'data.path={calls}', 'data.mels=20', 'length=8', 'schedule.warmup=0',
     'data.fill=False', 'data.kind=mel', 'data.seconds=20.0',
   ]  # fmt: skip
   config, name = bmx.load('fsdd_attention:finetune', words)
-  with caplog.at_level(logging.WARNING, 'bmx'):
-    bmx.build(config, name, jax.devices())
-  assert 'its audio is prepared differently: kind=whisper there, mel in the data' in caplog.text
-  assert 'seconds=30.0 there, other in the data' in caplog.text
+  x = bmx.build(config, name, jax.devices())
+  lines = preprocessor.check(str(folder), False, x.data.metadata, x.data.spec)
+  assert lines[0] == 'kind=whisper there, mel in the data'
+  assert lines[-1] == 'seconds=30.0 there, other in the data'
 
 
 def changed(folder, tmp_path, name, **values):

@@ -33,7 +33,7 @@ def cer(rows: HostBatch, data: Data) -> float:
 
 def texts(rows: HostBatch, data: Data) -> list[tuple[str, str]]:
   """Returns (true, recognized) transcripts."""
-  if 'transcript' not in rows and isinstance(data.examples, Presenting):
+  if 'targets' in rows and isinstance(data.examples, Presenting):
     return presented(rows, data.examples)
   for name in ('prediction', 'transcript'):
     if name not in rows:

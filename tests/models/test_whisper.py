@@ -1,5 +1,7 @@
 """Whisper: the logits and the greedy transcript of transformers' model with the same weights."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from bmx.models.whisper import Whisper
 from bmx.parallel import unbox
 
 FRAMES, MELS, START, STEPS = 20, 8, 3, 10
-SIZES = {
+SIZES: dict[str, Any] = {
   'vocab_size': 61, 'max_seq_len': 24, 'max_source_len': FRAMES // 2, 'width': 16, 'depth': 2,
   'heads': 2,
 }  # fmt: skip
@@ -110,7 +112,6 @@ def test_logits_are_those_of_transformers(pair, torch):
 def test_the_greedy_transcript_is_that_of_transformers(pair, torch):
   """Ours from a cache, theirs from the whole text at each step."""
   theirs, model, params, features = pair
-  assert isinstance(model, Decoder)
   texts, expected = torch.full((2, 1), START), []
   with torch.no_grad():
     for _ in range(STEPS):
@@ -130,6 +131,7 @@ def test_the_greedy_transcript_is_that_of_transformers(pair, torch):
     found.append(jnp.argmax(logits, -1).astype(jnp.int32))
     hidden, cache = call(found[-1], cache, method='extend')
   np.testing.assert_array_equal(np.concatenate(found, 1), texts)
+  assert isinstance(model, Decoder)
 
 
 def test_padding_does_not_matter():
