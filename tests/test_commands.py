@@ -37,6 +37,7 @@ NOT_RUN = {
   'SECRET': 'the secret of the line before: tests/privacy/test_runs.py',
   'emoji_captions': 'reads pairs of files: tests/test_captions.py',
   'runs/captions': 'written by `emoji_captions`',
+  'bmx merge runs/tuned': 'of a Whisper: tests/test_whisper.py',
   'whisper-tiny': 'needs weights of others: tests/test_whisper.py',
   'emoji_clip': 'reads pairs of files: tests/test_captioned.py',
   'runs/pairs': 'written by `emoji_clip`',
