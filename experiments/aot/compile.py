@@ -67,6 +67,8 @@ CASES = {
     'llama_8b', 'h200:8', ['task.model.attention=cudnn', 'batch_size=64', 'mesh.fsdp=8']),
   'resnet50 v5e:2x2': ('resnet50', 'v5e:2x2', {'batch_size': 1024, 'data': 4}),
   'resnet50 h200:1': ('resnet50', 'h200:1', {'batch_size': 512}),
+  'cifar10_resnet v5e:2x2': ('cifar10_resnet', 'v5e:2x2', {'batch_size': 1024, 'data': 4}),
+  'cifar10_resnet h200:1': ('cifar10_resnet', 'h200:1', {'batch_size': 1024}),
   'vit_b v5e:2x2 fsdp-model': ('vit_b', 'v5e:2x2', {'batch_size': 512, 'fsdp': 2, 'model': 2}),
   'vit_b h200:1': ('vit_b', 'h200:1', {'batch_size': 512}),
   'llama_8b h200:32x8 fsdp-data': (
@@ -105,7 +107,8 @@ UNDATED = (
 )  # fmt: skip
 # Cases that have not been compiled yet.
 MISSING = (
-  'resnet50 v5e:2x2', 'resnet50 h200:1', 'vit_b v5e:2x2 fsdp-model', 'vit_b h200:1',
+  'resnet50 v5e:2x2', 'resnet50 h200:1', 'cifar10_resnet v5e:2x2', 'cifar10_resnet h200:1',
+  'vit_b v5e:2x2 fsdp-model', 'vit_b h200:1',
   'llama_8b v5p:4x4x4 fsdp-model, none', 'llama_1b v5e:4x4 fsdp, full',
   'llama_1b v6e:2x4 fsdp, none', 'gpt2_124m v6e:2x4, full', 'gpt2_124m v5e:2x2, none',
   'llama_1b h100:8 fsdp', 'bert_base v5e:2x2', 'multi30k_transformer v5e:2x2 fsdp-model',

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from bmx.core.streams import Draws
 from bmx.data.images import folder as reader
 from bmx.data.images.augment import augment
 from bmx.data.images.folder import FolderData, images
+from tests.conftest import ROOT
 from tests.data.pictures import folder, pixels, save
 
 
@@ -75,6 +78,36 @@ def test_pixels_do_not_depend_on_threads_or_batches(colors, monkeypatch):
     digests.add(hashlib.sha256(whole.tobytes()).hexdigest())
   assert len(digests) == 1
   assert not np.array_equal(whole[:18], whole[18:])
+
+
+HALF = """
+import sys
+import numpy as np
+from bmx.data.images.augment import augment
+from bmx.data.images.folder import images
+
+folder, out, first, last = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+more = augment(scale=(0.2, 1.0), flip=True, randaugment=2, brightness=0.4, hue=0.1, erase=0.5)
+at = np.arange(first, last)
+np.save(out, images(folder, 16, augment=more, seed=2).rows(at % 18, at)['image'])
+"""
+
+
+def test_two_processes_read_the_pixels_of_one(colors, tmp_path):
+  """Each makes half of a batch far into a training, as after a resume, by its positions alone."""
+  ends = 1_000_000, 1_000_013, 1_000_024
+  spans = list(zip(ends[:-1], ends[1:], strict=True))
+  places = [tmp_path / f'{first}.npy' for first, _ in spans]
+  command = lambda place, span: [sys.executable, '-c', HALF, str(colors), str(place),
+                                 *map(str, span)]  # fmt: skip
+  running = [subprocess.Popen(command(p, s), cwd=ROOT) for p, s in zip(places, spans, strict=True)]
+  assert [process.wait() for process in running] == [0, 0]
+  more = augment(scale=(0.2, 1.0), flip=True, randaugment=2, brightness=0.4, hue=0.1, erase=0.5)
+  at = np.arange(ends[0], ends[-1])
+  whole = images(str(colors), 16, augment=more, seed=2).rows(at % 18, at)['image']
+  joined = np.concatenate([np.load(place) for place in places])
+  digest = lambda x: hashlib.sha256(x.tobytes()).hexdigest()
+  assert digest(joined) == digest(whole)
 
 
 def test_resized_crops_are_of_the_original(colors):
