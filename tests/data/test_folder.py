@@ -1,6 +1,7 @@
 """Folders and tables of images: classes, splits, threads, and what is refused."""
 
 import hashlib
+import itertools
 import json
 import shutil
 import subprocess
@@ -96,7 +97,7 @@ np.save(out, images(folder, 16, augment=more, seed=2).rows(at % 18, at)['image']
 def test_two_processes_read_the_pixels_of_one(colors, tmp_path):
   """Each makes half of a batch far into a training, as after a resume, by its positions alone."""
   ends = 1_000_000, 1_000_013, 1_000_024
-  spans = list(zip(ends[:-1], ends[1:], strict=True))
+  spans = list(itertools.pairwise(ends))
   places = [tmp_path / f'{first}.npy' for first, _ in spans]
   command = lambda place, span: [sys.executable, '-c', HALF, str(colors), str(place),
                                  *map(str, span)]  # fmt: skip
