@@ -98,7 +98,14 @@ def tokenizer(
   more: Sequence[str] = (),
   vocab_size: int = 4000,
 ) -> Subwords:
-  """Trains a cased WordPiece tokenizer on the training part of the texts of `annotated`."""
+  """Trains a cased WordPiece tokenizer on the training part of the texts of `annotated`.
+
+  Args:
+    path: file of annotated texts.
+    holdout: share of the groups of texts that is not read.
+    more: further files of annotated texts.
+    vocab_size: of the tokenizer.
+  """
   texts = texts_of(path, 'train', holdout, more)
   return learned([t.text for t in texts], 'wordpiece', vocab_size, lowercase=False)
 
