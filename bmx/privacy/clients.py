@@ -15,20 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bmx.core.data import Composing, Examples, Spec
 from bmx.core.errors import InputError
-from bmx.core.types import Array, Batch, GradFn, Grads, HostBatch, Noise, Variables
+from bmx.core.types import Array, Batch, GradFn, Grads, Noise, Variables
 from bmx.data.clients import Clients
-from bmx.data.transforms import Around
 from bmx.privacy.clip import COLLECTION, judged
 from bmx.privacy.federated import Federated
-from bmx.privacy.secret import Secret
+from bmx.privacy.sampling import SecretDraws
 from bmx.train.gradients import GradWrapper
 from bmx.train.guard import norm
 
 
 @dataclasses.dataclass(frozen=True)
-class PoissonClients(Around):
+class PoissonClients(SecretDraws):
   """Clients that are drawn for a round at random, from a secret; so is the order of their examples.
 
   A batch has R rows for each of a fixed number of places; places that a draw leaves free have
@@ -36,65 +34,27 @@ class PoissonClients(Around):
   probability of that to δ.
 
   Attributes:
-    inner: the clients, or the shapes of their examples.
     rows_each: R.
-    secret: of the draws.
   """
 
-  inner: Examples
   rows_each: int
-  secret: Secret
-
-  @property
-  def spec(self) -> dict[str, Spec]:
-    """Arrays of one example."""
-    return self.inner.spec
-
-  @property
-  def composer(self) -> Composing:
-    """Itself."""
-    return self
 
   @property
   def expected(self) -> float:
     """Rows of a batch, on average."""
     return self.rows_each * self.inner.metadata['clients_per_round']
 
-  def keyed(self, run: str) -> 'PoissonClients':
-    """Returns the clients with the draws of a run."""
-    return dataclasses.replace(self, secret=self.secret.keyed(run))
-
-  def digest(self) -> str:
-    """A keyed digest: a plain one would confirm a guess of the examples."""
-    inner = super().digest()
-    return self.secret.digest(inner) if inner else ''
-
-  def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Composes rounds: positions int64 [n] -> (indices int64 [n], weights float32 [n])."""
-    rounds, places = np.divmod(positions, batch_size)
-    found, weights = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.float32)
-    for number in np.unique(rounds):
-      here = np.flatnonzero(rounds == number)
-      chosen, real = self._round(int(number), batch_size // self.rows_each)
-      taken = here[places[here] < len(chosen)]
-      found[taken], weights[taken] = chosen[places[taken]], real[places[taken]]
-    return found, weights
-
-  def _round(self, number: int, places: int) -> tuple[np.ndarray, np.ndarray]:
+  def draw(self, number: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices and weights of the rows of a round, R of each client that is drawn."""
     clients = self.inner
     assert isinstance(clients, Clients)
     random, size = self.secret.generator(number), len(clients.groups)
     count = random.binomial(size, clients.per_round / size)
-    drawn = random.choice(size, count, replace=False)[:places]
+    drawn = random.choice(size, count, replace=False)[: rows // self.rows_each]
     parts = [clients.rows_of(int(client), self.rows_each, random) for client in drawn]
     empty = [(np.zeros(0, np.int64), np.zeros(0, np.float32))]
     indices, weights = zip(*(parts or empty), strict=True)
     return np.concatenate(indices), np.concatenate(weights)
-
-  def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
-    """Rows of the clients."""
-    return self.inner.rows(indices, positions)
 
 
 @dataclasses.dataclass(frozen=True)

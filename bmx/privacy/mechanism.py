@@ -192,9 +192,9 @@ class Mechanism:
   def sampled(self, data: Batches, secret: Secret) -> Batches:
     """Returns the training data with padded batches, drawn from a secret."""
     if self.words.unit == 'client':
-      examples = PoissonClients(data.examples, self.rows_each, secret)
+      examples = PoissonClients(data.examples, secret, self.rows_each)
     else:
-      examples = Poisson(data.examples, self.expected, secret)
+      examples = Poisson(data.examples, secret, self.expected)
     return dataclasses.replace(data, examples=examples, batch_size=self.rows * self.rows_each)
 
   def around(self, gradient: GradFn, wrap: Callable[[GradFn, int], GradFn]) -> GradFn:

@@ -1,7 +1,7 @@
 """Poisson sampling: every example is in a batch with one probability, independent of all others."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy.special import bdtrc
@@ -15,33 +15,22 @@ from bmx.privacy.secret import Secret
 
 
 @dataclasses.dataclass(frozen=True)
-class Poisson(Around):
-  """Training examples that draw their batches at random, from a secret.
+class SecretDraws(Around):
+  """Training examples whose batches are drawn at random, from a secret; a subclass draws.
 
-  A batch has a fixed number of rows; rows that the draw leaves free have weight 0. A draw of more
-  examples than rows keeps a random part of them: the accounting adds the probability of that to δ.
+  A batch has a fixed number of rows; rows that a draw leaves free have weight 0.
 
   Attributes:
     inner: the examples.
-    expected: examples of a batch, on average.
     secret: of the draws.
-
-  Raises:
-    InputError: fewer examples than `expected`; examples that compose their own batches.
   """
 
   inner: Examples
-  expected: float
   secret: Secret
 
-  def __post_init__(self):
-    check_rate(self.expected, self.inner.size)
-    if composer_of(self.inner) is not None:
-      raise InputError(
-        f'privacy: expected data of separate examples, which Poisson sampling draws; '
-        f'{self.inner.metadata.get("source", "these data")} compose batches of their own (a '
-        'mixture, or windows of a running text)'
-      )
+  def draw(self, number: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the examples of a batch and their weights, int64 and float32 [n], n <= rows."""
+    raise NotImplementedError
 
   @property
   def spec(self) -> dict[str, Spec]:
@@ -53,7 +42,7 @@ class Poisson(Around):
     """Itself."""
     return self
 
-  def keyed(self, run: str) -> 'Poisson':
+  def keyed(self, run: str) -> Self:
     """Returns the examples with the draws of a run."""
     return dataclasses.replace(self, secret=self.secret.keyed(run))
 
@@ -64,24 +53,51 @@ class Poisson(Around):
 
   def indices(self, positions: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws batches: positions int64 [n] -> (indices int64 [n], weights float32 [n])."""
-    steps, places = np.divmod(positions, batch_size)
+    numbers, places = np.divmod(positions, batch_size)
     found, weights = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.float32)
-    for step in np.unique(steps):
-      here = np.flatnonzero(steps == step)
-      drawn = self._draw(int(step), batch_size)
+    for number in np.unique(numbers):
+      here = np.flatnonzero(numbers == number)
+      drawn, real = self.draw(int(number), batch_size)
       taken = here[places[here] < len(drawn)]
-      found[taken], weights[taken] = drawn[places[taken]], 1.0
+      found[taken], weights[taken] = drawn[places[taken]], real[places[taken]]
     return found, weights
-
-  def _draw(self, step: int, rows: int) -> np.ndarray:
-    """Returns the examples of a step in random order, int64 [n], n <= rows."""
-    random, size = self.secret.generator(step), self.inner.size
-    count = random.binomial(size, self.expected / size)
-    return random.choice(size, count, replace=False)[:rows]
 
   def rows(self, indices: np.ndarray, positions: np.ndarray) -> HostBatch:
     """Rows of the inner examples."""
     return self.inner.rows(indices, positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisson(SecretDraws):
+  """Training examples that draw their batches at random, from a secret.
+
+  A draw of more examples than rows keeps a random part of them: the accounting adds the probability
+  of that to δ.
+
+  Attributes:
+    expected: examples of a batch, on average.
+
+  Raises:
+    InputError: fewer examples than `expected`; examples that compose their own batches.
+  """
+
+  expected: float
+
+  def __post_init__(self):
+    check_rate(self.expected, self.inner.size)
+    if composer_of(self.inner) is not None:
+      raise InputError(
+        f'privacy: expected data of separate examples, which Poisson sampling draws; '
+        f'{self.inner.metadata.get("source", "these data")} compose batches of their own (a '
+        'mixture, or windows of a running text)'
+      )
+
+  def draw(self, number: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the examples of a step in random order, each with weight 1."""
+    random, size = self.secret.generator(number), self.inner.size
+    count = random.binomial(size, self.expected / size)
+    drawn = random.choice(size, count, replace=False)[:rows]
+    return drawn, np.ones(len(drawn), np.float32)
 
   def resident(self) -> HostBatch | None:
     """The inner examples' arrays."""

@@ -102,7 +102,7 @@ def secret(tmp_path):
 def test_every_example_is_drawn_with_one_probability(secret):
   """Counts of examples and of batches, against the binomial distributions."""
   steps, expected, size = 400, 50, 500
-  data = Batches(Poisson(examples(), expected, secret), padded_rows(expected, size, 1e-9, 8))
+  data = Batches(Poisson(examples(), secret, expected), padded_rows(expected, size, 1e-9, 8))
   assert data.batch_size % 8 == 0 and data.expected == expected
   indices, weights = data.compose(0, steps)
   assert weights is not None and indices.shape == weights.shape == (steps, data.batch_size)
@@ -120,20 +120,20 @@ def test_every_example_is_drawn_with_one_probability(secret):
 
 
 def test_draws_are_functions_of_secret_run_and_step(secret, tmp_path):
-  data = Batches(Poisson(examples(), 50, secret), 96)
-  again = Batches(Poisson(examples(), 50, Secret(secret.source)), 96)
+  data = Batches(Poisson(examples(), secret, 50), 96)
+  again = Batches(Poisson(examples(), Secret(secret.source), 50), 96)
   np.testing.assert_array_equal(data.indices(7), again.compose(5, 4)[0][2:3])
   np.testing.assert_array_equal(data.keyed('a').indices(7), again.keyed('a').indices(7))
   other = tmp_path / 'other'
   other.write_bytes(b'0123456789abcdeX')
-  for changed in (data.keyed('a'), Batches(Poisson(examples(), 50, Secret(str(other))), 96)):
+  for changed in (data.keyed('a'), Batches(Poisson(examples(), Secret(str(other)), 50), 96)):
     assert len(set(changed.indices(7)[0].tolist()) & set(data.indices(7)[0].tolist())) < 25
   assert not np.array_equal(data.indices(7), data.indices(8))
   assert not np.array_equal(secret.key, secret.keyed('a').key)
 
 
 def test_a_draw_beyond_its_rows_is_cut_and_its_probability_known(secret):
-  data = Batches(Poisson(examples(), 50, secret), 52)
+  data = Batches(Poisson(examples(), secret, 50), 52)
   counts = data.compose(0, 400)[1].sum(1)
   share = overflow(51, 50, 500)
   assert share == pytest.approx(stats.binom(500, 0.1).sf(51), rel=1e-9)
@@ -145,7 +145,7 @@ def test_a_draw_beyond_its_rows_is_cut_and_its_probability_known(secret):
 
 def test_a_digest_of_the_data_is_keyed(secret):
   plain = examples()
-  assert Poisson(plain, 50, secret).digest() not in ('', plain.digest())
+  assert Poisson(plain, secret, 50).digest() not in ('', plain.digest())
 
 
 def test_bad_secrets_and_data(secret, tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_bad_secrets_and_data(secret, tmp_path, monkeypatch):
     _ = Secret('env:BMX_TEST_SECRET').fingerprint
   assert '0123' not in repr(secret) and len(secret.fingerprint) == 16
   with pytest.raises(InputError, match='batch_size=501: expected at most 500, the examples'):
-    Poisson(examples(), 501, secret)
+    Poisson(examples(), secret, 501)
   mixed = Mix({'a': examples(), 'b': examples()}, {'a': 1.0, 'b': 1.0})
   with pytest.raises(InputError, match='compose batches of their own'):
-    Poisson(mixed, 50, secret)
+    Poisson(mixed, secret, 50)
