@@ -14,17 +14,17 @@ from bmx.core.errors import InputError
 from bmx.core.types import Facts, Variables
 from bmx.models.attention import AttentionConfig
 from bmx.models.block import BlockConfig, MlpConfig
+from bmx.models.head import LanguageHead
 from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes, token_positions
 from bmx.models.moe import MoEConfig
 from bmx.models.stack import Stack, unstacked
 from bmx.ops.cache import Cache
-from bmx.ops.masks import MASK_VALUE
 from bmx.ops.positions import sinusoidal
 from bmx.ops.slots import SlotCache
 from bmx.parallel import constrain, gather, named
 
 
-class GPT(nn.Module):
+class GPT(LanguageHead):
   """tokens -> logits of the next token.
 
   Attributes:
@@ -253,38 +253,3 @@ class GPT(nn.Module):
     positions = cache.positions(tokens.shape[1])
     x, new = self.stack(self._embed(tokens, positions), positions, cache=cache)
     return self.norm_out(x), new
-
-  def hidden_and_table(
-    self,
-    tokens: jax.Array,
-    positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    *,
-    train: bool = False,
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns hidden states [B, T, D] and the head's table [V + pad, D], as it is stored.
-
-    For losses that never hold all logits.
-    """
-    hidden = self.hidden_states(tokens, positions, segment_ids, train=train)
-    return hidden, (self.embed if self.tied else self.head).stored_weight()
-
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Maps hidden states [B, T, D] to logits [B, T, V + pad]; the padding has no probability."""
-    y = (self.embed if self.tied else self.head).attend(hidden)
-    y = constrain(y, 'batch', 'length', 'vocab')
-    if not self.vocab_pad:
-      return y
-    real = jnp.arange(y.shape[-1]) < self.vocab_size
-    return jnp.where(real[None, None], y, MASK_VALUE)
-
-  def __call__(
-    self,
-    tokens: jax.Array,
-    positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    *,
-    train: bool = False,
-  ) -> jax.Array:
-    """Maps tokens int [B, T] to logits [B, T, V + pad]."""
-    return self.logits(self.hidden_states(tokens, positions, segment_ids, train=train))

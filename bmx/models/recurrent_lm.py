@@ -13,10 +13,10 @@ from flax import struct
 
 from bmx.core.errors import InputError
 from bmx.core.types import Facts
+from bmx.models.head import LanguageHead
 from bmx.models.layers import Dtype, Embed, check_sizes
 from bmx.models.recurrent import Carries, RecurrentStack, check_axes
-from bmx.ops.masks import MASK_VALUE
-from bmx.parallel import constrain, named
+from bmx.parallel import named
 
 CARRY = 'carry'  # collection of the state that training carries from batch to batch
 
@@ -40,7 +40,7 @@ class RecurrentCache(struct.PyTreeNode):
     return self.replace(carries=jax.tree.map(take, self.carries), first=take(self.first))
 
 
-class RecurrentLM(nn.Module):
+class RecurrentLM(LanguageHead):
   """A recurrent language model: tokens -> logits of the next token.
 
   With `carry` a training row continues from the state in which the last batch left it (truncated
@@ -159,35 +159,3 @@ class RecurrentLM(nn.Module):
     if length > 1:
       x = jnp.take_along_axis(x, ((place - padding) % length)[..., None], axis=1)
     return x, cache.replace(carries=carries, at=cache.at + length)
-
-  def hidden_and_table(
-    self,
-    tokens: jax.Array,
-    positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    *,
-    train: bool = False,
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns hidden states [B, T, H] and the head's table [V + pad, H], as it is stored."""
-    hidden = self.hidden_states(tokens, positions, segment_ids, train=train)
-    return hidden, (self.embed if self.tied else self.head).stored_weight()
-
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Maps hidden states [B, T, H] to logits [B, T, V + pad]; the padding has no probability."""
-    y = (self.embed if self.tied else self.head).attend(hidden)
-    y = constrain(y, 'batch', 'length', 'vocab')
-    if not self.vocab_pad:
-      return y
-    real = jnp.arange(y.shape[-1]) < self.vocab_size
-    return jnp.where(real[None, None], y, MASK_VALUE)
-
-  def __call__(
-    self,
-    tokens: jax.Array,
-    positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    *,
-    train: bool = False,
-  ) -> jax.Array:
-    """Maps tokens int [B, T] to logits [B, T, V + pad]."""
-    return self.logits(self.hidden_states(tokens, positions, segment_ids, train=train))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from bmx.core.errors import InputError
 from bmx.models.attention import AttentionConfig
 from bmx.models.block import BlockConfig, MlpConfig
+from bmx.models.head import TextHead
 from bmx.models.layers import Dtype, Embed, Norm, check_rate, check_sizes, token_positions
 from bmx.models.stack import Stack
 from bmx.ops.cache import Cache, length_of
@@ -205,7 +206,7 @@ class Transformer(nn.Module):
                      None, 'heads', None, None)  # fmt: skip
 
 
-class TextDecoder(Transformer):
+class TextDecoder(TextHead, Transformer):
   """Tokens, and a context that an encoder made, -> logits of the next token.
 
   Attributes:
@@ -317,20 +318,12 @@ class TextDecoder(Transformer):
   def _scaled(self, x: jax.Array) -> jax.Array:
     return x if self.head_scale == 1 else x * jnp.asarray(self.head_scale, x.dtype)
 
-  def table(self) -> jax.Array:
-    """Returns the head's table [V + pad, D], as it is stored."""
-    return (self.embed if self.tied else self.head).stored_weight()
-
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Maps hidden states [B, T, D] to logits [B, T, V + pad]; the padding has no probability."""
-    y = (self.embed if self.tied else self.head).attend(hidden)
+  def scores(self, hidden: jax.Array) -> jax.Array:
+    """Maps hidden states [B, T, D] to [B, T, V + pad], those of the padding among them."""
+    y = super().scores(hidden)
     if self.head_bias:
       y += gather(self.bias.astype(y.dtype), ('vocab',))[None, None]
-    y = constrain(y, 'batch', 'length', 'vocab')
-    if not self.vocab_pad:
-      return y
-    real = jnp.arange(y.shape[-1]) < self.vocab_size
-    return jnp.where(real[None, None], y, MASK_VALUE)
+    return y
 
   def next_logits(self, hidden: jax.Array) -> jax.Array:
     """Returns `logits` of generation: `suppressed` ids have no probability."""
