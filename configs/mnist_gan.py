@@ -3,7 +3,8 @@
     python -m bmx.main --config=configs/mnist_gan.py --config.data.data_dir=TFDS_DATA_DIR
     bmx generate RUN --config.generate.label=7 --output=grid.png
 
-Reaches: not measured yet; experiments/vision/generate.py measures it.
+Reaches: a classifier of 99.4 % gives 98.95 % of 2,000 images the class asked for, after 2,500 steps
+in 901 seconds of one CPU core (1 seed; 2026-11-28; experiments/vision/generate.py).
 """
 
 from bmx.config import base, check_variant
