@@ -3,7 +3,9 @@
     python -m bmx.main --config=configs/mnist_vae.py --config.data.data_dir=TFDS_DATA_DIR
     bmx generate RUN --config.generate.label=7 --output=grid.png
 
-Reaches: not measured yet; experiments/vision/generate.py measures it.
+Reaches: 102.8 nats on the test images after 1,500 steps in 409 seconds of one CPU core; a classifier
+gives only 38 % of 2,000 images the class asked for, as the latent numbers carry the class too (1
+seed; 2026-11-28; experiments/vision/generate.py).
 
 `:autoencoder` has no divergence and generates nothing.
 """
