@@ -3,7 +3,7 @@
     python -m bmx.main --config=configs/mnist_vae.py --config.data.data_dir=TFDS_DATA_DIR
     bmx generate RUN --config.generate.label=7 --output=grid.png
 
-Reaches: 102.8 nats on the test images after 1,500 steps in 409 seconds of one CPU core; a classifier
+Reaches 102.8 nats on the test images after 1,500 steps in 409 seconds of one CPU core. A classifier
 gives only 38 % of 2,000 images the class asked for, as the latent numbers carry the class too (1
 seed; 2026-11-28; experiments/vision/generate.py).
 
