@@ -129,7 +129,6 @@ def capture_of(words: Mapping[str, Any], then: Redact | None = None) -> Capture 
     words: the config words `capture`.
     then: called with what capture.redact returns.
 
-
   Raises InputError for words out of range, or a hook that cannot be imported or called.
   """
   if not words['folder']:

@@ -66,7 +66,7 @@ def _counted(
   """Returns the layouts of a topology, the best first; none where an optional one is impossible."""
   kind = name.partition(':')[0]
   devices = topology.devices(name)
-  chip = processor.this_cpu(len(devices)) if kind == processor.KIND else chips.KINDS[kind]
+  chip = processor.this_cpu() if kind == processor.KIND else chips.KINDS[kind]
   fixed = frozenset(text.partition('=')[0] for text in request.overrides)
   first, plain = _build(request, devices)
   report = lambda line: log.info('%s', line)

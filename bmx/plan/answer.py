@@ -58,22 +58,23 @@ class Answer:
   def compile(self) -> bool:
     """Compiles the layout unless an earlier plan did; returns whether it fits.
 
-    The compiler runs in another thread, so that an interrupt is answered at once.
+    The compiler runs in another thread, so that an interrupt is answered at once. A measured time
+    is taken anew by each plan: it holds for one machine, at one moment.
     """
     path = cache.place('plans') / f'{key(self.choice, self.topology)}.json'
-    if path.is_file():
+    kept = self.kind != processor.KIND
+    if kept and path.is_file():
       self.__dict__.update(json.loads(path.read_text()))
-      self._take_measured()
       return self.fits
     thread = threading.Thread(target=self._compile, daemon=True)
     thread.start()
     while thread.is_alive():
       thread.join(0.2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix('.part')
-    found = {'compiled': self.compiled, 'error': self.error, 'measured': self.measured}
-    part.write_text(json.dumps(found))
-    part.replace(path)
+    if kept:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      part = path.with_suffix('.part')
+      part.write_text(json.dumps({'compiled': self.compiled, 'error': self.error}))
+      part.replace(path)
     self._take_measured()
     return self.fits
 

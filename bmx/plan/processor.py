@@ -25,21 +25,21 @@ LEFT = 0.9  # share of the memory that other programs leave (assumed)
 Clock = Callable[[], float]
 
 
-def this_cpu(devices: int = 1, clock: Clock = time.perf_counter) -> Chip:
+def this_cpu(clock: Clock = time.perf_counter) -> Chip:
   """Measures this machine in a few seconds.
 
   Args:
-    devices: of jax, which share the machine.
     clock: `time.process_time` where others compute at the same time and this process has one core.
   """
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  bandwidth = _bandwidth(clock)
   return Chip(
-    flops=_peak(jnp.bfloat16, clock) / devices,
-    memory=memory / devices,
-    bandwidth=_bandwidth(clock) / devices,
-    link=_bandwidth(clock) / devices,
-    usable=LEFT * memory / devices,
-    float32=_peak(jnp.float32, clock) / devices,
+    flops=_peak(jnp.bfloat16, clock),
+    memory=memory,
+    bandwidth=bandwidth,
+    link=bandwidth,  # of a single device nothing arrives
+    usable=LEFT * memory,
+    float32=_peak(jnp.float32, clock),
     family=KIND,
     page='measured on this machine',
   )

@@ -207,7 +207,7 @@ def test_an_adapter_that_peft_lacks_is_refused(tmp_path):
 
 
 def test_a_model_of_ones_own_is_written_and_read(tmp_path):
-  """The token that ends a text is no part of it, as the tower does not read it."""
+  """No end of text is written to the folder, as the tower does not read it."""
   model = OURS.clone(text=OURS.text.clone(end_token=1))
   given = drawn(shapes(model, *map(jnp.asarray, inputs())))
   hub.save(tmp_path / 'out', model, given['params'])

@@ -25,11 +25,11 @@ def test_peaks_come_from_the_clock(monkeypatch):
   monkeypatch.setattr(processor, 'SIDES', (16, 32))
   monkeypatch.setattr(processor, 'LARGE', 1000)
   clock = itertools.count().__next__
-  chip = processor.this_cpu(2, clock)
-  assert chip.float32 == chip.flops == 2 * 32**3 / 2
-  assert chip.bandwidth == 2 * 4000 / 2
+  chip = processor.this_cpu(clock)
+  assert chip.float32 == chip.flops == 2 * 32**3
+  assert chip.bandwidth == 2 * 4000
   pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  assert chip.memory == pages / 2
+  assert chip.memory == pages
   assert chip.usable < chip.memory
   assert 0 < chip.efficiency < 1
 
@@ -55,30 +55,30 @@ def test_a_step_runs_and_its_state_advances():
 
 
 def test_a_plan_for_this_machine(tmp_path, monkeypatch, capsys):
-  """The measured time replaces the likely one, also in the next plan, which runs nothing."""
+  """The measured time replaces the likely one; the next plan measures it anew."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   runs = []
 
   def step_seconds(x, program):
     runs.append(x)
-    return 0.25
+    return 0.25 * len(runs)
 
   monkeypatch.setattr(processor, 'step_seconds', step_seconds)
   monkeypatch.setattr(processor, 'SIDES', (64,))
   words = ('steps=7200', 'plan.watts=cpu=100', 'plan.prices=cpu=2')
-  for _ in range(2):
+  for times in (1, 2):
     config, name = recipes.load(MLP, list(words))
     request = Request(
       config, name, recipe=MLP, overrides=words, topology='cpu', output=str(tmp_path / 'out')
     )
     assert mode.run(request) == 0
     answer = json.loads((tmp_path / 'out/plan.json').read_text())['answer']
-    assert answer['measured']['step_seconds'] == pytest.approx(0.25)
-    assert answer['measured']['hours'] == pytest.approx(0.5)
-    assert answer['assumed']['usd'] == pytest.approx(1)
-    assert answer['assumed']['kwh'] == pytest.approx(0.05)
+    assert answer['measured']['step_seconds'] == pytest.approx(0.25 * times)
+    assert answer['measured']['hours'] == pytest.approx(0.5 * times)
+    assert answer['assumed']['usd'] == pytest.approx(times)
+    assert answer['assumed']['kwh'] == pytest.approx(0.05 * times)
     assert 'likely' not in answer
-  assert len(runs) == 1
+  assert len(runs) == 2
   printed = capsys.readouterr().err
   assert 'step s (measured)' in printed
   assert 'ran on this machine' in printed
