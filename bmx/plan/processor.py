@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from bmx.core.chips import Chip
 from bmx.core.experiment import Experiment
+from bmx.core.hardware import keep_freed_memory
 from bmx.core.types import Batch
 from bmx.train.state import state_spec
 from bmx.train.step import abstract_secret
@@ -84,6 +85,7 @@ def step_seconds(x: Experiment, program: Any, clock: Clock = time.perf_counter) 
     program: of `compile.compile_step`.
     clock: see `this_cpu`.
   """
+  keep_freed_memory()  # as a run does
   spec = state_spec(x)
   batch = _batch(x)
   secret = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract_secret(x))
